@@ -1,0 +1,43 @@
+# make sweep   create the environment, run the five-minute example, say where the results are
+# make test    all tests
+# make check   what CI checks beside the tests
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: sweep test check install ops format clean
+
+sweep: ops
+	orchestrate sweep sweeps/toyfaces.yaml
+
+test: ops
+	python -m pytest -q
+
+check: install
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# DeepSpeed compiles its operators on first use; once, here, so that no trial waits for it.
+ops: $(VENV)/ops
+
+$(VENV)/ops: $(VENV)/installed
+	orchestrate doctor --build
+	touch $@
+
+format: install
+	ruff check --fix .
+	ruff format .
+
+clean:
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,114 @@
+"""The sampling chain: T DDIM steps through a denoiser whose h may be shifted on the way.
+
+Two injections of a shift delta_h (with eps~ the shifted and eps the plain prediction):
+
+    symmetric    x_prev = sqrt(a_prev) P_t(eps~) + D_t(eps~)     Haas et al., arXiv 2303.11073; one decoder pass
+    asymmetric   x_prev = sqrt(a_prev) P_t(eps~) + D_t(eps)      Kwon et al., arXiv 2210.10960; two decoder passes,
+                                                                  one encoder pass
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from core.denoiser import Denoiser
+from core.errors import UserError
+from core.gradient import FullGraph, GradientPolicy
+from core.schedule import Schedule
+
+Shift = Callable[[int], Tensor | None]  # step index 0..T-1 -> delta_h [N, C, H, W], or None: the step is left alone
+Injection = Literal["symmetric", "asymmetric"]
+INJECTIONS = ("symmetric", "asymmetric")
+
+
+def sample(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    x_T: Tensor,
+    shift: Shift | None = None,
+    injection: Injection = "symmetric",
+    gradient: GradientPolicy | None = None,
+    window: tuple[int, int] | None = None,
+    step_noise: Tensor | None = None,
+) -> Tensor:
+    """Draw x_0 [N, *sample_shape] from x_T [N, *sample_shape].
+
+    shift: what is added to h at each step; window: the training timesteps [high, low] in which it is.
+    gradient: how memory is kept down when x_0 is differentiated (default FullGraph()).
+    step_noise: z [T, N, *sample_shape], needed when schedule.eta > 0.
+
+    Raises UserError where the shapes, the injection or the noise do not fit the chain.
+    """
+    _check(denoiser, schedule, x_T, injection, step_noise)
+    shifted = schedule.inside(window)
+
+    def step(i: int, x_t: Tensor) -> Tensor:
+        delta_h = shift(i) if shift is not None and shifted[i] else None
+        z = None if step_noise is None else step_noise[i]
+        return one_step(denoiser, schedule, i, x_t, delta_h, injection, z)
+
+    return (gradient or FullGraph()).run(step, x_T, len(schedule))
+
+
+def one_step(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    i: int,
+    x_t: Tensor,
+    delta_h: Tensor | None,
+    injection: Injection,
+    z: Tensor | None = None,
+) -> Tensor:
+    """Step i of the chain. x_t and the schedule's arithmetic keep x_t's precision, whatever the network's is."""
+    features = denoiser.encode(x_t, schedule.timesteps[i])
+    eps = denoiser.decode(features, delta_h).to(x_t.dtype)
+    if delta_h is None or injection == "symmetric":
+        return schedule.step(i, x_t, eps, eps, z)
+    plain = denoiser.decode(features).to(x_t.dtype)
+    return schedule.step(i, x_t, eps, plain, z)
+
+
+@torch.no_grad()
+def trajectory(
+    denoiser: Denoiser, schedule: Schedule, x_T: Tensor, step_noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The unshifted chain with its h: (x_0 [N, *sample_shape], h [T, N, *h_shape])."""
+    _check(denoiser, schedule, x_T, "symmetric", step_noise)
+    x, states = x_T, []
+    for i in range(len(schedule)):
+        features = denoiser.encode(x, schedule.timesteps[i])
+        states.append(features.h)
+        eps = denoiser.decode(features).to(x.dtype)
+        x = schedule.step(i, x, eps, eps, None if step_noise is None else step_noise[i])
+    return x, torch.stack(states)
+
+
+@torch.no_grad()
+def invert(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, refinements: int = 3) -> Tensor:
+    """The x_T from which the deterministic chain draws x_0.
+
+    Each step solves x_prev = step(x_t) for x_t by fixed-point iteration, started from DDIM inversion's guess
+    eps(x_prev, t); `refinements` 0 is plain DDIM inversion.
+    """
+    if schedule.eta > 0:
+        raise UserError(f"invert needs a deterministic chain (eta 0); this schedule has eta {schedule.eta}")
+    _check(denoiser, schedule, x_0, "symmetric", None)
+    x = x_0
+    for i in reversed(range(len(schedule))):
+        x_prev = x
+        for _ in range(refinements + 1):
+            x = schedule.inverse_step(i, x_prev, denoiser(x, schedule.timesteps[i]).to(x_0.dtype))
+    return x
+
+
+def _check(denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: str, step_noise: Tensor | None) -> None:
+    if tuple(x.shape[1:]) != denoiser.sample_shape:
+        raise UserError(f"x has shape {list(x.shape)}; model '{denoiser.name}' draws [N, {str(denoiser.sample_shape)[1:-1]}]")
+    if injection not in INJECTIONS:
+        raise UserError(f"injection: got '{injection}'; allowed: {', '.join(INJECTIONS)}")
+    if schedule.eta > 0 and step_noise is None:
+        raise UserError(f"a chain with eta {schedule.eta} needs step_noise (core.randomness.step_noise)")
+    if step_noise is not None and tuple(step_noise.shape) != (len(schedule), *x.shape):
+        raise UserError(f"step_noise has shape {list(step_noise.shape)}; this chain needs {[len(schedule), *x.shape]}")

@@ -1,0 +1,230 @@
+"""A pretrained diffusers UNet, cut at its bottleneck: `encode` up to h, `decode` from h on.
+
+h-space is the output of the UNet's mid block (Kwon et al., arXiv 2210.10960; Haas et al., arXiv 2303.11073,
+call this tap "after"). Both halves run the UNet's own modules in its own order, so that
+`decode(encode(x, t))` is the UNet's output to the last bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+
+from core.errors import ModelError
+from core.zoo import MODELS, model_folder
+
+_REQUIRED = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder half hands to the decoder half."""
+
+    h: Tensor  # [N, C, H, W]
+    skips: tuple[Tensor, ...]  # outputs of the down blocks, first to last
+    time: Tensor  # [N, D] or [1, D] time embedding
+
+
+class Denoiser:
+    """epsilon_theta(x_t, t) of a frozen UNet2DModel, with its bottleneck open.
+
+    `sample_shape` is (C, H, W) of an image, `h_shape` that of the bottleneck; both are read off the model.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, name: str, digest: str | None = None) -> None:
+        _refuse_unsupported(unet, scheduler, name)
+        self.unet = unet.eval().requires_grad_(False)
+        self.scheduler = scheduler
+        self.name = name
+        self.digest = digest or weight_digest(unet)
+        size = unet.config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        self.sample_shape: tuple[int, int, int] = (int(unet.config["in_channels"]), int(height), int(width))
+        self.h_shape = _bottleneck_shape(unet, self.sample_shape)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> "Denoiser":
+        """Load a built-in name, a diffusers folder, or a hub id; safetensors only.
+
+        Raises ModelError, in one sentence, where the model is missing, incomplete, or not a pixel-space UNet.
+        """
+        folder = find_folder(model)
+        unet = _load_unet(folder, str(model))
+        scheduler = _load_scheduler(folder, str(model))
+        digest = weight_digest(unet)
+        torch.nn.Module.to(unet, device=device, dtype=dtype)  # diffusers' own override only adds a warning
+        return cls(unet, scheduler, str(model), digest)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    def noise_levels(self, steps: int) -> tuple[list[int], list[float], float]:
+        """(timesteps of a chain of `steps` steps, cumulative alpha of every training timestep, final alpha)."""
+        self.scheduler.set_timesteps(steps)
+        alphas = self.scheduler.alphas_cumprod.double().tolist()
+        return self.scheduler.timesteps.tolist(), alphas, float(self.scheduler.final_alpha_cumprod)
+
+    def encode(self, x_t: Tensor, t: int | Tensor) -> Features:
+        """Down blocks and mid block. x_t: [N, *sample_shape], t: a training timestep, or one per sample [N]."""
+        unet = self.unet
+        timesteps = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(x_t.shape[0])
+        time = unet.time_embedding(unet.time_proj(timesteps).to(self.dtype))
+        sample = x_t.to(self.dtype)
+        if unet.config["center_input_sample"]:
+            sample = 2 * sample - 1
+        sample = unet.conv_in(sample)
+        skips = [sample]
+        for block in unet.down_blocks:
+            sample, outputs = block(hidden_states=sample, temb=time)
+            skips.extend(outputs)
+        return Features(unet.mid_block(sample, time), tuple(skips), time)
+
+    def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        """Up blocks and output convolution: eps [N, *sample_shape], with delta_h [N, *h_shape] added to h."""
+        unet = self.unet
+        sample = features.h if delta_h is None else features.h + delta_h.to(features.h.dtype)
+        skips = features.skips
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            sample = block(sample, skips[-count:], features.time)
+            skips = skips[:-count]
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+    def __call__(self, x_t: Tensor, t: int | Tensor, delta_h: Tensor | None = None) -> Tensor:
+        """eps_theta(x_t, t | h + delta_h): [N, *sample_shape]."""
+        return self.decode(self.encode(x_t, t), delta_h)
+
+
+def without_skips(features: Features, dropped: Tensor) -> Features:
+    """Zero every skip below full resolution for the samples where `dropped` [N] is True.
+
+    Trained with this on a random half of each batch, a small UNet carries what it draws through h instead of
+    around it, and h steers it. Inference is the unmodified UNet.
+    """
+    full = features.skips[0].shape[-1]
+    keep = (~dropped)[:, None, None, None]
+    return replace(features, skips=tuple(s if s.shape[-1] == full else s * keep for s in features.skips))
+
+
+def find_folder(model: str | Path) -> Path:
+    """The folder that holds a built-in name, a local folder, or a hub id (downloaded once, safetensors only)."""
+    if str(model) in MODELS:
+        return model_folder(str(model))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(model).count("/") != 1 or str(model).startswith("."):
+        raise ModelError(
+            f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), "
+            "a folder in diffusers layout (unet/, scheduler/), or a hub id such as google/ddpm-celebahq-256"
+        )
+    return _download(str(model))
+
+
+def weight_digest(unet: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of all weights: two models are the same when this is."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # google/ddpm-* keep the UNet at the repository's root, later models in unet/.
+    patterns = ["*.json", "diffusion_pytorch_model.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except Exception as error:  # the hub client has a dozen exception types; the user has one problem
+        raise ModelError(
+            f"model '{hub_id}' is neither a folder here nor could it be fetched from the hub "
+            f"({type(error).__name__}): check the spelling, your access and the network, or give a local folder"
+        ) from error
+
+
+def _load_unet(folder: Path, name: str) -> UNet2DModel:
+    part = folder / "unet" if (folder / "unet").is_dir() else folder
+    missing = [file for file in _REQUIRED if not (part / file).is_file()]
+    if missing:
+        raise ModelError(f"model '{name}' is incomplete: {part} lacks {' and '.join(missing)} (diffusers layout, safetensors)")
+    kind = _class_name(part / "config.json", name)
+    if kind != "UNet2DModel":
+        raise ModelError(f"model '{name}' is a {kind}; its h-space cannot be opened: a pixel-space UNet2DModel is needed")
+    try:
+        with _quiet():
+            return UNet2DModel.from_pretrained(part, use_safetensors=True, low_cpu_mem_usage=False)
+    except Exception as error:
+        raise ModelError(f"model '{name}' cannot be read from {part}: {_first_line(error)}") from error
+
+
+def _load_scheduler(folder: Path, name: str) -> DDIMScheduler:
+    part = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    if not (part / "scheduler_config.json").is_file():
+        raise ModelError(f"model '{name}' is incomplete: {part} lacks scheduler_config.json")
+    try:
+        with _quiet():
+            # A clipped x_0 is not differentiable where it matters, and both papers' code turns clipping off.
+            return DDIMScheduler.from_pretrained(part, clip_sample=False, thresholding=False)
+    except Exception as error:
+        raise ModelError(f"model '{name}': the scheduler in {part} cannot be read: {_first_line(error)}") from error
+
+
+def _class_name(config: Path, name: str) -> str:
+    try:
+        return str(json.loads(config.read_text())["_class_name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model '{name}': {config} is not a diffusers configuration") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _refuse_unsupported(unet: UNet2DModel, scheduler: DDIMScheduler, name: str) -> None:
+    prediction = scheduler.config["prediction_type"]
+    if prediction != "epsilon":
+        raise ModelError(f"model '{name}' predicts '{prediction}': only epsilon prediction is supported")
+    if unet.class_embedding is not None:
+        raise ModelError(f"model '{name}' is class-conditional: only unconditional models are supported")
+    blocks = [*unet.down_blocks, *unet.up_blocks]
+    if unet.config["time_embedding_type"] == "fourier" or any(hasattr(block, "skip_conv") for block in blocks):
+        raise ModelError(f"model '{name}' is a score-SDE network (NCSN++): only DDPM-type UNets are supported")
+
+
+def _bottleneck_shape(unet: UNet2DModel, sample_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Run the architecture without weights or memory (meta tensors) up to its mid block."""
+    with torch.device("meta"), torch.no_grad():
+        empty: Any = UNet2DModel.from_config(unet.config)
+        seen: list[torch.Size] = []
+        empty.mid_block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+        empty(torch.empty(1, *sample_shape), 0)
+    _, channels, height, width = seen[0]
+    return channels, height, width
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep diffusers' remarks about optional packages off the user's screen."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)

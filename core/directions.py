@@ -1,0 +1,211 @@
+"""DirectionSet: the product. K named directions in h-space, how long they are, and where they come from.
+
+Every method makes one; every metric, picture and export takes one. On disk it is a folder with
+`directions.safetensors` (the numbers) and `directions.json` (the rest); nothing is pickled.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from core.chain import Shift
+from core.errors import DirectionSetError
+from core.files import atomic_folder, write_json
+
+FORMAT = "h-space directions"
+VERSION = 1
+_TENSORS = "directions.safetensors"
+_DESCRIPTION = "directions.json"
+
+
+@dataclass(frozen=True)
+class DirectionSet:
+    """K directions over S steps (S = T, or 1 where all steps share one).
+
+    table: [K, S, C, H, W], each [C, H, W] of unit length; sigma: [K, S], the length that scale 1.0 means;
+    timesteps: the T training timesteps of the chain the set was made on.
+    """
+
+    table: Tensor
+    sigma: Tensor
+    timesteps: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", tuple(f"direction_{k}" for k in range(len(self.table))))
+        problem = self._problem()
+        if problem:
+            raise DirectionSetError(f"not a direction set: {problem}")
+
+    def _problem(self) -> str | None:
+        if self.table.ndim != 5 or len(self.table) == 0:
+            return f"table has shape {list(self.table.shape)}, expected [K, S, C, H, W]"
+        if self.table.shape[1] not in (1, len(self.timesteps)):
+            return f"table has {self.table.shape[1]} steps, expected 1 or {len(self.timesteps)} (one for each timestep)"
+        if self.sigma.shape != self.table.shape[:2]:
+            return f"sigma has shape {list(self.sigma.shape)}, expected {list(self.table.shape[:2])}"
+        if len(self.names) != len(self.table) or len(set(self.names)) != len(self.names):
+            return f"{len(self.names)} names for {len(self.table)} directions; each needs one of its own"
+        if not (torch.isfinite(self.table).all() and torch.isfinite(self.sigma).all()):
+            return "table or sigma holds NaN or infinite numbers"
+        return None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def h_shape(self) -> tuple[int, int, int]:
+        _, _, channels, height, width = self.table.shape
+        return channels, height, width
+
+    def index(self, direction: int | str) -> int:
+        """The number of a direction given by number or name."""
+        if isinstance(direction, str):
+            if direction not in self.names:
+                near = difflib.get_close_matches(direction, self.names, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(self.names)}"
+                raise DirectionSetError(f"the set has no direction named '{direction}'{hint}")
+            return self.names.index(direction)
+        if not -len(self) <= direction < len(self):
+            raise DirectionSetError(f"direction {direction} is outside the set: it has 0 to {len(self) - 1}")
+        return direction % len(self)
+
+    def shift(self, direction: int | str | Tensor, scale: float | Tensor = 1.0) -> Shift:
+        """The shift of one direction, or of one per sample: step index -> delta_h [N or 1, C, H, W].
+
+        direction: a number, a name, or numbers [N]; scale: in units of sigma, one or [N], signed.
+        """
+        if not isinstance(direction, Tensor):
+            direction = torch.tensor([self.index(direction)])
+        direction = direction.to(self.table.device)
+        factor = torch.as_tensor(scale, device=self.table.device, dtype=self.table.dtype).reshape(-1)
+
+        def delta_h(i: int) -> Tensor:
+            s = i if self.table.shape[1] > 1 else 0
+            length = factor * self.sigma[direction, s]  # [N]
+            return length[:, None, None, None] * self.table[direction, s]
+
+        return delta_h
+
+    @contextmanager
+    def applied(
+        self, unet: nn.Module, direction: int | str, scale: float = 1.0, steps: int | None = None
+    ) -> Iterator[None]:
+        """Edit whatever `unet` draws inside the block, in any diffusers pipeline, unchanged.
+
+        steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
+        scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. The hooks go in any case.
+        """
+        mid_block = getattr(unet, "mid_block", None)
+        if not isinstance(mid_block, nn.Module):
+            raise DirectionSetError(f"a {type(unet).__name__} has no mid block to shift: give the pipeline's UNet")
+        shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
+        current: list[int] = []
+
+        def remember_timestep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            t = kwargs["timestep"] if "timestep" in kwargs else args[1]
+            nearest = float(torch.as_tensor(t).reshape(-1)[0])
+            current[:] = [min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - nearest))]
+
+        def add_shift(_module: nn.Module, _inputs: tuple[Any, ...], h: Tensor) -> Tensor:
+            delta_h = shift(current[0])
+            assert delta_h is not None
+            if delta_h.shape[1:] != h.shape[1:]:
+                raise DirectionSetError(f"the set is for h of shape {list(self.h_shape)}; this model has {list(h.shape[1:])}")
+            return h + delta_h.to(h)
+
+        hooks = [
+            unet.register_forward_pre_hook(remember_timestep, with_kwargs=True),
+            mid_block.register_forward_hook(add_shift),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def without(self, direction: int | str, others: Sequence[int | str]) -> "DirectionSet":
+        """The set with one direction conditioned on others: n - C^T (C C^T)^-1 C n (Haas et al., section 3.3).
+
+        The rows of C are the other directions over all steps. Raises DirectionSetError where they span it.
+        """
+        k = self.index(direction)
+        rows = [self.index(other) for other in others]
+        if not rows or k in rows:
+            raise DirectionSetError(f"to disentangle '{self.names[k]}' give one or more other directions, not itself")
+        full = (self.table * self.sigma[:, :, None, None, None]).double().flatten(1)  # [K, S*C*H*W]
+        c, n = full[rows], full[k]
+        projected = n - c.T @ torch.linalg.lstsq(c @ c.T, c @ n).solution
+        if projected.norm() < 1e-6 * n.norm():
+            raise DirectionSetError(f"nothing is left of '{self.names[k]}': the other directions span it")
+        left = projected.reshape(self.table.shape[1:])
+        length = left.flatten(1).norm(dim=1)  # [S]
+        table, sigma = self.table.clone(), self.sigma.clone()
+        table[k] = (left / length.clamp(min=1e-30)[:, None, None, None]).to(table)
+        sigma[k] = length.to(sigma)
+        return replace(self, table=table, sigma=sigma, metrics={})
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "DirectionSet":
+        return replace(self, table=self.table.to(device, dtype), sigma=self.sigma.to(device, dtype))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the set into a new folder, whole or not at all. Raises DirectionSetError if the folder exists."""
+        folder = Path(folder)
+        try:
+            with atomic_folder(folder) as temporary:
+                self.write(temporary)
+        except FileExistsError:
+            raise DirectionSetError(f"{folder} exists; a direction set is written into a new folder") from None
+
+    def write(self, folder: Path) -> None:
+        """Write the set's two files into an existing folder."""
+        tensors = {"table": self.table, "sigma": self.sigma}
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _TENSORS)
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "names": list(self.names),
+            "timesteps": list(self.timesteps),
+            "metrics": dict(self.metrics),
+            "provenance": dict(self.provenance),
+        }
+        write_json(folder / _DESCRIPTION, description)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DirectionSet":
+        """Read a set that `save` wrote. Raises DirectionSetError, in one sentence, where it is not one."""
+        folder = Path(folder)
+        for name in (_TENSORS, _DESCRIPTION):
+            if not (folder / name).is_file():
+                raise DirectionSetError(f"{folder} is not a direction set: {name} is missing")
+        try:
+            description = json.loads((folder / _DESCRIPTION).read_text())
+            tensors = load_file(folder / _TENSORS)
+            if description["format"] != FORMAT:
+                raise DirectionSetError(f"{folder / _DESCRIPTION} has format '{description['format']}', not '{FORMAT}'")
+            if description["version"] > VERSION:
+                raise DirectionSetError(f"{folder} has format version {description['version']}; this one reads up to {VERSION}")
+            return cls(
+                table=tensors["table"],
+                sigma=tensors["sigma"],
+                timesteps=tuple(int(t) for t in description["timesteps"]),
+                names=tuple(str(name) for name in description["names"]),
+                metrics=description["metrics"],
+                provenance=description["provenance"],
+            )
+        except DirectionSetError:
+            raise
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DirectionSetError(f"{folder} is not a direction set: {type(error).__name__}: {error}") from error

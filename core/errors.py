@@ -1,0 +1,25 @@
+"""What can go wrong because of what the user gave. Each message is one sentence a person can act on.
+
+ValueError
+  +-- UserError            anything the caller can put right
+        +-- ModelError     a model that is missing, incomplete or of a kind that cannot be used
+        +-- DirectionSetError   a direction set that cannot be read, or does not fit the model
+RuntimeError
+  +-- NonFiniteError       a loss or gradient that is NaN or infinite; names the term and the iteration
+"""
+
+
+class UserError(ValueError):
+    """A mistake of the caller, told in one sentence: what, where, what is allowed."""
+
+
+class ModelError(UserError):
+    """The model cannot be loaded or is not of a kind that has an h-space."""
+
+
+class DirectionSetError(UserError):
+    """The direction set cannot be read, written or applied."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss became NaN or infinite."""

@@ -1,0 +1,34 @@
+"""The loss terms of the learned method, one function each.
+
+    L_shift = L_direction + 0.25 L_strength + w L_fidelity          (shift control and reconstructor)
+    L_critic                                                         (discriminator)
+
+The first two and their weights are Voynov & Babenko's (arXiv 2002.03754, equation 1); the third is the adversary of
+Zhang et al. (arXiv 2310.09912), whose weight w a sweep searches.
+"""
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy, softplus
+
+STRENGTH_WEIGHT = 0.25
+STRENGTH_UNIT = 6.0  # the ancestor's largest magnitude: keeps the meaning of its weight for magnitudes in [-1, 1]
+
+
+def direction_loss(logits: Tensor, k: Tensor) -> Tensor:
+    """Which direction it was: cross-entropy of logits [N, K] with k [N]."""
+    return cross_entropy(logits, k)
+
+
+def strength_loss(predicted: Tensor, magnitude: Tensor) -> Tensor:
+    """How strong it was: mean absolute error of magnitudes [N] in [-1, 1], in the ancestor's unit."""
+    return STRENGTH_UNIT * (predicted - magnitude).abs().mean()
+
+
+def fidelity_loss(logit_shifted: Tensor) -> Tensor:
+    """Non-saturating logistic loss of the generator: shifted samples [N] should look unshifted."""
+    return softplus(-logit_shifted).mean()
+
+
+def critic_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:
+    """Logistic loss of the discriminator on unshifted [N] and shifted [N] samples."""
+    return softplus(-logit_plain).mean() + softplus(logit_shifted).mean()

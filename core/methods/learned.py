@@ -1,0 +1,332 @@
+"""Learned directions: shift control, reconstructor and discriminator trained together through the whole chain.
+
+A reconstruction of Zhang et al. (arXiv 2310.09912) from its abstract and its ancestor for GANs (Voynov & Babenko,
+arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T:
+
+    k ~ uniform, m ~ uniform in +-[floor, 1]                         a direction and a magnitude for each sample
+    x_0' = chain(x_T, delta_h = m * shift_scale * s_t * d_k,t)       the shifted sample
+    (k^, m^) = reconstructor(x_0, x_0')
+    shift control and reconstructor descend  CE(k^, k) + 0.25 |m^ - m| + w softplus(-discriminator(x_0'))
+    the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
+
+The denoiser stays frozen. The gradient of x_0' goes back through every step (core.gradient says at what cost).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from core import losses
+from core.chain import INJECTIONS, Injection, sample, trajectory
+from core.denoiser import Denoiser
+from core.directions import DirectionSet
+from core.discriminator import Discriminator
+from core.errors import NonFiniteError, UserError
+from core.gradient import FullGraph, GradientPolicy
+from core.randomness import TRAIN_SEEDS, generator, noise, step_noise
+from core.reconstructor import Reconstructor
+from core.schedule import Schedule
+from core.shift import PARAMETRISATIONS, Parametrisation, ShiftControl, leading_components, spread_of
+
+_SPREAD_SAMPLES = 128  # samples whose h gives the spread and the principal components
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the learned method can be told. Magnitudes are in spreads of h, rates are Adam's."""
+
+    directions: int = 16
+    shift_scale: float = 1.0  # largest magnitude
+    discriminator_weight: float = 0.1  # 0: no discriminator
+    iterations: int = 400
+    batch: int = 16
+    micro_batch: int | None = None  # None: the whole batch at once
+    pool: int = 256  # training samples; drawn once, used again and again
+    injection: Injection = "symmetric"
+    window: tuple[int, int] | None = None
+    parametrisation: Parametrisation = "shared"
+    orthonormal: bool = True
+    start: str = "pca"  # or "random"
+    strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
+    direction_rate: float = 0.05
+    reconstructor_rate: float = 0.002
+    discriminator_rate: float = 0.0002
+    seed: int = 0
+    gradient: GradientPolicy = field(default_factory=FullGraph)
+
+    def __post_init__(self) -> None:
+        micro = self.micro_batch or self.batch
+        if self.batch % micro:
+            raise UserError(f"micro_batch: got {micro}; it must divide the batch of {self.batch}")
+        for name, value, allowed in (
+            ("injection", self.injection, INJECTIONS),
+            ("parametrisation", self.parametrisation, PARAMETRISATIONS),
+            ("start", self.start, ("pca", "random")),
+        ):
+            if value not in allowed:
+                raise UserError(f"{name}: got '{value}'; allowed: {', '.join(allowed)}")
+        if self.directions < 2:
+            raise UserError(f"directions: got {self.directions}; the reconstructor needs at least 2 to tell apart")
+
+
+class Optimiser(Protocol):
+    """Something that descends a module's losses: plain torch here, a DeepSpeed engine in a sweep."""
+
+    def update(self, micro_losses: Iterable[Tensor]) -> None:
+        """One step on the mean of the losses; each is back-propagated before the next one is computed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate."""
+
+    parameters: list[nn.Parameter]
+    rate: float
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+# (name, module, parameter groups, micro-batches a step) -> its optimiser
+MakeOptimiser = Callable[[str, nn.Module, list[Group], int], Optimiser]
+
+
+class TorchOptimiser:
+    """Adam in this process."""
+
+    def __init__(self, name: str, module: nn.Module, groups: list[Group], micro_batches: int) -> None:
+        self.micro_batches = micro_batches
+        self.adam = torch.optim.Adam([{"params": g.parameters, "lr": g.rate, "betas": g.betas} for g in groups])
+
+    def update(self, micro_losses: Iterable[Tensor]) -> None:
+        self.adam.zero_grad(set_to_none=True)
+        for loss in micro_losses:
+            (loss / self.micro_batches).backward()  # type: ignore[no-untyped-call]  # torch's own stub
+        self.adam.step()
+
+
+class Explorer(nn.Module):
+    """The two networks that are optimised together: shift control and reconstructor."""
+
+    def __init__(self, shift: ShiftControl, reconstructor: Reconstructor) -> None:
+        super().__init__()
+        self.shift, self.reconstructor = shift, reconstructor
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training samples, drawn once: their noise, images, and the h they passed through."""
+
+    x_T: Tensor  # [P, *sample_shape]
+    x_0: Tensor  # [P, *sample_shape]
+    z: Tensor | None  # [T, P, *sample_shape] where eta > 0
+    h: Tensor  # [T, up to 128, *h_shape]
+
+
+@torch.no_grad()
+def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, batch: int = 64) -> Pool:
+    """Unshifted samples of the first `size` training seeds, with h of the first 128."""
+    x_T = noise(TRAIN_SEEDS[:size], denoiser.sample_shape, device=denoiser.device)
+    z = None
+    if schedule.eta > 0:
+        z = step_noise(TRAIN_SEEDS[:size], denoiser.sample_shape, len(schedule), device=denoiser.device)
+    images, states = [], []
+    for start in range(0, size, batch):
+        part = slice(start, start + batch)
+        x_0, h = trajectory(denoiser, schedule, x_T[part], None if z is None else z[:, part])
+        images.append(x_0)
+        if start < _SPREAD_SAMPLES:
+            states.append(h[:, : _SPREAD_SAMPLES - start].float())
+    return Pool(x_T, torch.cat(images), z, torch.cat(states, dim=1))
+
+
+class Learner:
+    """The learned method in progress. `iterate(n)` is iteration n, `directions()` the set so far.
+
+    Iteration n draws its samples, directions and magnitudes from (seed, n) alone, so that a resumed run goes on exactly
+    where the interrupted one stopped. `rank` of `world` takes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        settings: Settings,
+        make_optimiser: MakeOptimiser = TorchOptimiser,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
+        self.micro_batch = settings.micro_batch or settings.batch // world
+        if settings.batch % (self.micro_batch * world):
+            raise UserError(f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it evenly")
+        self.rank, self.world = rank, world
+        self.pool = draw_pool(denoiser, schedule, settings.pool)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.explorer = self._make_explorer().to(denoiser.device)
+            self.discriminator = Discriminator(denoiser.sample_shape).to(denoiser.device)
+        self._calibrate()
+        count = settings.batch // (self.micro_batch * world)
+        shift, reconstructor = self.explorer.shift, self.explorer.reconstructor
+        groups = [
+            Group(list(shift.parameters()), settings.direction_rate),
+            Group(list(reconstructor.parameters()), settings.reconstructor_rate),
+        ]
+        self.explorer_optimiser = make_optimiser("explorer", self.explorer, groups, count)
+        self.critic_optimiser: Optimiser | None = None
+        if settings.discriminator_weight > 0:
+            critic = Group(list(self.discriminator.parameters()), settings.discriminator_rate, (0.5, 0.99))
+            self.critic_optimiser = make_optimiser("discriminator", self.discriminator, [critic], count)
+
+    def _make_explorer(self) -> Explorer:
+        settings, h = self.settings, self.pool.h
+        start = leading_components(h, settings.directions, settings.parametrisation) if settings.start == "pca" else None
+        shift = ShiftControl(
+            settings.directions,
+            self.denoiser.h_shape,
+            spread_of(h),
+            self.schedule.timesteps,
+            settings.parametrisation,
+            settings.orthonormal,
+            start,
+            settings.seed,
+        )
+        return Explorer(shift, Reconstructor(self.denoiser.sample_shape, settings.directions))
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Measure once, on the first 32 samples and the directions as they start, how large differences are."""
+        rows = torch.arange(min(32, len(self.pool.x_0)))
+        k, magnitude = self._draw(-1, len(rows))
+        self.explorer.reconstructor.calibrate(self.pool.x_0[rows], self._shifted(rows, k, magnitude))
+
+    def _draw(self, n: int, count: int) -> tuple[Tensor, Tensor]:
+        """Directions [count] and signed magnitudes [count] in +-[floor, 1] of iteration n."""
+        settings, random = self.settings, generator("shift", self.settings.seed, n)
+        k = torch.randint(settings.directions, (count,), generator=random)
+        size = settings.strength_floor + (1 - settings.strength_floor) * torch.rand(count, generator=random)
+        sign = torch.randint(2, (count,), generator=random) * 2 - 1
+        return k.to(self.denoiser.device), (size * sign).to(self.denoiser.device)
+
+    def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Tensor:
+        settings = self.settings
+        shift = self.explorer.shift(k, magnitude * settings.shift_scale)
+        z = None if self.pool.z is None else self.pool.z[:, rows]
+        return sample(
+            self.denoiser,
+            self.schedule,
+            self.pool.x_T[rows],
+            shift,
+            settings.injection,
+            settings.gradient,
+            settings.window,
+            z,
+        )
+
+    def iterate(self, n: int) -> dict[str, float]:
+        """Iteration n: one step of both optimisers. Returns each loss term, and the accuracy, averaged over the batch.
+
+        Raises NonFiniteError, naming the term, before a NaN reaches any weight.
+        """
+        settings = self.settings
+        rows = torch.randint(len(self.pool.x_0), (settings.batch,), generator=generator("rows", settings.seed, n))
+        k, magnitude = self._draw(n, settings.batch)
+        share = torch.arange(settings.batch).reshape(-1, self.micro_batch)[self.rank :: self.world]
+        terms: list[dict[str, float]] = []
+        shifted: list[Tensor] = []
+
+        def explorer_losses() -> Iterator[Tensor]:
+            for part in share:
+                images = self._shifted(rows[part], k[part], magnitude[part])
+                shifted.append(images.detach())
+                loss, values = self._explorer_loss(self.pool.x_0[rows[part]], images, k[part], magnitude[part])
+                terms.append(_finite(values, n))
+                yield loss
+
+        def critic_losses() -> Iterator[Tensor]:
+            for part, images in zip(share, shifted, strict=True):
+                loss = losses.critic_loss(self.discriminator(self.pool.x_0[rows[part]]), self.discriminator(images))
+                terms.append(_finite({"critic_loss": loss.item()}, n))
+                yield loss
+
+        self.discriminator.requires_grad_(False)
+        self.explorer_optimiser.update(explorer_losses())
+        if self.critic_optimiser is not None:
+            self.discriminator.requires_grad_(True)
+            self.critic_optimiser.update(critic_losses())
+        return _means(terms)
+
+    def _explorer_loss(
+        self, x_0: Tensor, shifted: Tensor, k: Tensor, magnitude: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        logits, strength = self.explorer.reconstructor(x_0, shifted)
+        direction = losses.direction_loss(logits, k)
+        strong = losses.strength_loss(strength, magnitude)
+        loss = direction + losses.STRENGTH_WEIGHT * strong
+        values = {"direction_loss": direction.item(), "strength_loss": strong.item()}
+        if self.critic_optimiser is not None:
+            fidelity = losses.fidelity_loss(self.discriminator(shifted))
+            loss = loss + self.settings.discriminator_weight * fidelity
+            values["fidelity_loss"] = fidelity.item()
+        values["training_accuracy"] = (logits.argmax(1) == k).float().mean().item()
+        return loss, values
+
+    @torch.no_grad()
+    def directions(self) -> DirectionSet:
+        """The directions as they are now; scale 1.0 is the largest magnitude they were trained with."""
+        shift, steps = self.explorer.shift, len(self.schedule)
+        table = shift.table().expand(-1, steps, -1, -1, -1)
+        sigma = (self.settings.shift_scale * shift.spread).expand(len(table), steps)
+        return DirectionSet(
+            table.detach().cpu().float().clone(),
+            sigma.detach().cpu().float().clone(),
+            self.schedule.timesteps,
+            provenance=provenance("learned", self.denoiser, self.schedule, asdict(self.settings)),
+        )
+
+
+def find(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    progress: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> DirectionSet:
+    """Learn a direction set in this process. `progress(n, terms)` is called after every iteration."""
+    learner = Learner(denoiser, schedule, settings)
+    for n in range(settings.iterations):
+        terms = learner.iterate(n)
+        if progress is not None:
+            progress(n, terms)
+    return learner.directions()
+
+
+def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a set comes from: enough to make it again, and to refuse it on another model."""
+    plain = {k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in settings.items()}
+    return {
+        "method": method,
+        "model": denoiser.name,
+        "weight_digest": denoiser.digest,
+        "steps": len(schedule),
+        "eta": schedule.eta,
+        "settings": plain,
+        "torch": torch.__version__,
+    }
+
+
+def _finite(values: dict[str, float], n: int) -> dict[str, float]:
+    for term, value in values.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{term} became {value} at iteration {n}")
+    return values
+
+
+def _means(terms: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for values in terms for name in values)
+    return {
+        name: sum(values[name] for values in terms if name in values) / sum(name in values for values in terms)
+        for name in names
+    }

@@ -1,0 +1,32 @@
+"""Random orthonormal directions: the honest baseline of every comparison."""
+
+from dataclasses import asdict, dataclass
+
+from core.denoiser import Denoiser
+from core.directions import DirectionSet
+from core.methods.learned import draw_pool, provenance
+from core.schedule import Schedule
+from core.shift import ShiftControl, spread_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """directions: how many; shift_scale: what scale 1.0 means, in spreads of h."""
+
+    directions: int = 16
+    shift_scale: float = 1.0
+    seed: int = 0
+
+
+def find(denoiser: Denoiser, schedule: Schedule, settings: Settings = Settings()) -> DirectionSet:  # noqa: B008  # frozen
+    """K random orthonormal directions, shared by all steps, scaled by the measured spread of h."""
+    pool = draw_pool(denoiser, schedule, size=128)
+    spread = spread_of(pool.h).cpu()
+    shift = ShiftControl(settings.directions, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)
+    steps = len(schedule)
+    return DirectionSet(
+        shift.table().detach().expand(-1, steps, -1, -1, -1).clone(),
+        (settings.shift_scale * spread).expand(settings.directions, steps).clone(),
+        schedule.timesteps,
+        provenance=provenance("random", denoiser, schedule, asdict(settings)),
+    )

@@ -1,0 +1,45 @@
+"""Every random number comes from a seed and a purpose: never from the batch, the worker or the trial it falls into.
+
+A sample's noise is drawn by a generator of its own, on the CPU, so that sample i is the same in a batch of one and of
+a hundred, on any device, in any process.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Three disjoint ranges: what a direction set was trained on, chosen by, and reported on.
+TRAIN_SEEDS = range(0, 1 << 30)
+SELECT_SEEDS = range(1 << 30, 2 << 30)
+REPORT_SEEDS = range(2 << 30, 3 << 30)
+
+
+def generator(*purpose: int | str) -> torch.Generator:
+    """A CPU generator that depends on the given parts alone, the same in every process and on every machine."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in purpose).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def noise(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    stream: str = "x_T",
+) -> Tensor:
+    """Standard normal samples [len(seeds), *shape], each from its own seed; streams of one seed are independent."""
+    drawn = [torch.randn(tuple(shape), generator=generator(stream, int(seed)), dtype=torch.float64) for seed in seeds]
+    return torch.stack(drawn).to(device=device, dtype=dtype)
+
+
+def step_noise(
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The z_t of a stochastic chain (eta > 0): [steps, len(seeds), *shape]; shares no number with x_T (Haas et al.)."""
+    return torch.stack([noise(seeds, shape, dtype, device, stream=f"z_{i}") for i in range(steps)])

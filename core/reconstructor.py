@@ -1,0 +1,50 @@
+"""The reconstructor: from an image and its shifted version back to which direction it was, and how strong.
+
+Two heads on one convolutional body (Voynov & Babenko, arXiv 2002.03754, for GANs; Zhang et al., arXiv 2310.09912, for
+diffusion models). It sees the image and the *difference*, brought to unit size: a small shift
+changes an image by a few grey levels, and un-amplified that drowns in the image itself.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def convolutional_body(channels: int, size: int, width: int, widest: int = 256) -> tuple[nn.Sequential, int]:
+    """Stride-2 stages from size x size down to 4x4 or less; returns the body and the length of its flat output."""
+    stages = max(1, math.ceil(math.log2(max(size, 8) / 4)))
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
+    for _ in range(stages):
+        wider = min(2 * width, widest)
+        layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.GroupNorm(8, wider), nn.SiLU()]
+        width = wider
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten()), 16 * width
+
+
+class Reconstructor(nn.Module):
+    """(x_0, shifted x_0), both [N, C, H, W] -> (logits [N, K], magnitude [N] in units of the largest one)."""
+
+    difference_rms: Tensor
+
+    def __init__(self, sample_shape: tuple[int, int, int], directions: int, width: int = 32) -> None:
+        super().__init__()
+        channels, height, _ = sample_shape
+        self.body, features = convolutional_body(2 * channels, height, width)
+        self.which = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, directions))
+        self.strength = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, 1))
+        self.register_buffer("difference_rms", torch.zeros(()))
+
+    def forward(self, x_0: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = next(self.parameters()).dtype
+        difference = shifted.float() - x_0.float()
+        if self.training and self.difference_rms == 0:
+            self.calibrate(x_0, shifted)
+        amplified = difference / self.difference_rms.float().clamp(min=1e-6)
+        features = self.body(torch.cat([x_0.to(dtype), amplified.to(dtype)], dim=1))
+        return self.which(features).float(), self.strength(features)[:, 0].float()
+
+    @torch.no_grad()
+    def calibrate(self, x_0: Tensor, shifted: Tensor) -> None:
+        """Fix the unit of differences: their root mean square over these pairs. The first training batch does it too."""
+        self.difference_rms.copy_((shifted.float() - x_0.float()).square().mean().sqrt())

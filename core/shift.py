@@ -1,0 +1,122 @@
+"""ShiftControl, the shift control module: (direction k, magnitude, step) -> delta_h.
+
+    delta_h = magnitude * s_t * d_k,t        ||d_k,t|| = 1
+
+It does not see the image, so that a direction means the same for every image (Zhang et al., arXiv 2310.09912: "global"),
+and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so that a magnitude of 1 is
+the distance of a typical sample from the mean, at every step and in every model.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.chain import Shift
+from core.errors import UserError
+from core.randomness import generator
+
+Parametrisation = Literal["shared", "per_step", "time"]
+PARAMETRISATIONS = ("shared", "per_step", "time")
+
+
+def spread_of(h: Tensor) -> Tensor:
+    """s_t = root mean square over samples of ||h_t - mean h_t||. h: [T, N, C, H, W] -> [T]."""
+    centred = h - h.mean(dim=1, keepdim=True)
+    return centred.flatten(2).norm(dim=2).square().mean(dim=1).sqrt()
+
+
+def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) -> Tensor:
+    """Start for the directions: principal components of h, each step divided by its spread.
+
+    h: [T, N, C, H, W] -> [count, 1, C*H*W] of the pooled steps, or [count, T, C*H*W] of the joint code for per_step.
+    Fewer components than asked are filled up with random vectors.
+    """
+    steps, samples = h.shape[:2]
+    centred = (h - h.mean(dim=1, keepdim=True)).flatten(2).double() / spread_of(h).double()[:, None, None]
+    joint = parametrisation == "per_step"
+    rows = centred.transpose(0, 1).flatten(1) if joint else centred.flatten(0, 1)  # [N, T*D] or [T*N, D]
+    # Few rows, many columns: the small Gram matrix has the same spectrum.
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    kept = min(count, samples - 1, rows.shape[1])
+    components = (vectors[:, -kept:].T.flip(0) / values[-kept:].flip(0).clamp(min=1e-30).sqrt()[:, None]) @ rows
+    if kept < count:
+        random = torch.randn(count - kept, rows.shape[1], generator=generator("components"), dtype=torch.float64)
+        components = torch.cat([components, (random / rows.shape[1] ** 0.5).to(components)])
+    return components.reshape(count, steps if joint else 1, -1).float()
+
+
+class ShiftControl(nn.Module):
+    """K learnable directions of h_shape over the steps of a chain.
+
+    parametrisation: "shared" (one direction for all steps), "per_step" (one each), or "time" (the shared one and a
+    correction by a network of the timestep). orthonormal: the K directions of a step are made orthonormal by QR.
+    start: [K, 1 or T, C*H*W], or None for random directions drawn from `seed`.
+    """
+
+    spread: Tensor
+    time_features: Tensor
+
+    def __init__(
+        self,
+        directions: int,
+        h_shape: tuple[int, int, int],
+        spread: Tensor,
+        timesteps: tuple[int, ...],
+        parametrisation: Parametrisation = "shared",
+        orthonormal: bool = True,
+        start: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        size = math.prod(h_shape)
+        if orthonormal and directions > size:
+            raise UserError(f"directions: got {directions}; h has {size} dimensions, which is the most that can be orthonormal")
+        self.h_shape, self.timesteps = h_shape, timesteps
+        self.parametrisation, self.orthonormal = parametrisation, orthonormal
+        steps = len(timesteps) if parametrisation == "per_step" else 1
+        if start is None:
+            start = torch.randn(directions, steps, size, generator=generator("directions", seed))
+        # Coordinates of unit variance, so that one learning rate serves every model.
+        scale = size**0.5 / start.norm(dim=2, keepdim=True).clamp(min=1e-12)
+        self.coordinates = nn.Parameter((start * scale).expand(directions, steps, size).clone())
+        self.register_buffer("spread", spread.float().clone())
+        if parametrisation == "time":
+            self._add_time_network(directions, size, seed)
+
+    def _add_time_network(self, directions: int, size: int, seed: int, width: int = 128) -> None:
+        frequencies = torch.exp(torch.linspace(0, math.log(1000.0), 16))
+        phase = torch.tensor(self.timesteps).float()[:, None] / 1000 * frequencies
+        self.register_buffer("time_features", torch.cat([phase.sin(), phase.cos()], dim=1))  # [T, 32]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.direction_embedding = nn.Embedding(directions, width)
+            self.time_embedding = nn.Linear(32, width)
+            self.correction = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size))
+
+    def table(self) -> Tensor:
+        """Unit directions [K, S, C, H, W], S = 1 where shared by all steps, else T."""
+        # At least float32: orthonormality is lost in half precision.
+        coordinates = self.coordinates.to(torch.promote_types(self.coordinates.dtype, torch.float32))
+        if self.parametrisation == "time":
+            hidden = self.direction_embedding.weight[:, None] + self.time_embedding(self.time_features)
+            coordinates = coordinates + self.correction(hidden).to(coordinates.dtype)
+        if self.orthonormal:
+            basis, upper = torch.linalg.qr(coordinates.permute(1, 2, 0))  # [S, D, K]
+            # QR is unique up to signs; keep each direction on the side of its own coordinates.
+            basis = basis * torch.sign(torch.diagonal(upper, dim1=1, dim2=2))[:, None]
+            unit = basis.permute(2, 0, 1)
+        else:
+            unit = coordinates / coordinates.norm(dim=2, keepdim=True)
+        return unit.reshape(*unit.shape[:2], *self.h_shape)
+
+    def forward(self, k: Tensor, magnitude: Tensor) -> Shift:
+        """The shift of directions k [N] at magnitudes [N], in units of the spread."""
+        chosen = self.table()[k]  # [N, S, C, H, W]
+
+        def delta_h(i: int) -> Tensor:
+            direction = chosen[:, i if chosen.shape[1] > 1 else 0]
+            return (magnitude * self.spread[i])[:, None, None, None] * direction
+
+        return delta_h

@@ -1,0 +1,71 @@
+"""Attribute predictors of the embedded models: images in, named scores out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from core.zoo import MODELS, digits, model_folder
+
+
+class AttributeNet(nn.Module):
+    """A small convolutional network; one output per attribute (a regression, or a class logit)."""
+
+    def __init__(self, channels: int, names: tuple[str, ...], width: int = 24) -> None:
+        super().__init__()
+        self.channels, self.names, self.width = channels, names, width
+        layers: list[nn.Module] = []
+        for inside, outside, stride in (
+            (channels, width, 1),
+            (width, 2 * width, 2),
+            (2 * width, 2 * width, 1),
+            (2 * width, 4 * width, 2),
+            (4 * width, 4 * width, 2),
+        ):
+            layers += [nn.Conv2d(inside, outside, 3, stride, 1), nn.GroupNorm(8, outside), nn.SiLU()]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(64 * width, 128), nn.SiLU(), nn.Linear(128, len(names)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: [N, channels, H, W] in [-1, 1] -> [N, A]."""
+        scores: Tensor = self.head(self.body(images))
+        return scores
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "attributes.safetensors")
+        settings = {"channels": self.channels, "names": list(self.names), "width": self.width}
+        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "AttributeNet":
+        settings = json.loads((folder / "config.json").read_text())
+        net = cls(settings["channels"], tuple(settings["names"]), settings["width"])
+        net.load_state_dict(load_file(folder / "attributes.safetensors"))
+        return net.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """A predictor as a value: `score(images [N, C, H, W]) -> [N, A]`, one column per name."""
+
+    names: tuple[str, ...]
+    score: Callable[[Tensor], Tensor]
+
+
+def embedded(model: str, device: torch.device | str = "cpu") -> Attributes | None:
+    """The predictor that ships with an embedded model; None for every other model."""
+    if model not in MODELS:
+        return None
+    net = AttributeNet.load(model_folder(model) / "attributes").to(device)
+
+    @torch.no_grad()
+    def score(images: Tensor) -> Tensor:
+        scores = net(images.float())
+        return torch.cat([scores, digits.measure(images.float())], dim=1) if model == "digits" else scores
+
+    return Attributes(net.names + (digits.MEASURES if model == "digits" else ()), score)

@@ -1,0 +1,161 @@
+"""Makes the embedded models: `python -m core.zoo.train {toyfaces,digits} [--to FOLDER]`.
+
+Data, architecture, seed and step count stand in `RECIPES`; nothing else decides the weights. The denoiser is trained
+with its skips dropped for half of each batch (`core.denoiser.without_skips`), so that h steers every factor.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from core.denoiser import Denoiser, without_skips
+from core.zoo import digits, faces, model_folder
+from core.zoo.attributes import AttributeNet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides an embedded model's weights."""
+
+    data: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]  # (count, generator) -> images, targets
+    samples: int
+    unet: dict[str, Any]
+    steps: int
+    batch: int
+    attributes: tuple[str, ...]
+    attribute_steps: int
+    classify: bool
+    learning_rate: float = 2e-3
+    skip_dropout: float = 0.5
+    averaging: float = 0.999
+    seed: int = 0
+
+
+def _render_faces(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    factors = faces.sample_factors(count, generator)
+    return torch.cat([faces.render(part) for part in factors.split(500)]), factors
+
+
+def _unet(size: int, channels: int, widths: tuple[int, ...]) -> dict[str, Any]:
+    plain = len(widths) - 1
+    return {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": widths,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+        "up_block_types": ("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+    }
+
+
+RECIPES = {
+    "toyfaces": Recipe(
+        data=_render_faces,
+        samples=30_000,
+        unet=_unet(faces.SIZE, 3, (16, 32, 64, 64)),
+        steps=8_000,
+        batch=64,
+        attributes=faces.FACTORS,
+        attribute_steps=2_500,
+        classify=False,
+    ),
+    "digits": Recipe(
+        data=digits.load,
+        samples=digits.COUNT,
+        unet=_unet(digits.SIZE, 1, (24, 48, 64)),
+        steps=6_000,
+        batch=64,
+        attributes=digits.CLASSES,
+        attribute_steps=1_200,
+        classify=True,
+    ),
+}
+
+
+def train_denoiser(recipe: Recipe, images: Tensor, folder: Path) -> None:
+    """Denoising score matching with epsilon prediction (Ho et al., arXiv 2006.11239), weights averaged."""
+    torch.manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    scheduler = DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False)
+    unet = UNet2DModel(**recipe.unet)
+    denoiser = Denoiser(unet, scheduler, "training")
+    unet.train().requires_grad_(True)
+    averaged = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, weight_decay=1e-4)
+    warm_up = 200
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min(1.0, (n + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * n / recipe.steps))
+    )
+    started, running = time.monotonic(), 0.0
+    for step in range(1, recipe.steps + 1):
+        x_0 = images[torch.randint(len(images), (recipe.batch,), generator=generator)]
+        noise = torch.randn(x_0.shape, generator=generator)
+        # One timestep from each of `batch` equal strata: the same expectation, less variance.
+        strata = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
+        t = (strata * 1000).long()
+        dropped = torch.rand(recipe.batch, generator=generator) < recipe.skip_dropout
+        features = without_skips(denoiser.encode(scheduler.add_noise(x_0, noise, t), t), dropped)
+        loss = torch.nn.functional.mse_loss(denoiser.decode(features), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+        averaged.update_parameters(unet)
+        running += (loss.item() - running) / min(step, 200)
+        if step % 200 == 0:
+            print(f"step {step}/{recipe.steps}  loss {running:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+        if step % 1000 == 0 or step == recipe.steps:
+            DDIMPipeline(averaged.module, scheduler).save_pretrained(folder, safe_serialization=True)
+
+
+def train_attributes(recipe: Recipe, images: Tensor, targets: Tensor, folder: Path) -> None:
+    """A small network that reads the attributes off an image; mildly noised inputs make it robust to samples."""
+    torch.manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    net = AttributeNet(images.shape[1], recipe.attributes)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=recipe.attribute_steps)
+    loss_of = torch.nn.functional.cross_entropy if recipe.classify else torch.nn.functional.mse_loss
+    for step in range(1, recipe.attribute_steps + 1):
+        chosen = torch.randint(len(images), (128,), generator=generator)
+        x = images[chosen]
+        x = x + 0.06 * torch.rand(len(x), 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
+        loss = loss_of(net(x), targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rate.step()
+        if step % 200 == 0:
+            print(f"attributes {step}/{recipe.attribute_steps}  loss {loss.item():.5f}", flush=True)
+    net.save(folder / "attributes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=sorted(RECIPES))
+    parser.add_argument("--to", type=Path, help="output folder (default: where the package looks for the model)")
+    parser.add_argument("--only", choices=("denoiser", "attributes"), help="make one of the two networks")
+    arguments = parser.parse_args()
+    recipe = RECIPES[arguments.model]
+    folder = arguments.to or model_folder(arguments.model)
+    images, targets = recipe.data(recipe.samples, torch.Generator().manual_seed(recipe.seed))
+    if arguments.only != "denoiser":
+        train_attributes(recipe, images, targets, folder)
+    if arguments.only != "attributes":
+        train_denoiser(recipe, images, folder)
+
+
+if __name__ == "__main__":
+    main()

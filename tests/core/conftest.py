@@ -1,0 +1,27 @@
+"""A denoiser small enough for exact comparisons: random weights, float64, 8x8 images, h of 8x2x2."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+from core.denoiser import Denoiser
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_denoiser() -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(4, 8, 8),
+            down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=8,
+        )
+    return Denoiser(unet.double(), DDIMScheduler(clip_sample=False), "tiny")

@@ -1,0 +1,143 @@
+"""The cut UNet is the UNet, and models that cannot be used are refused in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+
+from core import Denoiser, noise
+from core.denoiser import find_folder, weight_digest, without_skips
+from core.errors import ModelError
+
+
+def tiny_unet(**changes: object) -> UNet2DModel:
+    settings = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 4,
+    }
+    torch.manual_seed(0)
+    return UNet2DModel(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers_per_block": 2}, {"center_input_sample": True}, {"add_attention": False}])
+def test_decode_of_encode_is_the_unet_to_the_last_bit(changes: dict) -> None:
+    denoiser = Denoiser(tiny_unet(**changes).double(), DDIMScheduler(), "tiny")
+    x = noise(range(3), denoiser.sample_shape, torch.float64)
+    with torch.no_grad():
+        for t in (0, 17, 999):
+            assert torch.equal(denoiser.decode(denoiser.encode(x, t)), denoiser.unet(x, t).sample)
+        each = torch.tensor([1, 500, 900])
+        assert torch.equal(denoiser(x, each), denoiser.unet(x, each).sample)
+
+
+def test_delta_h_is_added_to_the_mid_blocks_output() -> None:
+    denoiser = Denoiser(tiny_unet().double(), DDIMScheduler(), "tiny")
+    x, delta = noise([0], denoiser.sample_shape, torch.float64), noise([1], denoiser.h_shape, torch.float64)
+    hook = denoiser.unet.mid_block.register_forward_hook(lambda module, inputs, h: h + delta)
+    with torch.no_grad():
+        expected = denoiser.unet(x, 10).sample
+        hook.remove()
+        assert torch.equal(denoiser(x, 10, delta), expected)
+
+
+def test_shapes_are_read_off_the_model() -> None:
+    denoiser = Denoiser(tiny_unet(sample_size=16, in_channels=1, out_channels=1), DDIMScheduler(), "tiny")
+    assert denoiser.sample_shape == (1, 16, 16) and denoiser.h_shape == (16, 8, 8)
+    assert not any(p.requires_grad for p in denoiser.unet.parameters()) and not denoiser.unet.training
+
+
+def test_dropping_skips_keeps_full_resolution_and_other_samples() -> None:
+    denoiser = Denoiser(tiny_unet(), DDIMScheduler(), "tiny")
+    features = denoiser.encode(noise(range(2), denoiser.sample_shape), 10)
+    dropped = without_skips(features, torch.tensor([True, False]))
+    for before, after in zip(features.skips, dropped.skips, strict=True):
+        full = before.shape[-1] == 8
+        assert torch.equal(after[1], before[1])
+        assert torch.equal(after[0], before[0]) if full else not after[0].any()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    DDIMPipeline(tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_loading_a_pipeline_folder(saved: Path) -> None:
+    denoiser = Denoiser.from_pretrained(saved, dtype=torch.float64)
+    assert denoiser.dtype == torch.float64
+    assert denoiser.digest == weight_digest(tiny_unet())
+    assert not denoiser.scheduler.config["clip_sample"]
+
+
+def test_loading_a_flat_folder_with_a_ddpm_scheduler(saved: Path, tmp_path: Path) -> None:
+    """google/ddpm-* keep everything at the root."""
+    flat = tmp_path / "flat"
+    shutil.copytree(saved / "unet", flat)
+    DDPMScheduler(beta_schedule="linear").save_config(flat)
+    assert Denoiser.from_pretrained(flat).noise_levels(2)[0] == [500, 0]
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def broken(saved: Path, how: str) -> Path:
+    match how:
+        case "no weights":
+            (saved / "unet/diffusion_pytorch_model.safetensors").unlink()
+        case "damaged weights":
+            (saved / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"not safetensors")
+        case "other class":
+            edit(saved / "unet/config.json", _class_name="UNet2DConditionModel")
+        case "no json":
+            (saved / "unet/config.json").write_text("{")
+        case "no scheduler":
+            shutil.rmtree(saved / "scheduler")
+        case "v prediction":
+            edit(saved / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no weights", r"model '.*' is incomplete: .*unet lacks diffusion_pytorch_model.safetensors \(diffusers layout"),
+        ("damaged weights", "model '.*' cannot be read from .*unet: "),
+        ("other class", "model '.*' is a UNet2DConditionModel; its h-space cannot be opened: a pixel-space UNet2DModel"),
+        ("no json", "model '.*': .*config.json is not a diffusers configuration"),
+        ("no scheduler", "model '.*' is incomplete: .* lacks scheduler_config.json"),
+        ("v prediction", "model '.*' predicts 'v_prediction': only epsilon prediction is supported"),
+    ],
+)
+def test_unusable_folders_get_one_sentence(saved: Path, how: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        Denoiser.from_pretrained(broken(saved, how))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"num_class_embeds": 3}, {"time_embedding_type": "fourier"}])
+def test_unusable_networks_get_one_sentence(changes: dict) -> None:
+    with pytest.raises(ModelError, match="class-conditional|score-SDE"):
+        Denoiser(tiny_unet(**changes), DDIMScheduler(), "tiny")
+
+
+def test_a_missing_folder_names_what_can_be_given() -> None:
+    with pytest.raises(ModelError, match="model './nowhere' is not there: give a built-in name"):
+        find_folder("./nowhere")
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError, match="model 'some/model' is neither a folder here nor could it be fetched"):
+        find_folder("some/model")

@@ -1,0 +1,189 @@
+"""The product: what a set refuses, how it shifts, that it comes back from disk, and that it edits plain pipelines."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+
+from core import Denoiser, DirectionSet, Schedule, noise, sample
+from core.errors import DirectionSetError
+
+
+def a_set(steps: int = 3, count: int = 4, shape: tuple[int, int, int] = (8, 2, 2)) -> DirectionSet:
+    table = torch.randn(count, steps, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table = table / table.flatten(2).norm(dim=2)[..., None, None, None]
+    sigma = torch.linspace(1, 2, count * steps, dtype=torch.float64).reshape(count, steps)
+    return DirectionSet(table, sigma, (600, 300, 0)[:steps] if steps > 1 else (600, 300, 0))
+
+
+def test_shift_is_scale_times_sigma_times_direction() -> None:
+    directions = a_set()
+    delta = directions.shift(torch.tensor([2, 0]), torch.tensor([0.5, -2.0]))(1)
+    assert torch.allclose(delta[0], 0.5 * directions.sigma[2, 1] * directions.table[2, 1])
+    assert torch.allclose(delta[1], -2.0 * directions.sigma[0, 1] * directions.table[0, 1])
+    assert directions.shift("direction_2")(0).shape == (1, 8, 2, 2)
+    assert torch.equal(directions.shift(-1)(0), directions.shift(3)(0))
+
+
+def test_a_set_shared_by_all_steps_shifts_each_alike() -> None:
+    shift = a_set(steps=1).shift(1)
+    assert torch.equal(shift(0), shift(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": torch.zeros(4, 3, 8)}, r"table has shape \[4, 3, 8\], expected \[K, S, C, H, W\]"),
+        ({"timesteps": (9, 5)}, r"table has 3 steps, expected 1 or 2 \(one for each timestep\)"),
+        ({"sigma": torch.ones(4)}, r"sigma has shape \[4\], expected \[4, 3\]"),
+        ({"names": ("a", "a", "b", "c")}, "4 names for 4 directions; each needs one of its own"),
+        ({"sigma": torch.full((4, 3), torch.nan)}, "table or sigma holds NaN or infinite numbers"),
+    ],
+)
+def test_what_is_not_a_set(change: dict, message: str) -> None:
+    plain = a_set()
+    fields = {"table": plain.table, "sigma": plain.sigma, "timesteps": plain.timesteps, **change}
+    with pytest.raises(DirectionSetError, match=f"not a direction set: {message}"):
+        DirectionSet(**fields)
+
+
+def test_unknown_directions_get_the_nearest_name() -> None:
+    with pytest.raises(DirectionSetError, match="no direction named 'direction_22'; did you mean 'direction_2'?"):
+        a_set().shift("direction_22")
+    with pytest.raises(DirectionSetError, match="direction 4 is outside the set: it has 0 to 3"):
+        a_set().shift(4)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    directions = DirectionSet(a_set().table, a_set().sigma, (600, 300, 0), metrics={"globality": 0.5}, provenance={"a": 1})
+    directions.save(tmp_path / "set")
+    loaded = DirectionSet.load(tmp_path / "set")
+    assert torch.equal(loaded.table, directions.table) and torch.equal(loaded.sigma, directions.sigma)
+    assert (loaded.names, loaded.timesteps) == (directions.names, directions.timesteps)
+    assert loaded.metrics == {"globality": 0.5} and loaded.provenance == {"a": 1}
+    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == ["directions.json", "directions.safetensors"]
+    with pytest.raises(DirectionSetError, match="set exists; a direction set is written into a new folder"):
+        directions.save(tmp_path / "set")
+
+
+def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
+    directions = DirectionSet(a_set().table, a_set().sigma, (600, 300, 0), provenance={"a": object()})
+    with pytest.raises(TypeError):
+        directions.save(tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("directions.json", None, "is not a direction set: directions.json is missing"),
+        ("directions.safetensors", None, "is not a direction set: directions.safetensors is missing"),
+        ("directions.safetensors", "x", "is not a direction set: "),
+        ("directions.json", "[", "is not a direction set: "),
+        ("directions.json", "[]", "is not a direction set: "),
+        ("directions.json", '{"format": "other"}', "has format 'other', not 'h-space directions'"),
+        ("directions.json", '{"format": "h-space directions", "version": 9}', "has format version 9; this one reads up to 1"),
+        ("directions.json", '{"format": "h-space directions", "version": 1}', "is not a direction set: KeyError: "),
+    ],
+)
+def test_damaged_sets_get_one_sentence(tmp_path: Path, file: str, content: str | None, message: str) -> None:
+    a_set().save(tmp_path / "set")
+    (tmp_path / "set" / file).unlink()
+    if content is not None:
+        (tmp_path / "set" / file).write_text(content)
+    with pytest.raises(DirectionSetError, match=message):
+        DirectionSet.load(tmp_path / "set")
+
+
+def test_without_is_orthogonal_to_the_others_and_keeps_the_rest() -> None:
+    directions = a_set()
+    left = directions.without(0, others=[1, "direction_2"])
+    full = (left.table * left.sigma[:, :, None, None, None]).flatten(1)
+    assert torch.allclose(full[[1, 2]] @ full[0], torch.zeros(2, dtype=torch.float64), atol=1e-10)
+    assert torch.allclose(left.table.flatten(2).norm(dim=2), torch.ones(4, 3, dtype=torch.float64))
+    assert torch.equal(left.table[1:], directions.table[1:])
+
+
+def test_without_matches_least_squares() -> None:
+    """n - C^T (C C^T)^-1 C n is the residual of the least squares fit of n by the rows of C."""
+    directions = a_set()
+    full = (directions.table * directions.sigma[:, :, None, None, None]).flatten(1)
+    fit = torch.linalg.lstsq(full[1:].T, full[0]).solution
+    left = directions.without(0, others=[1, 2, 3])
+    assert torch.allclose((left.table[0] * left.sigma[0][:, None, None, None]).flatten(), full[0] - full[1:].T @ fit)
+
+
+def test_without_refuses_what_leaves_nothing() -> None:
+    plain = a_set()
+    table = plain.table.clone()
+    table[1], sigma = table[0], plain.sigma.clone()
+    sigma[1] = sigma[0]
+    directions = DirectionSet(table, sigma, plain.timesteps)
+    with pytest.raises(DirectionSetError, match="nothing is left of 'direction_0': the other directions span it"):
+        directions.without(0, others=[1])
+    with pytest.raises(DirectionSetError, match="give one or more other directions, not itself"):
+        directions.without(0, others=[0])
+
+
+def test_applied_edits_an_unmodified_pipeline_as_the_chain_does(tiny_denoiser: Denoiser) -> None:
+    schedule = Schedule.ddim(tiny_denoiser, 4)
+    directions = DirectionSet(a_set(1).table, a_set(1).sigma, schedule.timesteps)
+    x_T = noise([3], tiny_denoiser.sample_shape, torch.float64)
+    scheduler = DDIMScheduler.from_config(tiny_denoiser.scheduler.config)
+    scheduler.set_timesteps(4)
+
+    def drawn() -> torch.Tensor:
+        x = x_T
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(tiny_denoiser.unet(x, t).sample, t, x).prev_sample
+        return x
+
+    plain = drawn()
+    with directions.applied(tiny_denoiser.unet, direction=2, scale=1.5):
+        edited = drawn()
+    expected = sample(tiny_denoiser, schedule, x_T, directions.shift(2, 1.5))
+    assert torch.allclose(edited, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(edited, plain, atol=1e-3)
+    assert torch.equal(drawn(), plain)
+
+
+def test_applied_in_a_whole_pipeline_with_other_steps(tiny_denoiser: Denoiser) -> None:
+    schedule = Schedule.ddim(tiny_denoiser, 4)
+    directions = DirectionSet(a_set(1).table, a_set(1).sigma, schedule.timesteps)
+    unet = tiny_denoiser.unet.float()
+    pipeline = DDIMPipeline(unet, DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        with directions.applied(pipeline.unet, direction="direction_1", scale=2.0, steps=8):
+            images = pipeline(batch_size=2, num_inference_steps=8, output_type="np").images
+    finally:
+        unet.double()
+    assert images.shape == (2, 8, 8, 3)
+
+
+def test_no_hook_survives_an_exception(tiny_denoiser: Denoiser) -> None:
+    unet = tiny_denoiser.unet
+    with pytest.raises(ZeroDivisionError), a_set(1).applied(unet, 0):
+        raise ZeroDivisionError
+    assert not unet._forward_pre_hooks and not unet.mid_block._forward_hooks
+
+
+def test_applied_refuses_another_models_set(tiny_denoiser: Denoiser) -> None:
+    wrong = a_set(1, shape=(4, 2, 2))
+    x = noise([0], tiny_denoiser.sample_shape, torch.float64)
+    with (
+        pytest.raises(DirectionSetError, match=r"h of shape \[4, 2, 2\]; this model has \[8, 2, 2\]"),
+        wrong.applied(tiny_denoiser.unet, 0),
+    ):
+        tiny_denoiser.unet(x, 600)
+    with pytest.raises(DirectionSetError, match="a Linear has no mid block"), wrong.applied(torch.nn.Linear(1, 1), 0):
+        pass
+
+
+def test_description_is_plain_json(tmp_path: Path) -> None:
+    a_set().save(tmp_path / "set")
+    description = json.loads((tmp_path / "set" / "directions.json").read_text())
+    assert description["format"] == "h-space directions" and description["version"] == 1
