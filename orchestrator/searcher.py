@@ -1,0 +1,83 @@
+"""Optuna behind Ray Tune, telling Optuna the truth about how each trial ended.
+
+Tune's own OptunaSearch tells COMPLETE whatever a trial last reported, so that a trial stopped after a tenth of its
+iterations competes with full ones, and leaves a row RUNNING for ever where a value is missing. Here a trial is
+
+    COMPLETE   when it reached its last iteration and every objective is a finite number
+    PRUNED     when it was stopped before
+    FAIL       when it raised, or reported something that is not a number
+"""
+
+import functools
+import math
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from orchestrator.space import suggest
+from orchestrator.spec import Sweep
+
+OUTCOME, METRICS, STEP, TUNE_ID = "outcome", "metrics", "global_step", "tune_id"
+
+
+def open_storage(path: str) -> optuna.storages.RDBStorage:
+    """The study's SQLite file. The Tune driver is its only writer."""
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 30}})
+
+
+def load_study(name: str, path: str) -> optuna.Study:
+    """The study of a sweep, for reading."""
+    return optuna.load_study(study_name=name, storage=open_storage(path))
+
+
+class DirectionSearch(OptunaSearch):
+    """The search over a sweep's space, for its objectives."""
+
+    def __init__(self, sweep: Sweep, study_path: str, parallel: int) -> None:
+        self.iterations = sweep.train.iterations
+        sampler = optuna.samplers.TPESampler(
+            seed=sweep.seed,
+            multivariate=True,
+            group=True,  # conditional parameters
+            constant_liar=True,  # trials run side by side
+            n_startup_trials=max(5, 2 * parallel),
+            warn_independent_sampling=False,
+        )
+        super().__init__(
+            space=functools.partial(suggest, space=sweep.space),
+            metric=[objective.metric for objective in sweep.objectives],
+            mode=[objective.mode for objective in sweep.objectives],
+            sampler=sampler,
+            study_name=sweep.name,
+            storage=open_storage(study_path),
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        parameters: dict[str, Any] | None = super().suggest(trial_id)
+        self._ot_trials[trial_id].set_user_attr(TUNE_ID, trial_id)
+        return parameters
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id in self._completed_trials:
+            return
+        self._completed_trials.add(trial_id)
+        trial = self._ot_trials[trial_id]
+        state, values = self.verdict(result, error)
+        if result:
+            trial.set_user_attr(STEP, int(result.get(STEP, 0)))
+            trial.set_user_attr(METRICS, {k.split("/", 1)[1]: v for k, v in result.items() if k.startswith("metrics/")})
+        self._ot_study.tell(trial, values, state=state)
+
+    def verdict(self, result: dict[str, Any] | None, error: bool) -> tuple[TrialState, list[float] | None]:
+        """How a trial ended, and the values that Optuna may learn from."""
+        if error or not result:
+            return TrialState.FAIL, None
+        values = [result.get(metric) for metric in self.metric]
+        finite = [float(value) for value in values if value is not None and math.isfinite(value)]
+        if len(finite) != len(values):
+            return TrialState.FAIL, None
+        if int(result[STEP]) < self.iterations:
+            return TrialState.PRUNED, None
+        return TrialState.COMPLETE, finite

@@ -1,0 +1,215 @@
+"""The sweep: Ray Tune runs the trials that Optuna proposes, ASHA stops those that fall behind, MLflow keeps the record.
+
+`run` is idempotent: a new sweep starts, an interrupted one goes on, a finished one prints its result.
+"""
+
+import functools
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our recorder is the log
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import ray  # noqa: E402  # reads its environment on import
+import torch  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from core.denoiser import Denoiser  # noqa: E402
+from core.errors import UserError  # noqa: E402
+from core.schedule import Schedule  # noqa: E402
+from core.zoo.attributes import embedded  # noqa: E402
+from orchestrator import export, report  # noqa: E402
+from orchestrator.recorder import Recorder  # noqa: E402
+from orchestrator.reporter import TuneReporter  # noqa: E402
+from orchestrator.searcher import STEP, DirectionSearch  # noqa: E402
+from orchestrator.spec import Choice, Fixed, IntRange, Sweep  # noqa: E402
+from orchestrator.store import SweepFolder  # noqa: E402
+from orchestrator.tracking import Tracking  # noqa: E402
+from orchestrator.trial import run_trial  # noqa: E402
+
+_NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
+
+
+class Interrupted(Exception):
+    """The user stopped the sweep; its state is saved."""
+
+
+def run(sweep: Sweep, root: Path, address: str | None, console: Console) -> None:
+    """Start, resume or show a sweep. Raises UserError before anything is written where it cannot run."""
+    folder = SweepFolder(root, sweep.name)
+    if folder.exists():
+        folder.refuse_changed(sweep)
+    if (folder.path / "result.json").is_file():
+        console.print(f"Sweep '{sweep.name}' is complete.")
+        report.show(folder, console)
+        return
+    check_model(sweep)
+    tracking = Tracking(sweep.tracking.uri, root)
+    tracking.check()
+    with _ray(address, sweep) as slots:
+        if not folder.exists():
+            _create(sweep, folder, tracking)
+        state = folder.read()
+        console.print(f"Sweep '{sweep.name}': {sweep.budget.trials} trials, {slots} at a time, in {folder.path}")
+        recorder = Recorder(
+            tracking,
+            state["experiment_id"],
+            state["parent_run"],
+            sweep.train.iterations,
+            sweep.objectives[0].metric,
+            console,
+        )
+        _search(sweep, folder, recorder, slots)
+    finish(sweep, folder, tracking, console)
+
+
+def check_model(sweep: Sweep) -> None:
+    """Everything about the model that can be wrong, found before a trial starts. Raises UserError."""
+    denoiser = Denoiser.from_pretrained(sweep.model)
+    Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
+    asked = {objective.metric for objective in sweep.objectives}
+    if sweep.scheduler:
+        asked.add(sweep.asha_metric)
+    for metric in _NEEDS_ATTRIBUTES:
+        if metric in asked and embedded(sweep.model) is None:
+            raise UserError(f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none")
+    size = torch.Size(denoiser.h_shape).numel()
+    if _most_directions(sweep) > size:
+        raise UserError(f"search.directions: got {_most_directions(sweep)}; h of '{sweep.model}' has {size} dimensions")
+
+
+def _most_directions(sweep: Sweep) -> int:
+    asked = sweep.space["directions"]
+    if isinstance(asked, Choice):
+        return max(int(value) for value in asked.values)
+    if isinstance(asked, IntRange):
+        return asked.high
+    assert isinstance(asked, Fixed)
+    return int(asked.value)
+
+
+def _create(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> None:
+    experiment_id = tracking.experiment(sweep.tracking.experiment or sweep.name)
+    tags = {"sweep": sweep.name, "identity": sweep.identity(), "model": sweep.model}
+    parent = tracking.start_parent(experiment_id, sweep.name, tags, sweep.resolved())
+    folder.create(sweep, tracking.uri, experiment_id, parent)
+
+
+@dataclass
+class _ray:
+    """Ray for the duration of a block; yields how many trials fit at a time."""
+
+    address: str | None
+    sweep: Sweep
+
+    def __enter__(self) -> int:
+        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        ray.init(
+            address=self.address,
+            include_dashboard=False if self.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+        try:
+            return _slots(self.sweep)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+
+def _slots(sweep: Sweep) -> int:
+    """How many trials the cluster can hold at a time."""
+    have, need = ray.cluster_resources(), _resources(sweep)
+    fits = [int(have.get(kind.upper(), 0) // amount) for kind, amount in need.items() if amount]
+    if min(fits) < 1:
+        wanted = " and ".join(f"{amount:g} {kind.upper()}" for kind, amount in need.items() if amount)
+        there = " and ".join(f"{have.get(kind.upper(), 0):g} {kind.upper()}" for kind in need)
+        raise UserError(f"resources: a trial asks for {wanted}; this cluster has {there}")
+    return min(min(fits), sweep.budget.trials)
+
+
+def _resources(sweep: Sweep) -> dict[str, float]:
+    return {"cpu": float(sweep.resources.cpus_per_worker), "gpu": sweep.resources.gpus_per_trial}
+
+
+def _search(sweep: Sweep, folder: SweepFolder, recorder: Recorder, slots: int) -> None:
+    """Run what is left of the trials. Raises Interrupted if the user stops it."""
+    trainable = tune.with_resources(
+        functools.partial(_on_tune, sweep=sweep), {k: v for k, v in _resources(sweep).items() if v}
+    )
+    run_config = tune.RunConfig(
+        name=folder.tune.name,
+        storage_path=str(folder.path),
+        callbacks=[recorder],
+        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+        failure_config=tune.FailureConfig(max_failures=0),
+        verbose=0,
+    )
+    if tune.Tuner.can_restore(str(folder.tune)):
+        tuner = tune.Tuner.restore(str(folder.tune), trainable, resume_unfinished=True)
+        # Tune restores its own pickled configuration; what talks to MLflow and the screen is ours of today.
+        tuner._local_tuner._run_config.callbacks = [recorder]
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=DirectionSearch(sweep, folder.study, slots),
+                scheduler=_scheduler(sweep),
+                num_samples=sweep.budget.trials,
+                max_concurrent_trials=slots,
+                time_budget_s=sweep.budget.hours * 3600 if sweep.budget.hours else None,
+                reuse_actors=False,  # DeepSpeed keeps state in its process
+                trial_dirname_creator=_trial_name,
+                trial_name_creator=_trial_name,
+            ),
+            run_config=run_config,
+        )
+    results = tuner.fit()
+    unfinished = [trial for trial in results._experiment_analysis.trials if not trial.is_finished()]
+    if unfinished and not sweep.budget.hours:
+        raise Interrupted
+
+
+def _on_tune(config: dict[str, Any], sweep: Sweep) -> None:
+    run_trial(config, sweep, TuneReporter())
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial_{trial.trial_id}"
+
+
+def _scheduler(sweep: Sweep) -> TrialScheduler | None:
+    if sweep.scheduler is None:
+        return None
+    asha = sweep.scheduler.asha
+    return ASHAScheduler(
+        time_attr=STEP,  # absolute: a resumed trial's own count would start again at 1
+        metric=sweep.asha_metric,
+        mode=sweep.asha_mode,
+        max_t=sweep.train.iterations,
+        grace_period=asha.grace,
+        reduction_factor=asha.reduction,
+    )
+
+
+def finish(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
+    """Choose the champion, measure it and the baseline on the reporting seeds, export, record, print."""
+    result = export.crown(sweep, folder, tracking)
+    if result is None:
+        tracking.end(folder.read()["parent_run"], "FAILED", {"outcome": "no trial was completed"})
+        report.show(folder, console)
+        raise RuntimeError(f"no trial of sweep '{sweep.name}' reached its last iteration; the table says why")
+    report.show(folder, console)

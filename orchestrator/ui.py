@@ -1,0 +1,50 @@
+"""MLflow's own interface on the embedded store, with links to what a person wants to see first."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+from rich.console import Console
+
+from core.errors import UserError
+from orchestrator.store import SweepFolder
+from orchestrator.tracking import Tracking, store_uri
+
+
+def serve(root: Path, port: int, console: Console) -> int:
+    """Serve until interrupted. Raises UserError where there is nothing to serve or the port is taken."""
+    root = root.resolve()
+    if not (root / "mlflow.db").is_file():
+        raise UserError(f"no embedded store in {root}; run a sweep first, or name its folder with --root")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"--port: {port} is taken; choose another one")
+    address = f"http://127.0.0.1:{port}"
+    console.print(f"MLflow: {address}   (Ctrl-C ends it)")
+    for link in links(root, address):
+        console.print(f"  {link}", soft_wrap=True, highlight=False)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(None, root)]
+    command += ["--default-artifact-root", (root / "mlartifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    try:
+        return subprocess.run([*command, "--workers", "1"], check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def links(root: Path, address: str) -> list[str]:
+    """For each sweep: its runs, and the comparison of its trials."""
+    tracking = Tracking(None, root)
+    found = []
+    for path in sorted(root.glob("*/sweep.json")):
+        state = SweepFolder(root, path.parent.name).read()
+        if state["tracking_uri"] != tracking.uri:
+            continue
+        experiment, parent = state["experiment_id"], state["parent_run"]
+        runs = [run.info.run_id for run in tracking.children(experiment, parent)]
+        compare = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
+        found.append(f"{path.parent.name}: result   {address}/#/experiments/{experiment}/runs/{parent}")
+        found.append(f"{path.parent.name}: compare  {address}/#/compare-runs?{compare}")
+    return found
