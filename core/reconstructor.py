@@ -19,7 +19,9 @@ def convolutional_body(channels: int, size: int, width: int, widest: int = 256) 
         wider = min(2 * width, widest)
         layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.GroupNorm(8, wider), nn.SiLU()]
         width = wider
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten()), 16 * width
+    # Few features into the heads: with thousands, one step of Adam moves a head's output further than its range.
+    layers += [nn.AdaptiveAvgPool2d(4), nn.Conv2d(width, 32, 1), nn.GroupNorm(8, 32), nn.SiLU(), nn.Flatten()]
+    return nn.Sequential(*layers), 16 * 32
 
 
 class Reconstructor(nn.Module):

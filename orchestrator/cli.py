@@ -111,7 +111,7 @@ def _plan(given: argparse.Namespace) -> int:
     from orchestrator.plan import show
     from orchestrator.spec import load
 
-    show(load(given.spec, given.set), _console())
+    show(load(given.spec, given.set), _console(), root=_root(given))
     return 0
 
 

@@ -1,0 +1,62 @@
+"""What the directions do, in named attributes. Needs a predictor: core.zoo.attributes has those of embedded models."""
+
+import torch
+from torch import Tensor
+
+from core.metrics.traversals import Traversals
+from core.zoo.attributes import Attributes
+
+
+def effects(
+    traversals: Traversals,
+    attributes: Attributes,
+    reference: Tensor,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """How much each of K directions moves each of P attributes: [K, P], signed.
+
+    Mean over samples of half the difference between the scores at the largest and at the smallest scale, in standard
+    deviations of the attribute over the unshifted reference [N, *sample_shape] (N >= 2). An attribute that does not
+    vary there has no unit, and its effect is 0. `device` is where the predictor expects its images.
+    Source: the attribute re-scoring matrix of WarpedGANSpace (Tzelepis et al., arXiv 2109.13357), as an effect size.
+    """
+    samples, directions = traversals.shifted.shape[:2]
+    high, low = (
+        _score(attributes, ends.flatten(0, 1), batch, device).reshape(samples, directions, -1)
+        for ends in (traversals.positive, traversals.negative)
+    )
+    deviation = _score(attributes, reference, batch, device).std(dim=0)  # [P]
+    moved = (high - low).mean(dim=0) / 2  # [K, P]
+    return torch.where(deviation > 1e-6, moved / deviation.clamp(min=1e-6), 0.0)
+
+
+def disentanglement(effect: Tensor) -> float:
+    """Share of a direction's largest effect in all its effects, mean over directions. effect: [K, P].
+
+    Range 1/P, a direction moves all attributes alike, to 1, it moves one only (0 where it moves none); larger is
+    better, and a direction that hardly moves anything has a share all the same: read it with `coverage`.
+    Source: Tzelepis et al., arXiv 2109.13357 (rows of the correlation matrix, L1-normalised).
+    """
+    return float(_share(effect).mean())
+
+
+def coverage(effect: Tensor, min_effect: float = 0.5, min_share: float = 0.4) -> float:
+    """Number of different attributes that some direction controls. effect: [K, P].
+
+    A direction controls the attribute it moves most, if by at least `min_effect` standard deviations, and if that is
+    at least `min_share` of all it moves. Range 0 to min(K, P); larger is better. Source: ours.
+    """
+    size, attribute = effect.abs().max(dim=1)
+    controls = (size >= min_effect) & (_share(effect) >= min_share)
+    return float(len(set(attribute[controls].tolist())))
+
+
+def _share(effect: Tensor) -> Tensor:
+    size = effect.abs()
+    return size.amax(dim=1) / size.sum(dim=1).clamp(min=1e-12)
+
+
+def _score(attributes: Attributes, images: Tensor, batch: int, device: torch.device | str) -> Tensor:
+    """Scores [N, P] of images [N, *sample_shape]; on the CPU."""
+    return torch.cat([attributes.score(part.to(device)).double().cpu() for part in torch.split(images, batch)])

@@ -1,0 +1,103 @@
+"""All metrics of a direction set, from one set of traversals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.chain import Injection
+from core.denoiser import Denoiser
+from core.directions import DirectionSet
+from core.errors import NonFiniteError, UserError
+from core.metrics.attributes import coverage, disentanglement, effects
+from core.metrics.consistency import diversity, globality, monotonicity
+from core.metrics.features import denoiser_features, standardise
+from core.metrics.fidelity import kid
+from core.metrics.identifiability import identifiability
+from core.metrics.traversals import Traversals, draw_plain, draw_traversals
+from core.schedule import Schedule
+from core.zoo.attributes import Attributes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and the images it was measured on."""
+
+    metrics: dict[str, float]  # names and senses: core.metrics.METRICS; finite; absent where not measured
+    effects: Tensor | None  # [K, P] in standard deviations, columns as attributes.names; None without a predictor
+    traversals: Traversals
+
+
+def evaluate(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    directions: DirectionSet,
+    seeds: Sequence[int],
+    reference_seeds: Sequence[int],
+    attributes: Attributes | None = None,
+    injection: Injection = "symmetric",
+    window: tuple[int, int] | None = None,
+    batch: int = 64,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a direction set on samples that nothing was trained on.
+
+    seeds: at least 3, of the samples that are shifted (16 to 32 are plenty); reference_seeds: at least 2, disjoint from
+    them, of the unshifted samples they are compared with (four times as many is a good number); attributes: a
+    predictor on the denoiser's device, without which disentanglement and coverage are absent; seed: of the judge that
+    measures identifiability. With the same arguments the result is the same.
+
+    Raises UserError for too few or shared seeds, DirectionSetError for a set that does not fit the model, and
+    NonFiniteError where a direction leads to images that are not finite.
+    """
+    _check_seeds(seeds, reference_seeds)
+    traversals = draw_traversals(denoiser, schedule, directions, seeds, injection=injection, window=window, batch=batch)
+    reference = draw_plain(denoiser, schedule, reference_seeds, batch)
+    _check_finite(traversals, reference, directions.names)
+    recognised, error = identifiability(traversals, seed, device=denoiser.device)
+    metrics = {"identifiability": recognised, "strength_error": error, "diversity": diversity(directions)}
+    metrics |= _feature_metrics(denoiser, traversals, reference, batch)
+    effect = None
+    if attributes is not None:
+        effect = effects(traversals, attributes, reference, batch, denoiser.device)
+        metrics |= {"disentanglement": disentanglement(effect), "coverage": coverage(effect)}
+    measured = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return Evaluation(measured, effect, traversals)
+
+
+def _feature_metrics(denoiser: Denoiser, traversals: Traversals, reference: Tensor, batch: int) -> dict[str, float]:
+    """The metrics on features, all in standard deviations of the reference's features."""
+    unshifted = denoiser_features(denoiser, reference, batch)  # [N, F]
+    plain = standardise(denoiser_features(denoiser, traversals.plain, batch), unshifted)  # [M, F]
+    flat = denoiser_features(denoiser, traversals.shifted.flatten(0, 2), batch)
+    shifted = standardise(flat, unshifted).reshape(*traversals.shifted.shape[:3], -1)  # [M, K, A, F]
+    ends = shifted[:, :, [0, -1]].flatten(1, 2)  # [M, 2 K, F]
+    return {
+        "fidelity_kid": kid(ends, standardise(unshifted, unshifted)),
+        "globality": globality(plain, shifted[:, :, -1]),
+        "monotonicity": monotonicity(plain, shifted, traversals.scales),
+    }
+
+
+def _check_seeds(seeds: Sequence[int], reference_seeds: Sequence[int]) -> None:
+    if len(set(seeds)) < max(3, len(seeds)) or len(set(reference_seeds)) < max(2, len(reference_seeds)):
+        raise UserError(
+            f"evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
+            f"got {len(set(seeds))} different of {len(seeds)} and {len(set(reference_seeds))} of {len(reference_seeds)}"
+        )
+    shared = sorted(set(seeds) & set(reference_seeds))
+    if shared:
+        raise UserError(f"seed {shared[0]} is both in seeds and in reference_seeds; they must be disjoint")
+
+
+def _check_finite(traversals: Traversals, reference: Tensor, names: tuple[str, ...]) -> None:
+    if not (torch.isfinite(traversals.plain).all() and torch.isfinite(reference).all()):
+        raise NonFiniteError("the model draws images with NaN or infinite values even without a shift")
+    finite = torch.isfinite(traversals.shifted).flatten(3).all(dim=3).all(dim=0)  # [K, A]
+    if not finite.all():
+        k, a = (~finite).nonzero()[0].tolist()
+        raise NonFiniteError(
+            f"direction '{names[k]}' draws images with NaN or infinite values at scale {traversals.scales[a]}"
+        )

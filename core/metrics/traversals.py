@@ -1,0 +1,105 @@
+"""Traversals: every direction of a set, at a few scales, on the same few samples. All metrics read these images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.chain import Injection, Shift, sample
+from core.denoiser import Denoiser
+from core.directions import DirectionSet
+from core.errors import DirectionSetError, UserError
+from core.randomness import noise, step_noise
+from core.schedule import Schedule
+
+SCALES = (-1.0, -0.5, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Traversals:
+    """M samples, unshifted and shifted by each of K directions at A scales; on the CPU, values about [-1, 1]."""
+
+    plain: Tensor  # [M, *sample_shape]
+    shifted: Tensor  # [M, K, A, *sample_shape]
+    scales: tuple[float, ...]  # [A], units of sigma; ascending, symmetric about 0, without 0
+
+    @property
+    def positive(self) -> Tensor:
+        """The images at the largest scale: [M, K, *sample_shape]."""
+        return self.shifted[:, :, -1]
+
+    @property
+    def negative(self) -> Tensor:
+        """The images at the smallest (most negative) scale: [M, K, *sample_shape]."""
+        return self.shifted[:, :, 0]
+
+
+@torch.no_grad()
+def draw_traversals(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    directions: DirectionSet,
+    seeds: Sequence[int],
+    scales: Sequence[float] = SCALES,
+    injection: Injection = "symmetric",
+    window: tuple[int, int] | None = None,
+    batch: int = 64,
+) -> Traversals:
+    """Draw len(seeds) * (1 + K * A) images, `batch` at a time.
+
+    All shifts of a seed share its x_T and, where schedule.eta > 0, its z_t. `batch` changes nothing but rounding.
+
+    Raises UserError where the scales are not ascending, symmetric and without 0; DirectionSetError where the set
+    does not fit the model or the chain.
+    """
+    scales = tuple(float(scale) for scale in scales)
+    _check(denoiser, schedule, directions, scales)
+    on_device = directions.to(denoiser.device)
+    k, scale = torch.arange(len(directions)), torch.tensor(scales, dtype=torch.float64)
+    triples = torch.cartesian_prod(torch.arange(len(seeds)), k, torch.arange(len(scales)))  # [M*K*A, 3]
+    images = []
+    for part in torch.split(triples, batch):
+        shift = on_device.shift(part[:, 1], scale[part[:, 2]])
+        images.append(_draw(denoiser, schedule, [seeds[m] for m in part[:, 0].tolist()], shift, injection, window))
+    shifted = torch.cat(images).reshape(len(seeds), len(directions), len(scales), *denoiser.sample_shape)
+    return Traversals(draw_plain(denoiser, schedule, seeds, batch), shifted, scales)
+
+
+@torch.no_grad()
+def draw_plain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64) -> Tensor:
+    """Unshifted samples [len(seeds), *sample_shape], on the CPU."""
+    parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
+    return torch.cat([_draw(denoiser, schedule, part) for part in parts])
+
+
+def _draw(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    seeds: Sequence[int],
+    shift: Shift | None = None,
+    injection: Injection = "symmetric",
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    # The chain's arithmetic is at least float32, however coarse the network's is.
+    dtype, shape, device = torch.promote_types(denoiser.dtype, torch.float32), denoiser.sample_shape, denoiser.device
+    x_T = noise(seeds, shape, dtype, device)
+    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.eta > 0 else None
+    return sample(denoiser, schedule, x_T, shift, injection, window=window, step_noise=z).cpu()
+
+
+def _check(denoiser: Denoiser, schedule: Schedule, directions: DirectionSet, scales: tuple[float, ...]) -> None:
+    symmetric = all(low == -high for low, high in zip(scales, reversed(scales), strict=True))
+    ascending = all(low < high for low, high in zip(scales, scales[1:], strict=False))
+    if not scales or 0.0 in scales or not symmetric or not ascending:
+        raise UserError(
+            f"scales: got {list(scales)}; allowed: ascending, symmetric about 0, without 0, such as {list(SCALES)}"
+        )
+    if directions.h_shape != denoiser.h_shape:
+        shape = list(denoiser.h_shape)
+        raise DirectionSetError(f"the set is for h of {list(directions.h_shape)}; model '{denoiser.name}' has {shape}")
+    if directions.table.shape[1] > 1 and directions.timesteps != schedule.timesteps:
+        raise DirectionSetError(
+            f"the set has one direction for each of the timesteps {list(directions.timesteps)}; "
+            f"this chain has {list(schedule.timesteps)}"
+        )

@@ -1,0 +1,168 @@
+"""Sweep file -> validated `Sweep`. Every mistake in a file is told at once, one line each.
+
+The story: `reading` (YAML and --set to plain data), `sweep` and `sections` (plain data to values, with `domains`,
+`distributions` and `tables`), `checks` (do the parts fit each other), `problems` (how a mistake is told).
+Nothing heavy is imported here: `orchestrate plan` answers without torch or Ray.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from orchestrator.spec.checks import mistakes
+from orchestrator.spec.distributions import Choice, Distribution, Fixed, FloatRange, IntRange, countable, unknown_key
+from orchestrator.spec.domains import REFUSED, Domain
+from orchestrator.spec.problems import Path as KeyPath
+from orchestrator.spec.problems import Problem, SpecError, complaint, nearest, shown
+from orchestrator.spec.reading import override, read, without
+from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep
+from orchestrator.spec.tables import DOMAINS, METHODS, METRICS, PARAMETERS, Value
+
+__all__ = [
+    "DOMAINS",
+    "METHODS",
+    "METRICS",
+    "PARAMETERS",
+    "SCHEMA_VERSION",
+    "Choice",
+    "Distribution",
+    "Fixed",
+    "FloatRange",
+    "IntRange",
+    "Objective",
+    "SpecError",
+    "Sweep",
+    "Value",
+    "countable",
+    "load",
+    "parse",
+]
+
+# Stands in for what is missing or wrong while the other parts are checked against each other.
+_STAND_IN = {"name": "x", "model": "x", "search": {}}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep in the YAML file `path`, with every `dotted.path=value` of `overrides` set first.
+
+    Raises SpecError with one line for every mistake.
+    """
+    data, repeated = read(Path(path))
+    if not isinstance(data, dict):
+        raise SpecError([f"{path}: is not a sweep: the file must hold keys such as name, model and search"])
+    data, refused = override(data, overrides)
+    return _build(data, [*repeated, *refused])
+
+
+def parse(data: object) -> Sweep:
+    """The sweep that `data` (as YAML or JSON gives it) describes; raises SpecError with every mistake."""
+    if not isinstance(data, dict):
+        raise SpecError([f"a sweep must be a mapping with keys such as name, model and search (got {shown(data)})"])
+    return _build(data, [])
+
+
+def _build(data: dict[Any, Any], problems: list[Problem]) -> Sweep:
+    try:
+        sweep = Sweep.model_validate(data)
+        wrong: list[KeyPath] = []
+    except ValidationError as error:
+        problems = [*problems, *_told(error)]
+        sweep, wrong = _salvaged(data, error)
+    problems = [*problems, *mistakes(sweep, wrong)]
+    if problems:
+        raise SpecError(map(str, problems))
+    return sweep
+
+
+def _salvaged(data: dict[Any, Any], error: ValidationError) -> tuple[Sweep, list[KeyPath]]:
+    """The sweep without all that is wrong, so that its other parts can be checked too; and what was left out."""
+    wrong = [path for detail in error.errors(include_url=False) for path in _meant(detail)]
+    while True:  # ends: each round leaves out more, and with nothing left of the file the stand-ins are valid
+        for path in _culprits(error):
+            while path and path in wrong:  # left out before and still amiss: what holds it has to go
+                path = path[:-1]
+            wrong.append(path)
+        try:
+            return Sweep.model_validate(_STAND_IN | without(data, wrong)), wrong
+        except ValidationError as again:
+            error = again
+
+
+def _culprits(error: ValidationError) -> Iterator[KeyPath]:
+    """The keys that have to go."""
+    for detail in error.errors(include_url=False):
+        path = detail["loc"]
+        match detail["type"]:
+            case kind if kind == REFUSED:
+                yield from ((*path, *problem.path) for problem in detail["ctx"]["problems"])
+            case "missing":
+                yield path[:-1] or path
+            case "invalid_key":
+                yield (*path[:-1], detail["input"])
+            case _:
+                yield path
+
+
+def _meant(detail: ErrorDetails) -> Iterator[KeyPath]:
+    """The known key that a misspelt one stands for: nothing may be concluded from its default."""
+    unknown = [detail["loc"]] if detail["type"] == "extra_forbidden" else []
+    if detail["type"] == REFUSED and detail["loc"] == ("search",):
+        unknown = [("search", problem.path[0]) for problem in detail["ctx"]["problems"] if problem.path]
+    for path in unknown:
+        near = nearest(path[-1], _keys(path[:-1]))
+        if near:
+            yield (*path[:-1], near)
+
+
+def _told(error: ValidationError) -> Iterator[Problem]:
+    """pydantic's findings in our words."""
+    details = error.errors(include_url=False)
+    for detail in details:
+        path, given = detail["loc"], detail["input"]
+        match detail["type"]:
+            case kind if kind == REFUSED:
+                yield from (problem.below(*path) for problem in detail["ctx"]["problems"])
+            case "extra_forbidden":
+                yield Problem(path, unknown_key(path[-1], given, _keys(path[:-1])))
+            case "invalid_key":
+                yield Problem((*path[:-1], shown(given)), unknown_key(given, given, _keys(path[:-1])))
+            case "missing":
+                if not _misspelt(path, details):
+                    yield Problem(path, f"is missing; allowed: {_allowed(path)}")
+            case _:
+                yield Problem(path, complaint("is not a mapping", given, _allowed(path)))
+
+
+def _misspelt(missing: KeyPath, details: list[ErrorDetails]) -> bool:
+    """Is an unknown key beside it plainly the missing one, so that one mistake would be told twice?"""
+    return any(missing in _meant(detail) for detail in details)
+
+
+def _keys(path: KeyPath) -> tuple[str, ...]:
+    """The keys that the section at `path` may hold."""
+    if path == ("search",):
+        return tuple(PARAMETERS)
+    return tuple(field.alias or name for name, field in _section(path).model_fields.items())
+
+
+def _allowed(path: KeyPath) -> str:
+    """What may stand at `path`."""
+    domains = [item for item in _field(path).metadata if isinstance(item, Domain)]
+    return str(domains[0]) if domains else f"a mapping with {', '.join(_keys(path))}"
+
+
+def _section(path: KeyPath) -> type[BaseModel]:
+    section: type[BaseModel] = Sweep
+    for depth in range(len(path)):
+        annotation = _field(path[: depth + 1]).annotation
+        section = next(kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    return section
+
+
+def _field(path: KeyPath) -> FieldInfo:
+    fields = _section(path[:-1]).model_fields
+    return next(field for name, field in fields.items() if path[-1] == (field.alias or name))

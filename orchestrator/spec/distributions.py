@@ -1,0 +1,241 @@
+"""The search section: which values a parameter may take, and under which condition (`when:`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+from orchestrator.spec.domains import Domain, Real, Truth, Whole
+from orchestrator.spec.problems import Findings, Problem, Refused, complaint, nearest, shown
+from orchestrator.spec.tables import DOMAINS, Value
+
+When = Mapping[str, tuple[Value, ...]]  # every named parameter must have one of these values
+
+_MODIFIERS = {"choice": ("when",), "int": ("step", "log", "when"), "float": ("log", "when")}
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A constant."""
+
+    value: Value
+    when: When = field(default_factory=dict)
+
+    def resolved(self) -> Any:
+        """As in the file."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    values: tuple[Value, ...]
+    when: When = field(default_factory=dict)
+
+    def resolved(self) -> dict[str, Any]:
+        """As in the file."""
+        return {"choice": list(self.values), **_plain(self.when)}
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """low, low + step, ... high."""
+
+    low: int
+    high: int
+    step: int = 1
+    log: bool = False
+    when: When = field(default_factory=dict)
+
+    @property
+    def values(self) -> range:
+        """Every value of the range."""
+        return range(self.low, self.high + 1, self.step)
+
+    def resolved(self) -> dict[str, Any]:
+        """As in the file."""
+        return {"int": [self.low, self.high], "step": self.step, "log": self.log, **_plain(self.when)}
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Any number from low to high."""
+
+    low: float
+    high: float
+    log: bool = False
+    when: When = field(default_factory=dict)
+
+    def resolved(self) -> dict[str, Any]:
+        """As in the file."""
+        return {"float": [self.low, self.high], "log": self.log, **_plain(self.when)}
+
+
+Distribution = Fixed | Choice | IntRange | FloatRange
+
+
+def countable(distribution: Distribution) -> Sequence[Value] | None:
+    """Every value the distribution can take, or None for a continuous one."""
+    match distribution:
+        case Fixed(value):
+            return (value,)
+        case FloatRange():
+            return None
+        case Choice() | IntRange():
+            return distribution.values
+
+
+def read_method(value: object) -> Fixed | Choice:
+    """The method: one, or a choice of several. It never depends on anything, so it takes no `when`."""
+    if not isinstance(value, Mapping):
+        return Fixed(DOMAINS["method"].check(value))
+    _refuse_unknown_keys(value, ("choice",))
+    return Choice(_choice(value.get("choice"), DOMAINS["method"]))
+
+
+def read_distribution(value: object, name: str) -> Distribution:
+    """The values of the parameter `name`, as the file gives them; raises Refused with every mistake."""
+    domain = DOMAINS[name]
+    if not isinstance(value, Mapping):
+        return Fixed(domain.check(value))
+    kind = _kind(value, _kinds(domain))
+    findings = Findings()
+    when = findings.take(_when, value.get("when", {}), "when") or {}
+    match kind:
+        case "choice":
+            values = findings.take(partial(_choice, domain=domain), value[kind])
+            findings.settle()
+            return Choice(values or (), when)
+        case "int":
+            return _int_range(value, domain, when, findings)
+        case _:
+            return _float_range(value, domain, when, findings)
+
+
+def _kinds(domain: Domain) -> tuple[str, ...]:
+    if isinstance(domain, Whole):
+        return "choice", "int"
+    return ("choice", "float") if isinstance(domain, Real) else ("choice",)
+
+
+def _kind(value: Mapping[Any, Any], kinds: tuple[str, ...]) -> str:
+    """The one key that says how to draw, once every key is known to fit it."""
+    given = [kind for kind in _MODIFIERS if kind in value]
+    if len(given) > 1:
+        _refuse(complaint(f"mixes {' and '.join(given)}", value, f"one of {', '.join(kinds)}"))
+    if given and given[0] not in kinds:
+        _refuse(complaint(f"cannot be searched as {given[0]}", value, ", ".join(kinds)))
+    _refuse_unknown_keys(value, (*given, *_MODIFIERS[given[0]]) if given else (*kinds, *_MODIFIERS[kinds[-1]]))
+    if not given:
+        _refuse(
+            complaint("does not say which values to search", value, f"a value, or a mapping with {' or '.join(kinds)}")
+        )
+    return given[0]
+
+
+def _choice(given: object, domain: Domain) -> tuple[Value, ...]:
+    if not isinstance(given, list | tuple):
+        _refuse(complaint("is not a list", given, "a list of values"), "choice")
+    if not given:
+        _refuse(complaint("is an empty search space", given, "a list of one value or more"), "choice")
+    findings = Findings()
+    values: list[Value] = []
+    for index, item in enumerate(given):
+        value = findings.take(domain.check, item, "choice", index)
+        if value is not None and value in values:
+            findings.add(complaint("is given twice", item, "each value once"), "choice", index)
+        elif value is not None:
+            values.append(value)
+    findings.settle()
+    return tuple(values)
+
+
+def _int_range(value: Mapping[str, object], domain: Domain, when: When, findings: Findings) -> IntRange:
+    ends = findings.take(partial(_ends, domain=domain), value["int"], "int")
+    step = findings.take(Whole(1).check, value.get("step", 1), "step") or 1
+    log = findings.take(Truth().check, value.get("log", False), "log") or False
+    if log and step != 1:
+        findings.add(complaint("cannot go with log", step, "step 1, or log: false"), "step")
+    elif ends and (ends[1] - ends[0]) % step:
+        findings.add(complaint("does not lead from low to high", step, f"a divisor of {ends[1] - ends[0]}"), "step")
+    _settle_log(log, ends, findings)
+    low, high = ends or (0, 0)
+    return IntRange(low, high, step, log, when)
+
+
+def _float_range(value: Mapping[str, object], domain: Domain, when: When, findings: Findings) -> FloatRange:
+    ends = findings.take(partial(_ends, domain=domain), value["float"], "float")
+    log = findings.take(Truth().check, value.get("log", False), "log") or False
+    _settle_log(log, ends, findings)
+    low, high = ends or (0.0, 0.0)
+    return FloatRange(low, high, log, when)
+
+
+def _settle_log(log: bool, ends: tuple[Any, Any] | None, findings: Findings) -> None:
+    if log and ends and ends[0] <= 0:
+        findings.add(complaint("needs a low end above 0", ends[0], "low > 0, or log: false"), "log")
+    findings.settle()
+
+
+def _ends(given: object, domain: Domain) -> tuple[Any, Any]:
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        _refuse(complaint("is not a range", given, "[low, high]"))
+    findings = Findings()
+    low: Any = findings.take(domain.check, given[0], 0)
+    high: Any = findings.take(domain.check, given[1], 1)
+    findings.settle()
+    if low == high:
+        _refuse(complaint("is an empty range", given, "[low, high] with low < high, or one value without brackets"))
+    if low > high:
+        _refuse(complaint("is upside down", given, "[low, high] with low < high"))
+    return low, high
+
+
+def _when(given: object) -> When:
+    """The condition, with each value in the form that the other parameter has."""
+    if not isinstance(given, Mapping):
+        _refuse(complaint("is not a mapping", given, "{other parameter: value or list of values}"))
+    findings = Findings()
+    when: dict[str, tuple[Value, ...]] = {}
+    for other, values in given.items():
+        if other not in DOMAINS:
+            findings.add(unknown_key(other, values, tuple(DOMAINS)), str(other))
+            continue
+        wanted = findings.take(partial(_wanted, domain=DOMAINS[other]), values, other)
+        when[other] = wanted or ()
+    findings.settle()
+    return when
+
+
+def _wanted(values: object, domain: Domain) -> tuple[Value, ...]:
+    listed = list(values) if isinstance(values, list | tuple) else [values]
+    if not listed:
+        _refuse(complaint("is an empty condition", values, "a value or a list of values"))
+    findings = Findings()
+    checked = [findings.take(domain.check, value) for value in listed]
+    findings.settle()
+    return tuple(value for value in checked if value is not None)
+
+
+def _refuse_unknown_keys(value: Mapping[Any, Any], known: tuple[str, ...]) -> None:
+    findings = Findings()
+    for key, item in value.items():
+        if key not in known:
+            findings.add(unknown_key(key, item, known), str(key))
+    findings.settle()
+
+
+def unknown_key(key: object, value: object, known: Sequence[str]) -> str:
+    """The line for a key that is not known; the nearest spelling is that of the key, not of its value."""
+    near = nearest(key, known)
+    ending = f"; did you mean {near!r}?" if near else ""
+    return f"is not a known key (got {shown(value)}); allowed: {', '.join(known)}{ending}"
+
+
+def _refuse(text: str, *path: str | int) -> NoReturn:
+    raise Refused([Problem(path, text)])
+
+
+def _plain(when: When) -> dict[str, Any]:
+    return {"when": {name: list(values) for name, values in when.items()}} if when else {}

@@ -1,0 +1,220 @@
+"""What a single value of a sweep file may be. `check` returns the value or raises Refused; `str` says what is allowed.
+
+The same domains guard the fixed fields (as pydantic annotations) and the searchable parameters.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from pydantic_core import PydanticCustomError, core_schema
+
+from orchestrator.spec.problems import Problem, Refused, complaint
+
+# YAML 1.1 reads 1e-3 (no dot) as text; whoever writes it means a number.
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+REFUSED = "refused"  # the pydantic error type under which Refused travels
+
+
+class Domain:
+    """A set of allowed values."""
+
+    def check(self, value: object) -> Any:
+        """The value as the program uses it; raises Refused outside the domain."""
+        raise NotImplementedError
+
+    def refuse(self, what: str, got: object, options: tuple[str, ...] = ()) -> NoReturn:
+        """Raise Refused with what is wrong with `got`."""
+        raise Refused([Problem((), complaint(what, got, self, options))])
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(_for_pydantic(self.check))
+
+
+def _for_pydantic(check: Callable[[object], Any]) -> Callable[[object], Any]:
+    """`check`, with Refused carried through pydantic so that it goes on to the other fields."""
+
+    def checked(value: object) -> Any:
+        try:
+            return check(value)
+        except Refused as refused:
+            raise PydanticCustomError(REFUSED, "refused", {"problems": refused.problems}) from refused
+
+    return checked
+
+
+@dataclass(frozen=True)
+class Whole(Domain):
+    """An integer; a bool is not one. `refused` holds values with a sentence of their own."""
+
+    low: int
+    high: int | None = None
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"an integer >= {self.low}" + ("" if self.high is None else f" and <= {self.high}")
+
+    def check(self, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.refuse("is not an integer", value)
+        if value in self.refused:
+            self.refuse(self.refused[value], value)
+        if value < self.low or (self.high is not None and value > self.high):
+            self.refuse("is out of range", value)
+        return value
+
+
+@dataclass(frozen=True)
+class Real(Domain):
+    """A finite number; integers and texts like 1e-3 count. `above` and `below` exclude their end."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __str__(self) -> str:
+        ends = ((">=", self.low), (">", self.above), ("<=", self.high), ("<", self.below))
+        return "a number " + " and ".join(f"{sign} {end:g}" for sign, end in ends if end is not None)
+
+    def check(self, value: object) -> float:
+        number = _number(value)
+        if number is None:
+            self.refuse("is not a number", value)
+        if not math.isfinite(number):
+            self.refuse("is not a finite number", value)
+        if not self._contains(number):
+            self.refuse("is out of range", value)
+        return number
+
+    def _contains(self, number: float) -> bool:
+        return (
+            (self.low is None or number >= self.low)
+            and (self.high is None or number <= self.high)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and not _EXPONENT.fullmatch(value):
+        return None
+    if not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        return math.inf
+
+
+@dataclass(frozen=True)
+class Truth(Domain):
+    """true or false."""
+
+    def __str__(self) -> str:
+        return "true or false"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            self.refuse("is neither true nor false", value)
+        return value
+
+
+@dataclass(frozen=True)
+class OneOf(Domain):
+    """One of a few words; `null` is the word that YAML's null stands for, if any."""
+
+    options: tuple[str, ...]
+    null: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(self.options)
+
+    def check(self, value: object) -> str:
+        if value is None and self.null is not None:
+            return self.null
+        if not isinstance(value, str) or value not in self.options:
+            self.refuse("is not known", value, self.options)
+        return value
+
+
+@dataclass(frozen=True)
+class Text(Domain):
+    """Text that is not blank."""
+
+    def __str__(self) -> str:
+        return "text, not empty (quote what YAML reads as a number or a truth value)"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str):
+            self.refuse("is not text", value)
+        if not value.strip():
+            self.refuse("is empty", value)
+        return value
+
+
+@dataclass(frozen=True)
+class Slug(Domain):
+    """A name that is safe as a folder and as an experiment's name."""
+
+    def __str__(self) -> str:
+        return "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            self.refuse("is not a name", value)
+        return value
+
+
+@dataclass(frozen=True)
+class OrNull(Domain):
+    """`domain`, or null."""
+
+    domain: Domain
+
+    def __str__(self) -> str:
+        return f"{self.domain}, or null"
+
+    def check(self, value: object) -> Any:
+        try:
+            return None if value is None else self.domain.check(value)
+        except Refused as refused:
+            told = [Problem(p.path, p.text.replace(str(self.domain), str(self), 1)) for p in refused.problems]
+            raise Refused(told) from refused
+
+
+@dataclass(frozen=True)
+class Window(Domain):
+    """[high, low] in training timesteps, the order in which the chain passes them."""
+
+    def __str__(self) -> str:
+        return "[high, low], integers with 1000 >= high > low >= 0"
+
+    def check(self, value: object) -> tuple[int, int]:
+        if not isinstance(value, list | tuple) or len(value) != 2 or any(type(end) is not int for end in value):
+            self.refuse("is not a pair of timesteps", value)
+        high, low = value
+        if not 1000 >= high > low >= 0:
+            self.refuse("is not a window of timesteps", value)
+        return high, low
+
+
+@dataclass(frozen=True)
+class Gpus(Domain):
+    """GPUs of one trial: a share of one, or whole ones."""
+
+    def __str__(self) -> str:
+        return "a number from 0 to 1, or a whole number of GPUs"
+
+    def check(self, value: object) -> float:
+        number = _number(value)
+        if number is None or not math.isfinite(number) or number < 0:
+            self.refuse("is not a number of GPUs", value)
+        if number > 1 and not number.is_integer():
+            self.refuse("is neither a share of one GPU nor whole GPUs", value)
+        return number

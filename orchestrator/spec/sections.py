@@ -1,0 +1,125 @@
+"""The sections of a sweep file as frozen values."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from orchestrator.spec.domains import Domain, Gpus, OneOf, OrNull, Real, Text, Whole, Window
+from orchestrator.spec.problems import Problem, Refused, nearest, shown
+from orchestrator.spec.tables import METRICS
+
+
+class Metric(Domain):
+    """The name of a metric."""
+
+    def __str__(self) -> str:
+        return ", ".join(METRICS)
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or value not in METRICS:
+            near = nearest(value, METRICS)
+            text = f"no metric provides {shown(value)}; allowed: {self}" + (f"; did you mean {near!r}?" if near else "")
+            raise Refused([Problem((), text)])
+        return value
+
+
+class Section(BaseModel):
+    """A part of the file; a section left empty has its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, data: object) -> object:
+        return {} if data is None else data
+
+
+class Sampler(Section):
+    """The chain: DDIM steps, where a shift enters, and in which window of training timesteps."""
+
+    steps: Annotated[int, Whole(1, 1000)] = 20
+    injection: Annotated[str, OneOf(("symmetric", "asymmetric"))] = "symmetric"
+    window: Annotated[tuple[int, int] | None, OrNull(Window())] = None
+    eta: Annotated[float, Real(low=0, high=1)] = 0.0
+
+
+class Train(Section):
+    """One trial's training.
+
+    `batch` is that of the whole trial, `pool` the unshifted samples it is drawn from, `precision` the denoiser's.
+    """
+
+    iterations: Annotated[int, Whole(1)] = 400
+    batch: Annotated[int, Whole(1)] = 16
+    micro_batch: Annotated[int | None, OrNull(Whole(1))] = None
+    pool: Annotated[int, Whole(32)] = 256  # the reconstructor is calibrated on the first 32
+    precision: Annotated[str, OneOf(("fp32", "bf16"))] = "fp32"
+    strength_floor: Annotated[float, Real(low=0, below=1)] = 1 / 6
+
+
+class Asha(Section):
+    """Stops trials that fall behind; `grace` and the rungs count training iterations."""
+
+    metric: Annotated[str | None, OrNull(Metric())] = None
+    grace: Annotated[int, Whole(1)]
+    reduction: Annotated[int, Whole(2)] = 3
+
+
+class Scheduler(Section):
+    """How trials are stopped early."""
+
+    asha: Asha
+
+
+class Budget(Section):
+    """When the sweep ends."""
+
+    trials: Annotated[int, Whole(1, 100_000)] = 16
+    hours: Annotated[float | None, OrNull(Real(above=0))] = None
+
+
+class Evaluate(Section):
+    """How often a trial is measured (iterations; null: at its end only), and on how many seeds."""
+
+    every: Annotated[int | None, OrNull(Whole(1))] = None
+    seeds: Annotated[int, Whole(6)] = 24
+
+
+class Resources(Section):
+    """What one trial holds."""
+
+    gpus_per_trial: Annotated[float, Gpus()] = 0.0
+    cpus_per_worker: Annotated[int, Whole(1)] = 1
+
+    @property
+    def workers(self) -> int:
+        """Processes that share a trial: one for each whole GPU, and at least one."""
+        return max(1, int(self.gpus_per_trial))
+
+
+class DeepSpeed(Section):
+    """How the trained parts are partitioned. The frozen denoiser is not among them."""
+
+    zero: Annotated[int, Whole(0, 2, {3: "is not supported yet"})] = 1
+    offload_optimizer: Annotated[str, OneOf(("none", "cpu"), null="none")] = "none"
+    precision: Annotated[str, OneOf(("fp32", "bf16"))] = "fp32"
+
+
+class Gradient(Section):
+    """How the chain keeps memory down."""
+
+    policy: Annotated[str, OneOf(("full_graph", "checkpoint_steps"))] = "checkpoint_steps"
+
+
+class Tracking(Section):
+    """Where runs are recorded; a null uri is the embedded store, a null experiment the sweep's name."""
+
+    uri: Annotated[str | None, OrNull(Text())] = None
+    experiment: Annotated[str | None, OrNull(Text())] = None
+
+
+class Export(Section):
+    """What becomes of the best direction set."""
+
+    # `register` is taken by Python's abstract classes, hence another name for the attribute.
+    register_as: Annotated[str | None, OrNull(Text())] = Field(default=None, alias="register")

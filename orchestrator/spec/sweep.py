@@ -1,0 +1,212 @@
+"""`Sweep`: a whole sweep file as one frozen value, its search space, and its identity."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
+
+from orchestrator.spec.distributions import (
+    Choice,
+    Distribution,
+    Fixed,
+    countable,
+    read_distribution,
+    read_method,
+    unknown_key,
+)
+from orchestrator.spec.domains import Domain, Slug, Text, Whole
+from orchestrator.spec.problems import Findings, Problem, Refused, complaint
+from orchestrator.spec.sections import (
+    Budget,
+    DeepSpeed,
+    Evaluate,
+    Export,
+    Gradient,
+    Metric,
+    Resources,
+    Sampler,
+    Scheduler,
+    Section,
+    Tracking,
+    Train,
+)
+from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
+
+# Part of every identity. Raise it when the meaning of a sweep file changes.
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric, and whether more or less of it is better."""
+
+    metric: str
+    mode: Mode
+
+
+class _Method(Domain):
+    def __str__(self) -> str:
+        return f"{', '.join(METHODS)}, or a mapping with choice"
+
+    def check(self, value: object) -> Fixed | Choice:
+        return read_method(value)
+
+
+class _Search(Domain):
+    def __str__(self) -> str:
+        return "a mapping of parameters to their values"
+
+    def check(self, value: object) -> dict[str, Distribution]:
+        if value is not None and not isinstance(value, Mapping):
+            self.refuse("is not a mapping", value)
+        findings = Findings()
+        search: dict[str, Distribution] = {}
+        for name, given in (value or {}).items():
+            if name not in PARAMETERS:
+                findings.add(unknown_key(name, given, tuple(PARAMETERS)), str(name))
+                continue
+            found = findings.take(partial(read_distribution, name=name), given, name)
+            if found is not None:
+                search[name] = found
+        findings.settle()
+        return search
+
+
+class _Objectives(Domain):
+    def __str__(self) -> str:
+        return "a list of one to four {metric: max or min}"
+
+    def check(self, value: object) -> tuple[Objective, ...]:
+        if not isinstance(value, list | tuple) or not 1 <= len(value) <= 4:
+            self.refuse("is not a list of objectives", value)
+        findings = Findings()
+        objectives: list[Objective] = []
+        for index, item in enumerate(value):
+            objective = findings.take(self._objective, item, index)
+            if objective in objectives:
+                findings.add(complaint("is given twice", item, "each metric once"), index)
+            elif objective:
+                objectives.append(objective)
+        findings.settle()
+        return tuple(objectives)
+
+    def _objective(self, item: object) -> Objective:
+        if not isinstance(item, Mapping) or len(item) != 1:
+            _OneObjective().refuse("is not an objective", item)
+        [(metric, mode)] = item.items()
+        natural = Metric().check(metric)
+        if mode != METRICS[natural]:
+            text = complaint("is not the direction of this metric", mode, METRICS[natural])
+            raise Refused([Problem((natural,), text)])
+        return Objective(natural, METRICS[natural])
+
+
+class _OneObjective(Domain):
+    def __str__(self) -> str:
+        return "{metric: max or min}"
+
+
+class Sweep(Section):
+    """A validated sweep file. Made by `load` and `parse`, which also check that its parts fit each other."""
+
+    name: Annotated[str, Slug()]
+    model: Annotated[str, Text()]
+    method: Annotated[Fixed | Choice, _Method()] = Fixed("learned")
+    seed: Annotated[int, Whole(0, 2**32 - 1)] = 0
+    sampler: Sampler = Sampler()
+    train: Train = Train()
+    search: Annotated[dict[str, Distribution], _Search()]
+    objectives: Annotated[tuple[Objective, ...], _Objectives()] = (Objective("identifiability", "max"),)
+    scheduler: Scheduler | None = None
+    budget: Budget = Budget()
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+    deepspeed: DeepSpeed = DeepSpeed()
+    gradient: Gradient = Gradient()
+    tracking: Tracking = Tracking()
+    export: Export = Export()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that trials may use."""
+        return tuple(str(method) for method in countable(self.method) or ())
+
+    @property
+    def space(self) -> dict[str, Distribution]:
+        """The method and every parameter that some method of this sweep uses, defaults as `Fixed`.
+
+        Where the method varies, what only `learned` uses carries that as its `when`.
+        """
+        space: dict[str, Distribution] = {"method": self.method}
+        for name, parameter in PARAMETERS.items():
+            given = self.search.get(name, Fixed(parameter.default))
+            if not parameter.learned_only:
+                space[name] = given
+            elif "learned" in self.methods:
+                space[name] = given if len(self.methods) == 1 else _only_learned(given)
+        return space
+
+    @property
+    def objective_names(self) -> list[str]:
+        """The metrics that are optimised, in order."""
+        return [objective.metric for objective in self.objectives]
+
+    @property
+    def directions_of_objectives(self) -> list[Mode]:
+        """ "max" or "min" for each of `objective_names`."""
+        return [objective.mode for objective in self.objectives]
+
+    @property
+    def micro_batch(self) -> int:
+        """What one worker runs at a time; by default its whole share of the batch."""
+        return self.train.micro_batch or self.train.batch // self.resources.workers
+
+    @property
+    def evaluate_every(self) -> int:
+        """Iterations between measurements; by default ASHA's grace, or all of a trial's (at its end only)."""
+        return self.evaluate.every or (self.scheduler.asha.grace if self.scheduler else self.train.iterations)
+
+    @property
+    def asha_metric(self) -> str | None:
+        """What ASHA compares, by default the first objective; None without ASHA."""
+        return (self.scheduler.asha.metric or self.objectives[0].metric) if self.scheduler else None
+
+    @property
+    def asha_mode(self) -> Mode | None:
+        """Whether more or less of `asha_metric` is better; None without ASHA."""
+        return METRICS[self.asha_metric] if self.asha_metric else None
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that the runs are recorded under."""
+        return self.tracking.experiment or self.name
+
+    def resolved(self) -> dict[str, Any]:
+        """The sweep as plain JSON, every default and derived value filled in; itself a valid sweep file."""
+        plain = self.model_dump(mode="json", by_alias=True, exclude={"method", "search", "objectives"})
+        plain["method"] = self.method.resolved()
+        plain["search"] = {
+            name: self.search.get(name, Fixed(PARAMETERS[name].default)).resolved()
+            for name in self.space
+            if name != "method"
+        }
+        plain["objectives"] = [{objective.metric: objective.mode} for objective in self.objectives]
+        plain["train"]["micro_batch"] = self.micro_batch
+        plain["evaluate"]["every"] = self.evaluate_every
+        plain["tracking"]["experiment"] = self.experiment
+        if plain["scheduler"]:
+            plain["scheduler"]["asha"]["metric"] = self.asha_metric
+        return plain
+
+    def identity(self) -> str:
+        """SHA-256 of everything above and of the schema version: the same for two spellings of one sweep."""
+        content = {"schema": SCHEMA_VERSION, "sweep": self.resolved()}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _only_learned(given: Distribution) -> Distribution:
+    when: dict[str, tuple[Value, ...]] = {**given.when, "method": ("learned",)}
+    return replace(given, when=when)

@@ -1,0 +1,181 @@
+"""The dry run: exact arithmetic, nothing guessed, nothing heavy loaded."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.plan import describe, show, unet_passes
+from orchestrator.spec import Sweep, load, parse
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
+
+POOL = 256  # the default of train.pool
+
+
+def sweep_with(**sections: Any) -> Sweep:
+    search = {"directions": {"choice": [8, 16]}}
+    return parse({"name": "a", "model": "toyfaces", "search": search} | sections)
+
+
+def text_of(sweep: Sweep, samples: int = 5, root: Path = Path("runs")) -> str:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(describe(sweep, samples, root))
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def row_of(text: str, name: str) -> list[str]:
+    """The cells of the one row that starts with `name`."""
+    [line] = [line for line in text.splitlines() if line.startswith(f"{name}  ")]
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_passes_of_training_are_exact() -> None:
+    train = {"iterations": 10, "batch": 4}
+    full = unet_passes(sweep_with(sampler={"steps": 5}, train=train, gradient={"policy": "full_graph"}))
+    assert (full.unshifted, full.shifted, full.recomputed, full.decoders) == (POOL * 5, 200, 0, 0)
+    assert full.total == POOL * 5 + 200
+    again = unet_passes(sweep_with(sampler={"steps": 5, "injection": "asymmetric"}, train=train))
+    assert (again.shifted, again.recomputed, again.decoders) == (200, 200, 400)
+    assert again.total == POOL * 5 + 400
+    assert not again.recomputed_is_bound and not again.decoders_is_bound
+
+
+def test_every_worker_draws_the_pool() -> None:
+    assert unet_passes(sweep_with(resources={"gpus_per_trial": 4})).unshifted == POOL * 20 * 4
+
+
+@pytest.mark.parametrize(
+    ("window", "policy", "injection", "bounds"),
+    [
+        ([999, 500], "checkpoint_steps", "symmetric", (False, False)),
+        ([900, 500], "checkpoint_steps", "symmetric", (True, False)),
+        ([900, 500], "full_graph", "symmetric", (False, False)),
+        ([1000, 500], "checkpoint_steps", "asymmetric", (False, True)),
+        ([900, 500], "full_graph", "asymmetric", (False, True)),
+    ],
+)
+def test_what_depends_on_the_model_is_called_a_bound(
+    window: list[int], policy: str, injection: str, bounds: tuple[bool, bool]
+) -> None:
+    sweep = sweep_with(sampler={"window": window, "injection": injection}, gradient={"policy": policy})
+    passes = unet_passes(sweep)
+    assert (passes.recomputed_is_bound, passes.decoders_is_bound) == bounds
+    assert ("at most" in text_of(sweep)) == any(bounds)
+
+
+def test_the_whole_plan() -> None:
+    sweep = sweep_with(
+        method={"choice": ["learned", "random"]},
+        search={
+            "directions": {"int": [8, 16], "step": 4},
+            "start": {"choice": ["pca", "random"]},
+            "discriminator_weight": {"float": [0.01, 1.0], "log": True, "when": {"start": ["pca"]}},
+        },
+        sampler={"steps": 6, "injection": "asymmetric", "window": [900, 500]},
+        train={"iterations": 100, "batch": 8, "micro_batch": 2},
+        objectives=[{"identifiability": "max"}, {"fidelity_kid": "min"}],
+        scheduler={"asha": {"grace": 50}},
+        budget={"trials": 1, "hours": 1.5},
+        resources={"gpus_per_trial": 2, "cpus_per_worker": 3},
+        export={"register": "a-directions"},
+    )
+    assert text_of(sweep, samples=0, root=Path("/data/runs")) == WHOLE.format(identity=sweep.identity()[:12])
+
+
+WHOLE = """
+Sweep
+name        a
+identity    {identity}
+model       toyfaces
+method      learned or random
+chain       6 steps, eta 0, asymmetric injection in timesteps 900 to 500
+objectives  identifiability (max), fidelity_kid (min)
+scheduler   ASHA on identifiability: from iteration 50 on, the best 1 in 3 go on
+budget      1 trial, at most 1.5 hours
+
+Search space (continuous)
+parameter             values                 only when
+method                learned, random
+directions            8 to 16 in steps of 4
+shift_scale           1 (default)
+parametrisation       shared (default)       method is learned
+orthonormal           true (default)         method is learned
+start                 pca, random            method is learned
+discriminator_weight  0.01 to 1, log         start is pca and method is learned
+direction_rate        0.05 (default)         method is learned
+reconstructor_rate    0.002 (default)        method is learned
+discriminator_rate    0.0002 (default)       method is learned
+
+For example
+method  directions  start  discriminator_weight
+
+One trial
+resources   2 workers, GPUs: 2, 6 CPUs
+training    100 iterations, batch 8: 2 workers x 2 micro-batches of 2
+precision   denoiser fp32, trained parts fp32
+DeepSpeed   ZeRO-1, optimizer offload none
+gradient    checkpoint_steps
+evaluation  every 50 iterations and at the end, on 24 seeds
+
+UNet passes of a trial of method learned, run to its end
+what                 arithmetic                                passes
+unshifted samples    256 x 6 x 2 workers                       3,072
+shifted samples      100 x 8 x 6 (iterations x batch x steps)  4,800
+recomputed           100 x 8 x 6                               at most 4,800
+total                evaluation not included                   at most 12,672
+second decoder half  100 x 8 x 6 x 2                           at most 9,600
+
+Results
+sweep          /data/runs/a
+best set       /data/runs/a/champion
+tracking       /data/runs/mlflow.db, experiment a
+registered as  a-directions"""
+
+
+def test_samples_are_shown_as_often_as_asked_and_mark_what_is_absent() -> None:
+    sweep = sweep_with(method={"choice": ["learned", "random"]}, search={"start": {"choice": ["pca", "random"]}})
+    lines = text_of(sweep, samples=12).splitlines()
+    first = lines.index("For example") + 2
+    drawn = {tuple(line.split()) for line in lines[first : first + 12]}
+    assert drawn == {("learned", "pca"), ("learned", "random"), ("random", "-")}
+
+
+def test_nothing_to_search_shows_no_samples() -> None:
+    text = text_of(sweep_with(search={}, budget={"trials": 1}))
+    assert "For example" not in text
+    assert "Search space (1 configuration)" in text
+
+
+def test_random_directions_need_no_training() -> None:
+    text = text_of(sweep_with(method="random"))
+    assert "No training: method random draws its directions." in text
+    assert "UNet passes" not in text
+    assert not any(row in text for row in ("iterations", "ZeRO", "checkpoint_steps"))
+
+
+def test_names_are_not_markup() -> None:
+    assert row_of(text_of(sweep_with(model="[bold]x[/bold]")), "model") == ["model", "[bold]x[/bold]"]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_sweeps_that_ship_are_planned(path: Path) -> None:
+    console = Console(width=100, file=io.StringIO(), record=True)
+    show(load(path), console)
+    assert row_of(console.export_text(), "name") == ["name", path.stem]
+
+
+def test_planning_loads_no_torch() -> None:
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console\n"
+        "from orchestrator.plan import show; from orchestrator.spec import load\n"
+        "show(load(Path('sweeps/celeba.yaml')), Console(file=open('/dev/null', 'w')))\n"
+        "print(*[m for m in 'torch ray mlflow diffusers deepspeed'.split() if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""

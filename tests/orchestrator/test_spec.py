@@ -1,0 +1,737 @@
+"""Sweep files: every mistake is told, in these words; and two spellings of one sweep are one sweep."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.spec import (
+    METHODS,
+    PARAMETERS,
+    Choice,
+    Fixed,
+    FloatRange,
+    IntRange,
+    SpecError,
+    Sweep,
+    load,
+    parse,
+)
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
+HEADINGS = ["Purpose", "Command", "Hardware", "Time", "Result"]
+KEYS = (
+    "name, model, method, seed, sampler, train, search, objectives, scheduler, budget, evaluate, resources, "
+    "deepspeed, gradient, tracking, export"
+)
+SEARCHABLE = (
+    "directions, shift_scale, discriminator_weight, parametrisation, orthonormal, start, direction_rate, "
+    "reconstructor_rate, discriminator_rate"
+)
+METRIC_NAMES = (
+    "identifiability, strength_error, fidelity_kid, globality, diversity, monotonicity, disentanglement, coverage"
+)
+SLUG = "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+TEXT = "text, not empty (quote what YAML reads as a number or a truth value)"
+WINDOW = "[high, low], integers with 1000 >= high > low >= 0, or null"
+GPUS = "a number from 0 to 1, or a whole number of GPUs"
+BASE = "name: a\nmodel: toyfaces\nsearch: {directions: {choice: [8, 12]}}\n"
+
+
+def sweep_of(text: str) -> Sweep:
+    """The sweep of BASE with the top-level keys of `text` in place of its own."""
+    return parse(yaml.safe_load(BASE) | yaml.safe_load(text))
+
+
+def mistakes_of(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        sweep_of(text)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+SENTENCES = [
+    # keys
+    ("serach: 1", f"serach: is not a known key (got 1); allowed: {KEYS}; did you mean 'search'?"),
+    ("zzz: {a: [1, 2]}", f"zzz: is not a known key (got {{a: [1, 2]}}); allowed: {KEYS}"),
+    ("1: 2", f"1: is not a known key (got 1); allowed: {KEYS}"),
+    (
+        "sampler: {stps: 5}",
+        "sampler.stps: is not a known key (got 5); allowed: steps, injection, window, eta; did you mean 'steps'?",
+    ),
+    (
+        "sampler: 5",
+        "sampler: is not a mapping (got 5); allowed: a mapping with steps, injection, window, eta",
+    ),
+    # text
+    ("name: a b", f"name: is not a name (got 'a b'); allowed: {SLUG}"),
+    ("name: -a", f"name: is not a name (got '-a'); allowed: {SLUG}"),
+    ("name: 7", f"name: is not a name (got 7); allowed: {SLUG}"),
+    ("model: ''", f"model: is empty (got ''); allowed: {TEXT}"),
+    ("model: on", f"model: is not text (got true); allowed: {TEXT}"),
+    ("tracking: {uri: 5}", f"tracking.uri: is not text (got 5); allowed: {TEXT}, or null"),
+    ("export: {register: []}", f"export.register: is not text (got []); allowed: {TEXT}, or null"),
+    # method
+    (
+        "method: lerned",
+        "method: is not known (got 'lerned'); allowed: learned, random; did you mean 'learned'?",
+    ),
+    (
+        "method: {choice: [random, pca]}",
+        "method.choice[1]: is not known (got 'pca'); allowed: learned, random",
+    ),
+    (
+        "method: {choice: []}",
+        "method.choice: is an empty search space (got []); allowed: a list of one value or more",
+    ),
+    ("method: {when: {start: pca}}", "method.when: is not a known key (got {start: 'pca'}); allowed: choice"),
+    ("method: {}", "method.choice: is not a list (got null); allowed: a list of values"),
+    # numbers
+    ("seed: -1", "seed: is out of range (got -1); allowed: an integer >= 0 and <= 4294967295"),
+    ("sampler: {steps: 0}", "sampler.steps: is out of range (got 0); allowed: an integer >= 1 and <= 1000"),
+    ("sampler: {steps: 5.0}", "sampler.steps: is not an integer (got 5.0); allowed: an integer >= 1 and <= 1000"),
+    ("sampler: {steps: true}", "sampler.steps: is not an integer (got true); allowed: an integer >= 1 and <= 1000"),
+    ("sampler: {eta: true}", "sampler.eta: is not a number (got true); allowed: a number >= 0 and <= 1"),
+    ("sampler: {eta: '0.5'}", "sampler.eta: is not a number (got '0.5'); allowed: a number >= 0 and <= 1"),
+    ("sampler: {eta: .nan}", "sampler.eta: is not a finite number (got .nan); allowed: a number >= 0 and <= 1"),
+    ("budget: {hours: .inf}", "budget.hours: is not a finite number (got .inf); allowed: a number > 0, or null"),
+    ("budget: {hours: 1e999}", "budget.hours: is not a finite number (got '1e999'); allowed: a number > 0, or null"),
+    ("budget: {hours: 0}", "budget.hours: is out of range (got 0); allowed: a number > 0, or null"),
+    ("budget: {trials: 0}", "budget.trials: is out of range (got 0); allowed: an integer >= 1 and <= 100000"),
+    ("train: {strength_floor: 1}", "train.strength_floor: is out of range (got 1); allowed: a number >= 0 and < 1"),
+    ("train: {micro_batch: 0}", "train.micro_batch: is out of range (got 0); allowed: an integer >= 1, or null"),
+    ("evaluate: {seeds: 5}", "evaluate.seeds: is out of range (got 5); allowed: an integer >= 6"),
+    ("resources: {gpus_per_trial: -1}", f"resources.gpus_per_trial: is not a number of GPUs (got -1); allowed: {GPUS}"),
+    (
+        "resources: {gpus_per_trial: 1.5}",
+        f"resources.gpus_per_trial: is neither a share of one GPU nor whole GPUs (got 1.5); allowed: {GPUS}",
+    ),
+    # words
+    (
+        "sampler: {injection: Symetric}",
+        "sampler.injection: is not known (got 'Symetric'); allowed: symmetric, asymmetric; did you mean 'symmetric'?",
+    ),
+    ("deepspeed: {zero: 3}", "deepspeed.zero: is not supported yet (got 3); allowed: an integer >= 0 and <= 2"),
+    (
+        "gradient: {policy: keep_steps}",
+        "gradient.policy: is not known (got 'keep_steps'); allowed: full_graph, checkpoint_steps; "
+        "did you mean 'checkpoint_steps'?",
+    ),
+    (
+        "gradient: {memory: auto}",
+        "gradient.memory: is not a known key (got 'auto'); allowed: policy",
+    ),
+    # window
+    ("sampler: {window: 500}", f"sampler.window: is not a pair of timesteps (got 500); allowed: {WINDOW}"),
+    ("sampler: {window: [9, 1.5]}", f"sampler.window: is not a pair of timesteps (got [9, 1.5]); allowed: {WINDOW}"),
+    ("sampler: {window: [1, 9]}", f"sampler.window: is not a window of timesteps (got [1, 9]); allowed: {WINDOW}"),
+    # scheduler
+    (
+        "scheduler: asha",
+        "scheduler: is not a mapping (got 'asha'); allowed: a mapping with asha",
+    ),
+    ("scheduler: {}", "scheduler.asha: is missing; allowed: a mapping with metric, grace, reduction"),
+    ("scheduler: {asha: {}}", "scheduler.asha.grace: is missing; allowed: an integer >= 1"),
+    (
+        "scheduler: {asha: {grace: 9, metric: fid}}",
+        f"scheduler.asha.metric: no metric provides 'fid'; allowed: {METRIC_NAMES}, or null",
+    ),
+    (
+        "scheduler: {asha: {grace: 401}}",
+        "scheduler.asha.grace: is longer than a trial (got 401); allowed: at most train.iterations, 400",
+    ),
+    # objectives
+    (
+        "objectives: [{identifiabilty: max}]",
+        f"objectives[0]: no metric provides 'identifiabilty'; allowed: {METRIC_NAMES}; did you mean 'identifiability'?",
+    ),
+    (
+        "objectives: [{fidelity_kid: max}]",
+        "objectives[0].fidelity_kid: is not the direction of this metric (got 'max'); allowed: min",
+    ),
+    (
+        "objectives: [{coverage: max}, {coverage: max}]",
+        "objectives[1]: is given twice (got {coverage: 'max'}); allowed: each metric once",
+    ),
+    ("objectives: [coverage]", "objectives[0]: is not an objective (got 'coverage'); allowed: {metric: max or min}"),
+    (
+        "objectives: []",
+        "objectives: is not a list of objectives (got []); allowed: a list of one to four {metric: max or min}",
+    ),
+    # between parts
+    (
+        "train: {batch: 16, micro_batch: 5}",
+        "train.micro_batch: does not divide a worker's batch (got 5); allowed: a divisor of 16 (train.batch of 16)",
+    ),
+    (
+        "{train: {batch: 16, micro_batch: 8}, resources: {gpus_per_trial: 4}}",
+        "train.micro_batch: does not divide a worker's batch (got 8); "
+        "allowed: a divisor of 4 (train.batch of 16 over 4 GPUs)",
+    ),
+    (
+        "resources: {gpus_per_trial: 3}",
+        "train.batch: does not split over the GPUs of a trial (got 16); "
+        "allowed: a multiple of 3, one share for each GPU",
+    ),
+    # search
+    (
+        "search: [directions]",
+        "search: is not a mapping (got ['directions']); allowed: a mapping of parameters to their values",
+    ),
+    (
+        "search: {directons: {choice: [8, 9]}}",
+        "search.directons: is not a known key (got {choice: [8, 9]}); "
+        f"allowed: {SEARCHABLE}; did you mean 'directions'?",
+    ),
+    ("search: {directions: 1}", "search.directions: is out of range (got 1); allowed: an integer >= 2 and <= 4096"),
+    (
+        "search: {directions: null}",
+        "search.directions: is not an integer (got null); allowed: an integer >= 2 and <= 4096",
+    ),
+    ("search: {orthonormal: 1}", "search.orthonormal: is neither true nor false (got 1); allowed: true or false"),
+    (
+        "search: {directions: {}}",
+        "search.directions: does not say which values to search (got {}); "
+        "allowed: a value, or a mapping with choice or int",
+    ),
+    (
+        "search: {directions: {chioce: [8]}}",
+        "search.directions.chioce: is not a known key (got [8]); "
+        "allowed: choice, int, step, log, when; did you mean 'choice'?",
+    ),
+    (
+        "search: {directions: {choice: [8], step: 2}}",
+        "search.directions.step: is not a known key (got 2); allowed: choice, when",
+    ),
+    (
+        "search: {directions: {choice: [8], int: [8, 9]}}",
+        "search.directions: mixes choice and int (got {choice: [8], int: [8, 9]}); allowed: one of choice, int",
+    ),
+    (
+        "search: {directions: {float: [8, 9]}}",
+        "search.directions: cannot be searched as float (got {float: [8, 9]}); allowed: choice, int",
+    ),
+    (
+        "search: {shift_scale: {int: [1, 2]}}",
+        "search.shift_scale: cannot be searched as int (got {int: [1, 2]}); allowed: choice, float",
+    ),
+    (
+        "search: {directions: {choice: 8}}",
+        "search.directions.choice: is not a list (got 8); allowed: a list of values",
+    ),
+    (
+        "search: {directions: {choice: []}}",
+        "search.directions.choice: is an empty search space (got []); allowed: a list of one value or more",
+    ),
+    (
+        "search: {directions: {choice: [8, 9, 8]}}",
+        "search.directions.choice[2]: is given twice (got 8); allowed: each value once",
+    ),
+    (
+        "search: {directions: {int: 8}}",
+        "search.directions.int: is not a range (got 8); allowed: [low, high]",
+    ),
+    (
+        "search: {directions: {int: [1, 8]}}",
+        "search.directions.int[0]: is out of range (got 1); allowed: an integer >= 2 and <= 4096",
+    ),
+    (
+        "search: {shift_scale: {float: [2, 2.0]}}",
+        "search.shift_scale.float: is an empty range (got [2, 2.0]); "
+        "allowed: [low, high] with low < high, or one value without brackets",
+    ),
+    (
+        "search: {shift_scale: {float: [3, 2]}}",
+        "search.shift_scale.float: is upside down (got [3, 2]); allowed: [low, high] with low < high",
+    ),
+    (
+        "search: {discriminator_weight: {float: [0, 2], log: true}}",
+        "search.discriminator_weight.log: needs a low end above 0 (got 0.0); allowed: low > 0, or log: false",
+    ),
+    (
+        "search: {directions: {int: [8, 16], log: yess}}",
+        "search.directions.log: is neither true nor false (got 'yess'); allowed: true or false",
+    ),
+    (
+        "search: {directions: {int: [8, 16], step: 0}}",
+        "search.directions.step: is out of range (got 0); allowed: an integer >= 1",
+    ),
+    (
+        "search: {directions: {int: [8, 16], step: 3}}",
+        "search.directions.step: does not lead from low to high (got 3); allowed: a divisor of 8",
+    ),
+    (
+        "search: {directions: {int: [8, 16], step: 4, log: true}}",
+        "search.directions.step: cannot go with log (got 4); allowed: step 1, or log: false",
+    ),
+    (
+        "search: {directions: 8}",
+        "search: nothing is searched, so every trial would be the same (got {directions: 8}); "
+        "allowed: at least one parameter with choice, int or float, or budget.trials: 1",
+    ),
+    (
+        "search: null",
+        "search: nothing is searched, so every trial would be the same (got {}); "
+        "allowed: at least one parameter with choice, int or float, or budget.trials: 1",
+    ),
+    (
+        "{method: random, search: {directions: {choice: [8, 9]}, orthonormal: {choice: [true, false]}}}",
+        "search.orthonormal: has no effect with method random (got {choice: [true, false]}); "
+        "allowed: only with method learned",
+    ),
+    # when
+    (
+        "search: {directions: {choice: [8, 9], when: pca}}",
+        "search.directions.when: is not a mapping (got 'pca'); allowed: {other parameter: value or list of values}",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {strat: pca}}}",
+        f"search.directions.when.strat: is not a known key (got 'pca'); allowed: method, {SEARCHABLE}; "
+        "did you mean 'start'?",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {start: []}}}",
+        "search.directions.when.start: is an empty condition (got []); allowed: a value or a list of values",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {start: pac}}}",
+        "search.directions.when.start: is not known (got 'pac'); allowed: pca, random; did you mean 'pca'?",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {start: [pca, random]}}}",
+        "search.directions.when.start: start never takes this value (got 'random'); allowed: pca",
+    ),
+    (
+        "search: {start: {choice: [pca, random], when: {directions: 9}}, directions: {int: [8, 16], step: 4}}",
+        "search.start.when.directions: directions never takes this value (got 9); allowed: 8 to 16 in steps of 4",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {method: random}}}",
+        "search.directions.when.method: method never takes this value (got 'random'); allowed: learned",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {shift_scale: 1}}, shift_scale: {float: [1, 2]}}",
+        "search.directions.when.shift_scale: shift_scale is continuous and never hits a given value (got [1.0]); "
+        "allowed: a parameter with a choice or an int range",
+    ),
+    (
+        "{method: random, search: {directions: {choice: [8, 9], when: {start: pca}}}}",
+        "search.directions.when.start: start is not in play with the method of this sweep (got ['pca']); "
+        "allowed: a parameter in play",
+    ),
+    (
+        "{method: {choice: [learned, random]}, search: {start: {choice: [pca, random], when: {method: random}}}}",
+        "search.start.when.method: excludes the only method that uses start (got ['random']); allowed: learned",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {directions: 8}}}",
+        "search.directions.when: waits for itself: directions -> directions; allowed: conditions without a circle",
+    ),
+    (
+        "search: {directions: {choice: [8, 9], when: {start: pca}}, "
+        "start: {choice: [pca, random], when: {orthonormal: true}}, "
+        "orthonormal: {choice: [true, false], when: {directions: 8}}}",
+        "search.directions.when: waits for itself: directions -> start -> orthonormal -> directions; "
+        "allowed: conditions without a circle",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), SENTENCES, ids=[text for text, _ in SENTENCES])
+def test_a_mistake_is_told_in_one_sentence(text: str, sentence: str) -> None:
+    assert mistakes_of(text) == [sentence]
+
+
+def test_required_keys() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse({})
+    assert caught.value.problems == [
+        f"name: is missing; allowed: {SLUG}",
+        f"model: is missing; allowed: {TEXT}",
+        "search: is missing; allowed: a mapping of parameters to their values",
+    ]
+
+
+def test_a_misspelt_required_key_is_one_mistake() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse({"nmae": "a", "model": "b", "search": {"directions": {"choice": [8, 9]}}})
+    assert caught.value.problems == [
+        f"nmae: is not a known key (got 'a'); allowed: {KEYS}; did you mean 'name'?",
+    ]
+
+
+def test_five_mistakes_are_five_lines(tmp_path: Path) -> None:
+    path = tmp_path / "five.yaml"
+    path.write_text(
+        "name: five\nmodel: toyfaces\nmethod: lerned\nsampler: {steps: many, injecton: symmetric}\n"
+        "train: {batch: 16, micro_batch: 5}\nsearch: {shift_scale: {float: [3, 1]}}\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    assert str(caught.value).splitlines() == [
+        "method: is not known (got 'lerned'); allowed: learned, random; did you mean 'learned'?",
+        "sampler.steps: is not an integer (got 'many'); allowed: an integer >= 1 and <= 1000",
+        "sampler.injecton: is not a known key (got 'symmetric'); allowed: steps, injection, window, eta; "
+        "did you mean 'injection'?",
+        "search.shift_scale.float: is upside down (got [3, 1]); allowed: [low, high] with low < high",
+        "train.micro_batch: does not divide a worker's batch (got 5); allowed: a divisor of 16 (train.batch of 16)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("{train: {iterations: many}, scheduler: {asha: {grace: 1000}}}", 1),
+        ("{train: {iteratons: 4000}, scheduler: {asha: {grace: 1000}}}", 1),
+        ("{train: {batch: 0, micro_batch: 5}}", 1),
+        ("{search: {directions: {choice: [0, 8]}}, budget: {trials: 4}}", 1),
+        ("{search: {strat: {choice: [pca, random]}, directions: {choice: [8, 9], when: {start: random}}}}", 1),
+        ("{method: lerned, search: {directions: {choice: [8, 9], when: {method: random}}}}", 1),
+        ("{scheduler: {asha: {grace: 1000, reduction: 1}}, train: {batch: 8, micro_batch: 3}}", 3),
+        ("{search: {directions: {choice: [0, 1, x]}, start: {choice: [x, y]}}, method: {choice: [x]}}", 6),
+    ],
+)
+def test_nothing_is_concluded_from_a_value_that_is_wrong(text: str, count: int) -> None:
+    assert len(mistakes_of(text)) == count
+
+
+@pytest.mark.parametrize("data", [None, [], "name: a", 5])
+def test_data_that_is_no_mapping(data: object) -> None:
+    with pytest.raises(SpecError, match=r"^a sweep must be a mapping with keys such as name, model and search \(got "):
+        parse(data)
+
+
+FILES = [
+    (b"", "{path}: is not a sweep: the file must hold keys such as name, model and search"),
+    (b"- a", "{path}: is not a sweep: the file must hold keys such as name, model and search"),
+    (b"\xff\xfe\xfa", "{path}: is not text in UTF-8"),
+    (b"a: [1", "{path}: is not YAML: expected ',' or ']', but got '<stream end>' (line 1, column 6)"),
+    (b"a: 1\n\tb: 2", "{path}: is not YAML: found character '\\t' that cannot start any token (line 2, column 1)"),
+    (b"a: 2026-13-45", "{path}: is not YAML: month must be in 1..12"),
+    (b"a: \x00", "{path}: is not YAML: unacceptable character #x0000: special characters are not allowed"),
+    (
+        b"a: !!python/name:os.system",
+        "{path}: is not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system' "
+        "(line 1, column 4)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "sentence"), FILES, ids=range(len(FILES)))
+def test_a_file_that_is_no_sweep(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    assert caught.value.problems == [sentence.format(path=path)]
+
+
+def test_a_file_nested_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(*_: object, **__: object) -> None:
+        raise RecursionError  # what PyYAML does after half a minute of ten thousand brackets
+
+    monkeypatch.setattr(yaml, "compose", endless)
+    (tmp_path / "x.yaml").write_text("[")
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path / "x.yaml")
+    assert caught.value.problems == [f"{tmp_path / 'x.yaml'}: is not YAML: it is nested too deeply"]
+
+
+def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as missing:
+        load(tmp_path / "no.yaml")
+    assert str(missing.value) == f"{tmp_path / 'no.yaml'}: there is no such file"
+    with pytest.raises(SpecError) as folder:
+        load(tmp_path)
+    assert str(folder.value) == f"{tmp_path}: cannot be read: Is a directory"
+
+
+def test_a_key_given_twice_is_a_mistake_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(BASE + "train:\n  batch: 8\n  iterations: 9\n  batch: 8\nname: b\n")
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    assert caught.value.problems == [
+        "train.batch: is given twice (lines 5 and 7)",
+        "name: is given twice (lines 1 and 8)",
+    ]
+
+
+def test_a_value_that_contains_itself_is_told_in_a_short_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(BASE + "loop: &loop {again: *loop}\n")
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    assert caught.value.problems == [
+        f"loop: is not a known key (got {{again: {{again: {{again: {{...}}}}}}}}); allowed: {KEYS}"
+    ]
+
+
+OVERRIDES = [
+    ("x", "--set x: is not of the form path=value, like train.batch=8"),
+    (".a=1", "--set .a=1: is not of the form path=value, like train.batch=8"),
+    (
+        "train.batch=[",
+        "--set train.batch=[: the value is not YAML: expected the node content, but found '<stream end>' "
+        "(line 1, column 2)",
+    ),
+    ("model.x=1", "--set model.x=1: model holds no keys to set (it is 'toyfaces')"),
+    ("train.batch=0", "train.batch: is out of range (got 0); allowed: an integer >= 1"),
+    ("train={batch: 1, batch: 2}", "train.batch: is given twice (lines 1 and 1)"),
+    (
+        "train.bach=2",
+        "train.bach: is not a known key (got 2); allowed: iterations, batch, micro_batch, pool, precision, "
+        "strength_floor; did you mean 'batch'?",
+    ),
+]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(BASE)
+    return path
+
+
+@pytest.mark.parametrize(("override", "sentence"), OVERRIDES)
+def test_a_wrong_override_is_told(base: Path, override: str, sentence: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(base, [override])
+    assert caught.value.problems == [sentence]
+
+
+def test_overrides_are_set_before_validation(base: Path) -> None:
+    sweep = load(base, ["scheduler.asha.grace=7", "search.shift_scale={float: [1e-3, 2]}", "name=b=c", "name=b"])
+    assert sweep.scheduler is not None and sweep.scheduler.asha.grace == 7
+    assert sweep.search["shift_scale"] == FloatRange(0.001, 2.0)
+    assert sweep.name == "b"
+
+
+def test_numbers_and_empty_sections() -> None:
+    sweep = sweep_of(
+        "{sampler: {eta: 1}, train: null, deepspeed: {offload_optimizer: null}, "
+        "search: {direction_rate: 1e-3, directions: {int: [8, 16], step: 4}}}"
+    )
+    assert (sweep.sampler.eta, type(sweep.sampler.eta)) == (1.0, float)
+    assert sweep.train.iterations == 400
+    assert sweep.deepspeed.offload_optimizer == "none"
+    assert sweep.search == {"direction_rate": Fixed(0.001), "directions": IntRange(8, 16, step=4)}
+
+
+def test_defaults() -> None:
+    sweep = sweep_of("{}")
+    assert sweep.resolved() == {
+        "name": "a",
+        "model": "toyfaces",
+        "method": "learned",
+        "seed": 0,
+        "sampler": {"steps": 20, "injection": "symmetric", "window": None, "eta": 0.0},
+        "train": {
+            "iterations": 400,
+            "batch": 16,
+            "micro_batch": 16,
+            "pool": 256,
+            "precision": "fp32",
+            "strength_floor": 1 / 6,
+        },
+        "search": {
+            "directions": {"choice": [8, 12]},
+            "shift_scale": 1.0,
+            "discriminator_weight": 0.1,
+            "parametrisation": "shared",
+            "orthonormal": True,
+            "start": "pca",
+            "direction_rate": 0.05,
+            "reconstructor_rate": 0.002,
+            "discriminator_rate": 0.0002,
+        },
+        "objectives": [{"identifiability": "max"}],
+        "scheduler": None,
+        "budget": {"trials": 16, "hours": None},
+        "evaluate": {"every": 400, "seeds": 24},
+        "resources": {"gpus_per_trial": 0.0, "cpus_per_worker": 1},
+        "deepspeed": {"zero": 1, "offload_optimizer": "none", "precision": "fp32"},
+        "gradient": {"policy": "checkpoint_steps"},
+        "tracking": {"uri": None, "experiment": "a"},
+        "export": {"register": None},
+    }
+
+
+def test_null_means_what_it_is_derived_from() -> None:
+    sweep = sweep_of(
+        "{objectives: [{coverage: max}, {fidelity_kid: min}], scheduler: {asha: {grace: 50}}, "
+        "resources: {gpus_per_trial: 4}}"
+    )
+    assert (sweep.micro_batch, sweep.evaluate_every, sweep.asha_metric, sweep.experiment) == (4, 50, "coverage", "a")
+    assert (sweep.objective_names, sweep.directions_of_objectives) == (["coverage", "fidelity_kid"], ["max", "min"])
+    assert (sweep.asha_mode, sweep_of("{}").asha_mode) == ("max", None)
+    plain = sweep_of("{}")
+    assert (plain.micro_batch, plain.evaluate_every, plain.asha_metric) == (16, 400, None)
+
+
+def test_a_sweep_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        sweep_of("{}").name = "b"
+
+
+def test_resolved_is_plain_json_and_a_sweep_file_itself() -> None:
+    for path in SWEEPS:
+        sweep = load(path)
+        again = parse(json.loads(json.dumps(sweep.resolved(), allow_nan=False)))
+        assert again.resolved() == sweep.resolved()
+        assert again.identity() == sweep.identity()
+
+
+FULL = """
+{name: a, model: b, method: {choice: [learned, random]}, seed: 1,
+ sampler: {steps: 6, injection: symmetric, window: [900, 100], eta: 0.5},
+ train: {iterations: 100, batch: 16, micro_batch: 4, pool: 128, precision: fp32, strength_floor: 0.1},
+ search: {directions: {int: [8, 16], step: 4, log: false}, shift_scale: {float: [0.5, 3.0], log: true},
+          discriminator_weight: 0.2, parametrisation: {choice: [shared, time], when: {method: learned}},
+          orthonormal: false, start: random, direction_rate: 0.1, reconstructor_rate: 0.1, discriminator_rate: 0.1},
+ objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
+ budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12}, resources: {gpus_per_trial: 2, cpus_per_worker: 2},
+ deepspeed: {zero: 0, offload_optimizer: cpu, precision: bf16}, gradient: {policy: full_graph},
+ tracking: {uri: u, experiment: e}, export: {register: r}}
+"""
+CHANGES: dict[str, Any] = {
+    "name": "z",
+    "model": "z",
+    "method": "learned",
+    "seed": 2,
+    "sampler.steps": 7,
+    "sampler.injection": "asymmetric",
+    "sampler.window": [900, 101],
+    "sampler.eta": 0.25,
+    "train.iterations": 101,
+    "train.batch": 32,
+    "train.micro_batch": 8,
+    "train.pool": 64,
+    "train.precision": "bf16",
+    "train.strength_floor": 0.2,
+    "search.directions": 8,
+    "search.directions.int": [4, 16],
+    "search.directions.step": 2,
+    "search.shift_scale.float": [0.5, 2.0],
+    "search.shift_scale.log": False,
+    "search.discriminator_weight": 0.3,
+    "search.parametrisation.choice": ["shared", "per_step"],
+    "search.parametrisation.when": {"directions": 8},
+    "search.orthonormal": True,
+    "search.start": "pca",
+    "search.direction_rate": 0.2,
+    "search.reconstructor_rate": 0.2,
+    "search.discriminator_rate": 0.2,
+    "objectives": [{"globality": "max"}],
+    "scheduler": None,
+    "scheduler.asha.metric": "globality",
+    "scheduler.asha.grace": 11,
+    "scheduler.asha.reduction": 3,
+    "budget.trials": 4,
+    "budget.hours": None,
+    "evaluate.every": 6,
+    "evaluate.seeds": 13,
+    "resources.gpus_per_trial": 1,
+    "resources.cpus_per_worker": 3,
+    "deepspeed.zero": 1,
+    "deepspeed.offload_optimizer": "none",
+    "deepspeed.precision": "fp32",
+    "gradient.policy": "checkpoint_steps",
+    "tracking.uri": None,
+    "tracking.experiment": "f",
+    "export.register": None,
+}
+
+
+def _leaves(data: dict[str, Any], prefix: str = "") -> set[str]:
+    return {
+        leaf
+        for key, value in data.items()
+        for leaf in (_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}"})
+    }
+
+
+def test_the_changes_cover_every_field() -> None:
+    fields = _leaves(sweep_of("{}").resolved()) | _leaves(parse(yaml.safe_load(FULL)).resolved())
+    untold = fields - set(CHANGES) - {"method.choice", "search.directions.log", "search.directions.choice"}
+    assert {field for field in untold if not any(change.startswith(f"{field}.") for change in CHANGES)} == {
+        "search.parametrisation.when.method"
+    }
+
+
+@pytest.mark.parametrize("path", CHANGES)
+def test_identity_changes_with_any_field(path: str) -> None:
+    data = yaml.safe_load(FULL)
+    before = parse(data).identity()
+    changed = copy.deepcopy(data)
+    *parents, last = path.split(".")
+    target = changed
+    for part in parents:
+        target = target[part]
+    assert target[last] != CHANGES[path]
+    target[last] = CHANGES[path]
+    assert parse(changed).identity() != before
+    assert len(before) == 64
+
+
+def _reversed(data: Any) -> Any:
+    return {key: _reversed(data[key]) for key in reversed(data)} if isinstance(data, dict) else data
+
+
+def test_identity_does_not_change_with_spelling() -> None:
+    data = yaml.safe_load(FULL)
+    assert parse(_reversed(data)).identity() == parse(data).identity()
+    spelt = sweep_of("{train: {micro_batch: 16}, search: {directions: {choice: [8, 12]}, start: pca, shift_scale: 1}}")
+    assert spelt.identity() == sweep_of("{}").identity()
+
+
+def test_space_holds_the_method_and_every_parameter() -> None:
+    space = sweep_of("{}").space
+    assert list(space) == ["method", *PARAMETERS]
+    assert space["directions"] == Choice((8, 12))
+    assert space["start"] == Fixed("pca")
+
+
+def test_space_of_a_method_holds_what_it_uses() -> None:
+    assert list(sweep_of("method: random").space) == ["method", "directions", "shift_scale"]
+    both = sweep_of("{method: {choice: [learned, random]}, search: {start: {choice: [pca, random]}}}").space
+    assert both["method"] == Choice(("learned", "random"))
+    assert both["start"] == Choice(("pca", "random"), when={"method": ("learned",)})
+    assert both["orthonormal"] == Fixed(True, when={"method": ("learned",)})
+    assert both["directions"] == Fixed(16)
+
+
+def test_one_trial_needs_no_search() -> None:
+    assert sweep_of("{search: {}, budget: {trials: 1}}").budget.trials == 1
+
+
+@pytest.mark.slow
+def test_methods_are_those_of_core() -> None:
+    from core.methods import METHODS as methods_of_core  # here, for it loads torch
+
+    assert tuple(methods_of_core) == METHODS
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_sweeps_that_ship(path: Path) -> None:
+    assert load(path).name == path.stem
+    opening = path.read_text().partition("\n\n")[0].splitlines()
+    assert all(line.startswith("# ") for line in opening)
+    assert [line.split()[1] for line in opening if line[2] != " "] == HEADINGS
+
+
+def test_sweeps_ship() -> None:
+    assert len(SWEEPS) >= 3
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy = "torch ray optuna mlflow diffusers deepspeed"
+    code = f"import sys, orchestrator.spec; print(*[m for m in '{heavy}'.split() if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
