@@ -67,11 +67,13 @@ class Denoiser:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        device: torch.device = next(self.unet.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
 
     def noise_levels(self, steps: int) -> tuple[list[int], list[float], float]:
         """(timesteps of a chain of `steps` steps, cumulative alpha of every training timestep, final alpha)."""
@@ -103,7 +105,8 @@ class Denoiser:
             count = len(block.resnets)
             sample = block(sample, skips[-count:], features.time)
             skips = skips[:-count]
-        return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+        eps: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+        return eps
 
     def __call__(self, x_t: Tensor, t: int | Tensor, delta_h: Tensor | None = None) -> Tensor:
         """eps_theta(x_t, t | h + delta_h): [N, *sample_shape]."""

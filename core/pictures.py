@@ -33,7 +33,7 @@ def traversal(
     x_T = noise([seed], denoiser.sample_shape, device=denoiser.device)
     z = step_noise([seed], denoiser.sample_shape, len(schedule), device=denoiser.device) if schedule.eta > 0 else None
     parts = []
-    for rows in torch.arange(len(k)).split(batch):
+    for rows in torch.split(torch.arange(len(k)), batch):
         shift = directions.shift(k[rows], scale[rows].to(denoiser.device))
         many = None if z is None else z.expand(-1, len(rows), -1, -1, -1)
         x = x_T.expand(len(rows), -1, -1, -1)

@@ -24,7 +24,8 @@ PARAMETRISATIONS = ("shared", "per_step", "time")
 def spread_of(h: Tensor) -> Tensor:
     """s_t = root mean square over samples of ||h_t - mean h_t||. h: [T, N, C, H, W] -> [T]."""
     centred = h - h.mean(dim=1, keepdim=True)
-    return centred.flatten(2).norm(dim=2).square().mean(dim=1).sqrt()
+    squares = centred.flatten(2).square().sum(dim=2)  # [T, N]
+    return squares.mean(dim=1).sqrt()
 
 
 def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) -> Tensor:
@@ -44,7 +45,8 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
     if kept < count:
         random = torch.randn(count - kept, rows.shape[1], generator=generator("components"), dtype=torch.float64)
         components = torch.cat([components, (random / rows.shape[1] ** 0.5).to(components)])
-    return components.reshape(count, steps if joint else 1, -1).float()
+    start: Tensor = components.reshape(count, steps if joint else 1, -1).float()
+    return start
 
 
 class ShiftControl(nn.Module):
@@ -109,7 +111,8 @@ class ShiftControl(nn.Module):
             unit = basis.permute(2, 0, 1)
         else:
             unit = coordinates / coordinates.norm(dim=2, keepdim=True)
-        return unit.reshape(*unit.shape[:2], *self.h_shape)
+        table: Tensor = unit.reshape(*unit.shape[:2], *self.h_shape)
+        return table
 
     def forward(self, k: Tensor, magnitude: Tensor) -> Shift:
         """The shift of directions k [N] at magnitudes [N], in units of the spread."""

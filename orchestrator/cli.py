@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+_PIPED_WIDTH = 160  # columns, where no terminal says how wide it is
 _EPILOG = """\
 examples:
   orchestrate sweep sweeps/toyfaces.yaml            search; the same command again resumes
@@ -162,7 +163,7 @@ def _root(given: argparse.Namespace) -> Path:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(soft_wrap=not sys.stdout.isatty())
+    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from core.methods.learned import Group
-from orchestrator.spec import DeepSpeed
+from orchestrator.spec.sections import DeepSpeed
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported

@@ -1,4 +1,9 @@
-"""The trials of a sweep, best first: read from its study, whoever asks."""
+"""The trials of a sweep, best first: read from its study, whoever asks.
+
+With several objectives no order is the right one; the Pareto front says which trials nothing beats. To hand out one set
+all the same, completed trials are ordered by the mean of their ranks over the objectives, which needs no exchange rate
+between them; the first objective breaks ties.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +39,7 @@ class Row:
 
 
 def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
-    """Completed trials by the first objective (the next ones break ties), then the others."""
+    """Completed trials, best first, then the others."""
     if not Path(folder.study).is_file():
         return []
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,14 +57,19 @@ def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
         )
         for trial in trials
     ]
-    return sorted(found, key=lambda row: _rank(row, sweep))
+    completed = [row for row in found if row.state == "completed"]
+    others = sorted((row for row in found if row.state != "completed"), key=lambda row: (row.state, -row.iteration))
+    return [*_by_mean_rank(completed, sweep), *others]
 
 
-def _rank(row: Row, sweep: Sweep) -> tuple[Any, ...]:
-    order = list(_STATES.values()).index(row.state)
-    signs = {"max": -1.0, "min": 1.0}
-    values = [signs[o.mode] * row.metrics[o.metric] if o.metric in row.metrics else float("inf") for o in sweep.objectives]
-    return (order, *values)
+def _by_mean_rank(completed: list[Row], sweep: Sweep) -> list[Row]:
+    costs = [[row.metrics[o.metric] * (-1 if o.mode == "max" else 1) for o in sweep.objectives] for row in completed]
+
+    def key(index: int) -> tuple[float, list[float]]:
+        better = sum(other[o] < costs[index][o] for other in costs for o in range(len(sweep.objectives)))
+        return better, costs[index]
+
+    return [completed[index] for index in sorted(range(len(completed)), key=key)]
 
 
 def checkpoint_folder(folder: SweepFolder, trial_id: str) -> Path:

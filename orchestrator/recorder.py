@@ -9,20 +9,23 @@ from rich.console import Console
 
 from orchestrator.outcome import ADVICE, TrialOutcome, classify, sentence
 from orchestrator.searcher import STEP
+from orchestrator.spec import Fixed, Sweep
 from orchestrator.tracking import Tracking, fail_open
 
 
-class Recorder(tune.Callback):
+class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     """Follows every trial of a sweep. Trial -> run id is looked up by tag, so that a resumed sweep finds its runs."""
 
     def __init__(
-        self, tracking: Tracking, experiment_id: str, parent: str, iterations: int, objective: str, console: Console
+        self, sweep: Sweep, tracking: Tracking, experiment_id: str, parent: str, console: Console
     ) -> None:
-        self.tracking, self.experiment_id, self.parent = tracking, experiment_id, parent
-        self.iterations, self.objective, self.console = iterations, objective, console
+        self.tracking, self.experiment_id, self.parent, self.console = tracking, experiment_id, parent, console
+        self.iterations, self.objective = sweep.train.iterations, sweep.objectives[0].metric
+        self.searched = [name for name, values in sweep.space.items() if not isinstance(values, Fixed)]
         self.runs: dict[str, str] = {}  # Tune's trial id -> MLflow's run id
         self.pictures: dict[str, int] = {}  # Tune's trial id -> step of its last result
         self.open: set[str] = set()
+        self.started = time.monotonic()
 
     def get_state(self) -> dict[str, Any] | None:
         return None  # MLflow's tags are the truth; a snapshot can lag behind them
@@ -33,7 +36,8 @@ class Recorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._start(trial)
-        self._say(trial, "starts", ", ".join(f"{name}={_short(value)}" for name, value in trial.config.items()))
+        searched = {name: trial.config[name] for name in self.searched if name in trial.config}
+        self._say(trial, "starts", ", ".join(f"{name}={_short(value)}" for name, value in searched.items()))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         self.pictures[trial.trial_id] = result[STEP]
@@ -88,7 +92,8 @@ class Recorder(tune.Callback):
         self.tracking.end(self.runs[trial.trial_id], status, {"outcome": outcome, "reason": reason})
 
     def _say(self, trial: Any, what: str, more: str = "") -> None:
-        self.console.print(f"  trial {trial.trial_id}  {what:<18} {more}".rstrip(), highlight=False)
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        self.console.print(f"{minutes:4}:{seconds:02}  trial {trial.trial_id}  {what:<18} {more}".rstrip(), highlight=False)
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,9 @@ from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 
 
+_WIDE = 120  # columns
+
+
 def show(folder: SweepFolder, console: Console) -> None:
     """Print the report of a sweep that runs or has run. Raises UserError where there is none."""
     sweep = folder.sweep()
@@ -18,7 +21,7 @@ def show(folder: SweepFolder, console: Console) -> None:
     if not ranked:
         console.print(f"Sweep '{sweep.name}' has no trials yet.")
         return
-    console.print(trials_table(sweep, ranked))
+    console.print(trials_table(sweep, ranked, console.width))
     if len(sweep.objectives) > 1:
         front = [row.trial_id for row in ranked if row.on_front]
         names = " and ".join(objective.metric for objective in sweep.objectives)
@@ -29,11 +32,12 @@ def show(folder: SweepFolder, console: Console) -> None:
         console.print(f"Champion: trial {result['trial']}, in {folder.champion}")
 
 
-def trials_table(sweep: Sweep, ranked: list[Row]) -> Table:
-    """One line a trial, best first."""
+def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> Table:
+    """One line a trial, best first; metrics that are no objective where the width allows."""
     names = list(dict.fromkeys(name for row in ranked for name in row.parameters))
-    metrics = [objective.metric for objective in sweep.objectives]
-    metrics += [name for name in METRICS if name not in metrics and any(name in row.metrics for row in ranked)]
+    metrics = list(sweep.objective_names)
+    if width >= _WIDE:
+        metrics += [name for name in METRICS if name not in metrics and any(name in row.metrics for row in ranked)]
     table = Table(title=f"Trials of '{sweep.name}', best first", box=None, pad_edge=False)
     for heading in ("", "trial", "state", "iteration"):
         table.add_column(heading, justify="right" if heading == "iteration" else "left", no_wrap=True)

@@ -10,6 +10,7 @@ iterations competes with full ones, and leaves a row RUNNING for ever where a va
 
 import functools
 import math
+import warnings
 from typing import Any
 
 import optuna
@@ -32,19 +33,21 @@ def load_study(name: str, path: str) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=open_storage(path))
 
 
-class DirectionSearch(OptunaSearch):
+class DirectionSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
     """The search over a sweep's space, for its objectives."""
 
     def __init__(self, sweep: Sweep, study_path: str, parallel: int) -> None:
         self.iterations = sweep.train.iterations
-        sampler = optuna.samplers.TPESampler(
-            seed=sweep.seed,
-            multivariate=True,
-            group=True,  # conditional parameters
-            constant_liar=True,  # trials run side by side
-            n_startup_trials=max(5, 2 * parallel),
-            warn_independent_sampling=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=sweep.seed,
+                multivariate=True,
+                group=True,  # conditional parameters
+                constant_liar=True,  # trials run side by side
+                n_startup_trials=max(5, 2 * parallel),
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         super().__init__(
             space=functools.partial(suggest, space=sweep.space),
             metric=[objective.metric for objective in sweep.objectives],

@@ -23,7 +23,7 @@ def show(root: Path, name: str | None, console: Console) -> None:
         ranked = rows(folder, sweep)
         console.print(summary(folder, sweep, ranked), highlight=False)
         if name and ranked:
-            console.print(trials_table(sweep, ranked))
+            console.print(trials_table(sweep, ranked, console.width))
 
 
 def summary(folder: SweepFolder, sweep: Sweep, ranked: list[Row]) -> str:

@@ -59,14 +59,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console) -> None
             _create(sweep, folder, tracking)
         state = folder.read()
         console.print(f"Sweep '{sweep.name}': {sweep.budget.trials} trials, {slots} at a time, in {folder.path}")
-        recorder = Recorder(
-            tracking,
-            state["experiment_id"],
-            state["parent_run"],
-            sweep.train.iterations,
-            sweep.objectives[0].metric,
-            console,
-        )
+        recorder = Recorder(sweep, tracking, state["experiment_id"], state["parent_run"], console)
         _search(sweep, folder, recorder, slots)
     finish(sweep, folder, tracking, console)
 
@@ -75,9 +68,7 @@ def check_model(sweep: Sweep) -> None:
     """Everything about the model that can be wrong, found before a trial starts. Raises UserError."""
     denoiser = Denoiser.from_pretrained(sweep.model)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
-    asked = {objective.metric for objective in sweep.objectives}
-    if sweep.scheduler:
-        asked.add(sweep.asha_metric)
+    asked = {*sweep.objective_names, sweep.asha_metric}
     for metric in _NEEDS_ATTRIBUTES:
         if metric in asked and embedded(sweep.model) is None:
             raise UserError(f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none")

@@ -18,7 +18,7 @@ import torch
 
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
-from core.gradient import CheckpointSteps, FullGraph
+from core.gradient import CheckpointSteps, FullGraph, GradientPolicy
 from core.methods import learned, random
 from core.metrics import Evaluation, evaluate
 from core.pictures import traversal, traversal_grid
@@ -29,7 +29,7 @@ from orchestrator.engine import Engines
 from orchestrator.reporter import Reporter
 from orchestrator.spec import Sweep
 
-_GRADIENTS = {"full_graph": FullGraph(), "checkpoint_steps": CheckpointSteps()}
+_GRADIENTS: dict[str, GradientPolicy] = {"full_graph": FullGraph(), "checkpoint_steps": CheckpointSteps()}
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -51,7 +51,7 @@ class Recipe:
 
 def _render_faces(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     factors = faces.sample_factors(count, generator)
-    return torch.cat([faces.render(part) for part in factors.split(500)]), factors
+    return torch.cat([faces.render(part) for part in torch.split(factors, 500)]), factors
 
 
 def _unet(size: int, channels: int, widths: tuple[int, ...]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def train_phase(
     )
     denoiser = Denoiser(unet, scheduler, "training")
     unet.train().requires_grad_(True)
-    averaged = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))
+    averaged = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))  # type: ignore[no-untyped-call]  # torch's stub
     optimizer = torch.optim.AdamW(unet.parameters(), lr=phase.learning_rate, weight_decay=1e-4)
     warm_up = 200
     rate = torch.optim.lr_scheduler.LambdaLR(
@@ -130,7 +130,7 @@ def train_phase(
         error = denoiser.decode(features) - noise
         loss = error.square().mean() + phase.colour_weight * error.mean(dim=(2, 3)).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         rate.step()
@@ -157,7 +157,7 @@ def train_attributes(recipe: Recipe, images: Tensor, targets: Tensor, folder: Pa
         x = x + 0.06 * torch.rand(len(x), 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
         loss = loss_of(net(x), targets[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
         optimizer.step()
         rate.step()
         if step % 200 == 0:

@@ -1,6 +1,6 @@
 """The sections of a sweep file as frozen values."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,7 +38,7 @@ class Sampler(Section):
     """The chain: DDIM steps, where a shift enters, and in which window of training timesteps."""
 
     steps: Annotated[int, Whole(1, 1000)] = 20
-    injection: Annotated[str, OneOf(("symmetric", "asymmetric"))] = "symmetric"
+    injection: Annotated[Literal["symmetric", "asymmetric"], OneOf(("symmetric", "asymmetric"))] = "symmetric"
     window: Annotated[tuple[int, int] | None, OrNull(Window())] = None
     eta: Annotated[float, Real(low=0, high=1)] = 0.0
 

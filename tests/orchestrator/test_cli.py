@@ -1,0 +1,118 @@
+"""The command line: quick to answer, and clear about what it was given."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator import cli
+from tests.orchestrator.conftest import Orchestrate
+
+HEAVY = ("torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers", "pydantic", "rich")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """The promise is half a second; what breaks it is an import, and that can be tested exactly."""
+    code = f"""
+import sys
+from orchestrator.cli import main
+try:
+    main(["--help"])
+except SystemExit as done:
+    assert done.code == 0
+print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("loaded: []")
+    for verb in ("sweep", "plan", "status", "report", "export", "ui", "doctor"):
+        assert verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["sweep", "plan", "status", "report", "export", "ui", "doctor"])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main([verb, "--help"])
+    assert done.value.code == 0 and "usage: orchestrate" in capsys.readouterr().out
+
+
+FIVE_MISTAKES = """\
+name: faces
+modle: toyfaces
+method: lerned
+search:
+  directions: {choice: []}
+  shift_scale: {float: [2.0, 0.5]}
+objectives: [{smiling: max}]
+"""
+
+
+@pytest.mark.parametrize("verb", ["plan", "sweep"])
+def test_a_file_with_five_mistakes_prints_five_lines(verb: str, tmp_path: Path, orchestrate: Orchestrate) -> None:
+    (tmp_path / "bad.yaml").write_text(FIVE_MISTAKES)
+    done = orchestrate(verb, "bad.yaml")
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 5, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml"]
+
+
+def test_plan_of_celeba_needs_no_weights_and_no_network(orchestrate: Orchestrate) -> None:
+    spec = Path(__file__).parents[2] / "sweeps" / "celeba.yaml"
+    started = time.monotonic()
+    done = orchestrate("plan", spec)
+    assert done.returncode == 0 and "google/ddpm-celebahq-256" in done.stdout
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("report", "nothing"), "no sweep.json of a sweep 'nothing' in runs; no sweep has run there"),
+        (("status",), "no sweep has run in runs; start one with: orchestrate sweep SPEC"),
+        (("export", "nothing", "--to", "out"), "no sweep.json of a sweep 'nothing' in runs; no sweep has run there"),
+        (("ui",), "no embedded store in "),
+        (("sweep", "nowhere.yaml"), "nowhere.yaml: "),
+    ],
+)
+def test_what_is_not_there_gets_one_sentence(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, orchestrate: Orchestrate
+) -> None:
+    done = orchestrate(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=./nowhere", "model './nowhere' is not there: give a built-in name (toyfaces, digits), a folder"),
+        ("tracking.uri=http://127.0.0.1:9", "tracking.uri: the MLflow store http://127.0.0.1:9 does not answer"),
+        ("search.directions=33", "search.directions: got 33; h of "),
+        ("objectives=[{coverage: max}]", "objectives: 'coverage' needs an attribute predictor, and model "),
+        ("sampler.window=[3, 1]", "window [3, 1] holds none of the chain's timesteps [500, 0]"),
+        ("resources.cpus_per_worker=4096", "resources: a trial asks for 4096 CPU; this cluster has "),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    override: str, message: str, sweep_file: Path, orchestrate: Orchestrate
+) -> None:
+    done = orchestrate("sweep", sweep_file, "--set", override)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (sweep_file.parent / "runs" / "tiny").exists()
+
+
+def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: BaseException) -> None:
+        def verb(given: object) -> int:
+            raise error
+
+        monkeypatch.setattr(cli, "_status", verb)
+
+    raising(KeyboardInterrupt())
+    assert cli.main(["status"]) == 130
+    raising(RuntimeError("a part broke"))
+    assert cli.main(["status"]) == 1

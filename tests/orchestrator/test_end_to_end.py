@@ -1,0 +1,101 @@
+"""Whole sweeps with every real part: Ray Tune, Optuna, DeepSpeed, MLflow, diffusers, in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+
+from core import DirectionSet
+from orchestrator.ranking import rows
+from orchestrator.store import SweepFolder
+from tests.orchestrator.conftest import Orchestrate
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def check_stores(root: Path, trials: int) -> None:
+    """Optuna and MLflow tell the same: as many rows as children, none of them running."""
+    folder = SweepFolder(root, "tiny")
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder.study}")
+    assert len(study.trials) == trials
+    assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials)
+    state = folder.read()
+    client = mlflow.MlflowClient(f"sqlite:///{root.resolve()}/mlflow.db")
+    parent = client.get_run(state["parent_run"])
+    assert parent.info.status == "FINISHED" and parent.data.metrics["champion/identifiability"] > 0
+    rule = f"tags.`mlflow.parentRunId` = '{state['parent_run']}'"
+    children = client.search_runs([state["experiment_id"]], rule)
+    assert len(children) == trials
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["outcome"] in ("completed", "pruned")
+        assert {"directions", "shift_scale", "discriminator_weight"} <= child.data.params.keys()
+        steps = [point.step for point in client.get_metric_history(child.info.run_id, "identifiability")]
+        assert steps == [2, 4][: len(steps)]
+        losses = [point.step for point in client.get_metric_history(child.info.run_id, "training/direction_loss")]
+        assert losses == list(range(1, steps[-1] + 1))
+        assert len(client.list_artifacts(child.info.run_id, "images")) >= 2
+        files = {Path(file.path).name for file in client.list_artifacts(child.info.run_id, "directions")}
+        assert files == {"directions.safetensors", "directions.json"}
+    assert client.get_model_version_by_alias("tiny-directions", "champion").run_id == state["parent_run"]
+
+
+def test_a_sweep_from_the_command_to_the_bundle(sweep_file: Path, orchestrate: Orchestrate, tmp_path: Path) -> None:
+    done = orchestrate("sweep", sweep_file)
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "runs"
+    check_stores(root, trials=3)
+
+    again = orchestrate("sweep", sweep_file)
+    assert again.returncode == 0 and "Sweep 'tiny' is complete." in again.stdout
+    changed = orchestrate("sweep", sweep_file, "--set", "seed=7")
+    assert changed.returncode == 2
+    assert "sweep 'tiny' has already been started with other settings; changed since: seed" in changed.stderr
+
+    assert "tiny: complete; 3 of 3 trials" in orchestrate("status").stdout
+    assert "Pareto front of identifiability and fidelity_kid" in orchestrate("report", "tiny").stdout
+
+    assert orchestrate("export", "tiny", "--to", "out").returncode == 0
+    directions = DirectionSet.load(tmp_path / "out")
+    assert directions.provenance["sweep"] == "tiny" and directions.metrics["identifiability"] > 0
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == ["README.md", "directions.json", "directions.safetensors", "traversal.png"]
+    refused = orchestrate("export", "tiny", "--to", "out")
+    assert refused.returncode == 2 and "out exists; an export is written into a new folder" in refused.stderr
+
+    folder = SweepFolder(root, "tiny")
+    completed = [row for row in rows(folder, folder.sweep()) if row.state == "completed"]
+    assert orchestrate("export", "tiny", "--to", "top", "--top", 1).returncode == 0
+    [best] = (tmp_path / "top").iterdir()
+    assert best.name == f"01_{completed[0].trial_id}" and len(DirectionSet.load(best)) in (3, 4)
+    assert orchestrate("export", "tiny", "--to", "one", "--run", completed[-1].trial_id).returncode == 0
+    nobody = orchestrate("export", "tiny", "--to", "none", "--run", "nobody")
+    assert nobody.returncode == 2 and "has no run or trial 'nobody'; its trials: " in nobody.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_same_command_goes_on_after_a_kill(sweep_file: Path, orchestrate: Orchestrate, tmp_path: Path) -> None:
+    """SIGKILL of the driver and everything it started, as soon as a trial has reported."""
+    command = [sys.executable, "-u", "-m", "orchestrator.cli", "sweep", str(sweep_file)]
+    driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert driver.stdout is not None
+    deadline = time.monotonic() + 300
+    for line in driver.stdout:
+        if "iteration 2/4" in line or time.monotonic() > deadline:
+            break
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    driver.stdout.close()
+    before = json.loads((tmp_path / "runs" / "tiny" / "sweep.json").read_text())
+
+    done = orchestrate("sweep", sweep_file)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "runs" / "tiny" / "sweep.json").read_text()) == before
+    check_stores(tmp_path / "runs", trials=3)
