@@ -6,6 +6,7 @@ data set is needed. Spectral normalisation (Miyato et al., arXiv 1802.05957) kee
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -22,6 +23,20 @@ class Discriminator(nn.Module):
             layers += [spectral_norm(nn.Conv2d(channels, width, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
             channels, width = width, min(2 * width, widest)
         self.body = nn.Sequential(*layers, spectral_norm(nn.Conv2d(channels, 1, 3, padding=1)))
+        self.eval()
+
+    @torch.no_grad()
+    def renormalise(self) -> None:
+        """One power iteration of every spectral norm.
+
+        torch would do one in every forward pass in training mode, so that what is learned would depend on how a batch
+        is cut into micro-batches. Here it is once an iteration, and the network stays in evaluation mode otherwise.
+        """
+        self.train()
+        for layer in self.body:
+            if isinstance(layer, nn.Conv2d):
+                _ = layer.weight  # the parametrisation works when it is read
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """The mean over the image of a logit per patch."""

@@ -1,7 +1,7 @@
 """The reconstructor: from an image and its shifted version back to which direction it was, and how strong.
 
 Two heads on one convolutional body (Voynov & Babenko, arXiv 2002.03754, for GANs; Zhang et al., arXiv 2310.09912, for
-diffusion models). It sees the image and the *difference*, brought to unit size: a small shift
+diffusion models). It sees the image and the *difference*, each brought to unit size: a small shift
 changes an image by a few grey levels, and un-amplified that drowns in the image itself.
 """
 
@@ -27,6 +27,7 @@ def convolutional_body(channels: int, size: int, width: int, widest: int = 256) 
 class Reconstructor(nn.Module):
     """(x_0, shifted x_0), both [N, C, H, W] -> (logits [N, K], magnitude [N] in units of the largest one)."""
 
+    image_rms: Tensor
     difference_rms: Tensor
 
     def __init__(self, sample_shape: tuple[int, int, int], directions: int, width: int = 32) -> None:
@@ -35,7 +36,8 @@ class Reconstructor(nn.Module):
         self.body, features = convolutional_body(2 * channels, height, width)
         self.which = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, directions))
         self.strength = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, 1))
-        self.register_buffer("difference_rms", torch.zeros(()))
+        self.register_buffer("image_rms", torch.ones(()))
+        self.register_buffer("difference_rms", torch.zeros(()))  # 0: not calibrated yet
 
     def forward(self, x_0: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
         dtype = next(self.parameters()).dtype
@@ -43,10 +45,12 @@ class Reconstructor(nn.Module):
         if self.training and self.difference_rms == 0:
             self.calibrate(x_0, shifted)
         amplified = difference / self.difference_rms.float().clamp(min=1e-6)
-        features = self.body(torch.cat([x_0.to(dtype), amplified.to(dtype)], dim=1))
+        image = x_0.float() / self.image_rms.float().clamp(min=1e-6)
+        features = self.body(torch.cat([image, amplified], dim=1).to(dtype))
         return self.which(features).float(), self.strength(features)[:, 0].float()
 
     @torch.no_grad()
     def calibrate(self, x_0: Tensor, shifted: Tensor) -> None:
-        """Fix the unit of differences: their root mean square over these pairs. The first training batch does it too."""
+        """Fix the units: root mean squares over these pairs. The first training batch does it where nobody did."""
+        self.image_rms.copy_(x_0.float().square().mean().sqrt())
         self.difference_rms.copy_((shifted.float() - x_0.float()).square().mean().sqrt())

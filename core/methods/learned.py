@@ -252,6 +252,7 @@ class Learner:
                 terms.append(_finite({"critic_loss": loss.item()}, n))
                 yield loss
 
+        self.discriminator.renormalise()
         self.discriminator.requires_grad_(False)
         self.explorer_optimiser.update(explorer_losses())
         if self.critic_optimiser is not None:

@@ -1,0 +1,30 @@
+"""Each loss term against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from core import losses
+
+
+def test_direction_loss_of_a_guess_is_the_logarithm_of_the_number_of_directions() -> None:
+    assert float(losses.direction_loss(torch.zeros(5, 8), torch.arange(5))) == pytest.approx(math.log(8))
+
+
+def test_strength_loss_is_in_the_ancestors_unit() -> None:
+    predicted, magnitude = torch.tensor([0.5, -1.0]), torch.tensor([0.0, -0.5])
+    assert float(losses.strength_loss(predicted, magnitude)) == pytest.approx(6 * 0.5)
+
+
+def test_adversarial_losses_of_an_undecided_critic() -> None:
+    undecided = torch.zeros(3)
+    assert float(losses.fidelity_loss(undecided)) == pytest.approx(math.log(2))
+    assert float(losses.critic_loss(undecided, undecided)) == pytest.approx(2 * math.log(2))
+
+
+def test_adversarial_losses_pull_in_opposite_directions() -> None:
+    logit = torch.tensor([0.3], requires_grad=True)
+    (up,) = torch.autograd.grad(losses.fidelity_loss(logit), logit)
+    (down,) = torch.autograd.grad(losses.critic_loss(torch.zeros(1), logit), logit)
+    assert up < 0 < down

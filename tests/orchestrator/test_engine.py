@@ -1,0 +1,75 @@
+"""DeepSpeed engines give what plain torch gives, and come back from disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# One trial a process is the rule (DeepSpeed keeps state in its process), so every case runs in one of its own.
+SCRIPT = """
+import json, pathlib, sys, warnings
+import torch
+torch.set_num_threads(1)
+from core import Denoiser, Schedule
+from core.methods.learned import Learner, Settings
+from orchestrator.engine import Engines, EngineError
+from orchestrator.spec.sections import DeepSpeed
+
+model, zero, offload, precision, folder = sys.argv[1:]
+denoiser = Denoiser.from_pretrained(model)
+schedule = Schedule.ddim(denoiser, 2)
+settings = Settings(directions=3, batch=4, micro_batch=2, pool=32)
+ours = DeepSpeed(zero=int(zero), offload_optimizer=offload, precision=precision)
+
+def fresh():
+    engines = Engines(ours, 2)
+    return engines, Learner(denoiser, schedule, settings, engines.make)
+
+engines, learner = fresh()
+losses = [learner.iterate(n) for n in range(2)]
+engines.save(pathlib.Path(folder) / "state", 2)
+losses += [learner.iterate(n) for n in range(2, 4)]
+engines.close()
+
+resumed_engines, resumed = fresh()
+assert resumed_engines.load(pathlib.Path(folder) / "state") == 2
+tail = [resumed.iterate(n) for n in range(2, 4)]
+try:
+    resumed_engines.load(pathlib.Path(folder) / "nothing")
+    refused = None
+except EngineError as error:
+    refused = str(error)
+resumed_engines.close()
+
+plain = Learner(denoiser, schedule, settings)
+expected = [plain.iterate(n) for n in range(4)]
+print("RESULT", json.dumps([losses, tail, expected, refused]))
+"""
+
+
+def run(model: Path, folder: Path, zero: int, offload: str, precision: str) -> tuple[list, list, list, str]:
+    command = [sys.executable, "-c", SCRIPT, str(model), str(zero), offload, precision, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    losses, tail, expected, refused = json.loads(line.removeprefix("RESULT "))
+    return losses, tail, expected, refused
+
+
+@pytest.mark.parametrize(("zero", "offload"), [(0, "none"), (1, "none"), (2, "cpu")])
+def test_engines_match_plain_torch_and_resume_exactly(tiny_model: Path, tmp_path: Path, zero: int, offload: str) -> None:
+    losses, tail, expected, refused = run(tiny_model, tmp_path, zero, offload, "fp32")
+    assert tail == losses[2:]
+    for ours, plain in zip(losses, expected, strict=True):
+        assert ours == pytest.approx(plain, rel=1e-3)
+    assert "nothing" in refused
+
+
+def test_bf16_stays_near_full_precision(tiny_model: Path, tmp_path: Path) -> None:
+    losses, tail, expected, _ = run(tiny_model, tmp_path, 1, "none", "bf16")
+    assert tail == losses[2:]
+    assert losses[0]["direction_loss"] == pytest.approx(expected[0]["direction_loss"], rel=0.05)

@@ -1,0 +1,40 @@
+"""How a trial's end is named."""
+
+import pytest
+
+from core.errors import NonFiniteError
+from orchestrator.outcome import ADVICE, TrialOutcome, classify, sentence
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+def wrapped(inner: Exception) -> Exception:
+    try:
+        raise RuntimeError("Ray's wrapper") from inner
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (NonFiniteError("direction_loss became nan"), TrialOutcome.DIVERGED),
+        (wrapped(NonFiniteError("x")), TrialOutcome.DIVERGED),
+        (wrapped(MemoryError()), TrialOutcome.OUT_OF_MEMORY),
+        (OutOfMemoryError("CUDA"), TrialOutcome.OUT_OF_MEMORY),
+        (ValueError("x"), TrialOutcome.FAILED),
+    ],
+)
+def test_what_an_error_stands_for(error: Exception, outcome: TrialOutcome) -> None:
+    assert classify(error) is outcome
+
+
+def test_every_outcome_has_its_advice() -> None:
+    assert ADVICE.keys() == set(TrialOutcome)
+
+
+def test_an_error_is_told_in_its_last_line() -> None:
+    assert sentence(ValueError("Traceback ...\n  File\nValueError: too small\n\n")) == "ValueError: too small"
+    assert sentence(ValueError()) == "ValueError"
