@@ -25,6 +25,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.runs: dict[str, str] = {}  # Tune's trial id -> MLflow's run id
         self.pictures: dict[str, int] = {}  # Tune's trial id -> step of its last result
         self.open: set[str] = set()
+        self.recorded: dict[str, int] = {}  # Tune's trial id -> last step that MLflow has: a resumed trial repeats some
         self.started = time.monotonic()
 
     def get_state(self) -> dict[str, Any] | None:
@@ -69,15 +70,21 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     def _start(self, trial: Any) -> None:
         run = self.tracking.start_child(self.experiment_id, self.parent, trial.trial_id, trial.config)
         self.runs[trial.trial_id] = run
+        self.recorded[trial.trial_id] = self.tracking.last_step(run, self.objective)
         self.open.add(trial.trial_id)
 
     @fail_open
     def _result(self, trial: Any, result: dict[str, Any]) -> None:
         run, now = self.runs[trial.trial_id], int(time.time() * 1000)
+        known = self.recorded[trial.trial_id]
         for point in result["curve"]:
+            if point["step"] <= known:
+                continue
             values = {f"training/{name}": value for name, value in point.items() if name != "step"}
             self.tracking.metrics(run, values, int(point["step"]), now)
-        self.tracking.metrics(run, result["metrics"], result[STEP], now)
+        if result[STEP] > known:
+            self.tracking.metrics(run, result["metrics"], result[STEP], now)
+        self.recorded[trial.trial_id] = max(known, result[STEP])
 
     @fail_open
     def _checkpoint(self, trial: Any, checkpoint: Any) -> None:

@@ -111,6 +111,10 @@ class Tracking:
         metrics = [Metric(name, float(value), milliseconds, step) for name, value in values.items()]
         self.client.log_batch(run_id, metrics=metrics, synchronous=True)
 
+    def last_step(self, run_id: str, metric: str) -> int:
+        """The last step at which a run has a metric; 0 where it has none."""
+        return max((point.step for point in self.client.get_metric_history(run_id, metric)), default=0)
+
     def image(self, run_id: str, picture: Path, key: str, step: int) -> None:
         with Image.open(picture) as image:
             self.client.log_image(run_id, image, key=key, step=step, synchronous=True)

@@ -53,7 +53,7 @@ class Settings:
     start: str = "pca"  # or "random"
     strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
     direction_rate: float = 0.05
-    reconstructor_rate: float = 0.002
+    reconstructor_rate: float = 0.001
     discriminator_rate: float = 0.0002
     seed: int = 0
     gradient: GradientPolicy = field(default_factory=FullGraph)

@@ -176,7 +176,8 @@ def main() -> None:
     folder = arguments.to or model_folder(arguments.model)
     images, targets = recipe.data(recipe.samples, torch.Generator().manual_seed(recipe.seed))
     if arguments.only != "denoiser":
-        train_attributes(recipe, images, targets, folder)
+        seen = slice(digits.TRAINED) if recipe.classify else slice(None)
+        train_attributes(recipe, images[seen], targets[seen], folder)
     if arguments.only != "attributes":
         train_denoiser(recipe, images, folder, arguments.first_phase)
 

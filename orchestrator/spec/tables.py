@@ -42,7 +42,7 @@ PARAMETERS: dict[str, Parameter] = {
     "start": Parameter(OneOf(("pca", "random")), "pca", learned_only=True),
     # Learning rates of the three parts that train together.
     "direction_rate": Parameter(Real(above=0), 0.05, learned_only=True),
-    "reconstructor_rate": Parameter(Real(above=0), 0.002, learned_only=True),
+    "reconstructor_rate": Parameter(Real(above=0), 0.001, learned_only=True),
     "discriminator_rate": Parameter(Real(above=0), 0.0002, learned_only=True),
 }
 

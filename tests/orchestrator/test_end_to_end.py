@@ -29,7 +29,8 @@ def check_stores(root: Path, trials: int) -> None:
     state = folder.read()
     client = mlflow.MlflowClient(f"sqlite:///{root.resolve()}/mlflow.db")
     parent = client.get_run(state["parent_run"])
-    assert parent.info.status == "FINISHED" and parent.data.metrics["champion/identifiability"] > 0
+    assert parent.info.status == "FINISHED"
+    assert {"champion/identifiability", "random/identifiability"} <= parent.data.metrics.keys()
     rule = f"tags.`mlflow.parentRunId` = '{state['parent_run']}'"
     children = client.search_runs([state["experiment_id"]], rule)
     assert len(children) == trials
@@ -64,7 +65,7 @@ def test_a_sweep_from_the_command_to_the_bundle(sweep_file: Path, orchestrate: O
 
     assert orchestrate("export", "tiny", "--to", "out").returncode == 0
     directions = DirectionSet.load(tmp_path / "out")
-    assert directions.provenance["sweep"] == "tiny" and directions.metrics["identifiability"] > 0
+    assert directions.provenance["sweep"] == "tiny" and "identifiability" in directions.metrics
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert files == ["README.md", "directions.json", "directions.safetensors", "traversal.png"]
     refused = orchestrate("export", "tiny", "--to", "out")
