@@ -105,7 +105,9 @@ def invert(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, refinements: int
 
 def _check(denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: str, step_noise: Tensor | None) -> None:
     if tuple(x.shape[1:]) != denoiser.sample_shape:
-        raise UserError(f"x has shape {list(x.shape)}; model '{denoiser.name}' draws [N, {str(denoiser.sample_shape)[1:-1]}]")
+        raise UserError(
+            f"x has shape {list(x.shape)}; model '{denoiser.name}' draws [N, {str(denoiser.sample_shape)[1:-1]}]"
+        )
     if injection not in INJECTIONS:
         raise UserError(f"injection: got '{injection}'; allowed: {', '.join(INJECTIONS)}")
     if schedule.eta > 0 and step_noise is None:

@@ -166,10 +166,14 @@ def _load_unet(folder: Path, name: str) -> UNet2DModel:
     part = folder / "unet" if (folder / "unet").is_dir() else folder
     missing = [file for file in _REQUIRED if not (part / file).is_file()]
     if missing:
-        raise ModelError(f"model '{name}' is incomplete: {part} lacks {' and '.join(missing)} (diffusers layout, safetensors)")
+        raise ModelError(
+            f"model '{name}' is incomplete: {part} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
+        )
     kind = _class_name(part / "config.json", name)
     if kind != "UNet2DModel":
-        raise ModelError(f"model '{name}' is a {kind}; its h-space cannot be opened: a pixel-space UNet2DModel is needed")
+        raise ModelError(
+            f"model '{name}' is a {kind}; its h-space cannot be opened: a pixel-space UNet2DModel is needed"
+        )
     try:
         with _quiet():
             return UNet2DModel.from_pretrained(part, use_safetensors=True, low_cpu_mem_usage=False)

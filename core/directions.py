@@ -123,7 +123,9 @@ class DirectionSet:
             delta_h = shift(current[0])
             assert delta_h is not None
             if delta_h.shape[1:] != h.shape[1:]:
-                raise DirectionSetError(f"the set is for h of shape {list(self.h_shape)}; this model has {list(h.shape[1:])}")
+                raise DirectionSetError(
+                    f"the set is for h of shape {list(self.h_shape)}; this model has {list(h.shape[1:])}"
+                )
             return h + delta_h.to(h)
 
         hooks = [
@@ -196,7 +198,9 @@ class DirectionSet:
             if description["format"] != FORMAT:
                 raise DirectionSetError(f"{folder / _DESCRIPTION} has format '{description['format']}', not '{FORMAT}'")
             if description["version"] > VERSION:
-                raise DirectionSetError(f"{folder} has format version {description['version']}; this one reads up to {VERSION}")
+                raise DirectionSetError(
+                    f"{folder} has format version {description['version']}; this one reads up to {VERSION}"
+                )
             return cls(
                 table=tensors["table"],
                 sigma=tensors["sigma"],

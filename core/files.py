@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that becomes `path` when the block ends well; FileExistsError if it is there."""
+    """A temporary folder beside `path` that becomes `path` when the block ends well; FileExistsError if it is there."""
     if path.exists():
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,9 @@ def grid(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), 
         if rows:
             draw.text((4, y + cell // 2 - 6), rows[r], fill="black")
         for c, image in enumerate(row):
-            picture.paste(to_picture(image).resize((cell, cell), Image.Resampling.NEAREST), (left + c * (cell + gap), y))
+            picture.paste(
+                to_picture(image).resize((cell, cell), Image.Resampling.NEAREST), (left + c * (cell + gap), y)
+            )
     for c, name in enumerate(columns):
         draw.text((left + c * (cell + gap) + cell // 2 - 3 * len(name), 3), name, fill="black")
     return picture

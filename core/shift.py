@@ -2,8 +2,8 @@
 
     delta_h = magnitude * s_t * d_k,t        ||d_k,t|| = 1
 
-It does not see the image, so that a direction means the same for every image (Zhang et al., arXiv 2310.09912: "global"),
-and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so that a magnitude of 1 is
+It does not see the image, so that a direction means the same for every image ("global", Zhang et al., arXiv
+2310.09912), and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so that a magnitude of 1 is
 the distance of a typical sample from the mean, at every step and in every model.
 """
 
@@ -74,7 +74,9 @@ class ShiftControl(nn.Module):
         super().__init__()
         size = math.prod(h_shape)
         if orthonormal and directions > size:
-            raise UserError(f"directions: got {directions}; h has {size} dimensions, which is the most that can be orthonormal")
+            raise UserError(
+                f"directions: got {directions}; h has {size} dimensions, which is the most that can be orthonormal"
+            )
         self.h_shape, self.timesteps = h_shape, timesteps
         self.parametrisation, self.orthonormal = parametrisation, orthonormal
         steps = len(timesteps) if parametrisation == "per_step" else 1

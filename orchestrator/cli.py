@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orchestrate",
-        description="Search for the best set of interpretable directions in the h-space of a pretrained diffusion model.",
+        description="Search for the best set of editing directions in the h-space of a pretrained diffusion model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     rooted = argparse.ArgumentParser(add_help=False)
     rooted.add_argument("--root", type=Path, metavar="DIR", help="where sweeps are kept (ORCHESTRATE_ROOT, or runs/)")
 
-    def add(name: str, verb: Callable[[argparse.Namespace], int], summary: str, root: bool = True) -> argparse.ArgumentParser:
+    def add(
+        name: str, verb: Callable[[argparse.Namespace], int], summary: str, root: bool = True
+    ) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=summary, description=summary, parents=[rooted] if root else [])
         made.set_defaults(verb=verb)
         return made
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         with_spec = add(name, verb, summary)
         with_spec.add_argument("spec", type=Path, metavar="SPEC", help="the sweep's YAML file")
-        with_spec.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override, e.g. budget.trials=4")
+        with_spec.add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", help="override, e.g. budget.trials=4"
+        )
         if name == "sweep":
             with_spec.add_argument("--dry-run", action="store_true", help="the same as plan")
             with_spec.add_argument("--address", help="a running Ray cluster (default: Ray on this machine)")

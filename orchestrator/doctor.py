@@ -54,4 +54,8 @@ def _operators(build: bool, console: Console) -> tuple[bool, str, str]:
 def _disk(root: Path) -> tuple[bool, str, str]:
     place = root if root.exists() else Path.cwd()
     free = shutil.disk_usage(place).free / 1e9
-    return free >= _LEAST_DISK_GB, f"disk: {free:.0f} GB free at {place}", "free some space, or move the sweeps with --root"
+    return (
+        free >= _LEAST_DISK_GB,
+        f"disk: {free:.0f} GB free at {place}",
+        "free some space, or move the sweeps with --root",
+    )

@@ -97,7 +97,7 @@ def compiler_missing() -> str | None:
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if not missing:
         return None
-    return f"{' and '.join(missing)} not found: DeepSpeed's compiled Adam is replaced by torch's (same steps, slower offload)"
+    return f"{' and '.join(missing)} not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
 
 
 def build_ops() -> None:

@@ -1,8 +1,8 @@
 """The bundle a user takes away: a direction set, what it looks like, and a card that says what it is.
 
-    directions.safetensors, directions.json   the set (core.directions)
-    traversal.png                             every direction across its scales
-    README.md                                 the card
+directions.safetensors, directions.json   the set (core.directions)
+traversal.png                             every direction across its scales
+README.md                                 the card
 """
 
 import shutil
@@ -34,7 +34,9 @@ def crown(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> Row | None:
     parameters = {"method": "random", **{name: _value(sweep, best, name) for name in ("directions", "shift_scale")}}
     champion = bench.measure(sweep, found, REPORT_SEEDS).metrics
     baseline = bench.measure(sweep, random_set(bench, parameters, sweep), REPORT_SEEDS).metrics
-    named = replace(found, metrics=champion, provenance={**found.provenance, "sweep": sweep.name, "trial": best.trial_id})
+    named = replace(
+        found, metrics=champion, provenance={**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
+    )
 
     shutil.rmtree(folder.champion, ignore_errors=True)  # of a run that was interrupted right here
     with atomic_folder(folder.champion) as temporary:
@@ -140,7 +142,7 @@ def card(directions: DirectionSet) -> str:
     return f"""# {len(directions)} directions in the h-space of `{origin.get("model")}`
 
 Found by the method `{origin.get("method")}` in trial `{origin.get("trial")}` of the sweep `{origin.get("sweep")}`.
-Made for the weights with digest `{str(origin.get("weight_digest"))[:16]}` and a chain of {len(directions.timesteps)} steps.
+Made for the weights with digest `{str(origin.get("weight_digest"))[:16]}` and {len(directions.timesteps)} steps.
 
 ![Every direction (down) at scales -2 to 2 (across)](traversal.png)
 

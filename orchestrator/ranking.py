@@ -45,7 +45,9 @@ def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = load_study(sweep.name, folder.study)
     trials = study.get_trials(deepcopy=False)
-    front = {trial.number for trial in study.best_trials} if any(t.state == TrialState.COMPLETE for t in trials) else set()
+    front = (
+        {trial.number for trial in study.best_trials} if any(t.state == TrialState.COMPLETE for t in trials) else set()
+    )
     found = [
         Row(
             trial.user_attrs.get(TUNE_ID, str(trial.number)),

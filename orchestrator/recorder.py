@@ -16,9 +16,7 @@ from orchestrator.tracking import Tracking, fail_open
 class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     """Follows every trial of a sweep. Trial -> run id is looked up by tag, so that a resumed sweep finds its runs."""
 
-    def __init__(
-        self, sweep: Sweep, tracking: Tracking, experiment_id: str, parent: str, console: Console
-    ) -> None:
+    def __init__(self, sweep: Sweep, tracking: Tracking, experiment_id: str, parent: str, console: Console) -> None:
         self.tracking, self.experiment_id, self.parent, self.console = tracking, experiment_id, parent, console
         self.iterations, self.objective = sweep.train.iterations, sweep.objectives[0].metric
         self.searched = [name for name, values in sweep.space.items() if not isinstance(values, Fixed)]
@@ -40,10 +38,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         searched = {name: trial.config[name] for name in self.searched if name in trial.config}
         self._say(trial, "starts", ", ".join(f"{name}={_short(value)}" for name, value in searched.items()))
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self.pictures[trial.trial_id] = result[STEP]
         self._result(trial, result)
-        self._say(trial, f"iteration {result[STEP]}/{self.iterations}", f"{self.objective} {result[self.objective]:.3f}")
+        self._say(
+            trial, f"iteration {result[STEP]}/{self.iterations}", f"{self.objective} {result[self.objective]:.3f}"
+        )
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
         self._checkpoint(trial, checkpoint)
@@ -100,7 +102,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def _say(self, trial: Any, what: str, more: str = "") -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        self.console.print(f"{minutes:4}:{seconds:02}  trial {trial.trial_id}  {what:<18} {more}".rstrip(), highlight=False)
+        self.console.print(
+            f"{minutes:4}:{seconds:02}  trial {trial.trial_id}  {what:<18} {more}".rstrip(), highlight=False
+        )
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,6 @@ from orchestrator.ranking import Row, rows
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 
-
 _WIDE = 120  # columns
 
 

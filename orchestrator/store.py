@@ -1,10 +1,10 @@
 """What a sweep keeps in its own folder, `<root>/<name>/`: the one place that knows the file names.
 
-    sweep.json    the resolved specification, its identity, versions, and where its MLflow runs are
-    study.db      Optuna
-    tune/         Ray Tune
-    champion/     the exported best set
-    result.json   the champion and the baseline on the reporting seeds
+sweep.json    the resolved specification, its identity, versions, and where its MLflow runs are
+study.db      Optuna
+tune/         Ray Tune
+champion/     the exported best set
+result.json   the champion and the baseline on the reporting seeds
 """
 
 import json

@@ -65,7 +65,12 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console) -> None
 
 
 def check_model(sweep: Sweep) -> None:
-    """Everything about the model that can be wrong, found before a trial starts. Raises UserError."""
+    """Everything about the model and its trials that can be wrong, found before one starts. Raises UserError."""
+    if sweep.resources.workers > 1:
+        raise UserError(
+            f"resources.gpus_per_trial: got {sweep.resources.gpus_per_trial:g}; trials of more than one GPU can be "
+            "planned but not run yet: set it to 1 or less"
+        )
     denoiser = Denoiser.from_pretrained(sweep.model)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
     asked = {*sweep.objective_names, sweep.asha_metric}

@@ -153,7 +153,9 @@ class Tracking:
         try:
             return Path(self.client.download_artifacts(run_id, artifact, str(to)))
         except Exception as error:
-            raise UserError(f"run '{run_id}' has no artifact '{artifact}' in {self.uri} ({type(error).__name__})") from error
+            raise UserError(
+                f"run '{run_id}' has no artifact '{artifact}' in {self.uri} ({type(error).__name__})"
+            ) from error
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

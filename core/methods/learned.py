@@ -161,7 +161,9 @@ class Learner:
         self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
         self.micro_batch = settings.micro_batch or settings.batch // world
         if settings.batch % (self.micro_batch * world):
-            raise UserError(f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it evenly")
+            raise UserError(
+                f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
+            )
         self.rank, self.world = rank, world
         self.pool = draw_pool(denoiser, schedule, settings.pool)
         with torch.random.fork_rng():
@@ -183,7 +185,9 @@ class Learner:
 
     def _make_explorer(self) -> Explorer:
         settings, h = self.settings, self.pool.h
-        start = leading_components(h, settings.directions, settings.parametrisation) if settings.start == "pca" else None
+        start = (
+            leading_components(h, settings.directions, settings.parametrisation) if settings.start == "pca" else None
+        )
         shift = ShiftControl(
             settings.directions,
             self.denoiser.h_shape,
@@ -306,7 +310,9 @@ def find(
 
 def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Where a set comes from: enough to make it again, and to refuse it on another model."""
-    plain = {k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in settings.items()}
+    plain = {
+        k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in settings.items()
+    }
     return {
         "method": method,
         "model": denoiser.name,

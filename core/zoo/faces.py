@@ -38,7 +38,9 @@ def sample_factors(count: int, generator: torch.Generator) -> Tensor:
 def render(factors: Tensor) -> Tensor:
     """Draw faces. factors: [N, 9] in [-1, 1] -> images [N, 3, 32, 32] in [-1, 1]."""
     if factors.ndim != 2 or factors.shape[1] != len(FACTORS):
-        raise ValueError(f"factors: got shape {list(factors.shape)}, expected [N, {len(FACTORS)}] ({', '.join(FACTORS)})")
+        raise ValueError(
+            f"factors: got shape {list(factors.shape)}, expected [N, {len(FACTORS)}] ({', '.join(FACTORS)})"
+        )
     factors = factors.float()[:, :, None, None]  # [N, 9, 1, 1]
     skin, hair_colour, hair_length, smile, eye_opening, glasses, face_width, yaw, background = factors.unbind(1)
 
@@ -63,7 +65,11 @@ def render(factors: Tensor) -> Tensor:
 
     image = _ramp(_BACKGROUND, background).expand(-1, 3, side, side)
     hair_end = 0.40 + 0.42 * hair_length  # y of the strands' lower end
-    image = paint(image, _rounded_box(x - centre, y - (hair_end - 0.45) / 2, half_width + 0.13, (hair_end + 0.45) / 2, 0.12), hair_tone)
+    image = paint(
+        image,
+        _rounded_box(x - centre, y - (hair_end - 0.45) / 2, half_width + 0.13, (hair_end + 0.45) / 2, 0.12),
+        hair_tone,
+    )
     image = paint(image, _ellipse(x - centre, y + 0.22, half_width + 0.15, 0.60), hair_tone)
     image = paint(image, _rounded_box(x - centre, y - 0.86, 0.16, 0.30, 0.05), skin_tone * 0.86)
     face = _ellipse(x - centre, y - 0.12, half_width, 0.60)
@@ -111,7 +117,9 @@ def _ellipse(x: Tensor, y: Tensor, radius_x: Tensor | float, radius_y: Tensor | 
     return scaled * (scaled - 1) / (slope + 1e-6)
 
 
-def _rounded_box(x: Tensor, y: Tensor, half_width: Tensor | float, half_height: Tensor | float, radius: float) -> Tensor:
+def _rounded_box(
+    x: Tensor, y: Tensor, half_width: Tensor | float, half_height: Tensor | float, radius: float
+) -> Tensor:
     """Signed distance to a box with rounded corners."""
     outside_x, outside_y = x.abs() - half_width + radius, y.abs() - half_height + radius
     corner = torch.sqrt(outside_x.clamp(min=0) ** 2 + outside_y.clamp(min=0) ** 2)
@@ -123,5 +131,3 @@ def factor_sweep(factor: str, values: int = 7) -> Tensor:
     factors = torch.zeros(values, len(FACTORS))
     factors[:, FACTORS.index(factor)] = torch.linspace(-1, 1, values)
     return render(factors)
-
-

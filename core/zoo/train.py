@@ -85,7 +85,7 @@ RECIPES = {
         data=digits.load,
         samples=digits.COUNT,
         unet=_unet(digits.SIZE, 1, (24, 48, 64)),
-        phases=(Phase(6_000, 0.012, 2e-3, colour_weight=30.0),),
+        phases=(Phase(3_000, 0.012, 2e-3, colour_weight=30.0),),
         batch=64,
         attributes=digits.CLASSES,
         attribute_steps=1_200,
@@ -137,7 +137,10 @@ def train_phase(
         averaged.update_parameters(unet)
         running += (error.square().mean().item() - running) / min(step, 200)
         if step % 200 == 0:
-            print(f"phase {number}: {step}/{phase.steps}  error {running:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"phase {number}: {step}/{phase.steps}  error {running:.4f}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
         if step % 1000 == 0 or step == phase.steps:
             DDIMPipeline(averaged.module, scheduler).save_pretrained(folder, safe_serialization=True)
     return averaged.module

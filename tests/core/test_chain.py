@@ -66,7 +66,9 @@ def test_the_window_says_which_steps_are_shifted(tiny_denoiser: Denoiser, schedu
     inside = [i for i, t in enumerate(schedule.timesteps) if 300 <= t <= 700]
     sample(tiny_denoiser, schedule, start(tiny_denoiser), shift, window=(700, 300))
     assert asked == inside and 0 < len(inside) < len(schedule)
-    with pytest.raises(UserError, match=r"window \[5, 1\] holds none of the chain's timesteps \[800, 600, 400, 200, 0\]"):
+    with pytest.raises(
+        UserError, match=r"window \[5, 1\] holds none of the chain's timesteps \[800, 600, 400, 200, 0\]"
+    ):
         sample(tiny_denoiser, schedule, start(tiny_denoiser), shift, window=(5, 1))
 
 

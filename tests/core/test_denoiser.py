@@ -27,7 +27,9 @@ def tiny_unet(**changes: object) -> UNet2DModel:
     return UNet2DModel(**{**settings, **changes})
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers_per_block": 2}, {"center_input_sample": True}, {"add_attention": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"layers_per_block": 2}, {"center_input_sample": True}, {"add_attention": False}]
+)
 def test_decode_of_encode_is_the_unet_to_the_last_bit(changes: dict) -> None:
     denoiser = Denoiser(tiny_unet(**changes).double(), DDIMScheduler(), "tiny")
     x = noise(range(3), denoiser.sample_shape, torch.float64)
@@ -109,9 +111,15 @@ def broken(saved: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("no weights", r"model '.*' is incomplete: .*unet lacks diffusion_pytorch_model.safetensors \(diffusers layout"),
+        (
+            "no weights",
+            r"model '.*' is incomplete: .*unet lacks diffusion_pytorch_model.safetensors \(diffusers layout",
+        ),
         ("damaged weights", "model '.*' cannot be read from .*unet: "),
-        ("other class", "model '.*' is a UNet2DConditionModel; its h-space cannot be opened: a pixel-space UNet2DModel"),
+        (
+            "other class",
+            "model '.*' is a UNet2DConditionModel; its h-space cannot be opened: a pixel-space UNet2DModel",
+        ),
         ("no json", "model '.*': .*config.json is not a diffusers configuration"),
         ("no scheduler", "model '.*' is incomplete: .* lacks scheduler_config.json"),
         ("v prediction", "model '.*' predicts 'v_prediction': only epsilon prediction is supported"),

@@ -57,7 +57,9 @@ def test_unknown_directions_get_the_nearest_name() -> None:
 
 
 def test_save_and_load(tmp_path: Path) -> None:
-    directions = DirectionSet(a_set().table, a_set().sigma, (600, 300, 0), metrics={"globality": 0.5}, provenance={"a": 1})
+    directions = DirectionSet(
+        a_set().table, a_set().sigma, (600, 300, 0), metrics={"globality": 0.5}, provenance={"a": 1}
+    )
     directions.save(tmp_path / "set")
     loaded = DirectionSet.load(tmp_path / "set")
     assert torch.equal(loaded.table, directions.table) and torch.equal(loaded.sigma, directions.sigma)
@@ -84,7 +86,11 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
         ("directions.json", "[", "is not a direction set: "),
         ("directions.json", "[]", "is not a direction set: "),
         ("directions.json", '{"format": "other"}', "has format 'other', not 'h-space directions'"),
-        ("directions.json", '{"format": "h-space directions", "version": 9}', "has format version 9; this one reads up to 1"),
+        (
+            "directions.json",
+            '{"format": "h-space directions", "version": 9}',
+            "has format version 9; this one reads up to 1",
+        ),
         ("directions.json", '{"format": "h-space directions", "version": 1}', "is not a direction set: KeyError: "),
     ],
 )

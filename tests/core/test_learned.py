@@ -19,7 +19,9 @@ SETTINGS = Settings(directions=3, batch=4, pool=32, iterations=3, shift_scale=2.
 @pytest.fixture(scope="module")
 def denoiser(tiny_denoiser: Denoiser) -> Denoiser:
     """The tiny model in the precision that is trained in."""
-    copy = Denoiser(tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config), tiny_denoiser.scheduler, "tiny")
+    copy = Denoiser(
+        tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config), tiny_denoiser.scheduler, "tiny"
+    )
     copy.unet.load_state_dict(tiny_denoiser.unet.state_dict())
     return copy
 
@@ -100,9 +102,7 @@ def test_the_set_says_where_it_comes_from(denoiser: Denoiser, schedule: Schedule
 
 @pytest.mark.parametrize("parametrisation", ["shared", "per_step", "time"])
 @pytest.mark.parametrize("start", ["pca", "random"])
-def test_every_parametrisation_trains(
-    denoiser: Denoiser, schedule: Schedule, parametrisation: str, start: str
-) -> None:
+def test_every_parametrisation_trains(denoiser: Denoiser, schedule: Schedule, parametrisation: str, start: str) -> None:
     learner, terms = run(denoiser, schedule, replace(SETTINGS, parametrisation=parametrisation, start=start), 2)
     assert all(math.isfinite(value) for value in terms[-1].values())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.explorer.shift.parameters())
@@ -140,7 +140,7 @@ def test_settings_that_cannot_be(change: dict, message: str) -> None:
 
 
 def test_a_batch_that_workers_cannot_share(denoiser: Denoiser, schedule: Schedule) -> None:
-    with pytest.raises(UserError, match="batch: got 4; 3 workers with micro-batches of 1 must share it evenly"):
+    with pytest.raises(UserError, match="batch: got 4; 3 workers with micro-batches of 1 must share it"):
         Learner(denoiser, schedule, SETTINGS, world=3)
 
 

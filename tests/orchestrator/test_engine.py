@@ -61,7 +61,9 @@ def run(model: Path, folder: Path, zero: int, offload: str, precision: str) -> t
 
 
 @pytest.mark.parametrize(("zero", "offload"), [(0, "none"), (1, "none"), (2, "cpu")])
-def test_engines_match_plain_torch_and_resume_exactly(tiny_model: Path, tmp_path: Path, zero: int, offload: str) -> None:
+def test_engines_match_plain_torch_and_resume_exactly(
+    tiny_model: Path, tmp_path: Path, zero: int, offload: str
+) -> None:
     losses, tail, expected, refused = run(tiny_model, tmp_path, zero, offload, "fp32")
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):

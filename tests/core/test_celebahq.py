@@ -1,0 +1,41 @@
+"""The architecture that sweeps/celeba.yaml trains on, with random weights: it cuts, and one iteration runs."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+from core import Denoiser, Schedule
+from core.gradient import CheckpointSteps
+from core.methods.learned import Learner, Settings
+
+CONFIG = json.loads((Path(__file__).parent / "configs" / "ddpm-celebahq-256.json").read_text())
+
+
+def test_its_size_is_the_published_one() -> None:
+    with torch.device("meta"):
+        unet = UNet2DModel.from_config(CONFIG)
+    assert sum(p.numel() for p in unet.parameters()) == 113_673_219
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_one_training_iteration() -> None:
+    torch.manual_seed(0)
+    denoiser = Denoiser(UNet2DModel.from_config(CONFIG), DDIMScheduler(), "celebahq", digest="random")
+    assert denoiser.sample_shape == (3, 256, 256) and denoiser.h_shape == (512, 8, 8)
+    settings = Settings(
+        directions=2, batch=1, pool=2, injection="asymmetric", window=(600, 0), gradient=CheckpointSteps()
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        learner = Learner(denoiser, Schedule.ddim(denoiser, 2), settings)
+        terms = learner.iterate(0)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(math.isfinite(value) for value in terms.values())
+    assert learner.explorer.shift.coordinates.grad.abs().sum() > 0

@@ -1,0 +1,72 @@
+"""What ships: the renderer is deterministic, the models load, the predictors are as good as their cards say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from core import Denoiser, Schedule, noise, sample
+from core.zoo import MODELS, digits, faces, model_folder
+from core.zoo.attributes import embedded
+from core.zoo.card import predictor_quality
+
+
+def test_rendering_is_deterministic_and_in_range() -> None:
+    factors = faces.sample_factors(4, torch.Generator().manual_seed(0))
+    images = faces.render(factors)
+    assert images.shape == (4, 3, 32, 32) and images.abs().max() <= 1
+    assert torch.equal(images, faces.render(factors))
+    assert torch.allclose(faces.render(factors[2:3])[0], images[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", faces.FACTORS)
+def test_every_factor_shows(factor: str) -> None:
+    row = faces.factor_sweep(factor)
+    steps = (row[1:] - row[:-1]).abs().flatten(1).max(1).values
+    assert (steps > 0.02).all(), "a part of the factor's range changes nothing"
+
+
+def test_factors_of_the_wrong_shape() -> None:
+    with pytest.raises(ValueError, match=r"factors: got shape \[2, 3\], expected \[N, 9\] \(skin, hair_colour, "):
+        faces.render(torch.zeros(2, 3))
+
+
+def test_measures_of_drawn_strokes() -> None:
+    """A bar leaning by one pixel a row has slant 1; a bigger one is bigger; fainter ink is thinner."""
+    upright, leaning, small, faint = -torch.ones(4, 1, 16, 16).unbind(0)
+    for row in range(4, 12):
+        upright[0, row, 8], leaning[0, row, 15 - row], faint[0, row, 8] = 1.0, 1.0, 0.0
+    small[0, 6:10, 8] = 1.0
+    slant, thickness, size = digits.measure(torch.stack([upright, leaning, small, faint])).T
+    assert slant[0] == pytest.approx(0, abs=1e-5) and slant[1] == pytest.approx(1, abs=1e-5)
+    assert size[0] == pytest.approx(2 * float(size[2]), rel=0.05)
+    assert thickness[0] == pytest.approx(1.0) and thickness[3] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embedded_models_draw_images(name: str) -> None:
+    denoiser, attributes = Denoiser.from_pretrained(name), embedded(name)
+    assert attributes is not None
+    images = sample(denoiser, Schedule.ddim(denoiser, 6), noise(range(4), denoiser.sample_shape))
+    assert -1.6 < images.min() < -0.3 and 0.3 < images.max() < 1.6
+    assert attributes.score(images).shape == (4, len(attributes.names))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embedded_models_are_small_and_documented(name: str) -> None:
+    weights = list(Path(model_folder(name)).rglob("*.safetensors"))
+    assert len(weights) == 2 and all(file.stat().st_size <= 5_000_000 for file in weights)
+    card = (model_folder(name) / "README.md").read_text()
+    assert "h steers" in card and "samples.png" in card and (model_folder(name) / "samples.png").is_file()
+
+
+def test_the_face_predictor_reads_every_factor() -> None:
+    assert all(value >= 0.98 for value in predictor_quality("toyfaces").values())
+
+
+def test_the_digit_predictor_recognises_digits_it_has_not_seen() -> None:
+    assert predictor_quality("digits")["accuracy"] >= 0.95
+
+
+def test_other_models_have_no_predictor() -> None:
+    assert embedded("google/ddpm-celebahq-256") is None

@@ -1,0 +1,83 @@
+"""Bundles: whole, described, verified on read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from core import DirectionSet
+from core.errors import UserError
+from orchestrator.export import card, export, write_bundle
+from orchestrator.spec import parse
+from orchestrator.store import SweepFolder
+
+
+@pytest.fixture
+def directions() -> DirectionSet:
+    table = torch.nn.functional.normalize(torch.ones(2, 1, 4, 1, 1), dim=2)
+    origin = {"model": "toyfaces", "method": "learned", "trial": "t1", "sweep": "faces", "weight_digest": "ab" * 32}
+    return DirectionSet(table, torch.ones(2, 1), (500, 0), metrics={"globality": 0.5}, provenance=origin)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, directions: DirectionSet) -> SweepFolder:
+    """A sweep's folder with one trial's checkpoint."""
+    sweep = parse({"name": "faces", "model": "toyfaces", "search": {"directions": {"choice": [2, 3]}}})
+    folder = SweepFolder(tmp_path / "runs", "faces")
+    folder.create(sweep, "sqlite://", "1", "parent")
+    for number in (0, 10, 9):
+        checkpoint = folder.tune / "trial_t1" / f"checkpoint_{number:06d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "directions").mkdir()
+        named = DirectionSet(directions.table, directions.sigma, (500, 0), names=("a", f"of {number}"))
+        named.write(checkpoint / "directions")
+        Image.new("RGB", (4, 4)).save(checkpoint / "traversal.png")
+    return folder
+
+
+def test_a_bundle_has_its_four_files_and_a_card(directions: DirectionSet, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
+    (tmp_path / "out").mkdir()
+    write_bundle(directions, tmp_path / "picture.png", tmp_path / "out")
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == ["README.md", "directions.json", "directions.safetensors", "traversal.png"]
+    text = card(directions)
+    assert "# 2 directions in the h-space of `toyfaces`" in text
+    assert "| globality | 0.500 | more |" in text and "identifiability" not in text
+    assert 'direction="direction_0"' in text and "num_inference_steps=2" in text
+
+
+def test_a_trials_last_checkpoint_is_exported(folder: SweepFolder, tmp_path: Path) -> None:
+    assert export(folder, tmp_path / "out", run="t1") == [tmp_path / "out"]
+    loaded = DirectionSet.load(tmp_path / "out")
+    assert loaded.names == ("a", "of 10") and loaded.provenance == {"sweep": "faces", "trial": "t1"}
+
+
+def test_what_cannot_be_exported(folder: SweepFolder, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="sweep 'faces' has no champion yet; run it to its end, or name a trial with --run"
+    ):
+        export(folder, tmp_path / "out")
+    with pytest.raises(UserError, match="--top: got 1; sweep 'faces' has 0 completed trials"):
+        export(folder, tmp_path / "out", top=1)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there exists; an export is written into a new folder"):
+        export(folder, tmp_path / "there", run="t1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_sweep_folder(folder: SweepFolder) -> None:
+    (folder.path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="sweep.json is damaged: "):
+        folder.sweep()
+    with pytest.raises(UserError, match="no sweep.json of a sweep 'other' in .*; sweeps there: faces"):
+        SweepFolder(folder.root, "other").read()
+
+
+def test_a_changed_sweep_is_refused_by_name(folder: SweepFolder) -> None:
+    same = folder.sweep()
+    folder.refuse_changed(same)
+    changed = parse({**same.resolved(), "seed": 3, "sampler": {"steps": 9}})
+    with pytest.raises(UserError, match="with other settings; changed since: sampler.steps, seed; give the new one"):
+        folder.refuse_changed(changed)
