@@ -3,8 +3,8 @@
     delta_h = magnitude * s_t * d_k,t        ||d_k,t|| = 1
 
 It does not see the image, so that a direction means the same for every image ("global", Zhang et al., arXiv
-2310.09912), and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so that a magnitude of 1 is
-the distance of a typical sample from the mean, at every step and in every model.
+2310.09912), and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so that a
+magnitude of 1 is the distance of a typical sample from the mean, at every step and in every model.
 """
 
 import math

@@ -7,8 +7,8 @@ other) and can keep their optimiser on the CPU. The frozen denoiser stays outsid
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from orchestrator.spec.sections import DeepSpeed
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+
+# ninja is installed beside this Python, which need not be on the user's path.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 import deepspeed  # noqa: E402  # after the accelerator is named
 from deepspeed.accelerator import get_accelerator  # noqa: E402
@@ -78,9 +81,9 @@ class Engines:
         """Restore what `save` wrote and return its iteration. Raises EngineError where anything is missing."""
         iterations = set()
         for name, engine in self.engines.items():
-            path, state = engine.load_checkpoint(str(folder / name), tag=_TAG)
-            if path is None:
+            if not (folder / name / _TAG).is_dir():
                 raise EngineError(f"checkpoint {folder} holds no state of the engine '{name}'")
+            _, state = engine.load_checkpoint(str(folder / name), tag=_TAG)
             iterations.add(int(state["iteration"]))
         if len(iterations) != 1:
             raise EngineError(f"checkpoint {folder} mixes iterations {sorted(iterations)}")
@@ -101,11 +104,9 @@ def compiler_missing() -> str | None:
 
 
 def build_ops() -> None:
-    """Compile once what trials use: Adam on the CPU and, without a GPU, the collective of this machine's processes."""
+    """Compile the operator that trials use, Adam on the CPU, so that no trial waits for it."""
     if compiler_missing() is None:
-        names = ["CPUAdamBuilder"] if torch.cuda.is_available() else ["CPUAdamBuilder", "ShareMemCommBuilder"]
-        with ThreadPoolExecutor() as pool:  # each build is a compiler's process
-            list(pool.map(lambda name: get_accelerator().create_op_builder(name).load(verbose=False), names))
+        get_accelerator().create_op_builder("CPUAdamBuilder").load(verbose=False)
 
 
 def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
@@ -130,3 +131,5 @@ def _single_process_rendezvous() -> None:
         port = probe.getsockname()[1]
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(alone)
+    # Collectives through shared memory want a compiler and spin while they wait; one process has nobody to wait for.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

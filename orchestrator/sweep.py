@@ -27,6 +27,7 @@ from core.errors import UserError  # noqa: E402
 from core.schedule import Schedule  # noqa: E402
 from core.zoo.attributes import embedded  # noqa: E402
 from orchestrator import export, report  # noqa: E402
+from orchestrator.engine import compiler_missing  # noqa: E402
 from orchestrator.recorder import Recorder  # noqa: E402
 from orchestrator.reporter import TuneReporter  # noqa: E402
 from orchestrator.searcher import STEP, DirectionSearch  # noqa: E402
@@ -59,6 +60,9 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console) -> None
             _create(sweep, folder, tracking)
         state = folder.read()
         console.print(f"Sweep '{sweep.name}': {sweep.budget.trials} trials, {slots} at a time, in {folder.path}")
+        missing = compiler_missing()
+        if missing and sweep.deepspeed.offload_optimizer == "cpu":
+            console.print(missing)
         recorder = Recorder(sweep, tracking, state["experiment_id"], state["parent_run"], console)
         _search(sweep, folder, recorder, slots)
     finish(sweep, folder, tracking, console)

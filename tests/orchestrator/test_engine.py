@@ -1,6 +1,7 @@
 """DeepSpeed engines give what plain torch gives, and come back from disk."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,9 +52,11 @@ print("RESULT", json.dumps([losses, tail, expected, refused]))
 """
 
 
-def run(model: Path, folder: Path, zero: int, offload: str, precision: str) -> tuple[list, list, list, str]:
+def run(
+    model: Path, folder: Path, zero: int, offload: str, precision: str, **environment: str
+) -> tuple[list, list, list, str]:
     command = [sys.executable, "-c", SCRIPT, str(model), str(zero), offload, precision, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     losses, tail, expected, refused = json.loads(line.removeprefix("RESULT "))
@@ -67,11 +70,27 @@ def test_engines_match_plain_torch_and_resume_exactly(
     losses, tail, expected, refused = run(tiny_model, tmp_path, zero, offload, "fp32")
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
-        assert ours == pytest.approx(plain, rel=1e-3)
-    assert "nothing" in refused
+        # Adam's first steps have one length whatever the gradient's, so that rounding decides where it is nearly zero.
+        assert ours == pytest.approx(plain, rel=1e-2)
+    assert refused.endswith("nothing holds no state of the engine 'explorer'")
 
 
 def test_bf16_stays_near_full_precision(tiny_model: Path, tmp_path: Path) -> None:
     losses, tail, expected, _ = run(tiny_model, tmp_path, 1, "none", "bf16")
     assert tail == losses[2:]
     assert losses[0]["direction_loss"] == pytest.approx(expected[0]["direction_loss"], rel=0.05)
+
+
+def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_path: Path) -> None:
+    """A path that holds no g++, and no operator built before."""
+    hidden = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "none")}
+    losses, tail, expected, _ = run(tiny_model, tmp_path, 2, "cpu", "fp32", **hidden)
+    assert tail == losses[2:]
+    for ours, plain in zip(losses, expected, strict=True):
+        # Adam's first steps have one length whatever the gradient's, so that rounding decides where it is nearly zero.
+        assert ours == pytest.approx(plain, rel=1e-2)
+    code = "from orchestrator.engine import compiler_missing; print(compiler_missing())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hidden})
+    assert said.stdout.strip().endswith(
+        "g++ not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
+    )
