@@ -13,6 +13,8 @@ from core.errors import UserError
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking, store_uri
 
+_TRAINING = "workflowType=machine_learning"  # MLflow's workspace for training, not for chats
+
 
 def serve(root: Path, port: int, console: Console) -> int:
     """Serve until interrupted. Raises UserError where there is nothing to serve or the port is taken."""
@@ -45,6 +47,10 @@ def links(root: Path, address: str) -> list[str]:
         experiment, parent = state["experiment_id"], state["parent_run"]
         runs = [run.info.run_id for run in tracking.children(experiment, parent)]
         compare = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
-        found.append(f"{path.parent.name}: result   {address}/#/experiments/{experiment}/runs/{parent}")
-        found.append(f"{path.parent.name}: compare  {address}/#/compare-runs?{compare}")
+        page, name = f"{address}/#/experiments/{experiment}/runs", path.parent.name
+        found.append(f"{name}: result   {page}/{parent}?{_TRAINING}")
+        found.append(
+            f"{name}: charts and pictures (open the run's + to see its trials)  {page}?compareRunsMode=CHART&{_TRAINING}"
+        )
+        found.append(f"{name}: compare  {address}/#/compare-runs?{compare}&{_TRAINING}")
     return found

@@ -39,7 +39,7 @@ PARAMETERS: dict[str, Parameter] = {
     "discriminator_weight": Parameter(Real(low=0, high=1000), 0.1, learned_only=True),
     "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", learned_only=True),
     "orthonormal": Parameter(Truth(), True, learned_only=True),
-    "start": Parameter(OneOf(("pca", "random")), "pca", learned_only=True),
+    "start": Parameter(OneOf(("pca", "random")), "random", learned_only=True),
     # Learning rates of the three parts that train together.
     "direction_rate": Parameter(Real(above=0), 0.05, learned_only=True),
     "reconstructor_rate": Parameter(Real(above=0), 0.001, learned_only=True),

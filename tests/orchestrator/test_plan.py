@@ -109,7 +109,7 @@ orthonormal           true (default)         method is learned
 start                 pca, random            method is learned
 discriminator_weight  0.01 to 1, log         start is pca and method is learned
 direction_rate        0.05 (default)         method is learned
-reconstructor_rate    0.002 (default)        method is learned
+reconstructor_rate    0.001 (default)        method is learned
 discriminator_rate    0.0002 (default)       method is learned
 
 For example

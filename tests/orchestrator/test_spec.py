@@ -546,9 +546,9 @@ def test_defaults() -> None:
             "discriminator_weight": 0.1,
             "parametrisation": "shared",
             "orthonormal": True,
-            "start": "pca",
+            "start": "random",
             "direction_rate": 0.05,
-            "reconstructor_rate": 0.002,
+            "reconstructor_rate": 0.001,
             "discriminator_rate": 0.0002,
         },
         "objectives": [{"identifiability": "max"}],
@@ -695,7 +695,7 @@ def test_space_holds_the_method_and_every_parameter() -> None:
     space = sweep_of("{}").space
     assert list(space) == ["method", *PARAMETERS]
     assert space["directions"] == Choice((8, 12))
-    assert space["start"] == Fixed("pca")
+    assert space["start"] == Fixed("random")
 
 
 def test_space_of_a_method_holds_what_it_uses() -> None:
