@@ -35,8 +35,8 @@ class Discriminator(nn.Module):
         self.train()
         for layer in self.body:
             if isinstance(layer, nn.Conv2d):
-                parametrised = layer.parametrizations.weight
-                parametrised[0].to(parametrised.original.dtype)  # an engine casts weights, but not these buffers
+                norm = layer.get_submodule("parametrizations.weight.0")
+                norm.to(layer.get_parameter("parametrizations.weight.original").dtype)  # engines cast no buffers
                 _ = layer.weight  # the parametrisation works when it is read
         self.eval()
 

@@ -50,7 +50,7 @@ def links(root: Path, address: str) -> list[str]:
         page, name = f"{address}/#/experiments/{experiment}/runs", path.parent.name
         found.append(f"{name}: result   {page}/{parent}?{_TRAINING}")
         found.append(
-            f"{name}: charts and pictures (open the run's + to see its trials)  {page}?compareRunsMode=CHART&{_TRAINING}"
+            f"{name}: charts and pictures (+ opens the run's trials)  {page}?compareRunsMode=CHART&{_TRAINING}"
         )
         found.append(f"{name}: compare  {address}/#/compare-runs?{compare}&{_TRAINING}")
     return found
