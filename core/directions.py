@@ -175,6 +175,7 @@ class DirectionSet:
         """Write the set's two files into an existing folder."""
         tensors = {"table": self.table, "sigma": self.sigma}
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _TENSORS)
+        (folder / _TENSORS).chmod(0o644)  # safetensors makes it readable by its owner alone
         description = {
             "format": FORMAT,
             "version": VERSION,

@@ -7,6 +7,7 @@ from core.zoo import model_folder
 
 directions = DirectionSet.load("out")  # what `orchestrate export toyfaces --to out` wrote
 pipeline = DDIMPipeline.from_pretrained(model_folder("toyfaces"))  # any diffusers pipeline with a UNet
+pipeline.set_progress_bar_config(disable=True)
 strip = Image.new("RGB", (5 * 96, 4 * 96))
 for row in range(4):
     for column, scale in enumerate((-1.5, -0.75, 0.0, 0.75, 1.5)):

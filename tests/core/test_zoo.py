@@ -33,7 +33,7 @@ def test_factors_of_the_wrong_shape() -> None:
 
 def test_measures_of_drawn_strokes() -> None:
     """A bar leaning by one pixel a row has slant 1; a bigger one is bigger; fainter ink is thinner."""
-    upright, leaning, small, faint = -torch.ones(4, 1, 16, 16).unbind(0)
+    upright, leaning, small, faint = torch.full((4, 1, 16, 16), -1.0).unbind(0)
     for row in range(4, 12):
         upright[0, row, 8], leaning[0, row, 15 - row], faint[0, row, 8] = 1.0, 1.0, 0.0
     small[0, 6:10, 8] = 1.0

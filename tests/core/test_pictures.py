@@ -1,0 +1,29 @@
+"""Pictures show what they say."""
+
+import torch
+
+from core import Denoiser, DirectionSet, Schedule, noise, sample
+from core.pictures import grid, to_picture, traversal, traversal_grid
+
+
+def test_a_traversal_moves_one_direction_a_row(tiny_denoiser: Denoiser) -> None:
+    schedule = Schedule.ddim(tiny_denoiser, 2)
+    table = torch.nn.functional.normalize(torch.ones(2, 1, 32, dtype=torch.float64), dim=2).reshape(2, 1, 8, 2, 2)
+    directions = DirectionSet(table, torch.tensor([[1.0], [3.0]], dtype=torch.float64), schedule.timesteps)
+    x_T = noise([5], tiny_denoiser.sample_shape)
+    images = traversal(tiny_denoiser, schedule, directions, seed=5, scales=(-1.0, 0.0, 2.0), batch=4)
+    assert images.shape == (2, 3, 3, 8, 8)
+    plain = sample(tiny_denoiser, schedule, x_T)[0]
+    assert torch.allclose(images[0, 1], plain, atol=1e-5) and torch.allclose(images[1, 1], plain, atol=1e-5)
+    expected = sample(tiny_denoiser, schedule, x_T, directions.shift(1, 2.0))[0]
+    assert torch.allclose(images[1, 2], expected, atol=1e-5)
+    assert not torch.allclose(images[0, 2], images[1, 2], atol=1e-3)
+    picture = traversal_grid(images, directions, (-1.0, 0.0, 2.0))
+    assert picture.width > 3 * 96 and picture.height > 2 * 96
+
+
+def test_grey_levels_and_order() -> None:
+    images = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, 0.0, 1.0, 5.0)]).reshape(2, 2, 1, 2, 2)
+    assert [to_picture(image).getpixel((0, 0))[0] for image in images.flatten(0, 1)] == [0, 128, 255, 255]
+    picture = grid(images, cell=4)
+    assert [picture.getpixel(at)[0] for at in ((1, 1), (7, 1), (1, 7))] == [0, 128, 255]
