@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import deepspeed  # noqa: E402  # after the accelerator is named
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 
 _TAG = "state"
+_LONGEST_BUILD_S = 600
 
 
 class EngineError(RuntimeError):
@@ -106,12 +108,22 @@ def compiler_missing() -> str | None:
 def build_ops() -> None:
     """Compile the operator that trials use, Adam on the CPU, so that no trial waits for it."""
     if compiler_missing() is None:
+        _drop_stale_locks()
         get_accelerator().create_op_builder("CPUAdamBuilder").load(verbose=False)
+
+
+def _drop_stale_locks() -> None:
+    """A build that was killed leaves its lock behind, and every later one waits for it for ever."""
+    default = Path.home() / ".cache" / "torch_extensions"
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", default)).glob("**/lock"):
+        if time.time() - lock.stat().st_mtime > _LONGEST_BUILD_S:
+            lock.unlink(missing_ok=True)
 
 
 def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
     parameters = [{"params": group.parameters, "lr": group.rate, "betas": group.betas} for group in groups]
     if offload and compiler_missing() is None:
+        _drop_stale_locks()
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimiser: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=False)

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from rich.console import Console
 
 from orchestrator.outcome import ADVICE, TrialOutcome, classify, sentence
@@ -57,7 +57,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self._say(trial, outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error() or RuntimeError("no message")
+        error = _error_of(trial)
         outcome = classify(error)
         self._end(trial, "FAILED", outcome, f"{ADVICE[outcome]}: {sentence(error)}")
         self._say(trial, outcome, sentence(error))
@@ -105,6 +105,15 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.console.print(
             f"{minutes:4}:{seconds:02}  trial {trial.trial_id}  {what:<18} {more}".rstrip(), highlight=False
         )
+
+
+def _error_of(trial: Any) -> BaseException:
+    """What a trial raised: from its own folder, for Tune copies it to the storage only later."""
+    file = Path(trial.pickled_error_file or "")
+    if file.is_file():
+        error: BaseException = cloudpickle.loads(file.read_bytes())
+        return error
+    return RuntimeError("its process ended without a word")
 
 
 def _short(value: Any) -> str:

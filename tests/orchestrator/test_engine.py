@@ -23,7 +23,9 @@ from orchestrator.spec.sections import DeepSpeed
 model, zero, offload, precision, folder = sys.argv[1:]
 denoiser = Denoiser.from_pretrained(model)
 schedule = Schedule.ddim(denoiser, 2)
-settings = Settings(directions=3, batch=4, micro_batch=2, pool=32)
+# Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.
+rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
+settings = Settings(directions=3, batch=4, micro_batch=2, pool=32, **rates)
 ours = DeepSpeed(zero=int(zero), offload_optimizer=offload, precision=precision)
 
 def fresh():
@@ -70,8 +72,7 @@ def test_engines_match_plain_torch_and_resume_exactly(
     losses, tail, expected, refused = run(tiny_model, tmp_path, zero, offload, "fp32")
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
-        # Adam's first steps have one length whatever the gradient's, so that rounding decides where it is nearly zero.
-        assert ours == pytest.approx(plain, rel=1e-2)
+        assert ours == pytest.approx(plain, rel=1e-3)
     assert refused.endswith("nothing holds no state of the engine 'explorer'")
 
 
@@ -87,8 +88,7 @@ def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_pa
     losses, tail, expected, _ = run(tiny_model, tmp_path, 2, "cpu", "fp32", **hidden)
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
-        # Adam's first steps have one length whatever the gradient's, so that rounding decides where it is nearly zero.
-        assert ours == pytest.approx(plain, rel=1e-2)
+        assert ours == pytest.approx(plain, rel=1e-3)
     code = "from orchestrator.engine import compiler_missing; print(compiler_missing())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hidden})
     assert said.stdout.strip().endswith(
