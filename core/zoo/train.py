@@ -97,7 +97,9 @@ RECIPES = {
 def train_denoiser(recipe: Recipe, images: Tensor, folder: Path, first: int = 0) -> None:
     """All phases from `first` on (which starts from the weights in `folder`), saved into `folder`."""
     torch.manual_seed(recipe.seed)
-    unet = UNet2DModel.from_pretrained(folder / "unet") if first else UNet2DModel(**recipe.unet)
+    unet = UNet2DModel(**recipe.unet)
+    if first:  # by weights alone: a loaded configuration would carry this machine's path
+        unet.load_state_dict(UNet2DModel.from_pretrained(folder / "unet").state_dict())
     for number, phase in enumerate(recipe.phases[first:], start=first):
         unet = train_phase(recipe, phase, number, unet, images, folder)
 
