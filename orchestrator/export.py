@@ -15,7 +15,7 @@ from core.files import atomic_folder, write_json
 from core.metrics import METRICS
 from core.randomness import REPORT_SEEDS
 from orchestrator.ranking import Row, checkpoint_folder, rows
-from orchestrator.spec import Sweep
+from orchestrator.spec import Fixed, Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking
 from orchestrator.trial import Bench, random_set
@@ -49,7 +49,11 @@ def crown(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> Row | None:
 
 def _value(sweep: Sweep, row: Row, name: str) -> object:
     """A parameter of a trial: searched, or fixed by the sweep."""
-    return row.parameters[name] if name in row.parameters else sweep.space[name].value  # type: ignore[union-attr]
+    if name in row.parameters:
+        return row.parameters[name]
+    fixed = sweep.space[name]
+    assert isinstance(fixed, Fixed)  # what is not in the study was not searched
+    return fixed.value
 
 
 def _record(

@@ -50,7 +50,7 @@ class Settings:
     window: tuple[int, int] | None = None
     parametrisation: Parametrisation = "shared"
     orthonormal: bool = True
-    start: str = "random"  # or "pca": the leading principal components of h, quicker apart but less pure
+    start: str = "random"  # or "pca": the leading principal components of h
     strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
     direction_rate: float = 0.05
     reconstructor_rate: float = 0.001
