@@ -737,3 +737,11 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, orchestrator.spec; print(*[m for m in '{heavy}'.split() if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.slow
+def test_the_metrics_are_those_of_core() -> None:
+    from core.metrics import METRICS as metrics_of_core  # here, for it loads torch
+    from orchestrator.spec import METRICS
+
+    assert metrics_of_core == METRICS
