@@ -15,24 +15,24 @@ The denoiser stays frozen. The gradient of x_0' goes back through every step (co
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from core import losses
-from core.chain import INJECTIONS, Injection, sample, trajectory
+from core.chain import INJECTIONS, Injection, sample
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.discriminator import Discriminator
 from core.errors import NonFiniteError, UserError
 from core.gradient import FullGraph, GradientPolicy
-from core.randomness import TRAIN_SEEDS, generator, noise, step_noise
+from core.pool import draw, training_seeds
+from core.provenance import provenance
+from core.randomness import generator
 from core.reconstructor import Reconstructor
 from core.schedule import Schedule
 from core.shift import PARAMETRISATIONS, Parametrisation, ShiftControl, leading_components, spread_of
-
-_SPREAD_SAMPLES = 128  # samples whose h gives the spread and the principal components
 
 
 @dataclass(frozen=True)
@@ -122,24 +122,18 @@ class Pool:
     x_T: Tensor  # [P, *sample_shape]
     x_0: Tensor  # [P, *sample_shape]
     z: Tensor | None  # [T, P, *sample_shape] where eta > 0
-    h: Tensor  # [T, up to 128, *h_shape]
+    h: Tensor  # [T, P, *h_shape]
 
 
-@torch.no_grad()
-def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, batch: int = 64) -> Pool:
-    """Unshifted samples of the first `size` training seeds, with h of the first 128."""
-    x_T = noise(TRAIN_SEEDS[:size], denoiser.sample_shape, device=denoiser.device)
-    z = None
-    if schedule.eta > 0:
-        z = step_noise(TRAIN_SEEDS[:size], denoiser.sample_shape, len(schedule), device=denoiser.device)
-    images, states = [], []
-    for start in range(0, size, batch):
-        part = slice(start, start + batch)
-        x_0, h = trajectory(denoiser, schedule, x_T[part], None if z is None else z[:, part])
-        images.append(x_0)
-        if start < _SPREAD_SAMPLES:
-            states.append(h[:, : _SPREAD_SAMPLES - start].float())
-    return Pool(x_T, torch.cat(images), z, torch.cat(states, dim=1))
+def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0) -> Pool:
+    """`size` unshifted training samples; runs with different `seed` share none."""
+    parts = list(draw(denoiser, schedule, training_seeds(size, seed)))
+    return Pool(
+        torch.cat([part.x_T for part in parts]),
+        torch.cat([part.x_0 for part in parts]),
+        torch.cat([part.z for part in parts if part.z is not None], dim=1) if schedule.eta > 0 else None,
+        torch.cat([part.h for part in parts], dim=1).float(),
+    )
 
 
 class Learner:
@@ -165,7 +159,7 @@ class Learner:
                 f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
             )
         self.rank, self.world = rank, world
-        self.pool = draw_pool(denoiser, schedule, settings.pool)
+        self.pool = draw_pool(denoiser, schedule, settings.pool, settings.seed)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.explorer = self._make_explorer().to(denoiser.device)
@@ -306,22 +300,6 @@ def find(
         if progress is not None:
             progress(n, terms)
     return learner.directions()
-
-
-def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a set comes from: enough to make it again, and to refuse it on another model."""
-    plain = {
-        k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in settings.items()
-    }
-    return {
-        "method": method,
-        "model": denoiser.name,
-        "weight_digest": denoiser.digest,
-        "steps": len(schedule),
-        "eta": schedule.eta,
-        "settings": plain,
-        "torch": torch.__version__,
-    }
 
 
 def _finite(values: dict[str, float], n: int) -> dict[str, float]:

@@ -4,9 +4,12 @@ from dataclasses import asdict, dataclass
 
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
-from core.methods.learned import draw_pool, provenance
+from core.pool import mean_and_spread, training_seeds
+from core.provenance import provenance
 from core.schedule import Schedule
-from core.shift import ShiftControl, spread_of
+from core.shift import ShiftControl
+
+_SPREAD_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,12 @@ class Settings:
 
 def find(denoiser: Denoiser, schedule: Schedule, settings: Settings = Settings()) -> DirectionSet:  # noqa: B008  # frozen
     """K random orthonormal directions, shared by all steps, scaled by the measured spread of h."""
-    pool = draw_pool(denoiser, schedule, size=128)
-    spread = spread_of(pool.h).cpu()
+    _, spread = mean_and_spread(denoiser, schedule, training_seeds(_SPREAD_SAMPLES, settings.seed))
     shift = ShiftControl(settings.directions, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)
     steps = len(schedule)
     return DirectionSet(
         shift.table().detach().expand(-1, steps, -1, -1, -1).clone(),
-        (settings.shift_scale * spread).expand(settings.directions, steps).clone(),
+        (settings.shift_scale * spread.float()).expand(settings.directions, steps).clone(),
         schedule.timesteps,
         provenance=provenance("random", denoiser, schedule, asdict(settings)),
     )

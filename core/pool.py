@@ -1,0 +1,63 @@
+"""Unshifted samples and the h they pass through: what every method looks at before it finds anything."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.chain import trajectory
+from core.denoiser import Denoiser
+from core.errors import UserError
+from core.randomness import TRAIN_SEEDS, noise, step_noise
+from core.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of N unshifted samples."""
+
+    x_T: Tensor  # [N, *sample_shape]
+    x_0: Tensor  # [N, *sample_shape]
+    h: Tensor  # [T, N, *h_shape]
+    z: Tensor | None  # [T, N, *sample_shape] where eta > 0
+
+
+def training_seeds(count: int, seed: int = 0) -> range:
+    """`count` of the seeds that a method may look at; runs with different `seed` share none."""
+    first = seed * count
+    if first + count > len(TRAIN_SEEDS):
+        raise UserError(f"seed: got {seed}; with {count} samples a run, allowed: 0 to {len(TRAIN_SEEDS) // count - 1}")
+    return TRAIN_SEEDS[first : first + count]
+
+
+@torch.no_grad()
+def draw(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64) -> Iterator[Drawn]:
+    """The samples of `seeds`, `batch` at a time, so that memory does not grow with their number."""
+    # The chain's arithmetic is at least float32, however coarse the network's is.
+    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    for start in range(0, len(seeds), batch):
+        part = seeds[start : start + batch]
+        x_T = noise(part, denoiser.sample_shape, dtype, denoiser.device)
+        z = None
+        if schedule.eta > 0:
+            z = step_noise(part, denoiser.sample_shape, len(schedule), dtype, denoiser.device)
+        x_0, h = trajectory(denoiser, schedule, x_T, z)
+        yield Drawn(x_T, x_0, h, z)
+
+
+def mean_and_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean of h [T, *h_shape] and its spread s_t [T] over the samples of `seeds`, in one pass; float64, on the CPU.
+
+    s_t = root mean square of ||h_t - mean h_t||: the distance of a typical sample from the mean, the unit in which
+    shifts are measured at every step of every model.
+    """
+    total: Tensor | None = None
+    squares: Tensor | None = None
+    for part in draw(denoiser, schedule, seeds):
+        h = part.h.double().cpu()
+        total = h.sum(1) + (0 if total is None else total)
+        squares = h.square().flatten(1).sum(1) + (0 if squares is None else squares)
+    assert total is not None and squares is not None
+    mean = total / len(seeds)
+    return mean, (squares / len(seeds) - mean.flatten(1).square().sum(1)).clamp(min=0).sqrt()

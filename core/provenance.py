@@ -1,0 +1,25 @@
+"""Where a direction set comes from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from core.denoiser import Denoiser
+from core.schedule import Schedule
+
+
+def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Enough to make a set again, and to refuse it on another model."""
+    plain = {
+        k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in settings.items()
+    }
+    return {
+        "method": method,
+        "model": denoiser.name,
+        "weight_digest": denoiser.digest,
+        "steps": len(schedule),
+        "eta": schedule.eta,
+        "settings": plain,
+        "torch": torch.__version__,
+    }
