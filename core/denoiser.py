@@ -113,15 +113,18 @@ class Denoiser:
         return self.decode(self.encode(x_t, t), delta_h)
 
 
-def without_skips(features: Features, dropped: Tensor) -> Features:
-    """Zero every skip below full resolution for the samples where `dropped` [N] is True.
+def without_skips(features: Features, dropped: Tensor, input_only: bool = False) -> Features:
+    """Zero the skips for the samples where `dropped` [N] is True: those below full resolution, or, with `input_only`,
+    all but the output of the first convolution.
 
     Trained with this on a random half of each batch, a small UNet carries what it draws through h instead of
     around it, and h steers it. Inference is the unmodified UNet.
     """
     full = features.skips[0].shape[-1]
     keep = (~dropped)[:, None, None, None]
-    return replace(features, skips=tuple(s if s.shape[-1] == full else s * keep for s in features.skips))
+    kept = (i == 0 if input_only else skip.shape[-1] == full for i, skip in enumerate(features.skips))
+    skips = tuple(skip if whole else skip * keep for skip, whole in zip(features.skips, kept, strict=True))
+    return replace(features, skips=skips)
 
 
 def find_folder(model: str | Path) -> Path:

@@ -26,6 +26,8 @@ VERSION = 1
 _TENSORS = "directions.safetensors"
 _DESCRIPTION = "directions.json"
 
+Edit = int | str | Mapping[int | str, float]  # one direction, or several with a scale each
+
 
 @dataclass(frozen=True)
 class DirectionSet:
@@ -82,11 +84,14 @@ class DirectionSet:
             raise DirectionSetError(f"direction {direction} is outside the set: it has 0 to {len(self) - 1}")
         return direction % len(self)
 
-    def shift(self, direction: int | str | Tensor, scale: float | Tensor = 1.0) -> Shift:
-        """The shift of one direction, or of one per sample: step index -> delta_h [N or 1, C, H, W].
+    def shift(self, direction: Edit | Tensor, scale: float | Tensor = 1.0) -> Shift:
+        """The shift of one direction, of several at once, or of one per sample: step -> delta_h [N or 1, C, H, W].
 
-        direction: a number, a name, or numbers [N]; scale: in units of sigma, one or [N], signed.
+        direction: a number, a name, numbers [N], or several with a scale each, as in {"smile": 1.0, "yaw": -0.5},
+        whose shifts are added; scale: in units of sigma, one or [N], signed.
         """
+        if isinstance(direction, Mapping):
+            return self._combined(direction, scale)
         if not isinstance(direction, Tensor):
             direction = torch.tensor([self.index(direction)])
         direction = direction.to(self.table.device)
@@ -99,12 +104,21 @@ class DirectionSet:
 
         return delta_h
 
+    def _combined(self, scales: Mapping[int | str, float], scale: float | Tensor) -> Shift:
+        if not scales:
+            raise DirectionSetError("an edit of several directions needs at least one, as in {'smile': 1.0}")
+        parts = [self.shift(direction, torch.as_tensor(scale) * own) for direction, own in scales.items()]
+
+        def delta_h(i: int) -> Tensor:
+            return torch.stack([part(i) for part in parts]).sum(dim=0)  # type: ignore[arg-type]  # never None here
+
+        return delta_h
+
     @contextmanager
-    def applied(
-        self, unet: nn.Module, direction: int | str, scale: float = 1.0, steps: int | None = None
-    ) -> Iterator[None]:
+    def applied(self, unet: nn.Module, direction: Edit, scale: float = 1.0, steps: int | None = None) -> Iterator[None]:
         """Edit whatever `unet` draws inside the block, in any diffusers pipeline, unchanged.
 
+        direction: a number, a name, or several with a scale each, as in `shift`.
         steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
         scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. The hooks go in any case.
         """

@@ -3,9 +3,10 @@
 from typing import Literal
 
 from core.metrics.evaluation import Evaluation, evaluate
+from core.metrics.strength import calibrate, moved
 from core.metrics.traversals import Traversals, draw_traversals
 
-__all__ = ["METRICS", "Evaluation", "Traversals", "draw_traversals", "evaluate"]
+__all__ = ["METRICS", "Evaluation", "Traversals", "calibrate", "draw_traversals", "evaluate", "moved"]
 
 # Name -> which way is better. Closed: `evaluate` reports these and no others.
 METRICS: dict[str, Literal["max", "min"]] = {

@@ -1,5 +1,6 @@
 """Attribute predictors of the embedded models: images in, named scores out."""
 
+import difflib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from core.errors import UserError
 from core.zoo import MODELS, digits, model_folder
+
+_SHOWN = 20  # names listed in a message; a classifier may know a thousand
 
 
 class AttributeNet(nn.Module):
@@ -55,6 +59,16 @@ class Attributes:
 
     names: tuple[str, ...]
     score: Callable[[Tensor], Tensor]
+
+    def index(self, name: str) -> int:
+        """The column of an attribute. Raises UserError, with the nearest spelling, where the predictor has none."""
+        if name in self.names:
+            return self.names.index(name)
+        known = ", ".join(self.names[:_SHOWN])
+        rest = f" and {len(self.names) - _SHOWN} more" if len(self.names) > _SHOWN else ""
+        near = difflib.get_close_matches(name, self.names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"attribute '{name}' is not one that the predictor knows: {known}{rest}{hint}")
 
 
 def embedded(model: str, device: torch.device | str = "cpu") -> Attributes | None:

@@ -95,10 +95,10 @@ h-space {list(denoiser.h_shape)}. A diffusers pipeline folder (`unet/`, `schedul
 
 {phases}
 
-**h steers.** During training the skip connections below full resolution are dropped for a random
-{recipe.skip_dropout:.0%} of each batch, so that what the model draws travels through h. Inference is the unmodified
-UNet. `effect`: how far the attribute moves, in standard deviations, when h is moved along its difference of means at
-scale 1 ({_STEPS} steps, symmetric injection, held-out seeds).
+**h steers.** During training the skip connections below full resolution (with `input_only`: all but that of the first
+convolution) are dropped for a random {recipe.skip_dropout:.0%} of each batch, so that what the model draws travels
+through h. Inference is the unmodified UNet. `effect`: how far the attribute moves, in standard deviations, when h is
+moved along its difference of means at scale 1 ({_STEPS} steps, symmetric injection, held-out seeds).
 
 | attribute | effect | {judged} |
 |---|---|---|

@@ -64,6 +64,9 @@ def test_dropping_skips_keeps_full_resolution_and_other_samples() -> None:
         full = before.shape[-1] == 8
         assert torch.equal(after[1], before[1])
         assert torch.equal(after[0], before[0]) if full else not after[0].any()
+    first, *rest = without_skips(features, torch.tensor([True, False]), input_only=True).skips
+    assert torch.equal(first, features.skips[0])
+    assert not any(skip[0].any() for skip in rest) and all(skip[1].any() for skip in rest)
 
 
 @pytest.fixture

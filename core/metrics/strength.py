@@ -1,0 +1,103 @@
+"""How far a direction moves images, and the scale at which all directions move them equally far.
+
+A set's own scale 1.0 means something else for every method: standard deviations of a component, a difference of means,
+a distance in h. Sets are compared fairly, and their dials mean the same, when scale 1.0 moves images equally far in
+the features that the other metrics read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from core.chain import Injection
+from core.denoiser import Denoiser
+from core.directions import DirectionSet
+from core.errors import UserError
+from core.metrics.features import denoiser_features, standardise
+from core.metrics.traversals import draw_plain, draw_traversals
+from core.randomness import TRAIN_SEEDS
+from core.schedule import Schedule
+
+SEEDS = TRAIN_SEEDS[-8:]  # calibration looks at no sample that chooses or reports
+REFERENCE = TRAIN_SEEDS[-72:-8]
+ROUNDS = 3
+FARTHEST = 16.0  # a direction that hardly moves anything is stretched this much and no more
+
+
+def calibrate(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    directions: DirectionSet,
+    strength: float,
+    injection: Injection = "symmetric",
+    window: tuple[int, int] | None = None,
+    batch: int = 64,
+) -> DirectionSet:
+    """The same directions with sigma such that scale 1.0 moves images by `strength`; the sign is left alone.
+
+    Strength 1 is the distance of two unshifted samples, so that 0.5 moves an image half as far as another sample is
+    (`moved`). Response grows more slowly than scale, hence a secant search on logarithms: three rounds, in each a
+    direction moves by at most FARTHEST in all. Metrics in the set are dropped: they were measured at another scale.
+    Raises UserError for a strength that is not positive.
+    """
+    if not strength > 0:
+        raise UserError(f"strength: got {strength:g}; it must be above 0 (1 is the distance of two unshifted samples)")
+    unit = _Unit(denoiser, schedule, batch)
+    goal = torch.tensor(strength, dtype=torch.float64).log()
+    stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of what sigma is multiplied by
+    slope = torch.ones_like(stretch)
+    before: tuple[Tensor, Tensor] | None = None
+    limit = torch.tensor(FARTHEST, dtype=torch.float64).log()
+    for _ in range(ROUNDS):
+        response = unit.moved(_stretched(directions, stretch), injection, window).clamp(min=1e-9).log()
+        if before is not None:
+            run = stretch - before[0]
+            measured = (response - before[1]) / torch.where(run.abs() < 1e-3, torch.ones_like(run), run)
+            slope = torch.where(run.abs() < 1e-3, slope, measured.clamp(0.3, 3.0))
+        before = stretch, response
+        stretch = (stretch + (goal - response) / slope).clamp(-limit, limit)
+    return replace(_stretched(directions, stretch), metrics={})
+
+
+def moved(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    directions: DirectionSet,
+    injection: Injection = "symmetric",
+    window: tuple[int, int] | None = None,
+    seeds: Sequence[int] = SEEDS,
+    batch: int = 64,
+) -> Tensor:
+    """How far each direction moves images at scales -1 and 1: [K], 1 is the distance of two unshifted samples.
+
+    Root mean square over samples and both signs of the change in standardised features, over that of the difference
+    of two independent samples. Source: ours.
+    """
+    return _Unit(denoiser, schedule, batch, seeds).moved(directions, injection, window)
+
+
+class _Unit:
+    """The samples and the feature space that distances are measured in, computed once for several rounds."""
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule, batch: int, seeds: Sequence[int] = SEEDS) -> None:
+        self.denoiser, self.schedule, self.batch, self.seeds = denoiser, schedule, batch, seeds
+        self.reference = denoiser_features(denoiser, draw_plain(denoiser, schedule, REFERENCE, batch), batch)
+        standard = standardise(self.reference, self.reference).double()
+        self.length = (2 * standard.square().sum(dim=1).mean()).sqrt()  # of the difference of two samples
+
+    def moved(self, directions: DirectionSet, injection: Injection, window: tuple[int, int] | None) -> Tensor:
+        drawn = draw_traversals(
+            self.denoiser, self.schedule, directions, self.seeds, (-1.0, 1.0), injection, window, self.batch
+        )
+        plain = standardise(denoiser_features(self.denoiser, drawn.plain, self.batch), self.reference)  # [M, F]
+        flat = denoiser_features(self.denoiser, drawn.shifted.flatten(0, 2), self.batch)
+        shifted = standardise(flat, self.reference).reshape(*drawn.shifted.shape[:3], -1)  # [M, K, 2, F]
+        change = (shifted - plain[:, None, None]).double().square().sum(dim=3)
+        return change.mean(dim=(0, 2)).sqrt() / self.length
+
+
+def _stretched(directions: DirectionSet, log_factor: Tensor) -> DirectionSet:
+    factor = log_factor.exp().to(directions.sigma)
+    return replace(directions, sigma=directions.sigma * factor[:, None])
