@@ -1,0 +1,162 @@
+"""Principal components of rows that come in batches: one pass, bounded memory, no model in sight.
+
+Rows are collected in a store of fixed height. When it is full, its rows are replaced by the leading principal rows of
+everything seen so far (incremental merging: Ross et al., IJCV 77, 2008, with their correction of the
+mean). So the components are exact as long as all rows fit, and exact without end where the rows kept are no fewer
+than the columns; beyond that only what lies past the kept rows is lost. The store is filled row by row, so that
+the result does not depend on how the rows were cut into batches.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.errors import UserError
+
+# Up to here every row is kept and nothing is lost: eigh of 2049 x 2049 takes 1.7 s on one CPU core.
+_EXACT_ROWS = 2048
+# Above, the height of the store for each component asked, and at least. Merging N rows of width D takes about 6 N D
+# flops for each row of the store. Measured on 6000 rows of width 1000 with deviations 1/sqrt(i), 16 components: the
+# worst |cos| to the exact component is 0.99998 with 256 rows and 0.99984 with 130. One-pass Nystrom sketches (Tropp et
+# al., NIPS 2017) of twice that memory stay at 0.94 and 0.67.
+_ROWS_PER_COMPONENT = 16
+_FEWEST_ROWS = 128
+_STORE_BYTES = 2 << 30
+_BLOCK_ELEMENTS = 1 << 23  # float64 work space of 64 MiB
+# A component this much smaller than the first is rounding: the Gram matrix squares the condition number.
+_NEGLIGIBLE = 1e-7
+
+
+@dataclass(frozen=True)
+class Components:
+    """The first k principal components of N rows of width D, largest first; float64.
+
+    vectors: [k, D], orthonormal, the largest coordinate of each positive; deviations: [k], the standard deviation of
+    the rows along them (divisor N - 1), 0 where the rows do not vary, and the vector then arbitrary; mean: [D].
+    """
+
+    vectors: Tensor
+    deviations: Tensor
+    mean: Tensor
+
+
+def store_height(width: int, count: int, samples: int | None = None, share: int = 1, itemsize: int = 4) -> int:
+    """How many rows a store may hold for `count` components of rows of `width` numbers of `itemsize` bytes.
+
+    samples: the number of rows to come, where known; share: how many stores share the memory (2 GiB in all, unless
+    the fewest rows that can work need more).
+    """
+    fewest = 2 * count + 2
+    height = max(_ROWS_PER_COMPONENT * count, _FEWEST_ROWS)
+    affordable = _STORE_BYTES // (share * width * itemsize)
+    if samples is not None and samples <= _EXACT_ROWS:
+        height = samples + 1
+    return max(fewest, min(height, affordable, 2 * width + 2))
+
+
+class RunningComponents:
+    """Principal components of rows that are shown once. Holds `height` rows of `width` numbers, however many come.
+
+    Half of the rows survive a merge, so at most height // 2 components can be asked for. The last row is the
+    correction of the mean's.
+    """
+
+    def __init__(self, width: int, height: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        if height < 3:
+            raise UserError(f"height: got {height}; a store that takes more rows after a merge has at least 3")
+        # Stored in the precision that the rows come in, at least float32; every sum is float64.
+        self.store = torch.zeros(height, width, dtype=torch.promote_types(dtype, torch.float32), device=device)
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self._merged = 0  # how many rows the principal rows stand for
+        self._kept = self._filled = 0  # rows of the store: principal ones; those and the raw ones
+
+    @property
+    def shown(self) -> int:
+        """How many rows were shown so far."""
+        return self._merged + self._filled - self._kept
+
+    def add(self, rows: Tensor) -> None:
+        """Show rows [n, D], any n."""
+        while len(rows):
+            if self._filled == len(self.store) - 1:
+                self._merge()
+            room = len(self.store) - 1 - self._filled
+            part, rows = rows[:room], rows[room:]
+            self.store[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+
+    def components(self, count: int) -> Components:
+        """The first `count` components of all rows shown so far. Raises UserError where there are not as many."""
+        most = min(self.shown - 1, len(self.mean), len(self.store) // 2)
+        if not 1 <= count <= most:
+            raise UserError(
+                f"count: got {count}; {self.shown} rows of {len(self.mean)} columns give 1 to {most} components"
+            )
+        self._merge()
+        rows = self.store[:count].double()
+        lengths = rows.norm(dim=1)
+        real = lengths > _NEGLIGIBLE * lengths[0]
+        unit = torch.where(real[:, None], rows / lengths[:, None], 0.0)
+        # QR removes what rounding left of their products and puts unit vectors where there was no component.
+        basis, upper = torch.linalg.qr(unit.T)
+        vectors = _with_positive_peak((basis * torch.where(torch.diagonal(upper) < 0, -1.0, 1.0)).T)
+        deviations = torch.where(real, lengths, 0.0) / (self._merged - 1) ** 0.5
+        return Components(vectors, deviations, self.mean.clone())
+
+    def _merge(self) -> None:
+        """Replace principal and raw rows by principal rows: store <- U^T store, for Gram matrix U diag(s^2) U^T."""
+        if self._filled == self._kept:
+            return
+        self._centre()
+        gram = torch.zeros(len(self.store), len(self.store), dtype=torch.float64, device=self.store.device)
+        for columns in self._blocks():
+            block = self.store[:, columns].double()
+            gram.addmm_(block, block.T)
+        _, vectors = torch.linalg.eigh(gram)
+        kept = min(len(self.store) // 2, self._filled + 1)
+        leading = vectors[:, -kept:].T.flip(0)
+        for columns in self._blocks():
+            self.store[:kept, columns] = (leading @ self.store[:, columns].double()).to(self.store)
+        self.store[kept:] = 0
+        self._kept = self._filled = kept
+
+    def _centre(self) -> None:
+        """Take their mean from the raw rows; the last row becomes sqrt(n m / (n + m)) (mean of n old - of m new)."""
+        old, new = self._merged, self._filled - self._kept
+        for columns in self._blocks():
+            raw = self.store[self._kept : self._filled, columns].double()
+            step = raw.mean(0) - self.mean[columns]
+            self.store[self._kept : self._filled, columns] = (raw - raw.mean(0)).to(self.store)
+            self.store[-1, columns] = ((old * new / (old + new)) ** 0.5 * step).to(self.store)
+            self.mean[columns] += new / (old + new) * step
+        self._merged += new
+
+    def _blocks(self) -> Iterator[slice]:
+        wide = max(1, _BLOCK_ELEMENTS // len(self.store))
+        for start in range(0, len(self.mean), wide):
+            yield slice(start, start + wide)
+
+
+def principal_components(batches: Iterable[Tensor], count: int, height: int | None = None) -> Components:
+    """The first `count` principal components of the rows of all batches ([n, D] each, any n), read once.
+
+    height: how many rows are held at a time (default: `store_height`). Raises UserError where there are fewer
+    components than asked.
+    """
+    running: RunningComponents | None = None
+    for batch in batches:
+        if running is None:
+            height = height or store_height(batch.shape[1], count)
+            running = RunningComponents(batch.shape[1], height, batch.dtype, batch.device)
+        running.add(batch)
+    if running is None:
+        raise UserError(f"count: got {count}; there are no rows to take components of")
+    return running.components(count)
+
+
+def _with_positive_peak(vectors: Tensor) -> Tensor:
+    """The sign of a component is arbitrary; fix it, so that a run can be repeated."""
+    peak = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return vectors * torch.where(peak < 0, -1.0, 1.0)

@@ -1,0 +1,140 @@
+"""Principal components of h over unshifted samples (Haas et al., arXiv 2303.11073).
+
+Nothing is trained: the directions in which h varies most are taken for the directions of editing. Two forms:
+
+    joint      one PCA of the whole code h_{T:1}, [N, T*C*H*W]; a component is a direction for every step, with its own
+               length at each
+    per step   a PCA of h_t at every step; components of neighbouring steps are then matched to each other
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+
+import torch
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from torch import Tensor
+
+from core.denoiser import Denoiser
+from core.directions import DirectionSet
+from core.errors import NonFiniteError, UserError
+from core.linalg import Components, RunningComponents, store_height
+from core.pool import draw, training_seeds
+from core.provenance import provenance
+from core.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """directions: how many; samples: how many to take components of; joint: one PCA over all steps, else one at each;
+    sigmas: what scale 1.0 means, in standard deviations along the component; batch: samples drawn at a time.
+    """
+
+    directions: int = 16
+    samples: int = 1024
+    joint: bool = True
+    sigmas: float = 3.0
+    batch: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("directions", 1), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
+        if self.samples <= self.directions:
+            raise UserError(
+                f"samples: got {self.samples}; {self.directions} components need at least {self.directions + 1} samples"
+            )
+        if not 0 < self.sigmas < float("inf"):
+            raise UserError(f"sigmas: got {self.sigmas}; allowed: a number above 0")
+
+
+def find(denoiser: Denoiser, schedule: Schedule, settings: Settings = Settings()) -> DirectionSet:  # noqa: B008  # frozen
+    """The K components of most variance, sigma[k, s] = `sigmas` standard deviations of h_s along the component.
+
+    Signs are arbitrary but repeatable. Where h does not vary at a step, sigma is 0 and the direction there arbitrary.
+    Raises UserError where h has fewer dimensions than directions asked (before a sample is drawn) or varies in fewer,
+    NonFiniteError where h is NaN or infinite.
+    """
+    form = _joint if settings.joint else _per_step
+    vectors, deviations = form(denoiser, schedule, settings)
+    varying = int((deviations.sum(1) > 0).sum())
+    if varying < settings.directions:
+        raise UserError(
+            f"directions: got {settings.directions}; h of model '{denoiser.name}' varies in {varying} dimensions over "
+            f"{settings.samples} samples"
+        )
+    return DirectionSet(
+        vectors.reshape(*vectors.shape[:2], *denoiser.h_shape).float().cpu(),
+        (settings.sigmas * deviations).float().cpu(),
+        schedule.timesteps,
+        provenance=provenance("pca", denoiser, schedule, asdict(settings)),
+    )
+
+
+def _joint(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Unit vectors [K, T, D] and deviations [K, T]: a component's part at step s is deviations[s] * vectors[s]."""
+    (whole,) = _components(denoiser, schedule, settings, settings.directions)
+    parts = whole.vectors.reshape(settings.directions, len(schedule), -1)  # [K, T, D]
+    lengths = parts.norm(dim=2)
+    anywhere = torch.eye(1, parts.shape[2]).to(parts)  # a step without a part still needs a unit vector
+    vectors = torch.where(lengths[:, :, None] > 0, parts / lengths[:, :, None], anywhere)
+    return vectors, whole.deviations[:, None] * lengths
+
+
+def _per_step(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Unit vectors [K, T, D] and deviations [K, T] of the components of each step, followed through the steps."""
+    # Twice as many are followed as are asked for: one that falls behind at some steps is not lost there.
+    followed = min(2 * settings.directions, prod(denoiser.h_shape), settings.samples - 1)
+    vectors, deviations = follow(_components(denoiser, schedule, settings, max(followed, settings.directions)))
+    most = deviations.square().sum(1).argsort(descending=True, stable=True)[: settings.directions]
+    return vectors[most], deviations[most]
+
+
+def follow(steps: Sequence[Components]) -> tuple[Tensor, Tensor]:
+    """Match the components of neighbouring steps: vectors [M, T, D], deviations [M, T], row m one and the same.
+
+    The order of components may change from step to step and their signs are arbitrary. So each step's are assigned to
+    its neighbour's at the largest sum of |cos| and turned to their side. Only neighbours are compared: directions may
+    turn slowly, and those of distant steps have little in common. The step of most variance, whose components weigh
+    most in an edit, is where the chain starts and keeps its order and signs; the matches do not depend on the start.
+    """
+    vectors = torch.stack([step.vectors for step in steps])  # [T, M, D]
+    deviations = torch.stack([step.deviations for step in steps])  # [T, M]
+    anchor = int(deviations.square().sum(1).argmax())
+    neighbours = [(s - 1, s) for s in range(anchor + 1, len(steps))] + [(s + 1, s) for s in reversed(range(anchor))]
+    for done, s in neighbours:
+        cosines = vectors[done] @ vectors[s].T  # [M, M]
+        _, partner = linear_sum_assignment(cosines.abs().cpu().numpy(), maximize=True)
+        order = torch.as_tensor(partner, device=cosines.device)
+        sides = torch.where(cosines.gather(1, order[:, None]) < 0, -1.0, 1.0)
+        vectors[s], deviations[s] = vectors[s, order] * sides, deviations[s, order]
+    return vectors.transpose(0, 1), deviations.T
+
+
+def _components(denoiser: Denoiser, schedule: Schedule, settings: Settings, count: int) -> list[Components]:
+    """`count` components of the whole code (a list of one), or of each step's h, in one pass over the samples."""
+    steps, size = len(schedule), prod(denoiser.h_shape)
+    stores, width = (1, steps * size) if settings.joint else (steps, size)
+    if settings.directions > width:
+        code = f"h over {steps} steps" if settings.joint else "h"
+        raise UserError(
+            f"directions: got {settings.directions}; {code} of model '{denoiser.name}' has {width} dimensions"
+        )
+    seeds = training_seeds(settings.samples, settings.seed)
+    height = store_height(width, count, settings.samples, stores, max(4, denoiser.dtype.itemsize))
+    running = [RunningComponents(width, height, denoiser.dtype, denoiser.device) for _ in range(stores)]
+    for part in draw(denoiser, schedule, seeds, settings.batch):
+        _refuse_non_finite(part.h, denoiser, running[0].shown)
+        h = part.h.flatten(2)  # [T, n, D]
+        rows = h.transpose(0, 1).flatten(1)[None] if settings.joint else h
+        for one, its_rows in zip(running, rows, strict=True):
+            one.add(its_rows)
+    return [one.components(count) for one in running]
+
+
+def _refuse_non_finite(h: Tensor, denoiser: Denoiser, before: int) -> None:
+    if not torch.isfinite(h).all():
+        raise NonFiniteError(
+            f"h of model '{denoiser.name}' became NaN or infinite in samples {before} to {before + h.shape[1] - 1}"
+        )
