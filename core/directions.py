@@ -110,7 +110,7 @@ class DirectionSet:
         parts = [self.shift(direction, torch.as_tensor(scale) * own) for direction, own in scales.items()]
 
         def delta_h(i: int) -> Tensor:
-            return torch.stack([part(i) for part in parts]).sum(dim=0)  # type: ignore[arg-type]  # never None here
+            return torch.stack([shift for part in parts if (shift := part(i)) is not None]).sum(dim=0)
 
         return delta_h
 

@@ -2,8 +2,14 @@
 
 from types import ModuleType
 
-from core.methods import learned, random
+from core.methods import jacobian, learned, pca, random, supervised
 
-METHODS: dict[str, ModuleType] = {"learned": learned, "random": random}
+METHODS: dict[str, ModuleType] = {
+    "learned": learned,
+    "pca": pca,
+    "jacobian": jacobian,
+    "supervised": supervised,
+    "random": random,
+}
 
-__all__ = ["METHODS", "learned", "random"]
+__all__ = ["METHODS", "jacobian", "learned", "pca", "random", "supervised"]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 import torch
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from core.denoiser import Denoiser

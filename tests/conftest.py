@@ -1,16 +1,24 @@
 """A denoiser small enough for exact comparisons: random weights, float64, 8x8 images, h of 8x2x2."""
 
+import os
+from typing import TYPE_CHECKING
+
 import pytest
-import torch
-from diffusers import DDIMScheduler, UNet2DModel
 
-from core.denoiser import Denoiser
+if TYPE_CHECKING:
+    from core import Denoiser
 
-torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
-def tiny_denoiser() -> Denoiser:
+def tiny_denoiser() -> "Denoiser":
+    import torch
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    from core.denoiser import Denoiser
+
+    torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DModel(

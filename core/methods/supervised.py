@@ -1,0 +1,229 @@
+"""Supervised directions: the difference of mean h between images that have an attribute and images that lack it.
+
+Haas et al., arXiv 2303.11073, section 3.3 (who in turn follow InterFaceGAN, arXiv 2005.09635), for each attribute
+
+    n = mean h(most) - mean h(least)            over all steps: [T, C, H, W]
+    n' = n - C^T (C C^T)^-1 C n                 with `project`; the rows of C are the other attributes' n
+
+on the samples of the model that a predictor scores highest and lowest, or on labelled pairs of real images, which are
+inverted first. Samples are drawn twice: all of them to be scored, then those chosen, for their h; only sums are kept.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from core import predictors
+from core.chain import invert, trajectory
+from core.denoiser import Denoiser
+from core.directions import DirectionSet
+from core.errors import UserError
+from core.images import load_pairs
+from core.pool import draw, training_seeds
+from core.provenance import provenance
+from core.schedule import Schedule
+from core.zoo.attributes import Attributes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the supervised method can be told. With `pairs`, no sample is drawn and no predictor is asked."""
+
+    attributes: tuple[str, ...] = ()  # empty: all that the predictor knows, or that there are pairs of
+    samples: int = 1024  # drawn and scored
+    extremes: int = 100  # of them, in each of the two groups
+    balance: str | None = None  # an attribute whose upper and lower half have equal shares in both groups
+    project: bool = False  # condition every direction on all the others
+    pairs: str | None = None  # folder of real images, ATTRIBUTE/{negative,positive}/*
+    predictor: str | None = None  # folder or hub id of an image classifier; None: the model's own
+    scale: float = 1.0  # what scale 1.0 of the set means, in differences of the groups' means
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.extremes < 1 or 2 * self.extremes > self.samples:
+            raise UserError(
+                f"extremes: got {self.extremes}; two groups of them are taken from {self.samples} samples, "
+                f"allowed: 1 to {self.samples // 2}"
+            )
+        if self.balance is not None and self.extremes % 2:
+            raise UserError(f"extremes: got {self.extremes}; with balance, half of them come from each half: even only")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise UserError(f"scale: got {self.scale}; it must be a finite number above 0")
+        if len(set(self.attributes)) != len(self.attributes):
+            raise UserError(f"attributes: got {', '.join(self.attributes)}; each may be given once")
+        for name, value in (("balance", self.balance), ("predictor", self.predictor)):
+            if self.pairs is not None and value is not None:
+                raise UserError(f"{name}: got '{value}'; pairs are labelled, give either {name} or pairs")
+
+
+def find(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    attributes: Attributes | None = None,
+    batch: int = 64,
+) -> DirectionSet:
+    """One direction for each attribute, of its name, with a part of its own at every step.
+
+    attributes: the predictor, in place of the one that settings.predictor names; not asked with settings.pairs.
+    Memory: the h of `batch` samples over all steps, and [A, T, *h_shape] float64 numbers.
+    Raises UserError where the model has no predictor, it does not know an attribute, or an attribute does not vary.
+    """
+    if settings.pairs is not None:
+        names, difference = _of_pairs(denoiser, schedule, settings, batch)
+    else:
+        attributes = attributes or predictors.load(settings.predictor, denoiser.name, denoiser.device)
+        if attributes is None:
+            raise UserError(
+                f"predictor: model '{denoiser.name}' has none of its own; give a folder or hub id of an image "
+                "classifier, or labelled pairs of images"
+            )
+        names, difference = _of_samples(denoiser, schedule, settings, attributes, batch)
+    directions = _as_set(denoiser, schedule, settings, names, difference)
+    return disentangled(directions) if settings.project else directions
+
+
+def extremes_of(score: Tensor, count: int, balance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Which samples have least and most of an attribute: two groups of `count` sample numbers. score: [N].
+
+    balance: [N], a second attribute; each group takes half of its members from the samples above the median of it and
+    half from the others, the most extreme of both. Raises UserError where ties leave one side too few samples.
+    """
+    if balance is None:
+        order = score.argsort(stable=True)
+        return order[:count], order[-count:]
+    above = balance > balance.median()
+    sides = [side.nonzero().flatten() for side in (~above, above)]
+    smallest = min(len(side) for side in sides)
+    if smallest < count:
+        raise UserError(
+            f"balance: too many samples share its median score, which leaves {smallest} on one side of it; "
+            f"{count} are needed"
+        )
+    groups = [extremes_of(score[side], count // 2) for side in sides]
+    least, most = (torch.cat([side[group[end]] for side, group in zip(sides, groups, strict=True)]) for end in (0, 1))
+    return least, most
+
+
+@torch.no_grad()
+def weighted_h(
+    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], weights: Tensor, batch: int = 64
+) -> Tensor:
+    """sum_n weights[a, n] h(seed n): [A, T, *h_shape]. weights: [A, N]; float64, on the CPU.
+
+    Samples that no row gives a weight are not drawn.
+    """
+    rows = weights.double().cpu()
+    used = rows.any(dim=0).nonzero().flatten().tolist()
+    total = torch.zeros(len(rows), len(schedule), math.prod(denoiser.h_shape), dtype=torch.float64)
+    start = 0
+    for part in draw(denoiser, schedule, [seeds[n] for n in used], batch):
+        count = part.h.shape[1]
+        weight = rows[:, used[start : start + count]]  # [A, N']
+        for i, h in enumerate(part.h):
+            total[:, i] += weight @ h.flatten(1).double().cpu()
+        start += count
+    return total.reshape(*total.shape[:2], *denoiser.h_shape)
+
+
+@torch.no_grad()
+def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 64) -> Tensor:
+    """Mean over images [N, *sample_shape] of the h that the chain passes through on its way to each: [T, *h_shape].
+
+    Every image is inverted, and h read off the chain from there; float64, on the CPU.
+    Raises UserError where the chain is not deterministic.
+    """
+    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    total = torch.zeros(len(schedule), *denoiser.h_shape, dtype=torch.float64)
+    for part in torch.split(images, batch):
+        x_T = invert(denoiser, schedule, part.to(denoiser.device, dtype))
+        _, h = trajectory(denoiser, schedule, x_T)
+        total += h.double().cpu().sum(dim=1)
+    return total / len(images)
+
+
+def disentangled(directions: DirectionSet) -> DirectionSet:
+    """Every direction conditioned on all the others as they were found (Haas et al., section 3.3).
+
+    What is left of each is orthogonal to the others as found, not to what is left of them.
+    Raises DirectionSetError where nothing is left of one.
+    """
+    table, sigma = directions.table.clone(), directions.sigma.clone()
+    for k in range(len(directions)):
+        left = directions.without(k, [other for other in range(len(directions)) if other != k])
+        table[k], sigma[k] = left.table[k], left.sigma[k]
+    return replace(directions, table=table, sigma=sigma, metrics={})
+
+
+def _of_samples(
+    denoiser: Denoiser, schedule: Schedule, settings: Settings, attributes: Attributes, batch: int
+) -> tuple[tuple[str, ...], Tensor]:
+    """(names, differences of mean h [A, T, *h_shape]) of the samples with the most extreme scores."""
+    names = tuple(settings.attributes) or attributes.names
+    columns = [attributes.index(name) for name in names]
+    balance = None if settings.balance is None else attributes.index(settings.balance)
+    _refuse_lonely_projection(settings, names)
+    seeds = training_seeds(settings.samples, settings.seed)
+    scores = _scores(denoiser, schedule, attributes, seeds, batch)
+    weights = torch.zeros(len(names), len(seeds), dtype=torch.float64)
+    for column in columns if balance is None else [*columns, balance]:
+        _refuse_useless_scores(scores[:, column], attributes.names[column])
+    for row, column in zip(weights, columns, strict=True):
+        # Balanced in itself, an attribute would lose the difference that is looked for.
+        other = None if balance is None or balance == column else scores[:, balance]
+        least, most = extremes_of(scores[:, column], settings.extremes, other)
+        row[least], row[most] = -1 / settings.extremes, 1 / settings.extremes
+    return names, weighted_h(denoiser, schedule, seeds, weights, batch)
+
+
+@torch.no_grad()
+def _scores(denoiser: Denoiser, schedule: Schedule, attributes: Attributes, seeds: Sequence[int], batch: int) -> Tensor:
+    """Scores [N, A] of the samples of `seeds`; float64, on the CPU."""
+    drawn = draw(denoiser, schedule, seeds, batch)
+    return torch.cat([attributes.score(part.x_0).double().cpu() for part in drawn])
+
+
+def _of_pairs(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[tuple[str, ...], Tensor]:
+    """(names, differences of mean h [A, T, *h_shape]) of labelled pairs of real images."""
+    assert settings.pairs is not None
+    pairs = load_pairs(settings.pairs, denoiser.sample_shape, settings.attributes)
+    _refuse_lonely_projection(settings, tuple(pairs))
+    # As many negative as positive images: the mean of the pairs' differences is the difference of the means.
+    differences = [
+        mean_h(denoiser, schedule, positive, batch) - mean_h(denoiser, schedule, negative, batch)
+        for negative, positive in pairs.values()
+    ]
+    return tuple(pairs), torch.stack(differences)
+
+
+def _as_set(
+    denoiser: Denoiser, schedule: Schedule, settings: Settings, names: tuple[str, ...], difference: Tensor
+) -> DirectionSet:
+    """A set of the differences [A, T, *h_shape]: sigma is their length at each step, in settings.scale."""
+    length = difference.flatten(2).norm(dim=2)  # [A, T]
+    for name, total in zip(names, length.sum(dim=1), strict=True):
+        if total == 0:
+            raise UserError(f"attribute '{name}': its two groups of images have the same h")
+    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    return DirectionSet(
+        (difference / length.clamp(min=1e-30)[:, :, None, None, None]).to(dtype),
+        (settings.scale * length).to(dtype),
+        schedule.timesteps,
+        names,
+        provenance=provenance("supervised", denoiser, schedule, asdict(settings)),
+    )
+
+
+def _refuse_lonely_projection(settings: Settings, names: tuple[str, ...]) -> None:
+    if settings.project and len(names) < 2:
+        raise UserError(f"project: '{names[0]}' is the only attribute; at least 2 are needed")
+
+
+def _refuse_useless_scores(score: Tensor, name: str) -> None:
+    if not torch.isfinite(score).all():
+        raise UserError(f"attribute '{name}': the predictor gives scores that are NaN or infinite")
+    if score.min() == score.max():
+        raise UserError(f"attribute '{name}' does not vary: the predictor scores all {len(score)} samples alike")

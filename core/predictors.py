@@ -1,0 +1,183 @@
+"""A predictor is a value: named scores of images, from the model's own predictor or any image classifier.
+
+The classifiers are those of `transformers` (the extra `predictors`), from a folder or the hub; safetensors only, and no
+code that came with them is run.
+"""
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import ModelError
+from core.pictures import to_picture
+from core.zoo.attributes import Attributes, embedded
+
+_EXAMPLE = "google/vit-base-patch16-224"
+_REQUIRED = ("config.json", "preprocessor_config.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def load(predictor: str | None, model: str, device: torch.device | str = "cpu") -> Attributes | None:
+    """The predictor of that name, on `device`; None: the one that ships with `model`, and None if it has none.
+
+    predictor: a folder or hub id of an image-classification model. Raises ModelError, in one sentence, where it is
+    missing, something else, or kept as pickles, and where `transformers` is not installed.
+    """
+    return embedded(model, device) if predictor is None else classifier(predictor, device)
+
+
+def classifier(predictor: str, device: torch.device | str = "cpu") -> Attributes:
+    """Any image classifier of `transformers`: images [N, 1 or 3, H, W] in [-1, 1] -> log-odds [N, A], one per label.
+
+    The pictures go through the classifier's own preprocessing as 8-bit RGB, as the ones it was trained on did, and
+    therefore no gradient comes back. See `log_odds` for what a score is.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ModelError(
+            f"predictor '{predictor}' needs the package transformers: pip install 'h-space-orchestrator[predictors]'"
+        )
+    folder = _find_folder(predictor)
+    _refuse_other_kinds(folder, predictor)
+    try:
+        net, processor, missing = _read(folder, device)
+    except Exception as error:  # transformers has a dozen exception types; the user has one problem
+        raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {_first_line(error)}") from error
+    if missing:
+        raise ModelError(f"predictor '{predictor}' is not a trained classifier: its weights lack {', '.join(missing)}")
+    names = unique_names([net.config.id2label[i] for i in range(net.config.num_labels)])
+
+    @torch.no_grad()
+    def score(images: Tensor) -> Tensor:
+        inputs = processor(images=[to_picture(image) for image in images], return_tensors="pt")
+        logits: Tensor = net(**inputs.to(device)).logits
+        return log_odds(logits, exclusive=_exclusive(net.config))
+
+    _try_out(score, predictor, len(names))
+    return Attributes(names, score)
+
+
+def log_odds(logits: Tensor, exclusive: bool) -> Tensor:
+    """log p - log(1 - p) of every label. logits: [N, A] -> [N, A], float64 where the labels exclude each other.
+
+    A logit behind a sigmoid is that already. Behind a softmax it is not: a constant added to all logits of an image
+    changes no probability, so that logits rank images by what no label means. Probabilities rank them as log-odds do,
+    but run into 0 and 1, where differences between the most extreme images, the ones that matter, are rounded away.
+    """
+    if not exclusive:
+        return logits
+    log_p = logits.double().log_softmax(dim=1)
+    log_rest = torch.log(-torch.expm1(log_p))
+    # 1 - p is exact for every label but the likeliest; the rest of that one is what the others add up to.
+    likeliest = log_p.argmax(dim=1, keepdim=True)
+    others = log_p.scatter(1, likeliest, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return log_p - log_rest.scatter(1, likeliest, others)
+
+
+def unique_names(labels: list[str]) -> tuple[str, ...]:
+    """Labels as names: the number is added to those that occur more than once (ImageNet has two cranes)."""
+    count = Counter(labels)
+    return tuple(label if count[label] == 1 else f"{label}_{i}" for i, label in enumerate(labels))
+
+
+def _exclusive(config: Any) -> bool:
+    """Whether exactly one label is true of an image: the rule of transformers' own pipeline."""
+    return config.problem_type not in ("regression", "multi_label_classification") and config.num_labels > 1
+
+
+def _find_folder(predictor: str) -> Path:
+    folder = Path(predictor).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or predictor.count("/") != 1 or predictor.startswith("."):
+        raise ModelError(
+            f"predictor '{predictor}' is not there: give a folder or a hub id of an image classifier such as {_EXAMPLE}"
+        )
+    return _download(predictor)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_REQUIRED, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except Exception as error:  # the hub client has a dozen exception types; the user has one problem
+        raise ModelError(
+            f"predictor '{hub_id}' is neither a folder here nor could it be fetched from the hub "
+            f"({type(error).__name__}): check the spelling, your access and the network, or give a local folder"
+        ) from error
+
+
+def _refuse_other_kinds(folder: Path, predictor: str) -> None:
+    """What can be told from the files alone, before anything is loaded."""
+    missing = [file for file in _REQUIRED if not (folder / file).is_file()]
+    if missing:
+        raise ModelError(f"predictor '{predictor}' is incomplete: {folder} lacks {' and '.join(missing)}")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        kind = (config.get("architectures") or ["model of unknown kind"])[0]
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"predictor '{predictor}': {folder / 'config.json'} is not a model configuration") from error
+    if "ForImageClassification" not in kind:
+        raise ModelError(f"predictor '{predictor}' is a {kind}: a transformers image classifier is needed")
+    if not list(folder.glob("*.safetensors")):
+        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+        only = f", only {', '.join(pickled)}, and pickles are not read: they can run code" if pickled else ""
+        raise ModelError(f"predictor '{predictor}' has no safetensors weights in {folder}{only}")
+
+
+def _read(folder: Path, device: torch.device | str) -> tuple[Any, Callable[..., Any], list[str]]:
+    """(network, its preprocessing, names of weights that were not in the file)."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    with _quiet():
+        # Without the choice of a backend, scores would depend on whether torchvision happens to be installed.
+        processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False, local_files_only=True
+        )
+        net, report = AutoModelForImageClassification.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    return net.to(device).eval().requires_grad_(False), processor, sorted(report["missing_keys"])
+
+
+def _try_out(score: Callable[[Tensor], Tensor], predictor: str, labels: int) -> None:
+    """Score one grey picture: what does not fit together shows here and not after an hour of sampling."""
+    try:
+        shape = list(score(torch.zeros(1, 3, 32, 32)).shape)
+    except Exception as error:
+        raise ModelError(f"predictor '{predictor}' cannot score an RGB picture: {_first_line(error)}") from error
+    if shape != [1, labels]:
+        raise ModelError(f"predictor '{predictor}' gives scores of shape {shape} for one picture and {labels} labels")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and remarks off the user's screen."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
