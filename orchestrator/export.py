@@ -15,25 +15,25 @@ from core.files import atomic_folder, write_json
 from core.metrics import METRICS
 from core.randomness import REPORT_SEEDS
 from orchestrator.ranking import Row, checkpoint_folder, rows
-from orchestrator.spec import Fixed, Sweep
+from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking
-from orchestrator.trial import Bench, random_set
+from orchestrator.trial import Bench, random_like
 
 
 def crown(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> Row | None:
     """Make the best completed trial's set the champion, measured on seeds that chose nothing; None if none completed.
 
-    Beside it stands the honest baseline: random directions, as many and as strong, on the same seeds.
+    Beside it stands the honest baseline: random directions, as many and as long, on the same seeds.
     """
     best = next((row for row in rows(folder, sweep) if row.state == "completed"), None)
     if best is None:
         return None
     bench = Bench.load(sweep)
     found = DirectionSet.load(checkpoint_folder(folder, best.trial_id) / "directions")
-    parameters = {"method": "random", **{name: _value(sweep, best, name) for name in ("directions", "shift_scale")}}
     champion = bench.measure(sweep, found, REPORT_SEEDS).metrics
-    baseline = bench.measure(sweep, random_set(bench, parameters, sweep), REPORT_SEEDS).metrics
+    random = bench.scaled(sweep, random_like(bench, found, sweep))
+    baseline = bench.measure(sweep, random, REPORT_SEEDS).metrics
     named = replace(
         found, metrics=champion, provenance={**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
     )
@@ -45,15 +45,6 @@ def crown(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> Row | None:
     _record(tracking, parent, sweep, folder, champion, baseline, best)
     write_json(folder.path / "result.json", {"trial": best.trial_id, "champion": champion, "random": baseline})
     return best
-
-
-def _value(sweep: Sweep, row: Row, name: str) -> object:
-    """A parameter of a trial: searched, or fixed by the sweep."""
-    if name in row.parameters:
-        return row.parameters[name]
-    fixed = sweep.space[name]
-    assert isinstance(fixed, Fixed)  # what is not in the study was not searched
-    return fixed.value
 
 
 def _record(

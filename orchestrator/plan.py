@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.space import ordered, sample, size
+from orchestrator.space import configurations, fits, ordered, sample, size, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
 
 _LAST_TIMESTEP = 999  # a window that reaches it shifts the chain from its first step on
@@ -85,17 +85,24 @@ def describe(sweep: Sweep, samples: int = 5, root: Path = Path("runs")) -> Rende
 def _what_runs(sweep: Sweep) -> dict[str, str]:
     sampler, window = sweep.sampler, sweep.sampler.window
     where = f" in timesteps {window[0]} to {window[1]}" if window else ""
-    hours = f", at most {sweep.budget.hours:g} hours" if sweep.budget.hours else ""
     return {
         "name": sweep.name,
         "identity": sweep.identity()[:12],
         "model": sweep.model,
+        **({"predictor": sweep.predictor} if sweep.predictor else {}),
         "method": " or ".join(sweep.methods),
         "chain": f"{sampler.steps} steps, eta {sampler.eta:g}, {sampler.injection} injection{where}",
         "objectives": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objectives),
         "scheduler": _scheduler(sweep),
-        "budget": f"{_counted(sweep.budget.trials, 'trial')}{hours}",
+        "budget": _budget(sweep),
     }
+
+
+def _budget(sweep: Sweep) -> str:
+    count = _counted(sweep.budget.trials, "trial")
+    if fits(sweep) and trials(sweep) > 1:
+        count = f"all {_counted(trials(sweep), 'configuration')}, each once"
+    return f"{count}, at most {sweep.budget.hours:g} hours" if sweep.budget.hours else count
 
 
 def _scheduler(sweep: Sweep) -> str:
@@ -114,10 +121,12 @@ def _one_trial(sweep: Sweep) -> dict[str, str]:
         _counted(resources.workers * resources.cpus_per_worker, "CPU"),
     )
     measured = f"every {every} iterations and at the end" if learns and every < sweep.train.iterations else "at the end"
+    strength = sweep.evaluate.strength
+    scaled = f", every set scaled to strength {strength:g}" if strength else ""
     return {
         "resources": ", ".join(held),
         **(_training(sweep) if learns else {}),
-        "evaluation": f"{measured}, on {sweep.evaluate.seeds} seeds",
+        "evaluation": f"{measured}, on {sweep.evaluate.seeds} seeds{scaled}",
     }
 
 
@@ -172,19 +181,23 @@ def _values(distribution: Distribution) -> str:
 
 
 def _sample_table(sweep: Sweep, samples: int) -> Table | None:
-    """Configurations as a random search would draw them; the real sampler learns from the trials before."""
+    """The first configurations, where each will be run; else some as a random search would draw them.
+
+    The real sampler learns from the trials before.
+    """
     searched = [name for name in ordered(sweep.space) if not isinstance(sweep.space[name], Fixed)]
     if not searched:
         return None
-    table = _table("For example", *searched)
-    for configuration in sample(sweep.space, samples, sweep.seed):
+    listed = fits(sweep)
+    table = _table("The first configurations" if listed else "For example", *searched)
+    for configuration in configurations(sweep.space)[:samples] if listed else sample(sweep.space, samples, sweep.seed):
         _row(table, *(_word(configuration[name]) if name in configuration else "-" for name in searched))
     return table
 
 
 def _passes_table(sweep: Sweep) -> Table | Text:
     if "learned" not in sweep.methods:
-        return Text("\nNo training: method random draws its directions.")
+        return Text("\nNo training: only method learned trains.")
     passes = unet_passes(sweep)
     steps, train, workers = sweep.sampler.steps, sweep.train, sweep.resources.workers
     chain = f"{train.iterations} x {train.batch} x {steps}"
@@ -229,7 +242,14 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+        min_width=len(title),  # of a narrow table the title would be broken
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     return table

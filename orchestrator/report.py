@@ -1,12 +1,13 @@
-"""What a sweep found, in the terminal: the ranked trials, the Pareto front, the champion beside random directions."""
+"""What a sweep found, in the terminal: the ranked trials, the methods side by side, the Pareto front, the champion."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from core.metrics import METRICS
-from orchestrator.ranking import Row, rows
+from orchestrator.ranking import MethodRow, Row, by_method, rows
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 
@@ -21,6 +22,8 @@ def show(folder: SweepFolder, console: Console) -> None:
         console.print(f"Sweep '{sweep.name}' has no trials yet.")
         return
     console.print(trials_table(sweep, ranked, console.width))
+    if len(sweep.methods) > 1:
+        console.print(methods_table(sweep, by_method(ranked, sweep), console.width))
     if len(sweep.objectives) > 1:
         front = [row.trial_id for row in ranked if row.on_front]
         names = " and ".join(objective.metric for objective in sweep.objectives)
@@ -34,9 +37,7 @@ def show(folder: SweepFolder, console: Console) -> None:
 def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> Table:
     """One line a trial, best first; metrics that are no objective where the width allows."""
     names = list(dict.fromkeys(name for row in ranked for name in row.parameters))
-    metrics = list(sweep.objective_names)
-    if width >= _WIDE:
-        metrics += [name for name in METRICS if name not in metrics and any(name in row.metrics for row in ranked)]
+    metrics = _shown(sweep, ranked, width)
     table = Table(title=f"Trials of '{sweep.name}', best first", box=None, pad_edge=False)
     for heading in ("", "trial", "state", "iteration"):
         table.add_column(heading, justify="right" if heading == "iteration" else "left", no_wrap=True)
@@ -46,6 +47,29 @@ def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> Table:
         cells = [_cell(row.parameters.get(name)) for name in names] + [_cell(row.metrics.get(name)) for name in metrics]
         table.add_row("*" if row.on_front else "", row.trial_id, row.state, str(row.iteration), *cells)
     return table
+
+
+def methods_table(sweep: Sweep, methods: list[MethodRow], width: int) -> Table:
+    """One line a method, best first: each metric's mean and standard deviation over its completed trials."""
+    metrics = _shown(sweep, methods, width)
+    title = "Methods, best first (mean ± standard deviation)"
+    table = Table(title=title, box=None, pad_edge=False, min_width=len(title))
+    table.add_column("method", no_wrap=True)
+    table.add_column("completed", justify="right")
+    for name in metrics:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("seconds to find", justify="right")
+    for row in methods:
+        cells = [_spread(*row.metrics.get(name, (None, None))) for name in metrics]
+        table.add_row(row.method, f"{row.completed} of {row.trials}", *cells, _cell(row.seconds))
+    return table
+
+
+def _shown(sweep: Sweep, lines: Sequence[Row | MethodRow], width: int) -> list[str]:
+    """The objectives; where the width allows, every other metric that was measured too."""
+    objectives = list(sweep.objective_names)
+    others = [name for name in METRICS if name not in objectives and any(name in line.metrics for line in lines)]
+    return objectives + others if width >= _WIDE else objectives
 
 
 def comparison_table(result: dict[str, Any]) -> Table:
@@ -60,6 +84,10 @@ def comparison_table(result: dict[str, Any]) -> Table:
             values = [_cell(result[name].get(metric)) for name in ("champion", "random")]
             table.add_row(metric.replace("_", " "), *values, "more" if mode == "max" else "less")
     return table
+
+
+def _spread(mean: float | None, deviation: float | None) -> str:
+    return _cell(mean) if deviation is None else f"{_cell(mean)} ± {deviation:.2g}"
 
 
 def _cell(value: object) -> str:

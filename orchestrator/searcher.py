@@ -6,6 +6,8 @@ iterations competes with full ones, and leaves a row RUNNING for ever where a va
     COMPLETE   when it reached its last iteration and every objective is a finite number
     PRUNED     when it was stopped before
     FAIL       when it raised, or reported something that is not a number
+
+Where the budget holds a trial for every configuration, nothing has to be searched: each is run once, in order.
 """
 
 import functools
@@ -17,10 +19,10 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from orchestrator.space import suggest
-from orchestrator.spec import Sweep
+from orchestrator.space import configurations, fits, suggest
+from orchestrator.spec import Fixed, Sweep, Value
 
-OUTCOME, METRICS, STEP, TUNE_ID = "outcome", "metrics", "global_step", "tune_id"
+METRICS, STEP, SECONDS, TUNE_ID = "metrics", "global_step", "find_seconds", "tune_id"
 
 
 def open_storage(path: str) -> optuna.storages.RDBStorage:
@@ -38,6 +40,7 @@ class DirectionSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
 
     def __init__(self, sweep: Sweep, study_path: str, parallel: int) -> None:
         self.iterations = sweep.train.iterations
+        self.listed = _searched_values(sweep) if fits(sweep) else []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
@@ -58,9 +61,20 @@ class DirectionSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self.listed and trial_id not in self._ot_trials:
+            self._enqueue_next()
         parameters: dict[str, Any] | None = super().suggest(trial_id)
         self._ot_trials[trial_id].set_user_attr(TUNE_ID, trial_id)
         return parameters
+
+    def _enqueue_next(self) -> None:
+        """Make the next trial the first configuration that none has yet; a restored search knows those it had."""
+        waiting = self._ot_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        taken = {frozenset(trial.params.items()) for trial in self._ot_trials.values()}
+        left = (values for values in self.listed if frozenset(values.items()) not in taken)
+        values = next(left, None)
+        if values is not None and not waiting:  # one waits where a search was killed before it could ask for it
+            self._ot_study.enqueue_trial(values)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if trial_id in self._completed_trials:
@@ -70,6 +84,7 @@ class DirectionSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
         state, values = self.verdict(result, error)
         if result:
             trial.set_user_attr(STEP, int(result.get(STEP, 0)))
+            trial.set_user_attr(SECONDS, result.get(SECONDS))
             trial.set_user_attr(METRICS, {k.split("/", 1)[1]: v for k, v in result.items() if k.startswith("metrics/")})
         self._ot_study.tell(trial, values, state=state)
 
@@ -84,3 +99,12 @@ class DirectionSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
         if int(result[STEP]) < self.iterations:
             return TrialState.PRUNED, None
         return TrialState.COMPLETE, finite
+
+
+def _searched_values(sweep: Sweep) -> list[dict[str, Value]]:
+    """Every configuration without its constants, as a study knows it."""
+    searched = {name for name, values in sweep.space.items() if not isinstance(values, Fixed)}
+    return [
+        {name: value for name, value in configuration.items() if name in searched}
+        for configuration in configurations(sweep.space)
+    ]

@@ -6,7 +6,7 @@ from typing import cast
 
 import optuna
 
-from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Value, countable
+from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value, countable
 
 Space = Mapping[str, Distribution]  # Sweep.space
 
@@ -33,6 +33,26 @@ def sample(space: Space, count: int, seed: int) -> list[dict[str, Value]]:
 def size(space: Space) -> int | None:
     """How many different configurations the space holds, or None where a continuous parameter can be active."""
     return _count(space, ordered(space), {})
+
+
+def configurations(space: Space) -> list[dict[str, Value]]:
+    """Every configuration of a finite space, constants included; the values of its first names change last.
+
+    Raises ValueError where a continuous parameter can be active.
+    """
+    return list(_every(space, ordered(space), {}))
+
+
+def fits(sweep: Sweep) -> bool:
+    """Is the space small enough for every configuration to have a trial? Then each one has exactly one."""
+    count = size(sweep.space)
+    return count is not None and count <= sweep.budget.trials
+
+
+def trials(sweep: Sweep) -> int:
+    """How many trials the sweep has: its budget's, or one for every configuration where that is enough."""
+    count = size(sweep.space)
+    return sweep.budget.trials if count is None else min(count, sweep.budget.trials)
 
 
 def ordered(space: Space) -> list[str]:
@@ -63,6 +83,22 @@ def _value(trial: optuna.Trial, name: str, distribution: Distribution) -> Value:
             return trial.suggest_int(name, low, high, step=step, log=log)
         case FloatRange(low, high, log):
             return trial.suggest_float(name, low, high, log=log)
+
+
+def _every(space: Space, names: Sequence[str], chosen: dict[str, Value]) -> Iterator[dict[str, Value]]:
+    """Configurations that go on from what was chosen before `names`."""
+    if not names:
+        yield chosen
+        return
+    name, rest = names[0], names[1:]
+    if not _active(space[name], chosen):
+        yield from _every(space, rest, chosen)
+        return
+    values = countable(space[name])
+    if values is None:
+        raise ValueError(f"{name} is continuous: its configurations cannot be listed")
+    for value in values:
+        yield from _every(space, rest, {**chosen, name: value})
 
 
 def _count(space: Space, names: Sequence[str], chosen: Mapping[str, Value | None]) -> int | None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from core.errors import UserError
 from orchestrator.ranking import Row, rows
 from orchestrator.report import trials_table
+from orchestrator.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 
@@ -32,7 +33,7 @@ def summary(folder: SweepFolder, sweep: Sweep, ranked: list[Row]) -> str:
     complete = (folder.path / "result.json").is_file()
     parts = [f"{sweep.name}: {'complete' if complete else 'not complete'}"]
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    parts.append(f"{len(ranked)} of {sweep.budget.trials} trials" + (f": {states}" if states else ""))
+    parts.append(f"{len(ranked)} of {trials(sweep)} trials" + (f": {states}" if states else ""))
     if counts["completed"]:
         metric = sweep.objectives[0].metric
         parts.append(f"best {metric} {ranked[0].metrics[metric]:.3f} (trial {ranked[0].trial_id})")

@@ -16,29 +16,26 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our recorder is the log
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a trial reads ./paths where the user wrote them
 
 import ray  # noqa: E402  # reads its environment on import
-import torch  # noqa: E402
 from ray import tune  # noqa: E402
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from core.denoiser import Denoiser  # noqa: E402
 from core.errors import UserError  # noqa: E402
-from core.schedule import Schedule  # noqa: E402
-from core.zoo.attributes import embedded  # noqa: E402
 from orchestrator import export, report  # noqa: E402
 from orchestrator.engine import compiler_missing  # noqa: E402
+from orchestrator.preflight import check_model  # noqa: E402
 from orchestrator.ranking import rows  # noqa: E402
 from orchestrator.recorder import Recorder  # noqa: E402
 from orchestrator.reporter import TuneReporter  # noqa: E402
 from orchestrator.searcher import STEP, DirectionSearch  # noqa: E402
-from orchestrator.spec import Choice, Fixed, IntRange, Sweep  # noqa: E402
+from orchestrator.space import trials  # noqa: E402
+from orchestrator.spec import Sweep  # noqa: E402
 from orchestrator.store import SweepFolder  # noqa: E402
 from orchestrator.tracking import Tracking  # noqa: E402
 from orchestrator.trial import run_trial  # noqa: E402
-
-_NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
 
 
 class Interrupted(Exception):
@@ -61,41 +58,13 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console) -> None
         if not folder.exists():
             _create(sweep, folder, tracking)
         state = folder.read()
-        console.print(f"Sweep '{sweep.name}': {sweep.budget.trials} trials, {slots} at a time, in {folder.path}")
+        console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
         missing = compiler_missing()
         if missing and sweep.deepspeed.offload_optimizer == "cpu":
             console.print(missing)
         recorder = Recorder(sweep, tracking, state["experiment_id"], state["parent_run"], console)
         _search(sweep, folder, recorder, slots)
     finish(sweep, folder, tracking, console)
-
-
-def check_model(sweep: Sweep) -> None:
-    """Everything about the model and its trials that can be wrong, found before one starts. Raises UserError."""
-    if sweep.resources.workers > 1:
-        raise UserError(
-            f"resources.gpus_per_trial: got {sweep.resources.gpus_per_trial:g}; trials of more than one GPU can be "
-            "planned but not run yet: set it to 1 or less"
-        )
-    denoiser = Denoiser.from_pretrained(sweep.model)
-    Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
-    asked = {*sweep.objective_names, sweep.asha_metric}
-    for metric in _NEEDS_ATTRIBUTES:
-        if metric in asked and embedded(sweep.model) is None:
-            raise UserError(f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none")
-    size = torch.Size(denoiser.h_shape).numel()
-    if _most_directions(sweep) > size:
-        raise UserError(f"search.directions: got {_most_directions(sweep)}; h of '{sweep.model}' has {size} dimensions")
-
-
-def _most_directions(sweep: Sweep) -> int:
-    asked = sweep.space["directions"]
-    if isinstance(asked, Choice):
-        return max(int(value) for value in asked.values)
-    if isinstance(asked, IntRange):
-        return asked.high
-    assert isinstance(asked, Fixed)
-    return int(asked.value)
 
 
 def _create(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> None:
@@ -140,7 +109,7 @@ def _slots(sweep: Sweep) -> int:
         wanted = " and ".join(f"{amount:g} {kind.upper()}" for kind, amount in need.items() if amount)
         there = " and ".join(f"{have.get(kind.upper(), 0):g} {kind.upper()}" for kind in need)
         raise UserError(f"resources: a trial asks for {wanted}; this cluster has {there}")
-    return min(min(fits), sweep.budget.trials)
+    return min(min(fits), trials(sweep))
 
 
 def _resources(sweep: Sweep) -> dict[str, float]:
@@ -170,7 +139,7 @@ def _search(sweep: Sweep, folder: SweepFolder, recorder: Recorder, slots: int) -
             tune_config=tune.TuneConfig(
                 search_alg=DirectionSearch(sweep, folder.study, slots),
                 scheduler=_scheduler(sweep),
-                num_samples=sweep.budget.trials,
+                num_samples=trials(sweep),
                 max_concurrent_trials=slots,
                 time_budget_s=sweep.budget.hours * 3600 if sweep.budget.hours else None,
                 reuse_actors=False,  # DeepSpeed keeps state in its process
@@ -184,7 +153,7 @@ def _search(sweep: Sweep, folder: SweepFolder, recorder: Recorder, slots: int) -
     # Tune returns as usual after Ctrl-C; only the study tells that trials are missing.
     ended = sum(row.state in ("completed", "pruned", "failed") for row in rows(folder, sweep))
     hours = sweep.budget.hours
-    if ended < sweep.budget.trials and not (hours and time.monotonic() - started >= hours * 3600):
+    if ended < trials(sweep) and not (hours and time.monotonic() - started >= hours * 3600):
         raise Interrupted
 
 
@@ -196,11 +165,28 @@ def _trial_name(trial: Any) -> str:
     return f"trial_{trial.trial_id}"
 
 
+class _Asha(ASHAScheduler):  # type: ignore[misc]  # Ray ships no types
+    """ASHA among the trials that train: a set found at once says nothing about those still on their way."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if not _trains(trial):
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if _trains(trial):
+            super().on_trial_complete(tune_controller, trial, result)
+
+
+def _trains(trial: Any) -> bool:
+    return bool(trial.config["method"] == "learned")
+
+
 def _scheduler(sweep: Sweep) -> TrialScheduler | None:
     if sweep.scheduler is None:
         return None
     asha = sweep.scheduler.asha
-    return ASHAScheduler(
+    return _Asha(
         time_attr=STEP,  # absolute: a resumed trial's own count would start again at 1
         metric=sweep.asha_metric,
         mode=sweep.asha_mode,

@@ -3,33 +3,38 @@
 Runs in a process of its own. It knows its sweep and its parameters and nothing of the search, the scheduler or the
 tracking store; what it reports goes through a Reporter, with a checkpoint that holds
 
-    engines/      DeepSpeed's state, to go on from
-    directions/   the direction set so far
-    traversal.png what it looks like
+    engines/       DeepSpeed's state, to go on from (method learned)
+    seconds.json   what finding has taken so far
+    directions/    the direction set so far
+    traversal.png  what it looks like
 """
 
+import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from core import predictors
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
-from core.gradient import CheckpointSteps, FullGraph, GradientPolicy
-from core.methods import learned, random
-from core.metrics import Evaluation, evaluate
+from core.files import write_json
+from core.methods import METHODS, learned, random
+from core.metrics import Evaluation, calibrate, evaluate
 from core.pictures import traversal, traversal_grid
 from core.randomness import SELECT_SEEDS
 from core.schedule import Schedule
-from core.zoo.attributes import Attributes, embedded
+from core.zoo.attributes import Attributes
 from orchestrator.engine import Engines
 from orchestrator.reporter import Reporter
+from orchestrator.settings import settings_of
 from orchestrator.spec import Sweep
 
-_GRADIENTS: dict[str, GradientPolicy] = {"full_graph": FullGraph(), "checkpoint_steps": CheckpointSteps()}
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,7 +51,16 @@ class Bench:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         denoiser = Denoiser.from_pretrained(sweep.model, _PRECISIONS[sweep.train.precision], device)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
-        return cls(denoiser, schedule, embedded(sweep.model, device))
+        return cls(denoiser, schedule, predictors.load(sweep.predictor, sweep.model, device))
+
+    def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
+        """The set as strong as `evaluate.strength` says, or as it is where the sweep says nothing."""
+        strength, sampler = sweep.evaluate.strength, sweep.sampler
+        if strength is None:
+            return directions
+        return calibrate(
+            self.denoiser, self.schedule, directions, strength, injection=sampler.injection, window=sampler.window
+        )
 
     def measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
         """Every metric of a set on the first `evaluate.seeds` of a range of held-out seeds."""
@@ -69,68 +83,74 @@ class Bench:
         traversal_grid(images, directions).save(folder / "traversal.png")
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a method has found so far, and after how much of looking for it."""
+
+    directions: DirectionSet
+    iteration: int
+    seconds: float
+    curve: list[dict[str, float]] = field(default_factory=list)  # the losses since the finding before
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of finding: loading, measuring and drawing do not count."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+
 def run_trial(parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
     """Run one trial of `sweep` with the given parameters, from its last checkpoint if it has one."""
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
     bench = Bench.load(sweep)
-    if parameters["method"] == "random":
-        directions = random_set(bench, parameters, sweep)
-        _report(bench, sweep, reporter, directions, sweep.train.iterations, [], None)
-        return
-    _learn(bench, parameters, sweep, reporter)
+    if parameters["method"] == "learned":
+        _learn(bench, parameters, sweep, reporter)
+    else:
+        _find(bench, parameters, sweep, reporter)
 
 
-def random_set(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep) -> DirectionSet:
-    """The honest baseline: as many random directions, as strong."""
-    settings = random.Settings(parameters["directions"], parameters["shift_scale"], sweep.seed)
-    return random.find(bench.denoiser, bench.schedule, settings)
+def _find(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
+    """A method that does not train: one finding, which counts as a whole trial's."""
+    method, watch = parameters["method"], Stopwatch()
+    predictor = {"attributes": bench.attributes} if method == "supervised" else {}
+    with watch.running():
+        directions = METHODS[method].find(bench.denoiser, bench.schedule, settings_of(parameters, sweep), **predictor)
+    _report(bench, sweep, reporter, Finding(directions, sweep.train.iterations, watch.seconds))
 
 
 def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
-    settings = learned_settings(parameters, sweep)
-    engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
+    settings: learned.Settings = settings_of(parameters, sweep)
+    engines, watch = Engines(sweep.deepspeed, settings.micro_batch or settings.batch), Stopwatch()
     try:
-        learner = learned.Learner(bench.denoiser, bench.schedule, settings, engines.make)
+        with watch.running():
+            learner = learned.Learner(bench.denoiser, bench.schedule, settings, engines.make)
+        done = 0
         with reporter.checkpoint() as folder:
-            done = engines.load(folder / "engines") if folder else 0
+            if folder:
+                done = engines.load(folder / "engines")
+                watch.seconds = json.loads((folder / "seconds.json").read_text())["find"]
         curve: list[dict[str, float]] = []
         for n in range(done, settings.iterations):
-            curve.append({"step": n + 1, **learner.iterate(n)})
+            with watch.running():
+                curve.append({"step": n + 1, **learner.iterate(n)})
             if (n + 1) % sweep.evaluate_every == 0 or n + 1 == settings.iterations:
-                _report(bench, sweep, reporter, learner.directions(), n + 1, curve, engines)
+                _report(bench, sweep, reporter, Finding(learner.directions(), n + 1, watch.seconds, curve), engines)
                 curve = []
     finally:
         engines.close()
 
 
-def learned_settings(parameters: Mapping[str, Any], sweep: Sweep) -> learned.Settings:
-    """The learned method's settings: the trial's parameters and what the sweep fixes."""
-    searched = {name: value for name, value in parameters.items() if name != "method"}
-    return learned.Settings(
-        **searched,
-        iterations=sweep.train.iterations,
-        batch=sweep.train.batch,
-        micro_batch=sweep.train.micro_batch,
-        pool=sweep.train.pool,
-        injection=sweep.sampler.injection,
-        window=sweep.sampler.window,
-        strength_floor=sweep.train.strength_floor,
-        seed=sweep.seed,
-        gradient=_GRADIENTS[sweep.gradient.policy],
-    )
-
-
-def _report(
-    bench: Bench,
-    sweep: Sweep,
-    reporter: Reporter,
-    directions: DirectionSet,
-    iteration: int,
-    curve: list[dict[str, float]],
-    engines: Engines | None,
-) -> None:
+def _report(bench: Bench, sweep: Sweep, reporter: Reporter, finding: Finding, engines: Engines | None = None) -> None:
     """Measure the set on the seeds that choose between trials, and report it with a checkpoint."""
+    directions = bench.scaled(sweep, finding.directions)
     metrics = bench.measure(sweep, directions, SELECT_SEEDS).metrics
     described = replace(directions, metrics=metrics)
     with tempfile.TemporaryDirectory() as temporary:
@@ -138,6 +158,14 @@ def _report(
         (folder / "directions").mkdir()
         described.write(folder / "directions")
         bench.draw(sweep, described, folder)
+        write_json(folder / "seconds.json", {"find": finding.seconds})
         if engines is not None:
-            engines.save(folder / "engines", iteration)
-        reporter.report({"global_step": iteration, "metrics": metrics, "curve": curve, **metrics}, folder)
+            engines.save(folder / "engines", finding.iteration)
+        told = {"global_step": finding.iteration, "find_seconds": finding.seconds, "curve": finding.curve}
+        reporter.report({**told, "metrics": metrics, **metrics}, folder)
+
+
+def random_like(bench: Bench, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
+    """The honest baseline of a set: as many random directions, of the same mean length."""
+    found = random.find(bench.denoiser, bench.schedule, random.Settings(len(directions), seed=sweep.seed))
+    return replace(found, sigma=found.sigma * (directions.sigma.mean() / found.sigma.mean()))

@@ -15,10 +15,15 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
     found = [
         *_batches(sweep),
         *_grace(sweep),
+        *_untrained(sweep),
         *_useless(sweep),
         *_conditions(sweep),
         *_circles(sweep),
         *_nothing(sweep),
+        *_steps(sweep),
+        *_samples(sweep),
+        *_extremes(sweep),
+        *_pairs(sweep),
     ]
     return [problem for paths, problem in found if not any(_touches(path, bad) for path in paths for bad in wrong)]
 
@@ -49,12 +54,18 @@ def _grace(sweep: Sweep) -> Iterator[Check]:
         yield (path, ("train", "iterations")), Problem(path, text)
 
 
+def _untrained(sweep: Sweep) -> Iterator[Check]:
+    if sweep.scheduler and "learned" not in sweep.methods:
+        text = f"has no effect with method {_or(sweep.methods)}, which {_do(sweep.methods)} not train"
+        text = complaint(text, sweep.scheduler.model_dump(), "null, or method learned among others")
+        yield (("scheduler",), ("method",)), Problem(("scheduler",), text)
+
+
 def _useless(sweep: Sweep) -> Iterator[Check]:
     for name, given in sweep.search.items():
-        if PARAMETERS[name].learned_only and "learned" not in sweep.methods:
-            text = complaint(
-                f"has no effect with method {sweep.methods[0]}", given.resolved(), "only with method learned"
-            )
+        if not sweep.users(name):
+            allowed = f"only with method {_or(PARAMETERS[name].methods)}"
+            text = complaint(f"has no effect with method {_or(sweep.methods)}", given.resolved(), allowed)
             yield (("method",),), Problem(("search", name), text)
 
 
@@ -67,11 +78,7 @@ def _conditions(sweep: Sweep) -> Iterator[Check]:
         for other, wanted in given.when.items():
             path = ("search", name, "when", other)
             reads: tuple[Path, ...] = (path, ("method",), ("search", other))
-            if other == "method" and PARAMETERS[name].learned_only and "learned" not in wanted:
-                text = complaint(f"excludes the only method that uses {name}", list(wanted), "learned")
-                yield reads, Problem(path, text)
-                continue
-            for text in _impossible(other, wanted, space.get(other)):
+            for text in [*_impossible(other, wanted, space.get(other))] or _apart(sweep, name, other, wanted):
                 yield reads, Problem(path, text)
 
 
@@ -87,6 +94,16 @@ def _impossible(other: str, wanted: tuple[Value, ...], distribution: Distributio
     for value in wanted:
         if value not in values:
             yield complaint(f"{other} never takes this value", value, _listed(values))
+
+
+def _apart(sweep: Sweep, name: str, other: str, wanted: tuple[Value, ...]) -> Iterator[str]:
+    """No method of the sweep has both the parameter `name` and what its condition asks for."""
+    users = sweep.users(name)
+    if other == "method" and not set(users) & set(wanted):
+        which = "only method that uses" if len(users) == 1 else "methods that use"
+        yield complaint(f"excludes the {which} {name}", list(wanted), ", ".join(users))
+    elif other != "method" and not set(users) & set(sweep.users(other)):
+        yield complaint(f"{other} is never in play with {name}", list(wanted), f"a parameter of method {_or(users)}")
 
 
 def _listed(values: Sequence[Value]) -> str:
@@ -122,6 +139,66 @@ def _nothing(sweep: Sweep) -> Iterator[Check]:
             "at least one parameter with choice, int or float, or budget.trials: 1",
         )
         yield (("search",), ("method",), ("budget", "trials")), Problem(("search",), text)
+
+
+def _steps(sweep: Sweep) -> Iterator[Check]:
+    steps, asked = sweep.sampler.steps, _ends(sweep, "jacobian.step", "jacobian")
+    if asked and asked[1] >= steps:
+        path = ("search", "jacobian.step")
+        text = complaint(
+            "is not a step of the chain", asked[1], f"0 to {steps - 1} (sampler.steps is {steps}), middle, every"
+        )
+        yield (path, ("sampler", "steps"), ("method",)), Problem(path, text)
+
+
+def _samples(sweep: Sweep) -> Iterator[Check]:
+    """N samples have N - 1 principal components."""
+    samples, directions = _ends(sweep, "pca.samples", "pca"), _ends(sweep, "directions", "pca")
+    if samples and directions and samples[0] <= directions[1]:
+        path = ("search", "pca.samples")
+        text = complaint(f"is too few for {directions[1]} directions", samples[0], f"at least {directions[1] + 1}")
+        yield (path, ("search", "directions"), ("method",)), Problem(path, text)
+
+
+def _extremes(sweep: Sweep) -> Iterator[Check]:
+    """The highest and the lowest of an attribute are different samples."""
+    samples, extremes = (_ends(sweep, f"supervised.{name}", "supervised") for name in ("samples", "extremes"))
+    if samples and extremes and 2 * extremes[1] > samples[0]:
+        path = ("search", "supervised.extremes")
+        allowed = f"at most {samples[0] // 2}, half of supervised.samples"
+        text = complaint("is more than half of the samples", extremes[1], allowed)
+        yield (path, ("search", "supervised.samples"), ("method",)), Problem(path, text)
+
+
+def _pairs(sweep: Sweep) -> Iterator[Check]:
+    """Real images are inverted, and only a deterministic chain can be."""
+    folders = [folder for folder in countable(sweep.given("supervised.pairs")) or () if folder != "none"]
+    if "supervised" in sweep.methods and folders and sweep.sampler.eta:
+        text = complaint(
+            "needs a chain that can be inverted", folders[0], f"sampler.eta: 0 (it is {sweep.sampler.eta:g})"
+        )
+        path = ("search", "supervised.pairs")
+        yield (path, ("sampler", "eta"), ("method",)), Problem(path, text)
+
+
+def _ends(sweep: Sweep, name: str, method: str) -> tuple[int, int] | None:
+    """The least and the greatest integer that a parameter takes with `method`; None where it waits for yet another."""
+    given = sweep.given(name)
+    waits = given.when.keys() - {"method"} or method not in given.when.get("method", (method,))
+    values = countable(given)
+    if values is None or waits or method not in sweep.methods:
+        return None
+    ends = (values[0], values[-1]) if isinstance(values, range) else values
+    whole = [value for value in ends if isinstance(value, int)]
+    return (min(whole), max(whole)) if whole else None
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join(words)
+
+
+def _do(words: Sequence[str]) -> str:
+    return "does" if len(words) == 1 else "do"
 
 
 def _settled(distribution: Distribution) -> bool:

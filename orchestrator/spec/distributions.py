@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-from orchestrator.spec.domains import Domain, Real, Truth, Whole
+from orchestrator.spec.domains import Domain, OrWord, Real, Truth, Whole
 from orchestrator.spec.problems import Findings, Problem, Refused, complaint, nearest, shown
 from orchestrator.spec.tables import DOMAINS, Value
 
@@ -99,7 +99,8 @@ def read_distribution(value: object, name: str) -> Distribution:
     domain = DOMAINS[name]
     if not isinstance(value, Mapping):
         return Fixed(domain.check(value))
-    kind = _kind(value, _kinds(domain))
+    numbers = domain.domain if isinstance(domain, OrWord) else domain  # what the ends of a range may be
+    kind = _kind(value, _kinds(numbers))
     findings = Findings()
     when = findings.take(_when, value.get("when", {}), "when") or {}
     match kind:
@@ -108,9 +109,9 @@ def read_distribution(value: object, name: str) -> Distribution:
             findings.settle()
             return Choice(values or (), when)
         case "int":
-            return _int_range(value, domain, when, findings)
+            return _int_range(value, numbers, when, findings)
         case _:
-            return _float_range(value, domain, when, findings)
+            return _float_range(value, numbers, when, findings)
 
 
 def _kinds(domain: Domain) -> tuple[str, ...]:

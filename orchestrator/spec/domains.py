@@ -159,6 +159,23 @@ class Text(Domain):
 
 
 @dataclass(frozen=True)
+class Box(Domain):
+    """A rectangle of pixels as text, its right and bottom excluded."""
+
+    def __str__(self) -> str:
+        return "'left,top,right,bottom' in pixels with left < right and top < bottom"
+
+    def check(self, value: object) -> str:
+        ends = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", value.replace(" ", "")) if isinstance(value, str) else None
+        if ends is None:
+            self.refuse("is not a box", value)
+        left, top, right, bottom = map(int, ends.groups())
+        if left >= right or top >= bottom:
+            self.refuse("is an empty box", value)
+        return f"{left},{top},{right},{bottom}"
+
+
+@dataclass(frozen=True)
 class Slug(Domain):
     """A name that is safe as a folder and as an experiment's name."""
 
@@ -181,11 +198,32 @@ class OrNull(Domain):
         return f"{self.domain}, or null"
 
     def check(self, value: object) -> Any:
-        try:
-            return None if value is None else self.domain.check(value)
-        except Refused as refused:
-            told = [Problem(p.path, p.text.replace(str(self.domain), str(self), 1)) for p in refused.problems]
-            raise Refused(told) from refused
+        return None if value is None else _widened(self.domain, self, value)
+
+
+@dataclass(frozen=True)
+class OrWord(Domain):
+    """`domain`, or one of a few words; YAML's null is the first of them."""
+
+    domain: Domain
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.domain}, or {' or '.join(self.words)}"
+
+    def check(self, value: object) -> Any:
+        if value is None:
+            return self.words[0]
+        return value if value in self.words else _widened(self.domain, self, value)
+
+
+def _widened(inner: Domain, outer: Domain, value: object) -> Any:
+    """inner.check(value), where what is refused tells what `outer` allows."""
+    try:
+        return inner.check(value)
+    except Refused as refused:
+        told = [Problem(p.path, p.text.replace(str(inner), str(outer), 1)) for p in refused.problems]
+        raise Refused(told) from refused
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from orchestrator.spec.problems import Problem, SpecError, shown
+from orchestrator.spec.tables import METHODS
 
 
 def read(path: Path) -> tuple[Any, list[Problem]]:
@@ -39,7 +40,7 @@ def override(data: dict[Any, Any], overrides: Sequence[str]) -> tuple[dict[Any, 
 
 def _set(data: dict[Any, Any], text: str) -> list[Problem]:
     dotted, equals, given = text.partition("=")
-    path = tuple(part.strip() for part in dotted.split("."))
+    path = _keys(dotted)
     if not equals or not all(path):
         return [Problem((f"--set {text}",), "is not of the form path=value, like train.batch=8")]
     value, repeated = _yaml(given)
@@ -52,6 +53,17 @@ def _set(data: dict[Any, Any], text: str) -> list[Problem]:
             return [Problem((f"--set {text}",), f"{part} holds no keys to set (it is {shown(target)})")]
     target[path[-1]] = value
     return [problem.below(*path) for problem in repeated]
+
+
+def _keys(dotted: str) -> tuple[str, ...]:
+    """search.pca.samples -> ('search', 'pca.samples'): a method's name opens a parameter's, which holds the dot."""
+    keys: list[str] = []
+    for part in map(str.strip, dotted.split(".")):
+        if keys and keys[-1] in METHODS:
+            keys[-1] += f".{part}"
+        else:
+            keys.append(part)
+    return tuple(keys)
 
 
 class _NotYaml(Exception):

@@ -79,10 +79,15 @@ class Budget(Section):
 
 
 class Evaluate(Section):
-    """How often a trial is measured (iterations; null: at its end only), and on how many seeds."""
+    """How often a trial is measured (iterations; null: at its end only), on how many seeds, and at which strength.
+
+    Strength is how far scale 1.0 moves images, the same for every set; 1 is as far as another sample. With null each
+    set is as strong as its method made it.
+    """
 
     every: Annotated[int | None, OrNull(Whole(1))] = None
     seeds: Annotated[int, Whole(6)] = 24
+    strength: Annotated[float | None, OrNull(Real(above=0))] = None
 
 
 class Resources(Section):

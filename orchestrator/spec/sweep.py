@@ -16,7 +16,7 @@ from orchestrator.spec.distributions import (
     read_method,
     unknown_key,
 )
-from orchestrator.spec.domains import Domain, Slug, Text, Whole
+from orchestrator.spec.domains import Domain, OrNull, Slug, Text, Whole
 from orchestrator.spec.problems import Findings, Problem, Refused, complaint
 from orchestrator.spec.sections import (
     Budget,
@@ -109,10 +109,14 @@ class _OneObjective(Domain):
 
 
 class Sweep(Section):
-    """A validated sweep file. Made by `load` and `parse`, which also check that its parts fit each other."""
+    """A validated sweep file. Made by `load` and `parse`, which also check that its parts fit each other.
+
+    `predictor` names what scores attributes of images; null is the one that ships with an embedded model.
+    """
 
     name: Annotated[str, Slug()]
     model: Annotated[str, Text()]
+    predictor: Annotated[str | None, OrNull(Text())] = None
     method: Annotated[Fixed | Choice, _Method()] = Fixed("learned")
     seed: Annotated[int, Whole(0, 2**32 - 1)] = 0
     sampler: Sampler = Sampler()
@@ -137,16 +141,24 @@ class Sweep(Section):
     def space(self) -> dict[str, Distribution]:
         """The method and every parameter that some method of this sweep uses, defaults as `Fixed`.
 
-        Where the method varies, what only `learned` uses carries that as its `when`.
+        What only some of the methods use carries them as its `when`.
         """
         space: dict[str, Distribution] = {"method": self.method}
-        for name, parameter in PARAMETERS.items():
-            given = self.search.get(name, Fixed(parameter.default))
-            if not parameter.learned_only:
-                space[name] = given
-            elif "learned" in self.methods:
-                space[name] = given if len(self.methods) == 1 else _only_learned(given)
+        for name in PARAMETERS:
+            if users := self.users(name):
+                given = self.given(name)
+                space[name] = given if users == self.methods else _only_for(users, given)
         return space
+
+    def given(self, name: str) -> Distribution:
+        """What the file says about a parameter, or its default."""
+        default = PARAMETERS[name].default
+        own: Value = getattr(self, name) if default is None else default
+        return self.search.get(name, Fixed(own))
+
+    def users(self, name: str) -> tuple[str, ...]:
+        """The methods of this sweep that a parameter means something to."""
+        return tuple(method for method in self.methods if method in PARAMETERS[name].methods)
 
     @property
     def objective_names(self) -> list[str]:
@@ -187,11 +199,7 @@ class Sweep(Section):
         """The sweep as plain JSON, every default and derived value filled in; itself a valid sweep file."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"method", "search", "objectives"})
         plain["method"] = self.method.resolved()
-        plain["search"] = {
-            name: self.search.get(name, Fixed(PARAMETERS[name].default)).resolved()
-            for name in self.space
-            if name != "method"
-        }
+        plain["search"] = {name: self.given(name).resolved() for name in self.space if name != "method"}
         plain["objectives"] = [{objective.metric: objective.mode} for objective in self.objectives]
         plain["train"]["micro_batch"] = self.micro_batch
         plain["evaluate"]["every"] = self.evaluate_every
@@ -207,6 +215,8 @@ class Sweep(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _only_learned(given: Distribution) -> Distribution:
-    when: dict[str, tuple[Value, ...]] = {**given.when, "method": ("learned",)}
-    return replace(given, when=when)
+def _only_for(users: tuple[str, ...], given: Distribution) -> Distribution:
+    """The distribution with `users` as a condition, beside those it has."""
+    wanted = given.when.get("method", users)
+    method: tuple[Value, ...] = tuple(user for user in users if user in wanted)
+    return replace(given, when={**given.when, "method": method})

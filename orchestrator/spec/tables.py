@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.spec.domains import Domain, OneOf, Real, Truth, Whole
+from orchestrator.spec.domains import Box, Domain, OneOf, OrWord, Real, Text, Truth, Whole
 
 Mode = Literal["max", "min"]
 Value = bool | int | float | str
 
 # Mirrors core.methods, which this package must not import (it would load torch); a test keeps the two equal.
-METHODS = ("learned", "random")
+METHODS = ("learned", "pca", "jacobian", "supervised", "random")
 
 # The natural direction of each metric; the last two need an attribute predictor for the model.
 METRICS: dict[str, Mode] = {
@@ -26,24 +26,44 @@ METRICS: dict[str, Mode] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """A searchable parameter. `learned_only`: it means nothing to the other methods."""
+    """A searchable parameter, and the methods it means something to.
+
+    A default of None is the sweep's own value of that name.
+    """
 
     domain: Domain
-    default: Value
-    learned_only: bool = False
+    default: Value | None
+    methods: tuple[str, ...] = METHODS
 
+
+_LEARNED, _PCA, _JACOBIAN, _SUPERVISED = ("learned",), ("pca",), ("jacobian",), ("supervised",)
 
 PARAMETERS: dict[str, Parameter] = {
-    "directions": Parameter(Whole(2, 4096), 16),
-    "shift_scale": Parameter(Real(above=0, high=100), 1.0),
-    "discriminator_weight": Parameter(Real(low=0, high=1000), 0.1, learned_only=True),
-    "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", learned_only=True),
-    "orthonormal": Parameter(Truth(), True, learned_only=True),
-    "start": Parameter(OneOf(("pca", "random")), "random", learned_only=True),
+    "directions": Parameter(Whole(2, 4096), 16, ("learned", "pca", "jacobian", "random")),
+    "shift_scale": Parameter(Real(above=0, high=100), 1.0, ("learned", "jacobian", "random")),
+    "seed": Parameter(Whole(0, 2**32 - 1), None),
+    "discriminator_weight": Parameter(Real(low=0, high=1000), 0.1, _LEARNED),
+    "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", _LEARNED),
+    "orthonormal": Parameter(Truth(), True, _LEARNED),
+    "start": Parameter(OneOf(("pca", "random")), "random", _LEARNED),
     # Learning rates of the three parts that train together.
-    "direction_rate": Parameter(Real(above=0), 0.05, learned_only=True),
-    "reconstructor_rate": Parameter(Real(above=0), 0.001, learned_only=True),
-    "discriminator_rate": Parameter(Real(above=0), 0.0002, learned_only=True),
+    "direction_rate": Parameter(Real(above=0), 0.05, _LEARNED),
+    "reconstructor_rate": Parameter(Real(above=0), 0.001, _LEARNED),
+    "discriminator_rate": Parameter(Real(above=0), 0.0002, _LEARNED),
+    # A dotted name belongs to the method it opens with.
+    "pca.samples": Parameter(Whole(2), 1024, _PCA),
+    "pca.joint": Parameter(Truth(), True, _PCA),
+    "pca.sigmas": Parameter(Real(above=0, high=100), 3.0, _PCA),
+    "jacobian.step": Parameter(OrWord(Whole(0), ("middle", "every")), "middle", _JACOBIAN),
+    "jacobian.image": Parameter(Whole(0), 0, _JACOBIAN),
+    "jacobian.mask": Parameter(OrWord(Text(), ("none",)), "none", _JACOBIAN),
+    "jacobian.box": Parameter(OrWord(Box(), ("none",)), "none", _JACOBIAN),
+    "supervised.attribute": Parameter(OrWord(Text(), ("all",)), "all", _SUPERVISED),
+    "supervised.samples": Parameter(Whole(2), 1024, _SUPERVISED),
+    "supervised.extremes": Parameter(Whole(1), 100, _SUPERVISED),
+    "supervised.balance": Parameter(OrWord(Text(), ("none",)), "none", _SUPERVISED),
+    "supervised.project": Parameter(Truth(), False, _SUPERVISED),
+    "supervised.pairs": Parameter(OrWord(Text(), ("none",)), "none", _SUPERVISED),
 }
 
 # Everything that a `when:` may ask about.

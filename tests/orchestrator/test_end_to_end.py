@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import mlflow
 import optuna
 import pytest
+from PIL import Image
 
 from core import DirectionSet
 from orchestrator.ranking import rows
@@ -100,3 +102,42 @@ def test_the_same_command_goes_on_after_a_kill(sweep_file: Path, orchestrate: Or
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs" / "tiny" / "sweep.json").read_text()) == before
     check_stores(tmp_path / "runs", trials=3)
+
+
+COMPARISON = """\
+name: compared
+model: ./model
+method: {choice: [learned, pca, jacobian, random]}
+sampler: {steps: 2}
+train: {iterations: 4, batch: 4, pool: 32}
+search: {directions: 3, pca.samples: 32, jacobian.mask: mask.png}
+scheduler: {asha: {grace: 2, reduction: 2}}
+evaluate: {seeds: 6, strength: 0.05}
+budget: {trials: 9}
+gradient: {policy: full_graph}
+"""
+
+
+def test_methods_side_by_side(tiny_model: Path, orchestrate: Orchestrate, tmp_path: Path) -> None:
+    """Each configuration has one trial, however many the budget holds; paths are relative to where the user is."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    (tmp_path / "compared.yaml").write_text(COMPARISON)
+    done = orchestrate("sweep", "compared.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "Sweep 'compared': 4 trials" in done.stdout
+    assert "compared: complete; 4 of 4 trials" in orchestrate("status").stdout
+
+    folder = SweepFolder(tmp_path / "runs", "compared")
+    found = rows(folder, folder.sweep())
+    assert sorted(row.parameters["method"] for row in found) == ["jacobian", "learned", "pca", "random"]
+    assert all(row.state == "completed" and row.iteration == 4 and row.seconds for row in found)
+    table = orchestrate("report", "compared").stdout.partition("Methods, best first")[2].splitlines()
+    assert [line.split()[0] for line in table[2:6]] == [row.parameters["method"] for row in found]
+
+    state = folder.read()
+    client = mlflow.MlflowClient(f"sqlite:///{(tmp_path / 'runs').resolve()}/mlflow.db")
+    rule = f"tags.`mlflow.parentRunId` = '{state['parent_run']}'"
+    children = client.search_runs([state["experiment_id"]], rule)
+    assert len(children) == 4 and all("find_seconds" in child.data.metrics for child in children)
+    assert {child.data.params.get("pca.samples") for child in children} == {"32", None}

@@ -104,6 +104,7 @@ parameter             values                 only when
 method                learned, random
 directions            8 to 16 in steps of 4
 shift_scale           1 (default)
+seed                  0 (default)
 parametrisation       shared (default)       method is learned
 orthonormal           true (default)         method is learned
 start                 pca, random            method is learned
@@ -139,7 +140,8 @@ registered as  a-directions"""
 
 
 def test_samples_are_shown_as_often_as_asked_and_mark_what_is_absent() -> None:
-    sweep = sweep_with(method={"choice": ["learned", "random"]}, search={"start": {"choice": ["pca", "random"]}})
+    search = {"start": {"choice": ["pca", "random"]}}
+    sweep = sweep_with(method={"choice": ["learned", "random"]}, search=search, budget={"trials": 2})
     lines = text_of(sweep, samples=12).splitlines()
     first = lines.index("For example") + 2
     drawn = {tuple(line.split()) for line in lines[first : first + 12]}
@@ -152,9 +154,32 @@ def test_nothing_to_search_shows_no_samples() -> None:
     assert "Search space (1 configuration)" in text
 
 
-def test_random_directions_need_no_training() -> None:
-    text = text_of(sweep_with(method="random"))
-    assert "No training: method random draws its directions." in text
+def test_a_space_that_is_run_through_shows_so() -> None:
+    search = {"seed": {"choice": [0, 1]}, "pca.samples": 64}
+    lines = text_of(sweep_with(method={"choice": ["pca", "jacobian"]}, search=search), samples=3).splitlines()
+    assert "budget      all 4 configurations, each once" in lines
+    first = lines.index("The first configurations") + 1
+    assert [line.split() for line in lines[first : first + 4]] == [
+        ["method", "seed"],
+        ["pca", "0"],
+        ["pca", "1"],
+        ["jacobian", "0"],
+    ]
+    rows = {line.split("  ")[0]: line for line in lines if line}
+    assert rows["pca.samples"].split() == ["pca.samples", "64", "method", "is", "pca"]
+    assert rows["shift_scale"].split("  ")[-1].strip() == "method is jacobian"
+
+
+def test_predictor_and_strength_are_told_where_given() -> None:
+    assert "predictor" not in text_of(sweep_with()) and "strength" not in text_of(sweep_with())
+    text = text_of(sweep_with(predictor="a/classifier", evaluate={"strength": 0.5}))
+    assert row_of(text, "predictor") == ["predictor", "a/classifier"]
+    assert row_of(text, "evaluation")[1] == "at the end, on 24 seeds, every set scaled to strength 0.5"
+
+
+def test_what_does_not_learn_needs_no_training() -> None:
+    text = text_of(sweep_with(method={"choice": ["pca", "random"]}))
+    assert "No training: only method learned trains." in text
     assert "UNet passes" not in text
     assert not any(row in text for row in ("iterations", "ZeRO", "checkpoint_steps"))
 

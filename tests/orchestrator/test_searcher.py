@@ -35,7 +35,12 @@ def folder(tmp_path: Path, sweep: Sweep) -> SweepFolder:
 
 def result(step: int = 100, identifiability: float = 0.9, kid: float = 0.1) -> dict[str, Any]:
     values = {"identifiability": identifiability, "fidelity_kid": kid}
-    return {"global_step": step, **values, **{f"metrics/{name}": value for name, value in values.items()}}
+    return {
+        "global_step": step,
+        "find_seconds": 2.0,
+        **values,
+        **{f"metrics/{name}": value for name, value in values.items()},
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,6 +77,57 @@ def test_the_searcher_survives_a_pickle(sweep: Sweep, folder: SweepFolder, tmp_p
     assert load_study(sweep.name, folder.study).trials[0].state == TrialState.COMPLETE
 
 
+@pytest.fixture
+def finite() -> Sweep:
+    return parse(
+        {
+            "name": "searched",
+            "model": "toyfaces",
+            "method": {"choice": ["learned", "pca"]},
+            "search": {"seed": {"choice": [0, 1]}, "start": {"choice": ["pca", "random"]}, "pca.samples": 64},
+            "objectives": [{"identifiability": "max"}, {"fidelity_kid": "min"}],
+        }
+    )
+
+
+def asked(search: DirectionSearch, *names: str) -> list[tuple[Any, ...]]:
+    suggested = [search.suggest(name) for name in names]
+    return [(each["method"], each["seed"], each.get("start")) for each in suggested if each is not None]
+
+
+ALL = [
+    *(("learned", seed, start) for seed in (0, 1) for start in ("pca", "random")),
+    *(("pca", seed, None) for seed in (0, 1)),
+]
+
+
+def test_a_finite_space_is_run_through_once_in_order(finite: Sweep, folder: SweepFolder) -> None:
+    search = DirectionSearch(finite, folder.study, parallel=2)
+    assert asked(search, *"abcdef") == ALL
+    assert search.suggest("a") == search.suggest("a"), "asked again, a trial is what it was"
+    assert len(load_study(finite.name, folder.study).trials) == 6
+
+
+def test_a_restored_search_goes_on_where_it_was(finite: Sweep, folder: SweepFolder, tmp_path: Path) -> None:
+    """The kill came after `d` had been asked for and `e` enqueued, of both of which the snapshot knows nothing."""
+    search = DirectionSearch(finite, folder.study, parallel=2)
+    asked(search, "a", "b", "c")
+    search.on_trial_complete("a", result())
+    search.save(str(tmp_path / "searcher.pkl"))
+    asked(search, "d")
+    search._enqueue_next()
+
+    again = DirectionSearch(finite, folder.study, parallel=2)
+    again.restore(str(tmp_path / "searcher.pkl"))
+    assert sorted(asked(again, "D", "E", "F"), key=ALL.index) == ALL[3:]
+    states = [trial.state for trial in load_study(finite.name, folder.study).trials]
+    assert TrialState.WAITING not in states
+
+
+def test_a_space_larger_than_the_budget_is_searched(sweep: Sweep, folder: SweepFolder) -> None:
+    assert DirectionSearch(sweep, folder.study, parallel=1).listed == []
+
+
 def test_ranking_is_by_mean_rank_and_completed_first(sweep: Sweep, folder: SweepFolder) -> None:
     """b is second in one objective and first in the other; a first and third; c third and second."""
     search = DirectionSearch(sweep, folder.study, parallel=1)
@@ -89,6 +145,7 @@ def test_ranking_is_by_mean_rank_and_completed_first(sweep: Sweep, folder: Sweep
     assert [row.trial_id for row in ranked] == ["b", "a", "c", "e", "d"]
     assert [row.trial_id for row in ranked if row.on_front] == ["b", "a"]
     assert [row.state for row in ranked] == ["completed"] * 3 + ["failed", "pruned"]
+    assert [row.seconds for row in ranked] == [2.0] * 3 + [None, 2.0]
 
 
 def test_a_sweep_without_trials_has_no_rows(sweep: Sweep, folder: SweepFolder) -> None:

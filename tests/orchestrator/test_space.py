@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import optuna
 import pytest
 
-from orchestrator.space import ordered, sample, size, suggest
+from orchestrator.space import configurations, fits, ordered, sample, size, suggest, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, parse
 
 METHOD = Choice(("learned", "random"))
@@ -108,6 +108,46 @@ def test_size_is_the_number_of_configurations_that_are_ever_drawn() -> None:
     }
     drawn = {tuple(sorted(configuration.items())) for configuration in sample(space, 200, seed=0)}
     assert len(drawn) == size(space) == 5
+
+
+def test_configurations_are_all_there_are_in_order() -> None:
+    space: dict[str, Distribution] = {
+        "method": METHOD,
+        "start": Choice(("pca", "random"), when=ON_LEARNED),
+        "directions": IntRange(2, 4, when={"start": ("pca",)}),
+        "weight": Fixed(0.1, when={"start": ("random",)}),
+    }
+    assert configurations(space) == [
+        *({"method": "learned", "start": "pca", "directions": count} for count in (2, 3, 4)),
+        {"method": "learned", "start": "random", "weight": 0.1},
+        {"method": "random"},
+    ]
+
+
+@pytest.mark.parametrize(("space", "count"), SIZES)
+def test_there_are_as_many_configurations_as_counted(space: dict[str, Distribution], count: int | None) -> None:
+    if count is None:
+        with pytest.raises(ValueError, match="^a is continuous: its configurations cannot be listed$"):
+            configurations(space)
+    else:
+        listed = [tuple(configuration.items()) for configuration in configurations(space)]
+        assert len(listed) == len(set(listed)) == count
+
+
+@pytest.mark.parametrize(
+    ("search", "budget", "all_fit", "count"),
+    [
+        ({"directions": {"choice": [8, 12]}}, 2, True, 2),
+        ({"directions": {"choice": [8, 12]}}, 16, True, 2),
+        ({"directions": {"choice": [8, 12, 16]}}, 2, False, 2),
+        ({"shift_scale": {"float": [1, 2]}}, 16, False, 16),
+    ],
+)
+def test_a_space_that_fits_its_budget_is_run_through_once(
+    search: dict[str, object], budget: int, all_fit: bool, count: int
+) -> None:
+    sweep = parse({"name": "a", "model": "b", "search": search, "budget": {"trials": budget}})
+    assert (fits(sweep), trials(sweep)) == (all_fit, count)
 
 
 def test_samples_repeat_and_stay_inside() -> None:

@@ -1,0 +1,119 @@
+"""What only the model and its predictor can tell about a sweep: every mistake found before a trial starts."""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+from core import predictors
+from core.denoiser import Denoiser
+from core.errors import UserError
+from core.images import load_pairs
+from core.masks import find_mask
+from core.pool import training_seeds
+from core.schedule import Schedule
+from core.zoo.attributes import Attributes
+from orchestrator.settings import settings_of
+from orchestrator.space import configurations, sample, size
+from orchestrator.spec import Sweep, Value, countable
+
+_NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
+_SAMPLES = 256  # training samples of a method that does not let them be chosen
+_TRIED = 500  # configurations; of a larger space as many are drawn
+
+
+def check_model(sweep: Sweep) -> None:
+    """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
+    if sweep.resources.workers > 1:
+        raise UserError(
+            f"resources.gpus_per_trial: got {sweep.resources.gpus_per_trial:g}; trials of more than one GPU can be "
+            "planned but not run yet: set it to 1 or less"
+        )
+    denoiser = Denoiser.from_pretrained(sweep.model)
+    Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
+    attributes = predictors.load(sweep.predictor, sweep.model)
+    found = [
+        *_directions(sweep, denoiser, attributes),
+        *_objectives(sweep, attributes),
+        *_supervised(sweep, attributes),
+        *_pairs(sweep, denoiser),
+        *_refused(sweep, denoiser),
+    ]
+    if found:
+        raise UserError("\n".join(found))
+
+
+def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None) -> Iterator[str]:
+    """No set can have more: the random ones beside the champion are orthonormal."""
+    dimensions = prod(denoiser.h_shape)
+    most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
+    if most > dimensions:
+        yield f"search.directions: got {most}; h of '{sweep.model}' has {dimensions} dimensions"
+    known = len(attributes.names) if attributes and "none" in _values(sweep, "supervised.pairs") else 0
+    if known > dimensions and "all" in _values(sweep, "supervised.attribute"):
+        yield (
+            f"search.supervised.attribute: got all {known} of the predictor; h of '{sweep.model}' has {dimensions} "
+            "dimensions: name one"
+        )
+
+
+def _objectives(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
+    asked = {*sweep.objective_names, sweep.asha_metric}
+    for metric in _NEEDS_ATTRIBUTES:
+        if metric in asked and attributes is None:
+            yield f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none"
+
+
+def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
+    """Its attributes are those of the predictor, unless every trial has labelled pairs."""
+    if "none" not in _values(sweep, "supervised.pairs"):
+        return
+    if attributes is None:
+        yield (
+            f"method: supervised needs an attribute predictor, and model '{sweep.model}' has none: "
+            "give one as predictor, or labelled images as search.supervised.pairs"
+        )
+        return
+    for name, word in (("supervised.attribute", "all"), ("supervised.balance", "none")):
+        for value in _values(sweep, name):
+            try:
+                if value != word:
+                    attributes.index(str(value))
+            except UserError as error:
+                yield f"search.{name}: {error}"
+
+
+def _pairs(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
+    asked = _values(sweep, "supervised.attribute")
+    names = () if "all" in asked else tuple(map(str, asked))
+    for folder in _values(sweep, "supervised.pairs"):
+        try:
+            if folder != "none":
+                load_pairs(str(folder), denoiser.sample_shape, names)
+        except UserError as error:
+            yield f"search.supervised.pairs: {error}"
+
+
+def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
+    """What the methods themselves refuse, each sentence once."""
+    count = size(sweep.space)
+    small = count is not None and count <= _TRIED
+    told: dict[str, None] = {}
+    for parameters in configurations(sweep.space) if small else sample(sweep.space, _TRIED, sweep.seed):
+        try:
+            settings = settings_of(parameters, sweep)
+            training_seeds(_samples_of(settings), settings.seed)
+            if parameters["method"] == "jacobian":
+                find_mask(denoiser, settings.box, settings.mask)
+        except UserError as error:
+            told[f"method {parameters['method']}: {error}"] = None
+    yield from told
+
+
+def _samples_of(settings: Any) -> int:
+    """How many training samples a method draws at most."""
+    return int(getattr(settings, "pool", 0) or getattr(settings, "samples", _SAMPLES))
+
+
+def _values(sweep: Sweep, name: str) -> list[Value]:
+    """Every value that a parameter takes in some trial; none where no trial has it."""
+    return list(countable(sweep.space[name]) or ()) if name in sweep.space else []

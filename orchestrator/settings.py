@@ -1,0 +1,52 @@
+"""From a trial's parameters to the settings of its method: names lose the method's prefix, words become values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.gradient import CheckpointSteps, FullGraph, GradientPolicy
+from core.methods import METHODS
+from orchestrator.spec import Sweep
+
+_GRADIENTS: dict[str, GradientPolicy] = {"full_graph": FullGraph(), "checkpoint_steps": CheckpointSteps()}
+
+
+def settings_of(parameters: Mapping[str, Any], sweep: Sweep) -> Any:
+    """The `Settings` of the trial's method; what it has no parameter for is the sweep's, or the method's default.
+
+    Raises UserError where the method refuses them.
+    """
+    method = parameters["method"]
+    given = dict(_translated(name, value) for name, value in parameters.items() if name != "method")
+    return METHODS[method].Settings(**{"seed": sweep.seed, **_of_sweep(method, given, sweep), **given})
+
+
+def _translated(name: str, value: Any) -> tuple[str, Any]:
+    """A parameter as a field of its method's settings: ("jacobian.step", "every") -> ("step", None)."""
+    field = name.rpartition(".")[2]
+    match name, value:
+        case "supervised.attribute", _:
+            return "attributes", () if value == "all" else (value,)
+        case _, "none" | "every":
+            return field, None
+        case "jacobian.box", _:
+            return field, tuple(map(int, value.split(",")))
+        case _:
+            return field, value
+
+
+def _of_sweep(method: str, given: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
+    """What a method takes from the sweep as a whole."""
+    if method == "supervised" and given.get("pairs") is None:  # pairs are labelled already
+        return {"predictor": sweep.predictor}
+    if method != "learned":
+        return {}
+    return {
+        "iterations": sweep.train.iterations,
+        "batch": sweep.train.batch,
+        "micro_batch": sweep.train.micro_batch,
+        "pool": sweep.train.pool,
+        "injection": sweep.sampler.injection,
+        "window": sweep.sampler.window,
+        "strength_floor": sweep.train.strength_floor,
+        "gradient": _GRADIENTS[sweep.gradient.policy],
+    }

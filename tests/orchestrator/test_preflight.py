@@ -1,0 +1,110 @@
+"""What only the model can tell is told before a trial starts, a line for each mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from core.errors import UserError
+from core.zoo.attributes import Attributes
+from orchestrator.preflight import check_model
+from orchestrator.spec import Sweep, parse
+
+SEVERAL = {"choice": ["learned", "pca", "jacobian", "random"]}
+
+
+def sweep_with(model: object, **sections: Any) -> Sweep:
+    """A sweep of one trial, on a chain of two steps."""
+    base = {"name": "a", "model": str(model), "sampler": {"steps": 2}, "search": {}, "budget": {"trials": 1}}
+    return parse(base | sections)
+
+
+def mistakes_of(sweep: Sweep) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        check_model(sweep)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("method", ["learned", "pca", "jacobian", "random", SEVERAL])
+def test_what_fits_passes(tiny_model: Path, method: object) -> None:
+    check_model(sweep_with(tiny_model, method=method, search={"directions": 32}))
+
+
+def test_more_directions_than_dimensions(tiny_model: Path) -> None:
+    for directions in (33, {"choice": [4, 33]}, {"int": [4, 33]}):
+        sweep = sweep_with(tiny_model, method=SEVERAL, search={"directions": directions})
+        assert mistakes_of(sweep) == [f"search.directions: got 33; h of '{tiny_model}' has 32 dimensions"]
+
+
+def test_a_mask_must_fit_the_images(tiny_model: Path, tmp_path: Path) -> None:
+    Image.new("L", (9, 9), 255).save(tmp_path / "wrong.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "right.png")
+    wrong, right, missing = (str(tmp_path / f"{name}.png") for name in ("wrong", "right", "missing"))
+    check_model(sweep_with(tiny_model, method="jacobian", search={"jacobian.mask": right, "directions": 4}))
+    search = {"jacobian.mask": {"choice": [right, wrong, missing]}, "directions": 4}
+    assert mistakes_of(sweep_with(tiny_model, method="jacobian", search=search)) == [
+        f"method jacobian: mask: {wrong} is 9x9; model '{tiny_model}' draws 8x8",
+        f"method jacobian: mask: {missing} is not there",
+    ]
+    [line] = mistakes_of(sweep_with(tiny_model, method="jacobian", search={"jacobian.box": "0,0,9,8"}))
+    assert line.startswith("method jacobian: box: got [0, 0, 9, 8]; in the 8x8 images of model ")
+
+
+def test_attributes_are_those_of_the_predictor() -> None:
+    search = {"supervised.attribute": {"choice": ["smile", "smil"]}, "supervised.balance": "yawn"}
+    told = mistakes_of(sweep_with("toyfaces", method="supervised", search=search))
+    assert [line.partition(": ")[0] for line in told] == ["search.supervised.attribute", "search.supervised.balance"]
+    assert told[0].endswith("; did you mean 'smile'?") and "attribute 'smil' is not one that the predictor" in told[0]
+
+
+def test_supervised_needs_a_predictor_or_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    sweep = sweep_with(tiny_model, method={"choice": ["random", "supervised"]})
+    assert mistakes_of(sweep) == [
+        f"method: supervised needs an attribute predictor, and model '{tiny_model}' has none: "
+        "give one as predictor, or labelled images as search.supervised.pairs"
+    ]
+    search = {"supervised.pairs": str(tmp_path / "pairs"), "supervised.attribute": "smile"}
+    assert mistakes_of(sweep_with(tiny_model, method="supervised", search=search)) == [
+        f"search.supervised.pairs: pairs: {tmp_path / 'pairs'} is not a folder"
+    ]
+    for side in ("negative", "positive"):
+        (tmp_path / "pairs" / "smile" / side).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pairs" / "smile" / side / "1.png")
+    check_model(sweep_with(tiny_model, method="supervised", search=search))
+
+
+def test_a_predictor_may_know_more_than_h_can_tell_apart(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    knows = Attributes(tuple(f"label_{n}" for n in range(33)), lambda images: images)
+    monkeypatch.setattr("core.predictors.load", lambda *_: knows)
+    sweep = sweep_with(tiny_model, method="supervised", search={"supervised.attribute": {"choice": ["all", "label_1"]}})
+    assert mistakes_of(sweep) == [
+        f"search.supervised.attribute: got all 33 of the predictor; h of '{tiny_model}' has 32 dimensions: name one"
+    ]
+
+
+def test_metrics_that_need_a_predictor(tiny_model: Path) -> None:
+    assert mistakes_of(sweep_with(tiny_model, objectives=[{"coverage": "max"}])) == [
+        f"objectives: 'coverage' needs an attribute predictor, and model '{tiny_model}' has none"
+    ]
+
+
+def test_a_predictor_that_is_not_there(tiny_model: Path) -> None:
+    [line] = mistakes_of(sweep_with(tiny_model, predictor="./nowhere"))
+    assert "predictor './nowhere'" in line
+
+
+def test_what_methods_refuse_is_told_once_for_each(tiny_model: Path) -> None:
+    search = {
+        "seed": {"choice": [0, 2**32 - 1]},
+        "pca.samples": 64,
+        "jacobian.image": {"choice": [0, 256, 300]},
+        "shift_scale": {"float": [1, 2]},  # continuous: configurations are drawn, and few values are all met
+    }
+    told = mistakes_of(sweep_with(tiny_model, method={"choice": ["pca", "jacobian"]}, search=search))
+    assert sorted(line.partition(";")[0] for line in told) == [
+        "method jacobian: image: got 256",
+        "method jacobian: image: got 300",
+        "method jacobian: seed: got 4294967295",
+        "method pca: seed: got 4294967295",
+    ]

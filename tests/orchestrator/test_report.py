@@ -1,0 +1,71 @@
+"""What a sweep found, as a person reads it."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.ranking import Row, by_method
+from orchestrator.report import methods_table
+from orchestrator.spec import Sweep, parse
+
+
+@pytest.fixture
+def sweep() -> Sweep:
+    return parse(
+        {
+            "name": "compared",
+            "model": "toyfaces",
+            "method": {"choice": ["learned", "pca", "jacobian", "random"]},
+            "search": {"seed": {"choice": [0, 1]}},
+            "objectives": [{"identifiability": "max"}, {"fidelity_kid": "min"}],
+        }
+    )
+
+
+def row(method: str, identifiability: float, kid: float, seconds: float | None, state: str = "completed") -> Row:
+    metrics = {"identifiability": identifiability, "fidelity_kid": kid}
+    return Row(f"{method}{seconds}", state, {"method": method, "seed": 0}, metrics, 4, False, seconds)
+
+
+RANKED = [
+    row("pca", 0.9, 0.2, 1.0),  # beaten in nothing
+    row("learned", 0.8, 0.3, 10.0),  # once in each
+    row("learned", 0.6, 0.4, 30.0),  # twice in each
+    row("random", 0.1, 0.5, None),
+    row("learned", 0.99, 0.1, 5.0, "pruned"),
+    row("jacobian", 0.99, 0.1, None, "failed"),
+]
+
+
+def text_of(table: Table) -> list[str]:
+    console = Console(width=160, file=io.StringIO(), record=True)
+    console.print(table)
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_methods_are_ordered_by_the_mean_rank_of_completed_trials(sweep: Sweep) -> None:
+    found = by_method(RANKED, sweep)
+    assert [each.method for each in found] == ["pca", "learned", "random", "jacobian"]
+    assert [(each.completed, each.trials) for each in found] == [(1, 1), (2, 3), (1, 1), (0, 1)]
+    assert [each.seconds for each in found] == [1.0, 20.0, None, None]
+    mean, deviation = found[1].metrics["identifiability"]
+    assert mean == pytest.approx(0.7) and deviation == pytest.approx(0.02**0.5)
+    assert found[0].metrics["fidelity_kid"] == (0.2, None) and found[3].metrics == {}
+
+
+def test_a_wide_table_shows_every_metric(sweep: Sweep) -> None:
+    more = replace(RANKED[0], metrics={**RANKED[0].metrics, "globality": 0.5})
+    shown = [text_of(methods_table(sweep, by_method([more], sweep), width))[1] for width in (80, 120)]
+    assert ["globality" in headings for headings in shown] == [False, True]
+
+
+def test_the_table_of_methods(sweep: Sweep) -> None:
+    lines = text_of(methods_table(sweep, by_method(RANKED, sweep), 80))
+    assert [line.split("  ")[0] for line in lines[2:]] == ["pca", "learned", "random", "jacobian"]
+    assert lines[1].split() == "method completed identifiability fidelity kid seconds to find".split()
+    assert lines[2].split() == ["pca", "1", "of", "1", "0.9", "0.2", "1"]
+    assert lines[3].split() == ["learned", "2", "of", "3", "0.7", "±", "0.14", "0.35", "±", "0.071", "20"]
+    assert lines[5].split() == ["jacobian", "0", "of", "1", "-", "-", "-"]
