@@ -1,16 +1,17 @@
 """The loss terms of the learned method, one function each.
 
-    L_shift = L_direction + 0.25 L_strength + w L_fidelity          (shift control and reconstructor)
-    L_critic                                                         (discriminator)
+    L_shift = L_direction + 0.25 L_strength + w L_fidelity + c L_consistency    (shift control and reconstructor)
+    L_critic                                                                     (discriminator)
 
 The first two and their weights are Voynov & Babenko's (arXiv 2002.03754, equation 1); the third is the adversary of
-Zhang et al. (arXiv 2310.09912), whose weight w a sweep searches.
+Zhang et al. (arXiv 2310.09912), whose weight w a sweep searches; the fourth is ours.
 """
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, cross_entropy, softplus
 
 STRENGTH_WEIGHT = 0.25
+CONSISTENCY_GRID = 8
 STRENGTH_UNIT = 6.0  # the ancestor's largest magnitude: keeps the meaning of its weight for magnitudes in [-1, 1]
 
 
@@ -27,6 +28,17 @@ def strength_loss(predicted: Tensor, magnitude: Tensor) -> Tensor:
 def fidelity_loss(logit_shifted: Tensor) -> Tensor:
     """Non-saturating logistic loss of the generator: shifted samples [N] should look unshifted."""
     return softplus(-logit_shifted).mean()
+
+
+def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
+    """A direction should do the same to every image: 1 - cosine of what it does to the two samples of a pair.
+
+    x_0, shifted: [N, C, H, W], samples 2j and 2j + 1 shifted along the same direction; magnitude: [N], whose sign the
+    change is turned by. Changes are compared on a grid of 8 x 8 means: where, not which pixel.
+    Source: ours; that learned directions are global is the claim of Zhang et al. (arXiv 2310.09912).
+    """
+    change = adaptive_avg_pool2d(shifted - x_0, CONSISTENCY_GRID).flatten(1) * magnitude.sign()[:, None]
+    return 1 - cosine_similarity(change[0::2], change[1::2]).mean()
 
 
 def critic_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:

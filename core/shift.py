@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from core.chain import Shift
 from core.errors import UserError
+from core.linalg import principal_components, store_height
+from core.pursuit import flattest_sources
 from core.randomness import generator
 
 Parametrisation = Literal["shared", "per_step", "time"]
 PARAMETRISATIONS = ("shared", "per_step", "time")
+
+_PURSUED = 16  # principal components that flat projections are looked for in, at least
 
 
 def spread_of(h: Tensor) -> Tensor:
@@ -35,18 +39,42 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
     Fewer components than asked are filled up with random vectors.
     """
     steps, samples = h.shape[:2]
-    centred = (h - h.mean(dim=1, keepdim=True)).flatten(2).double() / spread_of(h).double()[:, None, None]
+    standard = _standard(h)
     joint = parametrisation == "per_step"
-    rows = centred.transpose(0, 1).flatten(1) if joint else centred.flatten(0, 1)  # [N, T*D] or [T*N, D]
-    # Few rows, many columns: the small Gram matrix has the same spectrum.
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    rows = standard.transpose(0, 1).flatten(1) if joint else standard.flatten(0, 1)  # [N, T*D] or [T*N, D]
     kept = min(count, samples - 1, rows.shape[1])
-    components = (vectors[:, -kept:].T.flip(0) / values[-kept:].flip(0).clamp(min=1e-30).sqrt()[:, None]) @ rows
-    if kept < count:
-        random = torch.randn(count - kept, rows.shape[1], generator=generator("components"), dtype=torch.float64)
-        components = torch.cat([components, (random / rows.shape[1] ** 0.5).to(components)])
-    start: Tensor = components.reshape(count, steps if joint else 1, -1).float()
-    return start
+    found = principal_components([rows], kept, store_height(rows.shape[1], kept, len(rows)))
+    return _filled_up(found.vectors.reshape(kept, steps if joint else 1, -1), count)
+
+
+def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation, seed: int = 0) -> Tensor:
+    """Start for the directions: how h moves along its flattest projections (core.pursuit), flattest first.
+
+    The projections are looked for in the second half of the chain, where little noise is left in h. A direction is the
+    regression of h on a projection, what the difference of means is to a label. Shapes as in `leading_components`.
+    """
+    samples = h.shape[1]
+    standard = _standard(h)  # [T, N, D]
+    late = standard[len(standard) // 2 :].mean(dim=0)
+    found = min(count, samples - 1, late.shape[1])
+    sources = flattest_sources(late, found, min(max(found, _PURSUED), samples - 1, late.shape[1]), seed)
+    directions = torch.einsum("nk,tnd->ktd", sources, standard) / samples
+    if parametrisation != "per_step":
+        directions = directions.mean(dim=1, keepdim=True)
+    return _filled_up(directions, count)
+
+
+def _standard(h: Tensor) -> Tensor:
+    """Each step's h from its mean, in its spread: [T, N, C*H*W], float64."""
+    centred = (h - h.mean(dim=1, keepdim=True)).flatten(2).double()
+    return centred / spread_of(h).double()[:, None, None]
+
+
+def _filled_up(directions: Tensor, count: int) -> Tensor:
+    """[k, S, D] -> [count, S, D] with random vectors where k < count."""
+    missing = count - len(directions)
+    random = torch.randn(missing, *directions.shape[1:], generator=generator("components"), dtype=torch.float64)
+    return torch.cat([directions, random.to(directions)]).float()
 
 
 class ShiftControl(nn.Module):

@@ -41,7 +41,7 @@ class Settings:
     """Which image, which step, which part of it, and how exactly."""
 
     directions: int = 16
-    shift_scale: float = 1.0  # what scale 1.0 means, in spreads of h
+    shift_scale: float = 0.5  # what scale 1.0 means, in spreads of h
     # One step, whose directions serve all steps as in the paper (index 0..T-1, "middle" is T // 2), or None: every step
     # has its own, followed from step to step and numbered by the singular values at the first.
     step: int | Literal["middle"] | None = "middle"

@@ -7,6 +7,7 @@ arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T
     x_0' = chain(x_T, delta_h = m * shift_scale * s_t * d_k,t)       the shifted sample
     (k^, m^) = reconstructor(x_0, x_0')
     shift control and reconstructor descend  CE(k^, k) + 0.25 |m^ - m| + w softplus(-discriminator(x_0'))
+                                             + c (1 - cos of what the shift does to two samples)
     the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
 
 The denoiser stays frozen. The gradient of x_0' goes back through every step (core.gradient says at what cost).
@@ -15,7 +16,7 @@ The denoiser stays frozen. The gradient of x_0' goes back through every step (co
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,17 @@ from core.provenance import provenance
 from core.randomness import generator
 from core.reconstructor import Reconstructor
 from core.schedule import Schedule
-from core.shift import PARAMETRISATIONS, Parametrisation, ShiftControl, leading_components, spread_of
+from core.shift import (
+    PARAMETRISATIONS,
+    Parametrisation,
+    ShiftControl,
+    flattest_directions,
+    leading_components,
+    spread_of,
+)
+
+Start = Literal["flattest", "pca", "random"]
+STARTS = ("flattest", "pca", "random")
 
 
 @dataclass(frozen=True)
@@ -40,17 +51,18 @@ class Settings:
     """What the learned method can be told. Magnitudes are in spreads of h, rates are Adam's."""
 
     directions: int = 16
-    shift_scale: float = 1.0  # largest magnitude
+    shift_scale: float = 0.5  # largest magnitude
     discriminator_weight: float = 0.1  # 0: no discriminator
+    consistency_weight: float = 1.0  # 0: samples are not compared
     iterations: int = 400
     batch: int = 16
     micro_batch: int | None = None  # None: the whole batch at once
-    pool: int = 256  # training samples; drawn once, used again and again
+    pool: int = 1024  # training samples; drawn once, used again and again
     injection: Injection = "symmetric"
     window: tuple[int, int] | None = None
     parametrisation: Parametrisation = "shared"
     orthonormal: bool = True
-    start: str = "random"  # or "pca": the leading principal components of h
+    start: Start = "flattest"  # projections of h (core.pursuit), its principal components ("pca"), or "random"
     strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
     direction_rate: float = 0.05
     reconstructor_rate: float = 0.001
@@ -65,10 +77,14 @@ class Settings:
         for name, value, allowed in (
             ("injection", self.injection, INJECTIONS),
             ("parametrisation", self.parametrisation, PARAMETRISATIONS),
-            ("start", self.start, ("pca", "random")),
+            ("start", self.start, STARTS),
         ):
             if value not in allowed:
                 raise UserError(f"{name}: got '{value}'; allowed: {', '.join(allowed)}")
+        if self.consistency_weight > 0 and micro % 2:
+            raise UserError(
+                f"micro_batch: got {micro}; samples are compared in pairs: give an even number, or consistency_weight 0"
+            )
         if self.directions < 2:
             raise UserError(f"directions: got {self.directions}; the reconstructor needs at least 2 to tell apart")
 
@@ -122,7 +138,7 @@ class Pool:
     x_T: Tensor  # [P, *sample_shape]
     x_0: Tensor  # [P, *sample_shape]
     z: Tensor | None  # [T, P, *sample_shape] where eta > 0
-    h: Tensor  # [T, P, *h_shape]
+    h: Tensor  # [T, P, *h_shape], float32, on the CPU
 
 
 def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0) -> Pool:
@@ -132,7 +148,7 @@ def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0) 
         torch.cat([part.x_T for part in parts]),
         torch.cat([part.x_0 for part in parts]),
         torch.cat([part.z for part in parts if part.z is not None], dim=1) if schedule.eta > 0 else None,
-        torch.cat([part.h for part in parts], dim=1).float(),
+        torch.cat([part.h.float().cpu() for part in parts], dim=1),
     )
 
 
@@ -179,9 +195,11 @@ class Learner:
 
     def _make_explorer(self) -> Explorer:
         settings, h = self.settings, self.pool.h
-        start = (
-            leading_components(h, settings.directions, settings.parametrisation) if settings.start == "pca" else None
-        )
+        start = None
+        if settings.start == "pca":
+            start = leading_components(h, settings.directions, settings.parametrisation)
+        elif settings.start == "flattest":
+            start = flattest_directions(h, settings.directions, settings.parametrisation, settings.seed)
         shift = ShiftControl(
             settings.directions,
             self.denoiser.h_shape,
@@ -202,9 +220,9 @@ class Learner:
         self.explorer.reconstructor.calibrate(self.pool.x_0[rows], self._shifted(rows, k, magnitude))
 
     def _draw(self, n: int, count: int) -> tuple[Tensor, Tensor]:
-        """Directions [count] and signed magnitudes [count] in +-[floor, 1] of iteration n."""
+        """Directions [count], two samples each, and signed magnitudes [count] in +-[floor, 1] of iteration n."""
         settings, random = self.settings, generator("shift", self.settings.seed, n)
-        k = torch.randint(settings.directions, (count,), generator=random)
+        k = torch.randint(settings.directions, ((count + 1) // 2,), generator=random).repeat_interleave(2)[:count]
         size = settings.strength_floor + (1 - settings.strength_floor) * torch.rand(count, generator=random)
         sign = torch.randint(2, (count,), generator=random) * 2 - 1
         return k.to(self.denoiser.device), (size * sign).to(self.denoiser.device)
@@ -270,6 +288,10 @@ class Learner:
             fidelity = losses.fidelity_loss(self.discriminator(shifted))
             loss = loss + self.settings.discriminator_weight * fidelity
             values["fidelity_loss"] = fidelity.item()
+        if self.settings.consistency_weight > 0:
+            consistency = losses.consistency_loss(x_0, shifted, magnitude)
+            loss = loss + self.settings.consistency_weight * consistency
+            values["consistency_loss"] = consistency.item()
         values["training_accuracy"] = (logits.argmax(1) == k).float().mean().item()
         return loss, values
 

@@ -17,7 +17,7 @@ class Settings:
     """directions: how many; shift_scale: what scale 1.0 means, in spreads of h."""
 
     directions: int = 16
-    shift_scale: float = 1.0
+    shift_scale: float = 0.5
     seed: int = 0
 
 

@@ -52,7 +52,7 @@ class Train(Section):
     iterations: Annotated[int, Whole(1)] = 400
     batch: Annotated[int, Whole(1)] = 16
     micro_batch: Annotated[int | None, OrNull(Whole(1))] = None
-    pool: Annotated[int, Whole(32)] = 256  # the reconstructor is calibrated on the first 32
+    pool: Annotated[int, Whole(32)] = 1024  # the reconstructor is calibrated on the first 32
     precision: Annotated[str, OneOf(("fp32", "bf16"))] = "fp32"
     strength_floor: Annotated[float, Real(low=0, below=1)] = 1 / 6
 

@@ -40,12 +40,13 @@ _LEARNED, _PCA, _JACOBIAN, _SUPERVISED = ("learned",), ("pca",), ("jacobian",), 
 
 PARAMETERS: dict[str, Parameter] = {
     "directions": Parameter(Whole(2, 4096), 16, ("learned", "pca", "jacobian", "random")),
-    "shift_scale": Parameter(Real(above=0, high=100), 1.0, ("learned", "jacobian", "random")),
+    "shift_scale": Parameter(Real(above=0, high=100), 0.5, ("learned", "jacobian", "random")),
     "seed": Parameter(Whole(0, 2**32 - 1), None),
     "discriminator_weight": Parameter(Real(low=0, high=1000), 0.1, _LEARNED),
+    "consistency_weight": Parameter(Real(low=0, high=1000), 1.0, _LEARNED),
     "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", _LEARNED),
     "orthonormal": Parameter(Truth(), True, _LEARNED),
-    "start": Parameter(OneOf(("pca", "random")), "random", _LEARNED),
+    "start": Parameter(OneOf(("flattest", "pca", "random")), "flattest", _LEARNED),
     # Learning rates of the three parts that train together.
     "direction_rate": Parameter(Real(above=0), 0.05, _LEARNED),
     "reconstructor_rate": Parameter(Real(above=0), 0.001, _LEARNED),

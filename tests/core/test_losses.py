@@ -28,3 +28,19 @@ def test_adversarial_losses_pull_in_opposite_directions() -> None:
     (up,) = torch.autograd.grad(losses.fidelity_loss(logit), logit)
     (down,) = torch.autograd.grad(losses.critic_loss(torch.zeros(1), logit), logit)
     assert up < 0 < down
+
+
+def test_consistency_compares_what_a_direction_does_to_two_samples() -> None:
+    """Alike: 0. Unrelated: 1. The opposite: 2. A negative magnitude turns a change around."""
+    left, right = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+    left[:, :, :8], right[:, :, 8:] = 1.0, 1.0
+    x_0 = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def loss(first: torch.Tensor, second: torch.Tensor, magnitude: tuple[float, float] = (1.0, 0.3)) -> float:
+        shifted = x_0 + torch.stack([first, second])
+        return float(losses.consistency_loss(x_0, shifted, torch.tensor(magnitude)))
+
+    assert loss(left, 3 * left) == pytest.approx(0, abs=1e-6)
+    assert loss(left, right) == pytest.approx(1, abs=1e-6)
+    assert loss(left, -left) == pytest.approx(2, abs=1e-6)
+    assert loss(left, -left, (1.0, -0.3)) == pytest.approx(0, abs=1e-6)

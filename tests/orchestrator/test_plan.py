@@ -15,7 +15,7 @@ from orchestrator.spec import Sweep, load, parse
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 
-POOL = 256  # the default of train.pool
+POOL = 1024  # the default of train.pool
 
 
 def sweep_with(**sections: Any) -> Sweep:
@@ -103,8 +103,9 @@ Search space (continuous)
 parameter             values                 only when
 method                learned, random
 directions            8 to 16 in steps of 4
-shift_scale           1 (default)
+shift_scale           0.5 (default)
 seed                  0 (default)
+consistency_weight    1 (default)            method is learned
 parametrisation       shared (default)       method is learned
 orthonormal           true (default)         method is learned
 start                 pca, random            method is learned
@@ -126,10 +127,10 @@ evaluation  every 50 iterations and at the end, on 24 seeds
 
 UNet passes of a trial of method learned, run to its end
 what                 arithmetic                                passes
-unshifted samples    256 x 6 x 2 workers                       3,072
+unshifted samples    1024 x 6 x 2 workers                      12,288
 shifted samples      100 x 8 x 6 (iterations x batch x steps)  4,800
 recomputed           100 x 8 x 6                               at most 4,800
-total                evaluation not included                   at most 12,672
+total                evaluation not included                   at most 21,888
 second decoder half  100 x 8 x 6 x 2                           at most 9,600
 
 Results

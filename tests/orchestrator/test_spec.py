@@ -294,11 +294,11 @@ SENTENCES = [
     ),
     (
         "search: {directions: {choice: [8, 9], when: {start: pac}}}",
-        "search.directions.when.start: is not known (got 'pac'); allowed: pca, random; did you mean 'pca'?",
+        "search.directions.when.start: is not known (got 'pac'); allowed: flattest, pca, random; did you mean 'pca'?",
     ),
     (
-        "search: {directions: {choice: [8, 9], when: {start: [pca, random]}}}",
-        "search.directions.when.start: start never takes this value (got 'pca'); allowed: random",
+        "search: {directions: {choice: [8, 9], when: {start: [pca, flattest]}}}",
+        "search.directions.when.start: start never takes this value (got 'pca'); allowed: flattest",
     ),
     (
         "search: {start: {choice: [pca, random], when: {directions: 9}}, directions: {int: [8, 16], step: 4}}",
@@ -521,18 +521,19 @@ def test_defaults() -> None:
             "iterations": 400,
             "batch": 16,
             "micro_batch": 16,
-            "pool": 256,
+            "pool": 1024,
             "precision": "fp32",
             "strength_floor": 1 / 6,
         },
         "search": {
             "directions": {"choice": [8, 12]},
-            "shift_scale": 1.0,
+            "shift_scale": 0.5,
             "seed": 0,
             "discriminator_weight": 0.1,
+            "consistency_weight": 1.0,
             "parametrisation": "shared",
             "orthonormal": True,
-            "start": "random",
+            "start": "flattest",
             "direction_rate": 0.05,
             "reconstructor_rate": 0.001,
             "discriminator_rate": 0.0002,
@@ -580,7 +581,7 @@ FULL = """
  train: {iterations: 100, batch: 16, micro_batch: 4, pool: 128, precision: fp32, strength_floor: 0.1},
  search: {directions: {int: [8, 16], step: 4, log: false}, shift_scale: {float: [0.5, 3.0], log: true},
           discriminator_weight: 0.2, parametrisation: {choice: [shared, time], when: {method: learned}},
-          seed: 1, orthonormal: false, start: random,
+          seed: 1, consistency_weight: 2, orthonormal: false, start: random,
           direction_rate: 0.1, reconstructor_rate: 0.1, discriminator_rate: 0.1},
  objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
  budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12, strength: 0.5},
@@ -610,6 +611,7 @@ CHANGES: dict[str, Any] = {
     "search.shift_scale.float": [0.5, 2.0],
     "search.shift_scale.log": False,
     "search.discriminator_weight": 0.3,
+    "search.consistency_weight": 3,
     "search.parametrisation.choice": ["shared", "per_step"],
     "search.parametrisation.when": {"directions": 8},
     "search.seed": 2,
@@ -679,7 +681,7 @@ def test_identity_does_not_change_with_spelling() -> None:
     data = yaml.safe_load(FULL)
     assert parse(_reversed(data)).identity() == parse(data).identity()
     spelt = sweep_of(
-        "{train: {micro_batch: 16}, search: {directions: {choice: [8, 12]}, start: random, shift_scale: 1}}"
+        "{train: {micro_batch: 16}, search: {directions: {choice: [8, 12]}, start: flattest, shift_scale: 0.5}}"
     )
     assert spelt.identity() == sweep_of("{}").identity()
 
