@@ -12,6 +12,8 @@ from core.errors import UserError
 from core.randomness import TRAIN_SEEDS, noise, step_noise
 from core.schedule import Schedule
 
+RUN_SAMPLES = 1 << 20  # training samples set aside for each seed
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -24,10 +26,13 @@ class Drawn:
 
 
 def training_seeds(count: int, seed: int = 0) -> range:
-    """`count` of the seeds that a method may look at; runs with different `seed` share none."""
-    first = seed * count
-    if first + count > len(TRAIN_SEEDS):
-        raise UserError(f"seed: got {seed}; with {count} samples a run, allowed: 0 to {len(TRAIN_SEEDS) // count - 1}")
+    """The first `count` of the samples that a run with this `seed` may look at; no two runs share any."""
+    runs = len(TRAIN_SEEDS) // RUN_SAMPLES
+    if not 0 <= seed < runs:
+        raise UserError(f"seed: got {seed}; allowed: 0 to {runs - 1}")
+    if not 1 <= count <= RUN_SAMPLES:
+        raise UserError(f"samples: got {count}; a run looks at 1 to {RUN_SAMPLES}")
+    first = seed * RUN_SAMPLES
     return TRAIN_SEEDS[first : first + count]
 
 

@@ -22,13 +22,15 @@ def flattest_sources(rows: Tensor, count: int, components: int, seed: int = 0) -
     """The `count` flattest uncorrelated projections of N rows [N, D] inside their leading principal components.
 
     components: how many of those, at least `count`. Returns the rows' coordinates [N, count], float64, each of mean 0
-    and variance 1, flattest first.
+    and variance 1, flattest first; fewer columns where the rows vary in fewer dimensions.
     """
-    leading = principal_components([rows], components, store_height(rows.shape[1], components, len(rows)))
-    white = (rows.double() - leading.mean) @ leading.vectors.T / leading.deviations.clamp(min=1e-12)  # [N, P]
+    height = store_height(rows.shape[1], components, len(rows), itemsize=rows.element_size())
+    leading = principal_components([rows], components, height)
+    varying = leading.deviations > 0
+    white = (rows.double() - leading.mean) @ (leading.vectors[varying].T / leading.deviations[varying])  # [N, P]
     random = generator("pursuit", seed)
-    found = white.new_zeros(0, components)
-    for _ in range(count):
+    found = white.new_zeros(0, white.shape[1])
+    for _ in range(min(count, white.shape[1])):
         found = torch.cat([found, _flattest(white, found, random)])
     sources: Tensor = white @ found.T
     return sources

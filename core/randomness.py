@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Three disjoint ranges: what a direction set was trained on, chosen by, and reported on.
-TRAIN_SEEDS = range(1 << 30)
+# Disjoint ranges: what a direction set is chosen by, reported on, calibrated on and trained on.
 SELECT_SEEDS = range(1 << 30, 2 << 30)
 REPORT_SEEDS = range(2 << 30, 3 << 30)
+CALIBRATION_SEEDS = range(3 << 30, 4 << 30)
+TRAIN_SEEDS = range(1 << 52, 2 << 52)
 
 
 def generator(*purpose: int | str) -> torch.Generator:

@@ -43,7 +43,8 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
     joint = parametrisation == "per_step"
     rows = standard.transpose(0, 1).flatten(1) if joint else standard.flatten(0, 1)  # [N, T*D] or [T*N, D]
     kept = min(count, samples - 1, rows.shape[1])
-    found = principal_components([rows], kept, store_height(rows.shape[1], kept, len(rows)))
+    height = store_height(rows.shape[1], kept, len(rows), itemsize=rows.element_size())
+    found = principal_components([rows], kept, height)
     return _filled_up(found.vectors.reshape(kept, steps if joint else 1, -1), count)
 
 

@@ -71,7 +71,8 @@ class Spectrum:
 
     values: Tensor  # [K], float64, descending
     vectors: Tensor  # [K, *h_shape], float64, orthonormal; the entry of largest size is positive
-    residuals: Tensor  # [K], ||J^T u - s v|| / s; above the tolerance where max_passes did not suffice
+    residuals: Tensor  # [K], ||J^T u - s v|| / s
+    converged: bool  # whether all residuals came below the tolerance, or max_passes did not suffice
     passes: int  # blocks that went through J and J^T
     products: int  # vectors that did
 
@@ -150,7 +151,7 @@ def spectrum(
             break
         block = errors[:, missing]
     rows = _signed(vectors.T).reshape(count, *denoiser.h_shape)
-    return Spectrum(squares.sqrt(), rows, residuals, passes, basis.shape[1])
+    return Spectrum(squares.sqrt(), rows, residuals, not bool(missing.any()), passes, basis.shape[1])
 
 
 def check_count(denoiser: Denoiser, count: int, mask: Tensor | None) -> None:
@@ -190,7 +191,7 @@ def find(
         "singular_values": [at.values.tolist() for at in found],
         "residuals": [at.residuals.tolist() for at in found],
         "passes": [at.passes for at in found],
-        "converged": all(float(at.residuals.max()) <= settings.tolerance for at in found),
+        "converged": all(at.converged for at in found),
     }
     return DirectionSet(table.clone(), sigma, schedule.timesteps, provenance=origin)
 

@@ -5,6 +5,8 @@ a distance in h. Sets are compared fairly, and their dials mean the same, when s
 the features that the other metrics read.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,13 +19,14 @@ from core.directions import DirectionSet
 from core.errors import UserError
 from core.metrics.features import denoiser_features, standardise
 from core.metrics.traversals import draw_plain, draw_traversals
-from core.randomness import TRAIN_SEEDS
+from core.randomness import CALIBRATION_SEEDS
 from core.schedule import Schedule
 
-SEEDS = TRAIN_SEEDS[-8:]  # calibration looks at no sample that chooses or reports
-REFERENCE = TRAIN_SEEDS[-72:-8]
-ROUNDS = 3
-FARTHEST = 16.0  # a direction that hardly moves anything is stretched this much and no more
+SEEDS = CALIBRATION_SEEDS[:8]
+REFERENCE = CALIBRATION_SEEDS[8:72]
+ROUNDS = 6  # at most
+CLOSE = 0.02  # relative error of the strength at which the search ends
+FARTHEST = 16.0  # what sigma may be multiplied or divided by: a direction that moves nothing is left at that
 
 
 def calibrate(
@@ -38,27 +41,29 @@ def calibrate(
     """The same directions with sigma such that scale 1.0 moves images by `strength`; the sign is left alone.
 
     Strength 1 is the distance of two unshifted samples, so that 0.5 moves an image half as far as another sample is
-    (`moved`). Response grows more slowly than scale, hence a secant search on logarithms: three rounds, in each a
-    direction moves by at most FARTHEST in all. Metrics in the set are dropped: they were measured at another scale.
-    Raises UserError for a strength that is not positive.
+    (`moved`). Response grows more slowly than scale, hence a secant search on logarithms, for all directions at once.
+    The provenance gets `strength` and, for each direction, how far it was measured to move images in the end. Metrics
+    in the set are dropped: they were measured at another scale. Raises UserError for a strength that is not positive.
     """
     if not strength > 0:
         raise UserError(f"strength: got {strength:g}; it must be above 0 (1 is the distance of two unshifted samples)")
-    unit = _Unit(denoiser, schedule, batch)
-    goal = torch.tensor(strength, dtype=torch.float64).log()
+    unit, goal, limit = _Unit(denoiser, schedule, batch), math.log(strength), math.log(FARTHEST)
     stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of what sigma is multiplied by
     slope = torch.ones_like(stretch)
     before: tuple[Tensor, Tensor] | None = None
-    limit = torch.tensor(FARTHEST, dtype=torch.float64).log()
-    for _ in range(ROUNDS):
+    for rounds in itertools.count(1):
         response = unit.moved(_stretched(directions, stretch), injection, window).clamp(min=1e-9).log()
+        if rounds == ROUNDS or (response - goal).abs().max() < CLOSE:
+            break
         if before is not None:
             run = stretch - before[0]
-            measured = (response - before[1]) / torch.where(run.abs() < 1e-3, torch.ones_like(run), run)
-            slope = torch.where(run.abs() < 1e-3, slope, measured.clamp(0.3, 3.0))
+            still = run.abs() < 1e-3
+            measured = (response - before[1]) / torch.where(still, 1.0, run)
+            slope = torch.where(still, slope, measured.clamp(0.3, 3.0))
         before = stretch, response
         stretch = (stretch + (goal - response) / slope).clamp(-limit, limit)
-    return replace(_stretched(directions, stretch), metrics={})
+    origin = {**directions.provenance, "strength": strength, "moved": response.exp().tolist()}
+    return replace(_stretched(directions, stretch), metrics={}, provenance=origin)
 
 
 def moved(

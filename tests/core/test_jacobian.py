@@ -284,7 +284,7 @@ def test_following_undoes_exchanged_numbers_and_turned_signs() -> None:
     before = torch.linalg.qr(normal(6, 3)).Q.T.reshape(3, 6, 1, 1)
     numbers = torch.arange(3).double()
     turned = torch.stack([before[2], -before[0], -before[1]])
-    again = followed(Spectrum(numbers, turned, numbers, 1, 1), before)
+    again = followed(Spectrum(numbers, turned, numbers, True, 1, 1), before)
     assert torch.equal(again.vectors, before)
     assert again.values.tolist() == again.residuals.tolist() == [1.0, 2.0, 0.0]
 
@@ -294,7 +294,7 @@ def test_following_takes_the_closest_pair_first_and_loses_no_vector() -> None:
     # The first new vector leans to both old ones, the second is nearly the first old one, the third is like none.
     mixed = torch.stack([0.7 * basis[0] + 0.6 * basis[1], -0.9 * basis[0], basis[3]])
     numbers = torch.arange(3).double()
-    again = followed(Spectrum(numbers, mixed, numbers, 1, 1), basis[:3])
+    again = followed(Spectrum(numbers, mixed, numbers, True, 1, 1), basis[:3])
     assert again.values.tolist() == [1.0, 0.0, 2.0]
     assert torch.equal(again.vectors, torch.stack([0.9 * basis[0], mixed[0], basis[3]]))
 

@@ -1,5 +1,6 @@
 """The learned method: it learns, it does not depend on how a batch is cut, and it says where it breaks."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ from core.errors import NonFiniteError, UserError
 from core.gradient import CheckpointSteps
 from core.methods import learned, random
 from core.methods.learned import Learner, Settings
-from core.randomness import REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
+from core.pool import training_seeds
+from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
 
 SETTINGS = Settings(directions=3, batch=4, pool=32, iterations=3, shift_scale=2.0)
 
@@ -153,6 +155,22 @@ def test_random_directions_are_orthonormal_and_as_long_as_asked(denoiser: Denois
     assert torch.allclose(directions.sigma, 2 * half.sigma)
 
 
-def test_seeds_to_train_select_and_report_are_disjoint() -> None:
-    ranges = (TRAIN_SEEDS, SELECT_SEEDS, REPORT_SEEDS)
+def test_seeds_to_train_select_report_and_calibrate_are_disjoint() -> None:
+    ranges = (SELECT_SEEDS, REPORT_SEEDS, CALIBRATION_SEEDS, TRAIN_SEEDS)
     assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    runs = [training_seeds(count, seed) for seed in range(3) for count in (4096, 1)]
+    assert all(not set(a) & set(b) for a, b in itertools.combinations(runs, 2) if a[0] != b[0])
+    assert training_seeds(2, 2**32 - 1)[-1] in TRAIN_SEEDS
+
+
+@pytest.mark.parametrize(
+    ("count", "seed", "message"),
+    [
+        (4, -1, "seed: got -1; allowed: 0 to 4294967295"),
+        (4, 2**32, "seed: got 4294967296; allowed: 0 to 4294967295"),
+        (0, 0, "samples: got 0; a run looks at 1 to 1048576"),
+    ],
+)
+def test_training_samples_that_no_run_has(count: int, seed: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        training_seeds(count, seed)

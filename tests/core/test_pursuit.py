@@ -86,3 +86,11 @@ def test_directions_are_how_h_moves_with_a_source(causes: Tensor) -> None:
 def test_more_directions_than_samples_are_filled_up() -> None:
     start = flattest_directions(random(3, 5, 2, 2, 2), 7, "shared")
     assert start.shape == (7, 1, 8) and torch.isfinite(start).all() and (start.norm(dim=2) > 0).all()
+
+
+def test_dimensions_in_which_nothing_varies_are_no_source() -> None:
+    """Rows of rank 4: eight sources cannot be had, and none is made of rounding."""
+    rows = random(300, 4) @ random(4, 10, seed=1)
+    sources = flattest_sources(rows, 8, components=8)
+    assert sources.shape == (300, 4)
+    assert torch.allclose(sources.std(dim=0), torch.ones(4, dtype=torch.float64), atol=1e-6)
