@@ -25,7 +25,7 @@ from core.randomness import SELECT_SEEDS
 from core.zoo.attributes import embedded
 
 STEPS, STRENGTH, SEEDS = 6, 0.5, 24
-BASE = learned.Settings(directions=16, shift_scale=0.5, iterations=150)
+BASE = learned.Settings(directions=16, shift_scale=0.5, iterations=300)
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "not_trained": {"iterations": 0},

@@ -152,6 +152,16 @@ class DirectionSet:
             for hook in hooks:
                 hook.remove()
 
+    def within(self, window: tuple[int, int] | None) -> "DirectionSet":
+        """The set whose shift is zero outside a window [high, low] of training timesteps; itself where None."""
+        if window is None:
+            return self
+        high, low = window
+        inside = torch.tensor([low <= t <= high for t in self.timesteps], device=self.sigma.device)
+        steps = len(self.timesteps)
+        sigma = self.sigma.expand(-1, steps) * inside
+        return replace(self, table=self.table.expand(-1, steps, -1, -1, -1).clone(), sigma=sigma)
+
     def without(self, direction: int | str, others: Sequence[int | str]) -> "DirectionSet":
         """The set with one direction conditioned on others: n - C^T (C C^T)^-1 C n (Haas et al., section 3.3).
 

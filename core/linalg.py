@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from core.errors import UserError
@@ -154,6 +155,18 @@ def principal_components(batches: Iterable[Tensor], count: int, height: int | No
     if running is None:
         raise UserError(f"count: got {count}; there are no rows to take components of")
     return running.components(count)
+
+
+def matched(rows: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of `rows` [M, D] continues each of `before` [M, D], and on which side: (order [M], signs [M]).
+
+    The assignment of largest total |cos|, for unit rows: between neighbouring steps components change places where
+    their sizes cross, and their signs are arbitrary.
+    """
+    cosines = before.flatten(1) @ rows.flatten(1).T  # [M, M]
+    _, partner = linear_sum_assignment(cosines.abs().cpu().numpy(), maximize=True)
+    order = torch.as_tensor(partner, device=cosines.device)
+    return order, torch.where(cosines.gather(1, order[:, None])[:, 0] < 0, -1.0, 1.0).to(cosines)
 
 
 def _with_positive_peak(vectors: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from core.randomness import TRAIN_SEEDS, noise, step_noise
 from core.schedule import Schedule
 
 RUN_SAMPLES = 1 << 20  # training samples set aside for each seed
+SPREAD_SAMPLES = 256  # of them, those on which methods that do not train measure the spread of h
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def draw(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: in
         yield Drawn(x_T, x_0, h, z)
 
 
-def mean_and_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean of h [T, *h_shape] and its spread s_t [T] over the samples of `seeds`, in one pass; float64, on the CPU.
+def measured_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> Tensor:
+    """The spread s_t of h [T] over the samples of `seeds`, in one pass; float64, on the CPU.
 
     s_t = root mean square of ||h_t - mean h_t||: the distance of a typical sample from the mean, the unit in which
     shifts are measured at every step of every model.
@@ -65,4 +66,4 @@ def mean_and_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]
         squares = h.square().flatten(1).sum(1) + (0 if squares is None else squares)
     assert total is not None and squares is not None
     mean = total / len(seeds)
-    return mean, (squares / len(seeds) - mean.flatten(1).square().sum(1)).clamp(min=0).sqrt()
+    return (squares / len(seeds) - mean.flatten(1).square().sum(1)).clamp(min=0).sqrt()

@@ -27,9 +27,7 @@ _PURSUED = 16  # principal components that flat projections are looked for in, a
 
 def spread_of(h: Tensor) -> Tensor:
     """s_t = root mean square over samples of ||h_t - mean h_t||. h: [T, N, C, H, W] -> [T]."""
-    centred = h - h.mean(dim=1, keepdim=True)
-    squares = centred.flatten(2).square().sum(dim=2)  # [T, N]
-    return squares.mean(dim=1).sqrt()
+    return torch.stack([(step - step.mean(dim=0)).flatten(1).square().sum(dim=1).mean().sqrt() for step in h])
 
 
 def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) -> Tensor:
@@ -39,7 +37,8 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
     Fewer components than asked are filled up with random vectors.
     """
     steps, samples = h.shape[:2]
-    standard = _standard(h)
+    spread = spread_of(h)
+    standard = torch.stack([_standard(h[i], spread[i]) for i in range(steps)])  # [T, N, D]
     joint = parametrisation == "per_step"
     rows = standard.transpose(0, 1).flatten(1) if joint else standard.flatten(0, 1)  # [N, T*D] or [T*N, D]
     kept = min(count, samples - 1, rows.shape[1])
@@ -54,21 +53,21 @@ def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation,
     The projections are looked for in the second half of the chain, where little noise is left in h. A direction is the
     regression of h on a projection, what the difference of means is to a label. Shapes as in `leading_components`.
     """
-    samples = h.shape[1]
-    standard = _standard(h)  # [T, N, D]
-    late = standard[len(standard) // 2 :].mean(dim=0)
+    steps, samples = h.shape[:2]
+    spread = spread_of(h)
+    # One step at a time: h of a large model over all steps is not copied as a whole.
+    late = torch.stack([_standard(h[i], spread[i]) for i in range(steps // 2, steps)]).mean(dim=0)  # [N, D]
     found = min(count, samples - 1, late.shape[1])
-    sources = flattest_sources(late, found, min(max(found, _PURSUED), samples - 1, late.shape[1]), seed)
-    directions = torch.einsum("nk,tnd->ktd", sources, standard) / samples
+    sources = flattest_sources(late, found, min(max(found, _PURSUED), samples - 1, late.shape[1]), seed)  # [N, k]
+    directions = torch.stack([sources.T.to(h) @ _standard(h[i], spread[i]) for i in range(steps)], dim=1) / samples
     if parametrisation != "per_step":
         directions = directions.mean(dim=1, keepdim=True)
     return _filled_up(directions, count)
 
 
-def _standard(h: Tensor) -> Tensor:
-    """Each step's h from its mean, in its spread: [T, N, C*H*W], float64."""
-    centred = (h - h.mean(dim=1, keepdim=True)).flatten(2).double()
-    return centred / spread_of(h).double()[:, None, None]
+def _standard(h: Tensor, spread: Tensor) -> Tensor:
+    """One step's h [N, C, H, W] from its mean, in its spread: [N, C*H*W]."""
+    return (h - h.mean(dim=0)).flatten(1) / spread
 
 
 def _filled_up(directions: Tensor, count: int) -> Tensor:

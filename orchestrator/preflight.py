@@ -1,4 +1,4 @@
-"""What only the model and its predictor can tell about a sweep: every mistake found before a trial starts."""
+"""What only the model and its predictor can tell about a sweep, before a trial starts."""
 
 from collections.abc import Iterator
 from math import prod
@@ -9,7 +9,8 @@ from core.denoiser import Denoiser
 from core.errors import UserError
 from core.images import load_pairs
 from core.masks import find_mask
-from core.pool import training_seeds
+from core.methods.jacobian import check_count
+from core.pool import SPREAD_SAMPLES, training_seeds
 from core.schedule import Schedule
 from core.zoo.attributes import Attributes
 from orchestrator.settings import settings_of
@@ -17,7 +18,6 @@ from orchestrator.space import configurations, sample, size
 from orchestrator.spec import Sweep, Value, countable
 
 _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
-_SAMPLES = 256  # training samples of a method that does not let them be chosen
 _TRIED = 500  # configurations; of a larger space as many are drawn
 
 
@@ -103,7 +103,7 @@ def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
             settings = settings_of(parameters, sweep)
             training_seeds(_samples_of(settings), settings.seed)
             if parameters["method"] == "jacobian":
-                find_mask(denoiser, settings.box, settings.mask)
+                check_count(denoiser, settings.directions, find_mask(denoiser, settings.box, settings.mask))
         except UserError as error:
             told[f"method {parameters['method']}: {error}"] = None
     yield from told
@@ -111,7 +111,7 @@ def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
 
 def _samples_of(settings: Any) -> int:
     """How many training samples a method draws at most."""
-    return int(getattr(settings, "pool", 0) or getattr(settings, "samples", _SAMPLES))
+    return int(getattr(settings, "pool", 0) or getattr(settings, "samples", SPREAD_SAMPLES))
 
 
 def _values(sweep: Sweep, name: str) -> list[Value]:

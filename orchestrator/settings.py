@@ -26,7 +26,9 @@ def _translated(name: str, value: Any) -> tuple[str, Any]:
     match name, value:
         case "supervised.attribute", _:
             return "attributes", () if value == "all" else (value,)
-        case _, "none" | "every":
+        case "jacobian.step", "every":
+            return field, None
+        case "jacobian.mask" | "jacobian.box" | "supervised.balance" | "supervised.pairs", "none":
             return field, None
         case "jacobian.box", _:
             return field, tuple(map(int, value.split(",")))

@@ -150,7 +150,10 @@ def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: 
 
 def _report(bench: Bench, sweep: Sweep, reporter: Reporter, finding: Finding, engines: Engines | None = None) -> None:
     """Measure the set on the seeds that choose between trials, and report it with a checkpoint."""
-    directions = bench.scaled(sweep, finding.directions)
+    sampler = sweep.sampler
+    # The set carries its window, so that it is the same edit in any pipeline.
+    origin = {**finding.directions.provenance, "injection": sampler.injection, "window": sampler.window}
+    directions = bench.scaled(sweep, replace(finding.directions.within(sampler.window), provenance=origin))
     metrics = bench.measure(sweep, directions, SELECT_SEEDS).metrics
     described = replace(directions, metrics=metrics)
     with tempfile.TemporaryDirectory() as temporary:

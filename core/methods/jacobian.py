@@ -27,13 +27,12 @@ from core.chain import one_step
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError, UserError
+from core.linalg import matched
 from core.masks import find_mask
-from core.pool import mean_and_spread, training_seeds
+from core.pool import SPREAD_SAMPLES, measured_spread, training_seeds
 from core.provenance import provenance
 from core.randomness import generator, noise, step_noise
 from core.schedule import Schedule
-
-_SPREAD_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,8 @@ class Settings:
         for name, least in (("directions", 1), ("image", 0), ("max_passes", 1), ("oversampling", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
-        if self.image >= _SPREAD_SAMPLES:
-            raise UserError(
-                f"image: got {self.image}; allowed: 0 to {_SPREAD_SAMPLES - 1}, and another seed has others"
-            )
+        if self.image >= SPREAD_SAMPLES:
+            raise UserError(f"image: got {self.image}; allowed: 0 to {SPREAD_SAMPLES - 1}, and another seed has others")
         if not self.tolerance > 0:
             raise UserError(f"tolerance: got {self.tolerance}; allowed: more than 0")
 
@@ -178,10 +175,10 @@ def find(
     sample `settings.image`; step_noise: its z [T, 1, *sample_shape], where eta > 0.
     What did not reach the tolerance is in the set all the same: the provenance has `converged` and every residual.
     """
-    seeds = training_seeds(_SPREAD_SAMPLES, settings.seed)
+    seeds = training_seeds(SPREAD_SAMPLES, settings.seed)
     x, z = _image(denoiser, schedule, seeds[settings.image], x_T, step_noise)
     found = _along_chain(denoiser, schedule, settings, x, z)
-    _, spread = mean_and_spread(denoiser, schedule, seeds)
+    spread = measured_spread(denoiser, schedule, seeds)
     table = torch.stack([at.vectors for at in found], dim=1).float().cpu().expand(-1, len(schedule), -1, -1, -1)
     sigma = (settings.shift_scale * spread.float()).expand(settings.directions, len(schedule)).clone()
     origin = {
@@ -215,17 +212,9 @@ def _along_chain(
 
 
 def followed(after: Spectrum, before: Tensor) -> Spectrum:
-    """The spectrum with row k the vector most like before[k], on its side: matched by |cos|, the closest pair first,
-    since numbers change places wherever two singular values cross between steps.
-    """
-    cosines = before.flatten(1) @ after.vectors.flatten(1).T  # [K, K]
-    left, order = cosines.abs(), [0] * len(before)
-    for _ in order:
-        row, column = divmod(int(left.argmax()), len(before))
-        order[row] = column
-        left[row], left[:, column] = -1, -1
-    flipped = (cosines[range(len(order)), order] < 0)[:, None, None, None]
-    vectors = torch.where(flipped, -after.vectors[order], after.vectors[order])
+    """The spectrum with row k the vector that continues before[k], on its side."""
+    order, signs = matched(after.vectors, before)
+    vectors = after.vectors[order] * signs[:, None, None, None]
     return replace(after, values=after.values[order], vectors=vectors, residuals=after.residuals[order])
 
 

@@ -6,7 +6,7 @@ arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T
     k ~ uniform, m ~ uniform in +-[floor, 1]                         a direction and a magnitude for each sample
     x_0' = chain(x_T, delta_h = m * shift_scale * s_t * d_k,t)       the shifted sample
     (k^, m^) = reconstructor(x_0, x_0')
-    shift control and reconstructor descend  CE(k^, k) + 0.25 |m^ - m| + w softplus(-discriminator(x_0'))
+    shift control and reconstructor descend  CE(k^, k) + 0.25 * 6 |m^ - m| + w softplus(-discriminator(x_0'))
                                              + c (1 - cos of what the shift does to two samples)
     the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
 
@@ -30,7 +30,7 @@ from core.errors import NonFiniteError, UserError
 from core.gradient import FullGraph, GradientPolicy
 from core.pool import draw, training_seeds
 from core.provenance import provenance
-from core.randomness import generator
+from core.randomness import generator, step_noise
 from core.reconstructor import Reconstructor
 from core.schedule import Schedule
 from core.shift import (
@@ -53,7 +53,7 @@ class Settings:
     directions: int = 16
     shift_scale: float = 0.5  # largest magnitude
     discriminator_weight: float = 0.1  # 0: no discriminator
-    consistency_weight: float = 1.0  # 0: samples are not compared
+    consistency_weight: float = 3.0  # 0: samples are not compared
     iterations: int = 400
     batch: int = 16
     micro_batch: int | None = None  # None: the whole batch at once
@@ -64,7 +64,7 @@ class Settings:
     orthonormal: bool = True
     start: Start = "flattest"  # projections of h (core.pursuit), its principal components ("pca"), or "random"
     strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
-    direction_rate: float = 0.05
+    direction_rate: float = 0.02
     reconstructor_rate: float = 0.001
     discriminator_rate: float = 0.0002
     seed: int = 0
@@ -133,23 +133,24 @@ class Explorer(nn.Module):
 
 @dataclass(frozen=True)
 class Pool:
-    """Training samples, drawn once: their noise, images, and the h they passed through."""
+    """Training samples, drawn once: their seeds, noise and images, on the denoiser's device."""
 
+    seeds: range
     x_T: Tensor  # [P, *sample_shape]
     x_0: Tensor  # [P, *sample_shape]
-    z: Tensor | None  # [T, P, *sample_shape] where eta > 0
-    h: Tensor  # [T, P, *h_shape], float32, on the CPU
 
 
-def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0) -> Pool:
-    """`size` unshifted training samples; runs with different `seed` share none."""
-    parts = list(draw(denoiser, schedule, training_seeds(size, seed)))
-    return Pool(
-        torch.cat([part.x_T for part in parts]),
-        torch.cat([part.x_0 for part in parts]),
-        torch.cat([part.z for part in parts if part.z is not None], dim=1) if schedule.eta > 0 else None,
-        torch.cat([part.h.float().cpu() for part in parts], dim=1),
-    )
+def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0) -> tuple[Pool, Tensor]:
+    """`size` unshifted training samples and the h they passed through: [T, P, *h_shape], float32, on the CPU."""
+    seeds = training_seeds(size, seed)
+    h = torch.empty(len(schedule), size, *denoiser.h_shape)
+    noises, images, done = [], [], 0
+    for part in draw(denoiser, schedule, seeds):
+        h[:, done : done + len(part.x_0)] = part.h.float().cpu()
+        done += len(part.x_0)
+        noises.append(part.x_T)
+        images.append(part.x_0)
+    return Pool(seeds, torch.cat(noises), torch.cat(images)), h
 
 
 class Learner:
@@ -175,10 +176,10 @@ class Learner:
                 f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
             )
         self.rank, self.world = rank, world
-        self.pool = draw_pool(denoiser, schedule, settings.pool, settings.seed)
+        self.pool, h = draw_pool(denoiser, schedule, settings.pool, settings.seed)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            self.explorer = self._make_explorer().to(denoiser.device)
+            self.explorer = self._make_explorer(h).to(denoiser.device)
             self.discriminator = Discriminator(denoiser.sample_shape).to(denoiser.device)
         self._calibrate()
         count = settings.batch // (self.micro_batch * world)
@@ -193,8 +194,8 @@ class Learner:
             critic = Group(list(self.discriminator.parameters()), settings.discriminator_rate, (0.5, 0.99))
             self.critic_optimiser = make_optimiser("discriminator", self.discriminator, [critic], count)
 
-    def _make_explorer(self) -> Explorer:
-        settings, h = self.settings, self.pool.h
+    def _make_explorer(self, h: Tensor) -> Explorer:
+        settings = self.settings
         start = None
         if settings.start == "pca":
             start = leading_components(h, settings.directions, settings.parametrisation)
@@ -230,7 +231,12 @@ class Learner:
     def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Tensor:
         settings = self.settings
         shift = self.explorer.shift(k, magnitude * settings.shift_scale)
-        z = None if self.pool.z is None else self.pool.z[:, rows]
+        z = None
+        if self.schedule.eta > 0:
+            seeds = [self.pool.seeds[row] for row in rows.tolist()]
+            z = step_noise(
+                seeds, self.denoiser.sample_shape, len(self.schedule), self.pool.x_T.dtype, self.denoiser.device
+            )
         return sample(
             self.denoiser,
             self.schedule,

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError, UserError
-from core.linalg import Components, RunningComponents, store_height
+from core.linalg import Components, RunningComponents, matched, store_height
 from core.pool import draw, training_seeds
 from core.provenance import provenance
 from core.schedule import Schedule
@@ -104,11 +103,8 @@ def follow(steps: Sequence[Components]) -> tuple[Tensor, Tensor]:
     anchor = int(deviations.square().sum(1).argmax())
     neighbours = [(s - 1, s) for s in range(anchor + 1, len(steps))] + [(s + 1, s) for s in reversed(range(anchor))]
     for done, s in neighbours:
-        cosines = vectors[done] @ vectors[s].T  # [M, M]
-        _, partner = linear_sum_assignment(cosines.abs().cpu().numpy(), maximize=True)
-        order = torch.as_tensor(partner, device=cosines.device)
-        sides = torch.where(cosines.gather(1, order[:, None]) < 0, -1.0, 1.0)
-        vectors[s], deviations[s] = vectors[s, order] * sides, deviations[s, order]
+        order, signs = matched(vectors[s], vectors[done])
+        vectors[s], deviations[s] = vectors[s, order] * signs[:, None], deviations[s, order]
     return vectors.transpose(0, 1), deviations.T
 
 

@@ -4,12 +4,10 @@ from dataclasses import asdict, dataclass
 
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
-from core.pool import mean_and_spread, training_seeds
+from core.pool import SPREAD_SAMPLES, measured_spread, training_seeds
 from core.provenance import provenance
 from core.schedule import Schedule
 from core.shift import ShiftControl
-
-_SPREAD_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Settings:
 
 def find(denoiser: Denoiser, schedule: Schedule, settings: Settings = Settings()) -> DirectionSet:  # noqa: B008  # frozen
     """K random orthonormal directions, shared by all steps, scaled by the measured spread of h."""
-    _, spread = mean_and_spread(denoiser, schedule, training_seeds(_SPREAD_SAMPLES, settings.seed))
+    spread = measured_spread(denoiser, schedule, training_seeds(SPREAD_SAMPLES, settings.seed))
     shift = ShiftControl(settings.directions, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)
     steps = len(schedule)
     return DirectionSet(

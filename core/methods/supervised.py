@@ -52,6 +52,8 @@ class Settings:
             raise UserError(f"extremes: got {self.extremes}; with balance, half of them come from each half: even only")
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UserError(f"scale: got {self.scale}; it must be a finite number above 0")
+        if self.project and len(self.attributes) == 1:
+            raise UserError(f"project: '{self.attributes[0]}' is the only attribute; at least 2 are needed")
         if len(set(self.attributes)) != len(self.attributes):
             raise UserError(f"attributes: got {', '.join(self.attributes)}; each may be given once")
         for name, value in (("balance", self.balance), ("predictor", self.predictor)):
@@ -208,8 +210,10 @@ def _as_set(
         if total == 0:
             raise UserError(f"attribute '{name}': its two groups of images have the same h")
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    anywhere = torch.eye(1, difference[0, 0].numel()).reshape(denoiser.h_shape).to(difference)  # where nothing differs
+    still = (length == 0)[:, :, None, None, None]
     return DirectionSet(
-        (difference / length.clamp(min=1e-30)[:, :, None, None, None]).to(dtype),
+        torch.where(still, anywhere, difference / length.clamp(min=1e-30)[:, :, None, None, None]).to(dtype),
         (settings.scale * length).to(dtype),
         schedule.timesteps,
         names,

@@ -43,12 +43,12 @@ PARAMETERS: dict[str, Parameter] = {
     "shift_scale": Parameter(Real(above=0, high=100), 0.5, ("learned", "jacobian", "random")),
     "seed": Parameter(Whole(0, 2**32 - 1), None),
     "discriminator_weight": Parameter(Real(low=0, high=1000), 0.1, _LEARNED),
-    "consistency_weight": Parameter(Real(low=0, high=1000), 1.0, _LEARNED),
+    "consistency_weight": Parameter(Real(low=0, high=1000), 3.0, _LEARNED),
     "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", _LEARNED),
     "orthonormal": Parameter(Truth(), True, _LEARNED),
     "start": Parameter(OneOf(("flattest", "pca", "random")), "flattest", _LEARNED),
     # Learning rates of the three parts that train together.
-    "direction_rate": Parameter(Real(above=0), 0.05, _LEARNED),
+    "direction_rate": Parameter(Real(above=0), 0.02, _LEARNED),
     "reconstructor_rate": Parameter(Real(above=0), 0.001, _LEARNED),
     "discriminator_rate": Parameter(Real(above=0), 0.0002, _LEARNED),
     # A dotted name belongs to the method it opens with.

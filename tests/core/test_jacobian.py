@@ -12,7 +12,7 @@ from core.denoiser import Denoiser
 from core.errors import NonFiniteError, UserError
 from core.masks import find_mask
 from core.methods.jacobian import DecoderJacobian, Settings, Spectrum, find, followed, spectrum
-from core.pool import mean_and_spread, training_seeds
+from core.pool import measured_spread, training_seeds
 from core.randomness import generator, noise, step_noise
 from core.schedule import Schedule
 
@@ -256,7 +256,7 @@ def test_one_step_gives_the_directions_of_all(tiny_denoiser: Denoiser, eta: floa
     assert found.table.shape == (3, STEPS, *tiny_denoiser.h_shape)
     for s in range(STEPS):
         assert torch.allclose(found.table[:, s], alone.vectors.float(), rtol=0, atol=1e-6)
-    _, spread = mean_and_spread(tiny_denoiser, schedule, training_seeds(256, 1))
+    spread = measured_spread(tiny_denoiser, schedule, training_seeds(256, 1))
     assert torch.allclose(found.sigma, 2 * spread.float().expand(3, STEPS))
     assert found.provenance["image_seed"] == seed == 261
     assert found.provenance["jacobian_steps"] == [index]

@@ -315,7 +315,7 @@ def test_h_that_varies_too_little_or_is_not_finite(
     [
         (Settings(33, samples=60, joint=False), "directions: got 33; h of model 'tiny' has 32 dimensions"),
         (Settings(97, samples=99), "directions: got 97; h over 3 steps of model 'tiny' has 96 dimensions"),
-        (Settings(seed=1 << 30), "seed: got 1073741824; with 1024 samples a run"),
+        (Settings(seed=1 << 32), "seed: got 4294967296; allowed: 0 to 4294967295"),
     ],
 )
 def test_what_the_model_cannot_give_is_told_before_sampling(
