@@ -1,9 +1,10 @@
 """Spatial masks: the part of the image a method looks at, given as a box or as a picture."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from core.denoiser import Denoiser
@@ -43,11 +44,11 @@ def image_mask(denoiser: Denoiser, path: str) -> Tensor:
     """1 where the image file, read as grey, is at least half white, else 0: [1, H, W]."""
     _, height, width = denoiser.sample_shape
     try:
-        with Image.open(path) as image:
+        with Image.open(Path(path).expanduser()) as image:
             grey = image.convert("L")
     except FileNotFoundError:
         raise UserError(f"mask: {path} is not there") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"mask: {path} cannot be read as an image") from error
     if grey.size != (width, height):
         raise UserError(

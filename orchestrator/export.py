@@ -126,6 +126,25 @@ def write_bundle(directions: DirectionSet, traversal: Path, to: Path) -> None:
     DirectionSet.load(to)
 
 
+_SYMMETRIC = """from diffusers import DDIMPipeline
+from core import DirectionSet
+
+directions = DirectionSet.load("this folder")
+pipeline = DDIMPipeline.from_pretrained("the model's folder or hub id")
+with directions.applied(pipeline.unet, direction="{name}", scale=1.0):
+    images = pipeline(num_inference_steps={steps}, eta={eta}).images"""
+
+_ASYMMETRIC = """from core import Denoiser, DirectionSet, Schedule, noise, sample
+
+directions = DirectionSet.load("this folder")
+denoiser = Denoiser.from_pretrained("the model's folder or hub id")
+x_T = noise(seeds=[0, 1, 2, 3], shape=denoiser.sample_shape)
+# Measured with asymmetric injection, which a pipeline's own sampler does not have.
+images = sample(
+    denoiser, Schedule.ddim(denoiser, {steps}, eta={eta}), x_T, directions.shift("{name}", 1.0), injection="asymmetric"
+)"""
+
+
 def card(directions: DirectionSet) -> str:
     """What the set is, how good it is, and how to use it, in Markdown."""
     origin = directions.provenance
@@ -134,6 +153,8 @@ def card(directions: DirectionSet) -> str:
         for name, mode in METRICS.items()
         if name in directions.metrics
     )
+    recipe = _ASYMMETRIC if origin.get("injection") == "asymmetric" else _SYMMETRIC
+    use = recipe.format(name=directions.names[0], steps=len(directions.timesteps), eta=origin.get("eta", 0.0))
     return f"""# {len(directions)} directions in the h-space of `{origin.get("model")}`
 
 Found by the method `{origin.get("method")}` in trial `{origin.get("trial")}` of the sweep `{origin.get("sweep")}`.
@@ -146,12 +167,6 @@ Made for the weights with digest `{str(origin.get("weight_digest"))[:16]}` and {
 {metrics}
 
 ```python
-from diffusers import DDIMPipeline
-from core import DirectionSet
-
-directions = DirectionSet.load("this folder")
-pipeline = DDIMPipeline.from_pretrained("the model's folder or hub id")
-with directions.applied(pipeline.unet, direction="{directions.names[0]}", scale=1.0):
-    images = pipeline(num_inference_steps={len(directions.timesteps)}, eta={origin.get("eta", 0.0)}).images
+{use}
 ```
 """

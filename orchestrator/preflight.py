@@ -103,7 +103,9 @@ def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
             settings = settings_of(parameters, sweep)
             training_seeds(_samples_of(settings), settings.seed)
             if parameters["method"] == "jacobian":
-                check_count(denoiser, settings.directions, find_mask(denoiser, settings.box, settings.mask))
+                mask = find_mask(denoiser, settings.box, settings.mask)
+                if settings.directions <= prod(denoiser.h_shape):  # else told already
+                    check_count(denoiser, settings.directions, mask)
         except UserError as error:
             told[f"method {parameters['method']}: {error}"] = None
     yield from told

@@ -61,7 +61,9 @@ def methods_table(sweep: Sweep, methods: list[MethodRow], width: int) -> Table:
     table.add_column("seconds to find", justify="right")
     for row in methods:
         cells = [_spread(*row.metrics.get(name, (None, None))) for name in metrics]
-        table.add_row(row.method, f"{row.completed} of {row.trials}", *cells, _cell(row.seconds))
+        table.add_row(
+            row.method, f"{row.completed} of {row.trials}", *cells, "-" if row.seconds is None else f"{row.seconds:.0f}"
+        )
     return table
 
 

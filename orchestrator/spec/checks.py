@@ -14,6 +14,7 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
     """Every mistake between parts of the sweep, but for those that rest on a value already known to be wrong."""
     found = [
         *_batches(sweep),
+        *_compared(sweep),
         *_grace(sweep),
         *_untrained(sweep),
         *_useless(sweep),
@@ -43,6 +44,24 @@ def _batches(sweep: Sweep) -> Iterator[Check]:
         of = f"train.batch of {batch}" + (f" over {workers} GPUs" if workers > 1 else "")
         text = complaint("does not divide a worker's batch", micro, f"a divisor of {batch // workers} ({of})")
         yield (*share, ("train", "micro_batch")), Problem(("train", "micro_batch"), text)
+
+
+def _compared(sweep: Sweep) -> Iterator[Check]:
+    """The learned method compares the samples of a micro-batch in pairs, unless that has no weight."""
+    weight = sweep.space.get("consistency_weight")
+    if weight is None or countable(weight) == (0.0,) or sweep.micro_batch % 2 == 0 or any(_batches(sweep)):
+        return
+    name = "micro_batch" if sweep.train.micro_batch else "batch"
+    allowed = "an even number for each worker, or search.consistency_weight: 0"
+    text = complaint("cannot be compared in pairs", sweep.micro_batch, allowed)
+    reads: tuple[Path, ...] = (
+        ("train", "batch"),
+        ("train", "micro_batch"),
+        ("resources", "gpus_per_trial"),
+        ("method",),
+        ("search", "consistency_weight"),
+    )
+    yield reads, Problem(("train", name), text)
 
 
 def _grace(sweep: Sweep) -> Iterator[Check]:

@@ -193,3 +193,14 @@ def test_description_is_plain_json(tmp_path: Path) -> None:
     a_set().save(tmp_path / "set")
     description = json.loads((tmp_path / "set" / "directions.json").read_text())
     assert description["format"] == "h-space directions" and description["version"] == 1
+
+
+def test_a_window_is_part_of_the_set() -> None:
+    """Outside of it the shift is zero, in whatever pipeline; a direction shared by all steps gets one for each."""
+    table = torch.nn.functional.normalize(torch.ones(2, 1, 4, 1, 1), dim=2)
+    shared = DirectionSet(table, torch.tensor([[2.0], [3.0]]), (900, 500, 100))
+    inside = shared.within((600, 500))
+    assert inside.table.shape == (2, 3, 4, 1, 1)
+    assert torch.equal(inside.sigma, torch.tensor([[0.0, 2.0, 0.0], [0.0, 3.0, 0.0]]))
+    assert torch.equal(inside.shift(1)(1), shared.shift(1)(1)) and not inside.shift(1)(0).any()
+    assert shared.within(None) is shared

@@ -1,5 +1,6 @@
 """Bundles: whole, described, verified on read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_a_bundle_has_its_four_files_and_a_card(directions: DirectionSet, tmp_pa
     assert "# 2 directions in the h-space of `toyfaces`" in text
     assert "| globality | 0.500 | more |" in text and "identifiability" not in text
     assert 'direction="direction_0"' in text and "num_inference_steps=2" in text
+
+
+def test_a_card_names_the_injection_that_was_measured(directions: DirectionSet) -> None:
+    """A pipeline shifts symmetrically; what was measured otherwise is used otherwise."""
+    asymmetric = replace(directions, provenance={**directions.provenance, "injection": "asymmetric"})
+    assert 'injection="asymmetric"' in card(asymmetric) and "applied" not in card(asymmetric)
+    code = card(asymmetric).split("```python")[1].split("```")[0]
+    compile(code, "card", "exec")
 
 
 def test_a_trials_last_checkpoint_is_exported(folder: SweepFolder, tmp_path: Path) -> None:

@@ -98,3 +98,10 @@ def test_every_parameter_of_a_method_is_a_field_of_its_settings(method: str) -> 
 def test_what_a_method_refuses_is_told_in_its_words() -> None:
     with pytest.raises(UserError, match="^extremes: got 33; two groups of them are taken from 64 samples"):
         settings_of({"method": "supervised", "supervised.samples": 64, "supervised.extremes": 33}, sweep_with())
+
+
+def test_a_word_means_nothing_elsewhere() -> None:
+    """A mask called "every" is a file, and so is a folder of pairs."""
+    mask = settings_of({"method": "jacobian", "jacobian.mask": "every"}, sweep_with(method="jacobian")).mask
+    pairs = settings_of({"method": "supervised", "supervised.pairs": "every"}, sweep_with(method="supervised")).pairs
+    assert (mask, pairs) == ("every", "every")

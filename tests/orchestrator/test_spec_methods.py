@@ -83,6 +83,16 @@ SENTENCES = [
     ),
     # between parameters
     (
+        "{train: {batch: 5}, search: {directions: {choice: [8, 9]}}}",
+        "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker, "
+        "or search.consistency_weight: 0",
+    ),
+    (
+        "{train: {batch: 6, micro_batch: 3}, search: {consistency_weight: {choice: [0, 1]}}}",
+        "train.micro_batch: cannot be compared in pairs (got 3); allowed: an even number for each worker, "
+        "or search.consistency_weight: 0",
+    ),
+    (
         "{method: jacobian, sampler: {steps: 6}, search: {jacobian.step: {choice: [every, 12]}}}",
         "search.jacobian.step: is not a step of the chain (got 12); "
         "allowed: 0 to 5 (sampler.steps is 6), middle, every",
