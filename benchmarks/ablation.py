@@ -1,22 +1,23 @@
 """Which parts of the learned method earn their place: one change at a time, on seeds that choose.
 
-    python -m benchmarks.ablation toyfaces            all runs that are not done yet, then the table
-    python -m benchmarks.ablation toyfaces --only start_random --seeds 0 1
+    python -m benchmarks.ablation toyfaces            what has not been measured yet, then the table
+    python -m benchmarks.ablation toyfaces --only start_random start_pca --seeds 0
 
-Every set is calibrated to the same strength before it is measured. The seeds are those that choose (SELECT_SEEDS);
-the figures to quote are those of benchmarks/methods.py, on other seeds.
+The figures to quote are those of benchmarks/methods.py, on seeds that chose nothing.
 """
 
 import argparse
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, machine, remember, remembered, table
+from benchmarks.common import RESULTS, Record, kept, machine, table
 from core import Denoiser, Schedule
 from core.methods import learned
 from core.metrics import METRICS, calibrate, evaluate
@@ -25,85 +26,81 @@ from core.randomness import SELECT_SEEDS
 from core.zoo.attributes import embedded
 
 STEPS, STRENGTH, SEEDS = 6, 0.5, 24
-BASE = learned.Settings(directions=16, shift_scale=0.5, iterations=300)
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
+BASE = learned.Settings(
+    directions=16, shift_scale=0.5, iterations=150, start="flattest", consistency_weight=1.0, direction_rate=0.05
+)
+CHANGES: dict[str, dict[str, Any]] = {
+    "base": {},
     "not_trained": {"iterations": 0},
-    "start_random": {"start": "random"},
     "start_pca": {"start": "pca"},
+    "start_random": {"start": "random"},
     "consistency_0": {"consistency_weight": 0.0},
     "consistency_3": {"consistency_weight": 3.0},
+    "direction_rate_0.02": {"direction_rate": 0.02},
     "discriminator_0": {"discriminator_weight": 0.0},
     "discriminator_1": {"discriminator_weight": 1.0},
-    "direction_rate_0.02": {"direction_rate": 0.02},
     "per_step": {"parametrisation": "per_step"},
     "time": {"parametrisation": "time"},
     "not_orthonormal": {"orthonormal": False},
     "asymmetric": {"injection": "asymmetric"},
     "shift_scale_1": {"shift_scale": 1.0},
-    "iterations_300": {"iterations": 300},
+    "rate_0.02_consistency_3": {"consistency_weight": 3.0, "direction_rate": 0.02},
+    "default": {"consistency_weight": 3.0, "direction_rate": 0.02, "iterations": 300},
 }
 
 
-def measure(model: str, variant: str, seed: int) -> dict[str, float]:
+def measure(denoiser: Denoiser, settings: learned.Settings) -> Record:
     """Learn one set and measure it."""
-    denoiser, attributes = Denoiser.from_pretrained(model), embedded(model)
-    schedule = Schedule.ddim(denoiser, STEPS)
-    settings = replace(BASE, **VARIANTS[variant], seed=seed)
+    schedule, attributes = Schedule.ddim(denoiser, STEPS), embedded(denoiser.name, denoiser.device)
     started = time.perf_counter()
     directions = learned.find(denoiser, schedule, settings)
     seconds = time.perf_counter() - started
     directions = calibrate(denoiser, schedule, directions, STRENGTH, settings.injection)
-    measured = evaluate(
-        denoiser,
-        schedule,
-        directions,
-        SELECT_SEEDS[:SEEDS],
-        SELECT_SEEDS[SEEDS : 5 * SEEDS],
-        attributes,
-        settings.injection,
-    )
-    strict = {} if measured.effects is None else {"coverage_at_half": coverage(measured.effects, 0.5, 0.5)}
-    return {**measured.metrics, **strict, "seconds": seconds}
+    chosen, reference = SELECT_SEEDS[:SEEDS], SELECT_SEEDS[SEEDS : 5 * SEEDS]
+    measured = evaluate(denoiser, schedule, directions, chosen, reference, attributes, settings.injection)
+    figures = {**measured.metrics, "seconds": seconds}
+    if measured.effects is not None:
+        figures["coverage_at_half"] = coverage(measured.effects, 0.5, 0.5)
+    return Record(figures, machine(denoiser.device))
 
 
-def document(model: str, folder: Path) -> str:
-    """The table of everything that was measured."""
-    results = remembered(folder)
-    rows = [
-        (name.replace("_", " "), [result for key, result in results.items() if key.rpartition("-")[0] == name])
-        for name in VARIANTS
-    ]
-    columns = [*METRICS, "coverage_at_half", "seconds"]
+def document(model: str, records: Mapping[str, Sequence[Record]]) -> str:
+    """The page."""
+    rows = [(name.replace("_", " "), [record.figures for record in runs]) for name, runs in records.items()]
+    machines = dict.fromkeys(record.machine for runs in records.values() for record in runs)
     return f"""# Ablation of the learned method on `{model}`
 
-One change at a time from the default ({BASE.directions} directions, {BASE.iterations} iterations, {STEPS} steps), mean
-and standard deviation over the seeds. Every set is calibrated so that scale 1.0 moves images {STRENGTH} times as far as
-another sample is, and measured on {SEEDS} of the seeds that choose. `coverage at half` asks for half of a direction's
-effect on one attribute where `coverage` asks for 0.4.
+One change at a time from a base ({BASE.directions} directions, start {BASE.start}, consistency weight
+{BASE.consistency_weight:g}, direction rate {BASE.direction_rate:g}, discriminator weight
+{BASE.discriminator_weight:g}, {BASE.iterations} iterations, {STEPS} steps), and last the default, with 300 iterations.
+Mean and standard deviation over the seeds that were run. Every set is calibrated so that scale 1.0 moves images
+{STRENGTH} times as far as another sample is, and measured on {SEEDS} of the seeds that choose. `coverage at half` asks
+for half of a direction's effect on one attribute where `coverage` asks for 0.4.
 
-{table([(name, runs) for name, runs in rows if runs], columns)}
+{table(rows, [*METRICS, "coverage_at_half", "seconds"])}
 
-Measured on {machine()}, by `python -m benchmarks.ablation {model}`.
+Measured on {"; ".join(machines)}, by `python -m benchmarks.ablation {model}`.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("toyfaces", "digits"))
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    denoiser = Denoiser.from_pretrained(arguments.model, device="cuda" if torch.cuda.is_available() else "cpu")
     folder = Path("runs") / f"ablation_{arguments.model}"
+    records: dict[str, list[Record]] = {name: [] for name in arguments.only}
     for seed in arguments.seeds:
-        for variant in arguments.only:
-            name = f"{variant}-{seed}"
-            if name not in remembered(folder):
-                remember(folder, name, measure(arguments.model, variant, seed))
-                print(name, remembered(folder)[name], flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"ablation_{arguments.model}.md").write_text(document(arguments.model, folder))
+        for name in arguments.only:
+            settings = replace(BASE, **CHANGES[name], seed=seed)
+            conditions = (settings, STEPS, STRENGTH, SEEDS, denoiser.digest)
+            record = kept(folder, f"{name}-{seed}", conditions, partial(measure, denoiser, settings))
+            records[name].append(record)
+            print(name, seed, record.figures, flush=True)
+    (RESULTS / f"ablation_{arguments.model}.md").write_text(document(arguments.model, records))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,55 @@
 """What every benchmark shares: the machine it ran on, results kept one file a run, tables of mean and spread."""
 
+import hashlib
 import json
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from core.files import write_json
 from core.metrics import METRICS
 
 RESULTS = Path(__file__).parent / "results"
+_ARROWS = {"max": "↑", "min": "↓"}
 
 
-def machine() -> str:
-    """The hardware and the versions a figure was measured with."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+def machine(device: torch.device) -> str:
+    """The hardware and the versions a figure is measured with."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
         names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
-        device = f"{', '.join(sorted(names)) or platform.processor() or 'CPU'}, {torch.get_num_threads()} thread(s)"
-    return f"{device}; torch {torch.__version__}, Python {platform.python_version()}"
+        hardware = f"{', '.join(sorted(names)) or platform.processor() or 'CPU'}, {torch.get_num_threads()} thread(s)"
+    return f"{hardware}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def remember(folder: Path, name: str, result: dict[str, float]) -> None:
-    """Keep one run's result, so that an interrupted benchmark goes on where it stopped."""
+@dataclass(frozen=True)
+class Record:
+    """One run's figures, and the hardware they were measured on."""
+
+    figures: dict[str, float]
+    machine: str
+
+
+def kept(folder: Path, name: str, conditions: object, run: Callable[[], Record]) -> Record:
+    """The record of a run: read from `folder` where it was measured under the same conditions before, else measured.
+
+    An interrupted benchmark goes on where it stopped, and nothing is reused after a setting or a weight has changed.
+    """
+    file, digest = folder / f"{name}.json", hashlib.sha256(repr(conditions).encode()).hexdigest()
+    if file.is_file():
+        known = json.loads(file.read_text())
+        if known["conditions"] == digest:
+            return Record(known["figures"], known["machine"])
+    record = run()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-
-
-def remembered(folder: Path) -> dict[str, dict[str, float]]:
-    """Every result kept so far, by name."""
-    return {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    write_json(file, {"conditions": digest, "figures": record.figures, "machine": record.machine})
+    return record
 
 
 def table(rows: Sequence[tuple[str, Sequence[dict[str, float]]]], columns: Iterable[str] = METRICS) -> str:
@@ -44,9 +61,6 @@ def table(rows: Sequence[tuple[str, Sequence[dict[str, float]]]], columns: Itera
         cells = [_cell([run[column] for run in runs if column in run]) for column in columns]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-_ARROWS = {"max": "↑", "min": "↓"}
 
 
 def _cell(values: list[float]) -> str:

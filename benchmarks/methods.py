@@ -8,17 +8,18 @@ import argparse
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, machine, remember, remembered, table
+from benchmarks.common import RESULTS, Record, kept, machine, table
 from core.directions import DirectionSet
 from core.metrics import METRICS
 from core.metrics.attributes import coverage
 from core.randomness import REPORT_SEEDS
-from orchestrator.ranking import Row, checkpoint_folder, rows
+from orchestrator.ranking import checkpoint_folder, rows
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.trial import Bench
@@ -27,15 +28,14 @@ SEEDS = REPORT_SEEDS[100_000:]  # looked at by this table alone
 MIN_EFFECT = 0.5
 
 
-def measure(bench: Bench, sweep: Sweep, folder: SweepFolder, row: Row) -> dict[str, float]:
-    """A trial's set, as strong as the sweep made it, on fresh seeds; its best share and effect of each attribute."""
-    directions = DirectionSet.load(checkpoint_folder(folder, row.trial_id) / "directions")
+def measure(bench: Bench, sweep: Sweep, directions: DirectionSet, seconds: float) -> Record:
+    """A trial's set, as strong as the sweep made it, on fresh seeds; its best share of each attribute."""
     measured = bench.measure(sweep, directions, SEEDS)
-    result = {**measured.metrics, "seconds": row.seconds or 0.0}
+    figures = {**measured.metrics, "seconds": seconds}
     if measured.effects is not None and bench.attributes is not None:
-        result["coverage_at_half"] = coverage(measured.effects, MIN_EFFECT, 0.5)
-        result |= best_shares(measured.effects, bench.attributes.names)
-    return result
+        figures["coverage_at_half"] = coverage(measured.effects, MIN_EFFECT, 0.5)
+        figures |= best_shares(measured.effects, bench.attributes.names)
+    return Record(figures, machine(bench.denoiser.device))
 
 
 def best_shares(effects: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -55,11 +55,12 @@ def shares_table(methods: Mapping[str, Sequence[Mapping[str, float]]], names: Se
     return "\n".join(lines)
 
 
-def document(model: str, sweep: Sweep, bench: Bench, methods: Mapping[str, Sequence[dict[str, float]]]) -> str:
-    """The whole page."""
+def document(model: str, sweep: Sweep, names: Sequence[str], methods: Mapping[str, Sequence[Record]]) -> str:
+    """The page."""
     count = sweep.evaluate.seeds
-    columns = [*METRICS, "coverage_at_half", "seconds"]
-    page = f"""# Every method on `{model}`
+    figures = {method: [record.figures for record in records] for method, records in methods.items()}
+    machines = dict.fromkeys(record.machine for records in methods.values() for record in records)
+    return f"""# Every method on `{model}`
 
 Mean and standard deviation over seeds of the method. Every set is scaled so that scale 1.0 moves images
 {sweep.evaluate.strength} times as far as another sample is, and measured on {count} samples (beside {4 * count}
@@ -68,20 +69,16 @@ measures disentanglement and coverage: it is the ceiling of those two, not a riv
 direction's effect on one attribute, `coverage at half` for 0.5; both for half a standard deviation. `seconds`: to find
 the set.
 
-{table(list(methods.items()), columns)}
-"""
-    if bench.attributes is not None:
-        page += f"""
+{table(list(figures.items()), [*METRICS, "coverage_at_half", "seconds"])}
+
 The largest share of a direction's effect that each attribute has (0: no direction moves it most by half a standard
 deviation), mean over the same runs:
 
-{shares_table(methods, bench.attributes.names)}
+{shares_table(figures, names)}
+
+Measured on {"; ".join(machines)}, by `orchestrate sweep sweeps/compare_{model}.yaml` and
+`python -m benchmarks.methods {model}`.
 """
-    return (
-        page
-        + f"\nMeasured on {machine()}, by `orchestrate sweep sweeps/compare_{model}.yaml` and "
-        + (f"`python -m benchmarks.methods {model}`.\n")
-    )
 
 
 def main() -> None:
@@ -92,18 +89,18 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     folder = SweepFolder(arguments.root, f"compare_{arguments.model}")
     sweep = folder.sweep()
-    bench, kept = Bench.load(sweep), folder.path / "measured"
-    completed = [row for row in rows(folder, sweep) if row.state == "completed"]
-    for row in completed:
-        if row.trial_id not in remembered(kept):
-            remember(kept, row.trial_id, measure(bench, sweep, folder, row))
-    results = remembered(kept)
-    methods = {
-        method: [results[row.trial_id] for row in completed if row.parameters["method"] == method]
-        for method in sweep.methods
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"methods_{arguments.model}.md").write_text(document(arguments.model, sweep, bench, methods))
+    bench = Bench.load(sweep)
+    methods: dict[str, list[Record]] = {}
+    for row in rows(folder, sweep):
+        if row.state == "completed":
+            directions = DirectionSet.load(checkpoint_folder(folder, row.trial_id) / "directions")
+            run = partial(measure, bench, sweep, directions, row.seconds or 0.0)
+            conditions = (sweep.identity(), row.trial_id, SEEDS, bench.denoiser.digest)
+            record = kept(folder.path / "measured", row.trial_id, conditions, run)
+            methods.setdefault(row.parameters["method"], []).append(record)
+    ordered = {method: methods[method] for method in sweep.methods if method in methods}
+    names = bench.attributes.names if bench.attributes else ()
+    (RESULTS / f"methods_{arguments.model}.md").write_text(document(arguments.model, sweep, names, ordered))
 
 
 if __name__ == "__main__":
