@@ -52,7 +52,7 @@ def draw(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: in
         yield Drawn(x_T, x_0, h, z)
 
 
-def measured_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> Tensor:
+def measured_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64) -> Tensor:
     """The spread s_t of h [T] over the samples of `seeds`, in one pass; float64, on the CPU.
 
     s_t = root mean square of ||h_t - mean h_t||: the distance of a typical sample from the mean, the unit in which
@@ -60,7 +60,7 @@ def measured_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]
     """
     total: Tensor | None = None
     squares: Tensor | None = None
-    for part in draw(denoiser, schedule, seeds):
+    for part in draw(denoiser, schedule, seeds, batch):
         h = part.h.double().cpu()
         total = h.sum(1) + (0 if total is None else total)
         squares = h.square().flatten(1).sum(1) + (0 if squares is None else squares)

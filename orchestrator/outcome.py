@@ -17,7 +17,7 @@ class TrialOutcome(StrEnum):
 ADVICE = {
     TrialOutcome.COMPLETED: "ran to its end",
     TrialOutcome.PRUNED: "stopped early: other trials were ahead at the same iteration",
-    TrialOutcome.OUT_OF_MEMORY: "ran out of memory: lower train.micro_batch, or use gradient.policy checkpoint_steps",
+    TrialOutcome.OUT_OF_MEMORY: "ran out of memory: lower sampler.batch and train.micro_batch, or use checkpoint_steps",
     TrialOutcome.DIVERGED: "a loss became infinite: lower shift_scale or the learning rates",
     TrialOutcome.PREEMPTED: "was interrupted: the same command goes on with it",
     TrialOutcome.FAILED: "failed: its last lines say why",

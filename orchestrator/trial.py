@@ -59,7 +59,13 @@ class Bench:
         if strength is None:
             return directions
         return calibrate(
-            self.denoiser, self.schedule, directions, strength, injection=sampler.injection, window=sampler.window
+            self.denoiser,
+            self.schedule,
+            directions,
+            strength,
+            injection=sampler.injection,
+            window=sampler.window,
+            batch=sampler.batch,
         )
 
     def measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
@@ -74,12 +80,20 @@ class Bench:
             attributes=self.attributes,
             injection=sweep.sampler.injection,
             window=sweep.sampler.window,
+            batch=sweep.sampler.batch,
         )
 
     def draw(self, sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
         """traversal.png: every direction across its scales, on a fixed seed."""
-        injection, window = sweep.sampler.injection, sweep.sampler.window
-        images = traversal(self.denoiser, self.schedule, directions, injection=injection, window=window)
+        sampler = sweep.sampler
+        images = traversal(
+            self.denoiser,
+            self.schedule,
+            directions,
+            injection=sampler.injection,
+            window=sampler.window,
+            batch=sampler.batch,
+        )
         traversal_grid(images, directions).save(folder / "traversal.png")
 
 
@@ -120,9 +134,10 @@ def run_trial(parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -
 def _find(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
     """A method that does not train: one finding, which counts as a whole trial's."""
     method, watch = parameters["method"], Stopwatch()
-    predictor = {"attributes": bench.attributes} if method == "supervised" else {}
+    more = {"attributes": bench.attributes} if method == "supervised" else {}
+    settings = settings_of(parameters, sweep)
     with watch.running():
-        directions = METHODS[method].find(bench.denoiser, bench.schedule, settings_of(parameters, sweep), **predictor)
+        directions = METHODS[method].find(bench.denoiser, bench.schedule, settings, batch=sweep.sampler.batch, **more)
     _report(bench, sweep, reporter, Finding(directions, sweep.train.iterations, watch.seconds))
 
 
@@ -131,7 +146,9 @@ def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: 
     engines, watch = Engines(sweep.deepspeed, settings.micro_batch or settings.batch), Stopwatch()
     try:
         with watch.running():
-            learner = learned.Learner(bench.denoiser, bench.schedule, settings, engines.make)
+            learner = learned.Learner(
+                bench.denoiser, bench.schedule, settings, engines.make, draw_batch=sweep.sampler.batch
+            )
         done = 0
         with reporter.checkpoint() as folder:
             if folder:
@@ -170,5 +187,7 @@ def _report(bench: Bench, sweep: Sweep, reporter: Reporter, finding: Finding, en
 
 def random_like(bench: Bench, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
     """The honest baseline of a set: as many random directions, of the same mean length."""
-    found = random.find(bench.denoiser, bench.schedule, random.Settings(len(directions), seed=sweep.seed))
+    found = random.find(
+        bench.denoiser, bench.schedule, random.Settings(len(directions), seed=sweep.seed), sweep.sampler.batch
+    )
     return replace(found, sigma=found.sigma * (directions.sigma.mean() / found.sigma.mean()))

@@ -168,6 +168,7 @@ def find(
     settings: Settings = Settings(),  # noqa: B008  # frozen
     x_T: Tensor | None = None,
     step_noise: Tensor | None = None,
+    batch: int = 64,
 ) -> DirectionSet:
     """The directions of one image, scaled by the measured spread of h at each step.
 
@@ -178,7 +179,7 @@ def find(
     seeds = training_seeds(SPREAD_SAMPLES, settings.seed)
     x, z = _image(denoiser, schedule, seeds[settings.image], x_T, step_noise)
     found = _along_chain(denoiser, schedule, settings, x, z)
-    spread = measured_spread(denoiser, schedule, seeds)
+    spread = measured_spread(denoiser, schedule, seeds, batch)
     table = torch.stack([at.vectors for at in found], dim=1).float().cpu().expand(-1, len(schedule), -1, -1, -1)
     sigma = (settings.shift_scale * spread.float()).expand(settings.directions, len(schedule)).clone()
     origin = {

@@ -140,12 +140,12 @@ class Pool:
     x_0: Tensor  # [P, *sample_shape]
 
 
-def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0) -> tuple[Pool, Tensor]:
+def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0, batch: int = 64) -> tuple[Pool, Tensor]:
     """`size` unshifted training samples and the h they passed through: [T, P, *h_shape], float32, on the CPU."""
     seeds = training_seeds(size, seed)
     h = torch.empty(len(schedule), size, *denoiser.h_shape)
     noises, images, done = [], [], 0
-    for part in draw(denoiser, schedule, seeds):
+    for part in draw(denoiser, schedule, seeds, batch):
         h[:, done : done + len(part.x_0)] = part.h.float().cpu()
         done += len(part.x_0)
         noises.append(part.x_T)
@@ -157,7 +157,8 @@ class Learner:
     """The learned method in progress. `iterate(n)` is iteration n, `directions()` the set so far.
 
     Iteration n draws its samples, directions and magnitudes from (seed, n) alone, so that a resumed run goes on exactly
-    where the interrupted one stopped. `rank` of `world` takes its share of every batch.
+    where the interrupted one stopped. `rank` of `world` takes its share of every batch. The pool is
+    drawn `draw_batch` samples at a time.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class Learner:
         make_optimiser: MakeOptimiser = TorchOptimiser,
         rank: int = 0,
         world: int = 1,
+        draw_batch: int = 64,
     ) -> None:
         self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
         self.micro_batch = settings.micro_batch or settings.batch // world
@@ -176,7 +178,7 @@ class Learner:
                 f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
             )
         self.rank, self.world = rank, world
-        self.pool, h = draw_pool(denoiser, schedule, settings.pool, settings.seed)
+        self.pool, h = draw_pool(denoiser, schedule, settings.pool, settings.seed, draw_batch)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.explorer = self._make_explorer(h).to(denoiser.device)
@@ -319,10 +321,14 @@ def find(
     denoiser: Denoiser,
     schedule: Schedule,
     settings: Settings = Settings(),  # noqa: B008  # frozen
+    batch: int = 64,
     progress: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> DirectionSet:
-    """Learn a direction set in this process. `progress(n, terms)` is called after every iteration."""
-    learner = Learner(denoiser, schedule, settings)
+    """Learn a direction set in this process. `progress(n, terms)` is called after every iteration.
+
+    batch: unshifted samples drawn at a time, before the first iteration.
+    """
+    learner = Learner(denoiser, schedule, settings, draw_batch=batch)
     for n in range(settings.iterations):
         terms = learner.iterate(n)
         if progress is not None:

@@ -26,18 +26,17 @@ from core.schedule import Schedule
 @dataclass(frozen=True)
 class Settings:
     """directions: how many; samples: how many to take components of; joint: one PCA over all steps, else one at each;
-    sigmas: what scale 1.0 means, in standard deviations along the component; batch: samples drawn at a time.
+    sigmas: what scale 1.0 means, in standard deviations along the component.
     """
 
     directions: int = 16
     samples: int = 1024
     joint: bool = True
     sigmas: float = 3.0
-    batch: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("directions", 1), ("batch", 1), ("seed", 0)):
+        for name, least in (("directions", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
         if self.samples <= self.directions:
@@ -48,15 +47,21 @@ class Settings:
             raise UserError(f"sigmas: got {self.sigmas}; allowed: a number above 0")
 
 
-def find(denoiser: Denoiser, schedule: Schedule, settings: Settings = Settings()) -> DirectionSet:  # noqa: B008  # frozen
+def find(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    batch: int = 64,
+) -> DirectionSet:
     """The K components of most variance, sigma[k, s] = `sigmas` standard deviations of h_s along the component.
 
-    Signs are arbitrary but repeatable. Where h does not vary at a step, sigma is 0 and the direction there arbitrary.
+    batch: samples drawn at a time. Signs are arbitrary but repeatable. Where h does not vary at a step, sigma is 0 and
+    the direction there arbitrary.
     Raises UserError where h has fewer dimensions than directions asked (before a sample is drawn) or varies in fewer,
     NonFiniteError where h is NaN or infinite.
     """
     form = _joint if settings.joint else _per_step
-    vectors, deviations = form(denoiser, schedule, settings)
+    vectors, deviations = form(denoiser, schedule, settings, batch)
     varying = int((deviations.sum(1) > 0).sum())
     if varying < settings.directions:
         raise UserError(
@@ -71,9 +76,9 @@ def find(denoiser: Denoiser, schedule: Schedule, settings: Settings = Settings()
     )
 
 
-def _joint(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[Tensor, Tensor]:
+def _joint(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
     """Unit vectors [K, T, D] and deviations [K, T]: a component's part at step s is deviations[s] * vectors[s]."""
-    (whole,) = _components(denoiser, schedule, settings, settings.directions)
+    (whole,) = _components(denoiser, schedule, settings, settings.directions, batch)
     parts = whole.vectors.reshape(settings.directions, len(schedule), -1)  # [K, T, D]
     lengths = parts.norm(dim=2)
     anywhere = torch.eye(1, parts.shape[2]).to(parts)  # a step without a part still needs a unit vector
@@ -81,11 +86,11 @@ def _joint(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[
     return vectors, whole.deviations[:, None] * lengths
 
 
-def _per_step(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[Tensor, Tensor]:
+def _per_step(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
     """Unit vectors [K, T, D] and deviations [K, T] of the components of each step, followed through the steps."""
     # Twice as many are followed as are asked for: one that falls behind at some steps is not lost there.
     followed = min(2 * settings.directions, prod(denoiser.h_shape), settings.samples - 1)
-    vectors, deviations = follow(_components(denoiser, schedule, settings, max(followed, settings.directions)))
+    vectors, deviations = follow(_components(denoiser, schedule, settings, max(followed, settings.directions), batch))
     most = deviations.square().sum(1).argsort(descending=True, stable=True)[: settings.directions]
     return vectors[most], deviations[most]
 
@@ -108,7 +113,7 @@ def follow(steps: Sequence[Components]) -> tuple[Tensor, Tensor]:
     return vectors.transpose(0, 1), deviations.T
 
 
-def _components(denoiser: Denoiser, schedule: Schedule, settings: Settings, count: int) -> list[Components]:
+def _components(denoiser: Denoiser, schedule: Schedule, settings: Settings, count: int, batch: int) -> list[Components]:
     """`count` components of the whole code (a list of one), or of each step's h, in one pass over the samples."""
     steps, size = len(schedule), prod(denoiser.h_shape)
     stores, width = (1, steps * size) if settings.joint else (steps, size)
@@ -120,7 +125,7 @@ def _components(denoiser: Denoiser, schedule: Schedule, settings: Settings, coun
     seeds = training_seeds(settings.samples, settings.seed)
     height = store_height(width, count, settings.samples, stores, max(4, denoiser.dtype.itemsize))
     running = [RunningComponents(width, height, denoiser.dtype, denoiser.device) for _ in range(stores)]
-    for part in draw(denoiser, schedule, seeds, settings.batch):
+    for part in draw(denoiser, schedule, seeds, batch):
         _refuse_non_finite(part.h, denoiser, running[0].shown)
         h = part.h.flatten(2)  # [T, n, D]
         rows = h.transpose(0, 1).flatten(1)[None] if settings.joint else h

@@ -19,9 +19,17 @@ class Settings:
     seed: int = 0
 
 
-def find(denoiser: Denoiser, schedule: Schedule, settings: Settings = Settings()) -> DirectionSet:  # noqa: B008  # frozen
-    """K random orthonormal directions, shared by all steps, scaled by the measured spread of h."""
-    spread = measured_spread(denoiser, schedule, training_seeds(SPREAD_SAMPLES, settings.seed))
+def find(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    batch: int = 64,
+) -> DirectionSet:
+    """K random orthonormal directions, shared by all steps, scaled by the measured spread of h.
+
+    batch: samples drawn at a time to measure it.
+    """
+    spread = measured_spread(denoiser, schedule, training_seeds(SPREAD_SAMPLES, settings.seed), batch)
     shift = ShiftControl(settings.directions, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)
     steps = len(schedule)
     return DirectionSet(

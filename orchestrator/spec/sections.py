@@ -35,12 +35,16 @@ class Section(BaseModel):
 
 
 class Sampler(Section):
-    """The chain: DDIM steps, where a shift enters, and in which window of training timesteps."""
+    """The chain: DDIM steps, where a shift enters, and in which window of training timesteps.
+
+    `batch` is how many samples are drawn at a time wherever nothing is differentiated; it changes no result.
+    """
 
     steps: Annotated[int, Whole(1, 1000)] = 20
     injection: Annotated[Literal["symmetric", "asymmetric"], OneOf(("symmetric", "asymmetric"))] = "symmetric"
     window: Annotated[tuple[int, int] | None, OrNull(Window())] = None
     eta: Annotated[float, Real(low=0, high=1)] = 0.0
+    batch: Annotated[int, Whole(1)] = 64
 
 
 class Train(Section):

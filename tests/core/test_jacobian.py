@@ -258,7 +258,7 @@ def test_one_step_gives_the_directions_of_all(tiny_denoiser: Denoiser, eta: floa
         assert torch.allclose(found.table[:, s], alone.vectors.float(), rtol=0, atol=1e-6)
     spread = measured_spread(tiny_denoiser, schedule, training_seeds(256, 1))
     assert torch.allclose(found.sigma, 2 * spread.float().expand(3, STEPS))
-    assert found.provenance["image_seed"] == seed == 261
+    assert found.provenance["image_seed"] == seed
     assert found.provenance["jacobian_steps"] == [index]
     assert found.provenance["singular_values"] == [pytest.approx(alone.values.tolist(), rel=1e-9)]
     assert found.provenance["converged"] is True
@@ -269,7 +269,7 @@ def test_every_step_has_its_own_directions_followed_along_the_chain(tiny_denoise
     found = find(tiny_denoiser, schedule, Settings(directions=4, step=None))
     rows = found.table.flatten(2).double()
     for s in range(STEPS):
-        own = spectrum(tiny_denoiser, x_at(tiny_denoiser, schedule, s, 0), schedule.timesteps[s], 4)
+        own = spectrum(tiny_denoiser, x_at(tiny_denoiser, schedule, s, training_seeds(1)[0]), schedule.timesteps[s], 4)
         cosines = (rows[:, s] @ own.vectors.flatten(1).T).abs()
         assert torch.allclose(cosines.max(dim=1).values, torch.ones(4, dtype=torch.float64), atol=1e-3)
         assert sorted(cosines.argmax(dim=1).tolist()) == [0, 1, 2, 3]
@@ -289,7 +289,7 @@ def test_following_undoes_exchanged_numbers_and_turned_signs() -> None:
     assert again.values.tolist() == again.residuals.tolist() == [1.0, 2.0, 0.0]
 
 
-def test_following_takes_the_closest_pair_first_and_loses_no_vector() -> None:
+def test_following_loses_no_vector() -> None:
     basis = torch.eye(4, dtype=torch.float64).reshape(4, 4, 1, 1)
     # The first new vector leans to both old ones, the second is nearly the first old one, the third is like none.
     mixed = torch.stack([0.7 * basis[0] + 0.6 * basis[1], -0.9 * basis[0], basis[3]])
@@ -304,10 +304,11 @@ def test_an_image_that_is_given_is_looked_at_in_place_of_a_training_sample(tiny_
     schedule = Schedule.ddim(tiny_denoiser, STEPS, eta)
     settings = Settings(directions=2, step=None)
     drawn = find(tiny_denoiser, schedule, Settings(directions=2, step=None, image=7))
-    z = step_noise([7], tiny_denoiser.sample_shape, STEPS, torch.float64) if eta else None
-    given = find(tiny_denoiser, schedule, settings, x_T=image(tiny_denoiser, 7), step_noise=z)
+    seed = training_seeds(8)[7]
+    z = step_noise([seed], tiny_denoiser.sample_shape, STEPS, torch.float64) if eta else None
+    given = find(tiny_denoiser, schedule, settings, x_T=image(tiny_denoiser, seed), step_noise=z)
     assert torch.equal(given.table, drawn.table)
-    assert given.provenance["image_seed"] is None and drawn.provenance["image_seed"] == 7
+    assert given.provenance["image_seed"] is None and drawn.provenance["image_seed"] == seed
     assert not torch.allclose(find(tiny_denoiser, schedule, settings).table, drawn.table, atol=1e-3)
 
 
@@ -322,7 +323,8 @@ def test_what_did_not_converge_says_so_and_is_saved(tiny_denoiser: Denoiser, tmp
 def test_a_box_reaches_the_directions(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, STEPS)
     found = find(tiny_denoiser, schedule, Settings(directions=2, step=0, box=BOX))
-    alone = spectrum(tiny_denoiser, image(tiny_denoiser), schedule.timesteps[0], 2, find_mask(tiny_denoiser, BOX))
+    x_T = image(tiny_denoiser, training_seeds(1)[0])
+    alone = spectrum(tiny_denoiser, x_T, schedule.timesteps[0], 2, find_mask(tiny_denoiser, BOX))
     assert torch.allclose(found.table[:, 0], alone.vectors.float(), rtol=0, atol=1e-6)
     assert found.provenance["settings"]["box"] == BOX
 

@@ -16,7 +16,7 @@ from core.methods import pca
 from core.methods.pca import Settings, follow
 from core.pool import Drawn, draw, training_seeds
 
-SETTINGS = Settings(directions=4, samples=60, batch=16)
+SETTINGS = Settings(directions=4, samples=60)
 STREAMED = 40  # rows held at a time: far fewer than the rows there are
 
 
@@ -214,7 +214,7 @@ def test_a_set_fits_its_model_and_says_where_it_comes_from(
     assert (total.diff() < 0).all()
     assert directions.provenance["method"] == "pca"
     assert directions.provenance["settings"]["joint"] is joint
-    again = pca.find(tiny_denoiser, schedule, replace(settings, batch=7))
+    again = pca.find(tiny_denoiser, schedule, settings, batch=7)
     assert torch.allclose(again.table, directions.table, atol=1e-5)
     assert not torch.allclose(
         pca.find(tiny_denoiser, schedule, replace(settings, seed=1)).table, directions.table, atol=1e-2
@@ -307,7 +307,7 @@ def test_h_that_varies_too_little_or_is_not_finite(
         pca.find(tiny_denoiser, schedule, Settings(4, samples=50, joint=False))
     h[2, 40] = torch.nan
     with pytest.raises(NonFiniteError, match="h of model 'tiny' became NaN or infinite in samples 32 to 47"):
-        pca.find(tiny_denoiser, schedule, Settings(4, samples=50, batch=16))
+        pca.find(tiny_denoiser, schedule, Settings(4, samples=50), batch=16)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,6 @@ def test_what_the_model_cannot_give_is_told_before_sampling(
         ({"directions": 16, "samples": 16}, "samples: got 16; 16 components need at least 17 samples"),
         ({"sigmas": 0.0}, "sigmas: got 0.0; allowed: a number above 0"),
         ({"sigmas": float("nan")}, "sigmas: got nan; allowed: a number above 0"),
-        ({"batch": 0}, "batch: got 0; allowed: 1 or more"),
         ({"seed": -1}, "seed: got -1; allowed: 0 or more"),
     ],
 )

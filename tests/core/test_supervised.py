@@ -204,9 +204,8 @@ def test_pairs_can_be_chosen_scaled_and_projected(tiny_denoiser: Denoiser, sched
     projected = full(supervised.find(tiny_denoiser, schedule, replace(settings, project=True))).flatten(1)
     b, a = full(plain).flatten(1)
     assert torch.allclose(projected[0], b - a * (a @ b) / (a @ a), rtol=1e-6, atol=1e-9)
-    only = Settings(attributes=("a",), pairs=str(tmp_path), project=True)
     with pytest.raises(UserError, match="project: 'a' is the only attribute; at least 2 are needed"):
-        supervised.find(tiny_denoiser, schedule, only)
+        Settings(attributes=("a",), pairs=str(tmp_path), project=True)
 
 
 @pytest.mark.slow
@@ -259,9 +258,9 @@ def broken(images: Tensor) -> Tensor:
             "attribute 'rad' is not one that the predictor knows: all, left, red; did you mean 'red'?",
         ),
         (
-            {"attributes": ("all",), "project": True},
-            BRIGHTNESS,
-            "project: 'all' is the only attribute; at least 2 are needed",
+            {"project": True},
+            Attributes(("bright",), BRIGHTNESS.score),
+            "project: 'bright' is the only attribute; at least 2 are needed",
         ),
         (
             {},

@@ -59,11 +59,12 @@ SENTENCES = [
     ("1: 2", f"1: is not a known key (got 1); allowed: {KEYS}"),
     (
         "sampler: {stps: 5}",
-        "sampler.stps: is not a known key (got 5); allowed: steps, injection, window, eta; did you mean 'steps'?",
+        "sampler.stps: is not a known key (got 5); allowed: steps, injection, window, eta, batch; "
+        "did you mean 'steps'?",
     ),
     (
         "sampler: 5",
-        "sampler: is not a mapping (got 5); allowed: a mapping with steps, injection, window, eta",
+        "sampler: is not a mapping (got 5); allowed: a mapping with steps, injection, window, eta, batch",
     ),
     # text
     ("name: a b", f"name: is not a name (got 'a b'); allowed: {SLUG}"),
@@ -361,7 +362,7 @@ def test_five_mistakes_are_five_lines(tmp_path: Path) -> None:
     assert str(caught.value).splitlines() == [
         f"method: is not known (got 'lerned'); allowed: {METHOD_NAMES}; did you mean 'learned'?",
         "sampler.steps: is not an integer (got 'many'); allowed: an integer >= 1 and <= 1000",
-        "sampler.injecton: is not a known key (got 'symmetric'); allowed: steps, injection, window, eta; "
+        "sampler.injecton: is not a known key (got 'symmetric'); allowed: steps, injection, window, eta, batch; "
         "did you mean 'injection'?",
         "search.shift_scale.float: is upside down (got [3, 1]); allowed: [low, high] with low < high",
         "train.micro_batch: does not divide a worker's batch (got 5); allowed: a divisor of 16 (train.batch of 16)",
@@ -516,7 +517,7 @@ def test_defaults() -> None:
         "predictor": None,
         "method": "learned",
         "seed": 0,
-        "sampler": {"steps": 20, "injection": "symmetric", "window": None, "eta": 0.0},
+        "sampler": {"steps": 20, "injection": "symmetric", "window": None, "eta": 0.0, "batch": 64},
         "train": {
             "iterations": 400,
             "batch": 16,
@@ -577,7 +578,7 @@ def test_resolved_is_plain_json_and_a_sweep_file_itself() -> None:
 
 FULL = """
 {name: a, model: b, predictor: p, method: {choice: [learned, random]}, seed: 1,
- sampler: {steps: 6, injection: symmetric, window: [900, 100], eta: 0.5},
+ sampler: {steps: 6, injection: symmetric, window: [900, 100], eta: 0.5, batch: 32},
  train: {iterations: 100, batch: 16, micro_batch: 4, pool: 128, precision: fp32, strength_floor: 0.1},
  search: {directions: {int: [8, 16], step: 4, log: false}, shift_scale: {float: [0.5, 3.0], log: true},
           discriminator_weight: 0.2, parametrisation: {choice: [shared, time], when: {method: learned}},
@@ -599,6 +600,7 @@ CHANGES: dict[str, Any] = {
     "sampler.injection": "asymmetric",
     "sampler.window": [900, 101],
     "sampler.eta": 0.25,
+    "sampler.batch": 16,
     "train.iterations": 101,
     "train.batch": 32,
     "train.micro_batch": 8,
