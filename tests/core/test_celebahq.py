@@ -28,7 +28,13 @@ def test_one_training_iteration() -> None:
     denoiser = Denoiser(UNet2DModel.from_config(CONFIG), DDIMScheduler(), "celebahq", digest="random")
     assert denoiser.sample_shape == (3, 256, 256) and denoiser.h_shape == (512, 8, 8)
     settings = Settings(
-        directions=2, batch=1, pool=2, injection="asymmetric", window=(600, 0), gradient=CheckpointSteps()
+        directions=2,
+        batch=1,
+        consistency_weight=0.0,
+        pool=2,
+        injection="asymmetric",
+        window=(600, 0),
+        gradient=CheckpointSteps(),
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
