@@ -23,7 +23,7 @@ def show(folder: SweepFolder, console: Console) -> None:
         return
     console.print(trials_table(sweep, ranked, console.width))
     if len(sweep.methods) > 1:
-        console.print(methods_table(sweep, by_method(ranked, sweep), console.width))
+        console.print(methods_table(by_method(ranked, sweep)))
     if len(sweep.objectives) > 1:
         front = [row.trial_id for row in ranked if row.on_front]
         names = " and ".join(objective.metric for objective in sweep.objectives)
@@ -49,25 +49,23 @@ def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> Table:
     return table
 
 
-def methods_table(sweep: Sweep, methods: list[MethodRow], width: int) -> Table:
-    """One line a method, best first: each metric's mean and standard deviation over its completed trials."""
-    metrics = _shown(sweep, methods, width)
-    title = "Methods, best first (mean ± standard deviation)"
-    table = Table(title=title, box=None, pad_edge=False, min_width=len(title))
-    table.add_column("method", no_wrap=True)
-    table.add_column("completed", justify="right")
-    for name in metrics:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("seconds to find", justify="right")
+def methods_table(methods: list[MethodRow]) -> Table:
+    """One column a method, best first: each metric's mean and standard deviation over its completed trials."""
+    table = Table(title="Methods, best first (mean ± standard deviation)", box=None, pad_edge=False)
+    table.add_column("")
     for row in methods:
-        cells = [_spread(*row.metrics.get(name, (None, None))) for name in metrics]
-        table.add_row(
-            row.method, f"{row.completed} of {row.trials}", *cells, "-" if row.seconds is None else f"{row.seconds:.0f}"
-        )
+        table.add_column(row.method, justify="right", no_wrap=True)
+    table.add_column("better")
+    table.add_row("completed", *(f"{row.completed} of {row.trials}" for row in methods), "")
+    for name, mode in METRICS.items():
+        if any(name in row.metrics for row in methods):
+            cells = [_spread(*row.metrics.get(name, (None, None))) for row in methods]
+            table.add_row(name.replace("_", " "), *cells, "more" if mode == "max" else "less")
+    table.add_row("seconds to find", *("-" if row.seconds is None else f"{row.seconds:.0f}" for row in methods), "")
     return table
 
 
-def _shown(sweep: Sweep, lines: Sequence[Row | MethodRow], width: int) -> list[str]:
+def _shown(sweep: Sweep, lines: Sequence[Row], width: int) -> list[str]:
     """The objectives; where the width allows, every other metric that was measured too."""
     objectives = list(sweep.objective_names)
     others = [name for name in METRICS if name not in objectives and any(name in line.metrics for line in lines)]
@@ -89,7 +87,9 @@ def comparison_table(result: dict[str, Any]) -> Table:
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:
-    return _cell(mean) if deviation is None else f"{_cell(mean)} ± {deviation:.2g}"
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
 
 
 def _cell(value: object) -> str:
