@@ -189,6 +189,7 @@ def find(
         "singular_values": [at.values.tolist() for at in found],
         "residuals": [at.residuals.tolist() for at in found],
         "passes": [at.passes for at in found],
+        "products": [at.products for at in found],
         "converged": all(at.converged for at in found),
     }
     return DirectionSet(table.clone(), sigma, schedule.timesteps, provenance=origin)

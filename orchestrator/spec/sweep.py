@@ -166,11 +166,6 @@ class Sweep(Section):
         return [objective.metric for objective in self.objectives]
 
     @property
-    def directions_of_objectives(self) -> list[Mode]:
-        """ "max" or "min" for each of `objective_names`."""
-        return [objective.mode for objective in self.objectives]
-
-    @property
     def micro_batch(self) -> int:
         """What one worker runs at a time; by default its whole share of the batch."""
         return self.train.micro_batch or self.train.batch // self.resources.workers

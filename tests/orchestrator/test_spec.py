@@ -557,7 +557,7 @@ def test_null_means_what_it_is_derived_from() -> None:
         "resources: {gpus_per_trial: 4}}"
     )
     assert (sweep.micro_batch, sweep.evaluate_every, sweep.asha_metric, sweep.experiment) == (4, 50, "coverage", "a")
-    assert (sweep.objective_names, sweep.directions_of_objectives) == (["coverage", "fidelity_kid"], ["max", "min"])
+    assert sweep.objective_names == ["coverage", "fidelity_kid"]
     assert (sweep.asha_mode, sweep_of("{}").asha_mode) == ("max", None)
     plain = sweep_of("{}")
     assert (plain.micro_batch, plain.evaluate_every, plain.asha_metric) == (16, 400, None)
