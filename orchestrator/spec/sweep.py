@@ -156,6 +156,12 @@ class Sweep(Section):
         own: Value = getattr(self, name) if default is None else default
         return self.search.get(name, Fixed(own))
 
+    def _told_elsewhere(self, name: str) -> bool:
+        """The method has a key of its own, and so has the seed, unless it is searched or differs from it."""
+        if name == "method":
+            return True
+        return PARAMETERS[name].default is None and self.given(name) == Fixed(getattr(self, name))
+
     def users(self, name: str) -> tuple[str, ...]:
         """The methods of this sweep that a parameter means something to."""
         return tuple(method for method in self.methods if method in PARAMETERS[name].methods)
@@ -194,7 +200,7 @@ class Sweep(Section):
         """The sweep as plain JSON, every default and derived value filled in; itself a valid sweep file."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"method", "search", "objectives"})
         plain["method"] = self.method.resolved()
-        plain["search"] = {name: self.given(name).resolved() for name in self.space if name != "method"}
+        plain["search"] = {name: self.given(name).resolved() for name in self.space if not self._told_elsewhere(name)}
         plain["objectives"] = [{objective.metric: objective.mode} for objective in self.objectives]
         plain["train"]["micro_batch"] = self.micro_batch
         plain["evaluate"]["every"] = self.evaluate_every

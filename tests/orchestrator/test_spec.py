@@ -529,7 +529,6 @@ def test_defaults() -> None:
         "search": {
             "directions": {"choice": [8, 12]},
             "shift_scale": 0.5,
-            "seed": 0,
             "discriminator_weight": 0.1,
             "consistency_weight": 3.0,
             "parametrisation": "shared",
