@@ -67,3 +67,25 @@ def measured_spread(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]
     assert total is not None and squares is not None
     mean = total / len(seeds)
     return (squares / len(seeds) - mean.flatten(1).square().sum(1)).clamp(min=0).sqrt()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training samples, drawn once: their seeds, noise and images, on the denoiser's device."""
+
+    seeds: range
+    x_T: Tensor  # [P, *sample_shape]
+    x_0: Tensor  # [P, *sample_shape]
+
+
+def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0, batch: int = 64) -> tuple[Pool, Tensor]:
+    """`size` unshifted training samples and the h they passed through: [T, P, *h_shape], float32, on the CPU."""
+    seeds = training_seeds(size, seed)
+    h = torch.empty(len(schedule), size, *denoiser.h_shape)
+    noises, images, done = [], [], 0
+    for part in draw(denoiser, schedule, seeds, batch):
+        h[:, done : done + len(part.x_0)] = part.h.float().cpu()
+        done += len(part.x_0)
+        noises.append(part.x_T)
+        images.append(part.x_0)
+    return Pool(seeds, torch.cat(noises), torch.cat(images)), h

@@ -28,7 +28,7 @@ from core.directions import DirectionSet
 from core.discriminator import Discriminator
 from core.errors import NonFiniteError, UserError
 from core.gradient import FullGraph, GradientPolicy
-from core.pool import draw, training_seeds
+from core.pool import draw_pool
 from core.provenance import provenance
 from core.randomness import generator, step_noise
 from core.reconstructor import Reconstructor
@@ -129,28 +129,6 @@ class Explorer(nn.Module):
     def __init__(self, shift: ShiftControl, reconstructor: Reconstructor) -> None:
         super().__init__()
         self.shift, self.reconstructor = shift, reconstructor
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Training samples, drawn once: their seeds, noise and images, on the denoiser's device."""
-
-    seeds: range
-    x_T: Tensor  # [P, *sample_shape]
-    x_0: Tensor  # [P, *sample_shape]
-
-
-def draw_pool(denoiser: Denoiser, schedule: Schedule, size: int, seed: int = 0, batch: int = 64) -> tuple[Pool, Tensor]:
-    """`size` unshifted training samples and the h they passed through: [T, P, *h_shape], float32, on the CPU."""
-    seeds = training_seeds(size, seed)
-    h = torch.empty(len(schedule), size, *denoiser.h_shape)
-    noises, images, done = [], [], 0
-    for part in draw(denoiser, schedule, seeds, batch):
-        h[:, done : done + len(part.x_0)] = part.h.float().cpu()
-        done += len(part.x_0)
-        noises.append(part.x_T)
-        images.append(part.x_0)
-    return Pool(seeds, torch.cat(noises), torch.cat(images)), h
 
 
 class Learner:
