@@ -133,7 +133,8 @@ def test_methods_side_by_side(tiny_model: Path, orchestrate: Orchestrate, tmp_pa
     assert sorted(row.parameters["method"] for row in found) == ["jacobian", "learned", "pca", "random"]
     assert all(row.state == "completed" and row.iteration == 4 and row.seconds for row in found)
     table = orchestrate("report", "compared").stdout.partition("Methods, best first")[2].splitlines()
-    assert [line.split()[0] for line in table[2:6]] == [row.parameters["method"] for row in found]
+    assert table[1].split() == [*(row.parameters["method"] for row in found), "better"]
+    assert table[2].split() == ["completed", *("1 of 1".split() * 4)]
 
     state = folder.read()
     client = mlflow.MlflowClient(f"sqlite:///{(tmp_path / 'runs').resolve()}/mlflow.db")
