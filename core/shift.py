@@ -56,7 +56,9 @@ def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation,
     steps, samples = h.shape[:2]
     spread = spread_of(h)
     # One step at a time: h of a large model over all steps is not copied as a whole.
-    late = torch.stack([_standard(h[i], spread[i]) for i in range(steps // 2, steps)]).mean(dim=0)  # [N, D]
+    late = h.new_zeros(samples, h[0, 0].numel())  # [N, D]
+    for i in range(steps // 2, steps):
+        late += _standard(h[i], spread[i]) / (steps - steps // 2)
     found = min(count, samples - 1, late.shape[1])
     sources = flattest_sources(late, found, min(max(found, _PURSUED), samples - 1, late.shape[1]), seed)  # [N, k]
     directions = torch.stack([sources.T.to(h) @ _standard(h[i], spread[i]) for i in range(steps)], dim=1) / samples
