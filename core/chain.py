@@ -1,26 +1,18 @@
-"""The sampling chain: T DDIM steps through a denoiser whose h may be shifted on the way.
-
-Two injections of a shift delta_h (with eps~ the shifted and eps the plain prediction):
-
-    symmetric    x_prev = sqrt(a_prev) P_t(eps~) + D_t(eps~)     Haas et al., arXiv 2303.11073; one decoder pass
-    asymmetric   x_prev = sqrt(a_prev) P_t(eps~) + D_t(eps)      Kwon et al., arXiv 2210.10960; two decoder passes,
-                                                                  one encoder pass
-"""
+"""The sampling chain: T DDIM steps through a denoiser whose h may be shifted on the way."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from core.denoiser import Denoiser
 from core.errors import UserError
-from core.gradient import FullGraph, GradientPolicy
+from core.gradient import FullGraph, GradientPolicy, run
+from core.memory import costs
 from core.schedule import Schedule
+from core.step import INJECTIONS, Injection, one_step
 
 Shift = Callable[[int], Tensor | None]  # step index 0..T-1 -> delta_h [N, C, H, W], or None: the step is left alone
-Injection = Literal["symmetric", "asymmetric"]
-INJECTIONS = ("symmetric", "asymmetric")
 
 
 def sample(
@@ -32,12 +24,14 @@ def sample(
     gradient: GradientPolicy | None = None,
     window: tuple[int, int] | None = None,
     step_noise: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Draw x_0 [N, *sample_shape] from x_T [N, *sample_shape].
 
     shift: what is added to h at each step; window: the training timesteps [high, low] in which it is.
     gradient: how memory is kept down when x_0 is differentiated (default FullGraph()).
     step_noise: z [T, N, *sample_shape], needed when schedule.eta > 0.
+    first: the step to begin with; x_T is then the state x_t that the chain has before it.
 
     Raises UserError where the shapes, the injection or the noise do not fit the chain.
     """
@@ -49,25 +43,10 @@ def sample(
         z = None if step_noise is None else step_noise[i]
         return one_step(denoiser, schedule, i, x_t, delta_h, injection, z)
 
-    return (gradient or FullGraph()).run(step, x_T, len(schedule))
-
-
-def one_step(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    i: int,
-    x_t: Tensor,
-    delta_h: Tensor | None,
-    injection: Injection,
-    z: Tensor | None = None,
-) -> Tensor:
-    """Step i of the chain. x_t and the schedule's arithmetic keep x_t's precision, whatever the network's is."""
-    features = denoiser.encode(x_t, schedule.timesteps[i])
-    eps = denoiser.decode(features, delta_h).to(x_t.dtype)
-    if delta_h is None or injection == "symmetric":
-        return schedule.step(i, x_t, eps, eps, z)
-    plain = denoiser.decode(features).to(x_t.dtype)
-    return schedule.step(i, x_t, eps, plain, z)
+    policy, steps = gradient or FullGraph(), range(first, len(schedule))
+    if policy.by_blocks:
+        denoiser = denoiser.by_blocks()
+    return run(policy, step, x_T, steps, lambda: costs(denoiser, schedule, x_T, injection, shifted, steps))
 
 
 @torch.no_grad()

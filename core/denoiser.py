@@ -5,21 +5,24 @@ call this tap "after"). Both halves run the UNet's own modules in its own order,
 `decode(encode(x, t))` is the UNet's output to the last bit.
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from core.errors import ModelError
-from core.zoo import MODELS, model_folder
+from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
 
 _REQUIRED = ("config.json", "diffusion_pytorch_model.safetensors")
 
@@ -49,6 +52,9 @@ class Denoiser:
         height, width = (size, size) if isinstance(size, int) else size
         self.sample_shape: tuple[int, int, int] = (int(unet.config["in_channels"]), int(height), int(width))
         self.h_shape = _bottleneck_shape(unet, self.sample_shape)
+        # How a block of the network is called: checkpointed, it keeps its inputs only.
+        self._run: Callable[..., Any] = _call
+        self._blueprints: dict[torch.dtype, Denoiser] = {}
 
     @classmethod
     def from_pretrained(
@@ -64,6 +70,43 @@ class Denoiser:
         digest = weight_digest(unet)
         torch.nn.Module.to(unet, device=device, dtype=dtype)  # diffusers' own override only adds a warning
         return cls(unet, scheduler, str(model), digest)
+
+    @classmethod
+    def without_weights(cls, model: str | Path, dtype: torch.dtype = torch.float32) -> "Denoiser":
+        """The architecture of a model alone, on torch's meta device: shapes and sizes, and no images.
+
+        Reads, or downloads, nothing but configuration files. Raises ModelError as `from_pretrained` does.
+        """
+        folder = find_folder(model, weights=False)
+        scheduler = _load_scheduler(folder, str(model))
+        return cls(_empty(_read_config(folder, str(model), weights=False), dtype), scheduler, str(model), "no weights")
+
+    def blueprint(self, dtype: torch.dtype | None = None) -> "Denoiser":
+        """This denoiser without its weights, on torch's meta device, in its own precision or another."""
+        dtype = dtype or self.dtype
+        if dtype == self.dtype and self.device.type == "meta":
+            return self
+        if dtype not in self._blueprints:
+            self._blueprints[dtype] = self._without_weights(dtype)
+        return self._blueprints[dtype]
+
+    def _without_weights(self, dtype: torch.dtype) -> "Denoiser":
+        return Denoiser(_empty(self.unet.config, dtype), self.scheduler, self.name, self.digest)
+
+    def by_blocks(self) -> Self:
+        """This denoiser, the same weights, keeping only what enters each of its blocks when it is differentiated."""
+        twin = copy.copy(self)
+        # The network draws no random numbers, so there is no generator state to keep.
+        twin._run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        return twin
+
+    def tensors(self) -> list[Tensor]:
+        """Every weight and buffer that it holds."""
+        return [*self.unet.parameters(), *self.unet.buffers()]
+
+    def weight_bytes(self) -> int:
+        """What they take in memory."""
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     @property
     def device(self) -> torch.device:
@@ -84,17 +127,21 @@ class Denoiser:
     def encode(self, x_t: Tensor, t: int | Tensor) -> Features:
         """Down blocks and mid block. x_t: [N, *sample_shape], t: a training timestep, or one per sample [N]."""
         unet = self.unet
-        timesteps = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(x_t.shape[0])
-        time = unet.time_embedding(unet.time_proj(timesteps).to(self.dtype))
-        sample = x_t.to(self.dtype)
-        if unet.config["center_input_sample"]:
-            sample = 2 * sample - 1
+        sample, time = self.embed(x_t, t)
         sample = unet.conv_in(sample)
         skips = [sample]
         for block in unet.down_blocks:
-            sample, outputs = block(hidden_states=sample, temb=time)
+            sample, outputs = self._run(block, sample, time)
             skips.extend(outputs)
-        return Features(unet.mid_block(sample, time), tuple(skips), time)
+        return Features(self._run(unet.mid_block, sample, time), tuple(skips), time)
+
+    def embed(self, x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the network, in its precision: the image and the time embedding [N, D]."""
+        unet = self.unet
+        timesteps = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(x_t.shape[0])
+        time = unet.time_embedding(unet.time_proj(timesteps).to(self.dtype))
+        sample = x_t.to(self.dtype)
+        return 2 * sample - 1 if unet.config["center_input_sample"] else sample, time
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
         """Up blocks and output convolution: eps [N, *sample_shape], with delta_h [N, *h_shape] added to h."""
@@ -103,7 +150,7 @@ class Denoiser:
         skips = features.skips
         for block in unet.up_blocks:
             count = len(block.resnets)
-            sample = block(sample, skips[-count:], features.time)
+            sample = self._run(up_block, block, sample, features.time, *skips[-count:])
             skips = skips[:-count]
         eps: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
         return eps
@@ -124,11 +171,15 @@ def without_skips(features: Features, dropped: Tensor, input_only: bool = False)
     keep = (~dropped)[:, None, None, None]
     kept = (i == 0 if input_only else skip.shape[-1] == full for i, skip in enumerate(features.skips))
     skips = tuple(skip if whole else skip * keep for skip, whole in zip(features.skips, kept, strict=True))
-    return replace(features, skips=skips)
+    return Features(features.h, skips, features.time)  # what a denoiser made of the old ones is dropped
 
 
-def find_folder(model: str | Path) -> Path:
-    """The folder that holds a built-in name, a local folder, or a hub id (downloaded once, safetensors only)."""
+def find_folder(model: str | Path, weights: bool = True) -> Path:
+    """The folder that holds a built-in name, a local folder, or a hub id (downloaded once, safetensors only).
+
+    Without `weights` nothing but configuration files is downloaded, and of the models whose configuration this package
+    has, nothing at all.
+    """
     if str(model) in MODELS:
         return model_folder(str(model))
     folder = Path(model).expanduser()
@@ -139,7 +190,9 @@ def find_folder(model: str | Path) -> Path:
             f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), "
             "a folder in diffusers layout (unet/, scheduler/), or a hub id such as google/ddpm-celebahq-256"
         )
-    return _download(str(model))
+    if not weights and str(model) in ARCHITECTURES:
+        return architecture_folder(str(model))
+    return _download(str(model), weights)
 
 
 def weight_digest(unet: torch.nn.Module) -> str:
@@ -151,11 +204,13 @@ def weight_digest(unet: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     # google/ddpm-* keep the UNet at the repository's root, later models in unet/.
-    patterns = ["*.json", "diffusion_pytorch_model.safetensors", "unet/*.json", "unet/*.safetensors", "scheduler/*"]
+    patterns = ["*.json", "unet/*.json", "scheduler/*"]
+    if weights:
+        patterns += ["diffusion_pytorch_model.safetensors", "unet/*.safetensors"]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # the hub client has a dozen exception types; the user has one problem
@@ -166,22 +221,33 @@ def _download(hub_id: str) -> Path:
 
 
 def _load_unet(folder: Path, name: str) -> UNet2DModel:
-    part = folder / "unet" if (folder / "unet").is_dir() else folder
-    missing = [file for file in _REQUIRED if not (part / file).is_file()]
+    _read_config(folder, name)
+    try:
+        with _quiet():
+            return UNet2DModel.from_pretrained(_unet_folder(folder), use_safetensors=True, low_cpu_mem_usage=False)
+    except Exception as error:
+        raise ModelError(f"model '{name}' cannot be read from {_unet_folder(folder)}: {_first_line(error)}") from error
+
+
+def _unet_folder(folder: Path) -> Path:
+    return folder / "unet" if (folder / "unet").is_dir() else folder
+
+
+def _read_config(folder: Path, name: str, weights: bool = True) -> dict[str, Any]:
+    """The UNet's configuration, checked to be of the kind whose h-space is open here, beside its weights."""
+    part = _unet_folder(folder)
+    missing = [file for file in _REQUIRED[: 2 if weights else 1] if not (part / file).is_file()]
     if missing:
         raise ModelError(
             f"model '{name}' is incomplete: {part} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
         )
-    kind = _class_name(part / "config.json", name)
+    config = _read_json(part / "config.json", name)
+    kind = config["_class_name"]
     if kind != "UNet2DModel":
         raise ModelError(
             f"model '{name}' is a {kind}; its h-space cannot be opened: a pixel-space UNet2DModel is needed"
         )
-    try:
-        with _quiet():
-            return UNet2DModel.from_pretrained(part, use_safetensors=True, low_cpu_mem_usage=False)
-    except Exception as error:
-        raise ModelError(f"model '{name}' cannot be read from {part}: {_first_line(error)}") from error
+    return config
 
 
 def _load_scheduler(folder: Path, name: str) -> DDIMScheduler:
@@ -196,9 +262,11 @@ def _load_scheduler(folder: Path, name: str) -> DDIMScheduler:
         raise ModelError(f"model '{name}': the scheduler in {part} cannot be read: {_first_line(error)}") from error
 
 
-def _class_name(config: Path, name: str) -> str:
+def _read_json(config: Path, name: str) -> dict[str, Any]:
     try:
-        return str(json.loads(config.read_text())["_class_name"])
+        read: dict[str, Any] = json.loads(config.read_text())
+        read["_class_name"]
+        return read
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model '{name}': {config} is not a diffusers configuration") from error
 
@@ -220,13 +288,30 @@ def _refuse_unsupported(unet: UNet2DModel, scheduler: DDIMScheduler, name: str) 
 
 def _bottleneck_shape(unet: UNet2DModel, sample_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Run the architecture without weights or memory (meta tensors) up to its mid block."""
+    empty: Any = _empty(unet.config)
+    seen: list[torch.Size] = []
+    empty.mid_block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
     with torch.device("meta"), torch.no_grad():
-        empty: Any = UNet2DModel.from_config(unet.config)
-        seen: list[torch.Size] = []
-        empty.mid_block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
         empty(torch.empty(1, *sample_shape), 0)
     _, channels, height, width = seen[0]
     return channels, height, width
+
+
+def _empty(config: Any, dtype: torch.dtype = torch.float32) -> UNet2DModel:
+    """The network of a configuration on the meta device: every shape, and no data."""
+    with torch.device("meta"), _quiet():
+        unet = UNet2DModel.from_config(config)
+    torch.nn.Module.to(unet, dtype=dtype)
+    return unet
+
+
+def up_block(block: Callable[..., Tensor], sample: Tensor, time: Tensor, *skips: Tensor) -> Tensor:
+    """An up block with its skips one by one: of what is packed into a tuple, a checkpoint keeps hold."""
+    return block(sample, skips, time)
+
+
+def _call(block: Callable[..., Any], *inputs: Any) -> Any:
+    return block(*inputs)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".writing-"  # how the temporary folders of `atomic_file` begin
+
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
@@ -30,21 +32,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """The path of a file to write that becomes `path`, in place of what was there, when the block ends well.
+
+    It has a temporary folder to itself, beside `path`, in which its writer may have temporary files of its own.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+    try:
+        yield folder / path.name
+        (folder / path.name).chmod(0o644)
+        _sync(folder / path.name)
+        os.replace(folder / path.name, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by the JSON of `value`, atomically."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(value, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _sync(path: Path) -> None:

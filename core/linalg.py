@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from core.errors import UserError
 
-# Up to here every row is kept and nothing is lost: eigh of 2049 x 2049 takes 1.7 s on one CPU core.
+# Up to here every row is kept and nothing is lost: the first 25 components of 2000 rows of 32,768 columns take 2.1 s on
+# one core of an Intel Xeon (benchmarks/results/pca.md).
 _EXACT_ROWS = 2048
-# Above, the height of the store for each component asked, and at least. Merging N rows of width D takes about 6 N D
+# Above, the height of the store for each component asked, and at least. Merging N rows of width D takes about 4 N D
 # flops for each row of the store. Measured on 6000 rows of width 1000 with deviations 1/sqrt(i), 16 components: the
 # worst |cos| to the exact component is 0.99998 with 256 rows and 0.99984 with 130. One-pass Nystrom sketches (Tropp et
 # al., NIPS 2017) of twice that memory stay at 0.94 and 0.67.
@@ -26,8 +28,12 @@ _ROWS_PER_COMPONENT = 16
 _FEWEST_ROWS = 128
 _STORE_BYTES = 2 << 30
 _BLOCK_ELEMENTS = 1 << 23  # float64 work space of 64 MiB
-# A component this much smaller than the first is rounding: the Gram matrix squares the condition number.
-_NEGLIGIBLE = 1e-7
+# Of a product of rows with themselves half is needed: the strips of rows that are multiplied with those up to them.
+_STRIP_ROWS = 256
+_SPARE = 8  # components that are looked at beside those asked
+# A component this much smaller than the first is rounding: the Gram matrix squares the condition number of float64
+# rows, and float32 ones are merged in float32.
+_NEGLIGIBLE = {torch.float64: 1e-7, torch.float32: 3e-6}
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,18 @@ def store_height(width: int, count: int, samples: int | None = None, share: int 
 class RunningComponents:
     """Principal components of rows that are shown once. Holds `height` rows of `width` numbers, however many come.
 
-    Half of the rows survive a merge, so at most height // 2 components can be asked for. The last row is the
-    correction of the mean's.
+    Half of the rows survive a merge, so at most height // 2 components can be asked for. One row is spare, for the
+    correction of the mean.
     """
 
     def __init__(self, width: int, height: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         if height < 3:
             raise UserError(f"height: got {height}; a store that takes more rows after a merge has at least 3")
-        # Stored in the precision that the rows come in, at least float32; every sum is float64.
+        # Stored in the precision that the rows come in, at least float32; sums of sums are float64.
         self.store = torch.zeros(height, width, dtype=torch.promote_types(dtype, torch.float32), device=device)
         self.mean = torch.zeros(width, dtype=torch.float64, device=device)
-        self._merged = 0  # how many rows the principal rows stand for
-        self._kept = self._filled = 0  # rows of the store: principal ones; those and the raw ones
+        self._merged = 0  # how many rows the first `_kept` of the store stand for, around `mean`
+        self._kept = self._filled = 0  # those; and those with the raw rows after them
 
     @property
     def shown(self) -> int:
@@ -81,7 +87,7 @@ class RunningComponents:
     def add(self, rows: Tensor) -> None:
         """Show rows [n, D], any n."""
         while len(rows):
-            if self._filled == len(self.store) - 1:
+            if self._filled >= len(self.store) - 1:
                 self._merge()
             room = len(self.store) - 1 - self._filled
             part, rows = rows[:room], rows[room:]
@@ -95,10 +101,13 @@ class RunningComponents:
             raise UserError(
                 f"count: got {count}; {self.shown} rows of {len(self.mean)} columns give 1 to {most} components"
             )
-        self._merge()
-        rows = self.store[:count].double()
+        self._centre()
+        # Some more than asked: what separates these from the next is then less a matter of the Gram matrix's precision.
+        leading = _leading(self._gram(), min(count + _SPARE, self._filled)).double()
+        rows = torch.cat([leading @ self.store[: self._filled, columns].double() for columns in self._blocks()], dim=1)
+        rows = _leading(rows @ rows.T, count) @ rows
         lengths = rows.norm(dim=1)
-        real = lengths > _NEGLIGIBLE * lengths[0]
+        real = lengths > _NEGLIGIBLE[self.store.dtype] * lengths[0]
         unit = torch.where(real[:, None], rows / lengths[:, None], 0.0)
         # QR removes what rounding left of their products and puts unit vectors where there was no component.
         basis, upper = torch.linalg.qr(unit.T)
@@ -107,37 +116,68 @@ class RunningComponents:
         return Components(vectors, deviations, self.mean.clone())
 
     def _merge(self) -> None:
-        """Replace principal and raw rows by principal rows: store <- U^T store, for Gram matrix U diag(s^2) U^T."""
-        if self._filled == self._kept:
-            return
+        """Replace all rows by principal rows: store <- U^T store, for Gram matrix U diag(s^2) U^T."""
         self._centre()
-        gram = torch.zeros(len(self.store), len(self.store), dtype=torch.float64, device=self.store.device)
+        kept = min(len(self.store) // 2, self._filled)
+        leading = _leading(self._gram(), kept).to(self._precision())
         for columns in self._blocks():
-            block = self.store[:, columns].double()
-            gram.addmm_(block, block.T)
-        _, vectors = torch.linalg.eigh(gram)
-        kept = min(len(self.store) // 2, self._filled + 1)
-        leading = vectors[:, -kept:].T.flip(0)
-        for columns in self._blocks():
-            self.store[:kept, columns] = (leading @ self.store[:, columns].double()).to(self.store)
-        self.store[kept:] = 0
+            self.store[:kept, columns] = (leading @ self._block(columns)).to(self.store)
         self._kept = self._filled = kept
 
     def _centre(self) -> None:
-        """Take their mean from the raw rows; the last row becomes sqrt(n m / (n + m)) (mean of n old - of m new)."""
+        """Take their mean from the raw rows, and add the row sqrt(n m / (n + m)) (mean of n old - of m new)."""
         old, new = self._merged, self._filled - self._kept
+        if not new:
+            return
+        raw = slice(self._kept, self._filled)
         for columns in self._blocks():
-            raw = self.store[self._kept : self._filled, columns].double()
-            step = raw.mean(0) - self.mean[columns]
-            self.store[self._kept : self._filled, columns] = (raw - raw.mean(0)).to(self.store)
-            self.store[-1, columns] = ((old * new / (old + new)) ** 0.5 * step).to(self.store)
+            mean = self.store[raw, columns].mean(0, dtype=torch.float64)
+            step = mean - self.mean[columns]
+            self.store[raw, columns] -= mean.to(self.store)
+            self.store[self._filled, columns] = ((old * new / (old + new)) ** 0.5 * step).to(self.store)
             self.mean[columns] += new / (old + new) * step
         self._merged += new
+        self._filled += 1 if old else 0  # of the first rows there is nothing to correct
+        self._kept = self._filled
+
+    def _gram(self) -> Tensor:
+        """The products of all rows [n, n], added up in float64; above the strips on the diagonal a mirror image."""
+        gram = torch.zeros(self._filled, self._filled, dtype=torch.float64, device=self.store.device)
+        strips = [slice(start, start + _STRIP_ROWS) for start in range(0, self._filled, _STRIP_ROWS)]
+        for columns in self._blocks():
+            block = self._block(columns)
+            for strip in strips:
+                gram[strip, : strip.stop] += block[strip] @ block[: strip.stop].T
+        for strip in strips:
+            gram[: strip.start, strip] = gram[strip, : strip.start].T
+        # Beyond what the products are exact to, eigenvectors need not be either.
+        return gram.to(self._precision())
+
+    def _precision(self) -> torch.dtype:
+        """What products of rows are taken in, some thousand columns at a time: the store's own precision, twice as fast
+        as float64 where it is float32, unless torch may shorten such products.
+        """
+        whole = self.store.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+        return self.store.dtype if whole else torch.float64
+
+    def _block(self, columns: slice) -> Tensor:
+        return self.store[: self._filled, columns].to(self._precision(), memory_format=torch.contiguous_format)
 
     def _blocks(self) -> Iterator[slice]:
         wide = max(1, _BLOCK_ELEMENTS // len(self.store))
         for start in range(0, len(self.mean), wide):
             yield slice(start, start + wide)
+
+
+def _leading(gram: Tensor, count: int) -> Tensor:
+    """The eigenvectors of the `count` largest eigenvalues of [n, n], largest first: [count, n]."""
+    size = len(gram)
+    if gram.device.type == "cpu" and count < size // 4:
+        # LAPACK's own selection of the last ones, which torch does not offer.
+        _, vectors = eigh(gram.numpy(), subset_by_index=(size - count, size - 1), overwrite_a=True, check_finite=False)
+        return torch.from_numpy(vectors).T.flip(0)
+    leading: Tensor = torch.linalg.eigh(gram)[1][:, -count:].T.flip(0)
+    return leading
 
 
 def principal_components(batches: Iterable[Tensor], count: int, height: int | None = None) -> Components:

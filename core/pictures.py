@@ -6,11 +6,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from core.chain import Injection, sample
+from core.chain import sample
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.randomness import REPORT_SEEDS, noise, step_noise
 from core.schedule import Schedule
+from core.step import Injection
 
 GRID_SCALES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 

@@ -1,14 +1,21 @@
 """What the benchmarks' pages rest on: records reused only under the same conditions, tables that add up."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import jacobian, pca
 from benchmarks.ablation import BASE, CHANGES
 from benchmarks.common import Record, kept, table
 from benchmarks.methods import best_shares, shares_table
+from core.denoiser import Denoiser
+from core.linearised import DecoderJacobian
 from core.methods import learned
+
+# torch 2.13's forward mode, on its first use, calls its own deprecated scripting.
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 
 
 def test_a_record_is_reused_only_under_the_same_conditions(tmp_path: Path) -> None:
@@ -41,6 +48,41 @@ def test_best_shares_are_of_directions_that_move_the_attribute_most_and_enough()
     shares = best_shares(effects, ("a", "b", "c"))
     assert shares == pytest.approx({"share/a": 0.75, "share/b": 0.0, "share/c": 0.0})
     assert shares_table({"pca": [shares]}, ("a", "b")).splitlines()[2:] == ["| a | 0.75 |", "| b | 0.00 |"]
+
+
+def test_power_iteration_and_block_power_iteration_find_the_largest() -> None:
+    values = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25], dtype=torch.float64)
+    vectors, products = jacobian.power_iteration(lambda v: v * values, (5,), 2, 1e-6)
+    assert torch.allclose(vectors.abs(), torch.eye(5, dtype=torch.float64)[:2], atol=1e-5)
+    assert 10 < products < 60
+    assert jacobian.residuals(lambda v: v * values, vectors) <= 2e-6
+    assert 10 < jacobian.block_power_iteration(lambda v: v * values, (5,), 2, 1e-6) < 60
+
+
+@FORWARD_MODE
+def test_the_reference_multiplies_with_the_same_jacobian(tiny_denoiser: Denoiser) -> None:
+    x_t, t = jacobian.at_step(tiny_denoiser, 5)
+    v = torch.randn(tiny_denoiser.h_shape, dtype=torch.float64)
+    ours = DecoderJacobian(tiny_denoiser, x_t, t)
+    expected = ours.pull(ours.push(v[None]))[0]
+    assert torch.allclose(jacobian.FullNetwork(tiny_denoiser, x_t, t)(v), expected, rtol=1e-9, atol=1e-12)
+
+
+@FORWARD_MODE
+def test_the_page_of_the_jacobian(tiny_denoiser: Denoiser) -> None:
+    figures = jacobian.measure(tiny_denoiser, jacobian.Case("tiny", 5, 3, repeats=1))
+    assert figures.residuals[1] <= 1.01e-4 and figures.residuals[0] <= 3e-4
+    assert figures.products[0] > figures.products[1] > 3 and jacobian.ratio(figures.flops) > 1
+    assert "| tiny | 5 | 3 | 1e-04 |" in jacobian.document([figures], {"tiny": (40, 20, 10)}, "here")
+
+
+def test_the_page_of_the_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pca, "drawn", partial(pca.drawn, width=300))
+    for case in (pca.Case("gap", 200, (100,)), pca.Case("slow", 2100, (100,))):
+        ours, peer = pca.measure(case, torch.device("cpu"))
+        assert ours.side == "ours" and ours.cosines[0] > (0.9999 if case.rows == 200 else 0.9)
+        assert peer.side == "IncrementalPCA, batch 100" and 0.9 < peer.explained <= 1 + 1e-9
+        assert "**" in pca.document([ours, peer], "here")
 
 
 def test_the_ablation_ends_with_the_defaults_of_the_method() -> None:

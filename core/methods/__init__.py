@@ -1,4 +1,7 @@
-"""Every way to a direction set. Each method is a module with `Settings` and `find(denoiser, schedule, settings)`."""
+"""Every way to a direction set: each method is a module with `Settings` and `find(denoiser, schedule, settings, ...)`.
+
+A trial also gives every `find` its `batch` and its `cache`.
+"""
 
 from types import ModuleType
 

@@ -5,34 +5,40 @@ The image-specific directions of Haas et al. (arXiv 2303.11073). Along the unshi
     J_t = d (mask * eps_theta(x_t, t | h_t + delta_h)) / d delta_h        at delta_h = 0
     J_t v_k = s_k u_k,   J_t^T u_k = s_k v_k                              direction k is v_k, s_1 >= s_2 >= ...
 
-The encoder does not depend on delta_h and runs once. Haas et al. find the v_k one after another, by power iteration
-with deflation. Here a block goes through J and J^T at once and all that came back is kept: a block Krylov method (Musco
-& Musco, arXiv 1504.05477), expanded by residuals. To residual 1e-4 it takes 8.6 to 22 times fewer products with J^T J
-for 16 directions, 2.5 to 7.8 times for 3 (both embedded models, training image 0, steps 0, 4, 5 and 9 of 10).
+The encoder does not depend on delta_h and runs once; the decoder is linearised once (core.linearised). Haas et al. find
+the v_k one after another, by power iteration with deflation. Here all that came back from J^T J is kept, and the space
+grows by the residual of what is not yet exact: a (block) Krylov method (Musco & Musco, arXiv 1504.05477). Narrow blocks
+take the fewest products. Against power iteration, top 3 to residual 1e-4 on the embedded models and one CPU thread: 6
+to 12 times fewer products, 14 to 27 times fewer FLOPs, 22 to 70 times less time (benchmarks/results/jacobian.md).
+
+A block tells as many equal singular values apart as it is wide, and a coarse tolerance may pass over one of two that
+are nearly equal: one vector at a time, to 1e-2, for 16 directions, in 7 of 48 runs on the embedded models' Jacobians;
+four at a time, or to 1e-3, in none.
 """
 
 import itertools
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core.chain import one_step
+from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError, UserError
 from core.linalg import matched
+from core.linearised import DecoderJacobian, Linearised
 from core.masks import find_mask
 from core.pool import SPREAD_SAMPLES, measured_spread, training_seeds
 from core.provenance import provenance
 from core.randomness import generator, noise, step_noise
 from core.schedule import Schedule
+from core.step import one_step
+
+_ROUNDING = 1e-14
+_RANDOM_PART = 0.1  # of a start from a guess: enough to find what the guess lacks
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,12 @@ class Settings:
     box: tuple[int, int, int, int] | None = None  # what is looked at: left, top, right, bottom in pixels
     mask: str | None = None  # or an image file, white where it is looked at
     tolerance: float = 1e-4  # largest ||J^T u - s v|| / s; the network's own precision is the least that is waited for
-    max_passes: int = 50  # a pass sends one block through J and J^T
-    oversampling: int = 2  # random vectors in the first block beside those asked for, or beside the guess
+    max_passes: int = 300  # a pass sends one block through J and J^T
+    block: int = 1  # vectors in it: as many equal singular values are told apart, and each costs more products
     seed: int = 0  # of the training samples and of the random vectors
 
     def __post_init__(self) -> None:
-        for name, least in (("directions", 1), ("image", 0), ("max_passes", 1), ("oversampling", 0), ("seed", 0)):
+        for name, least in (("directions", 1), ("image", 0), ("max_passes", 1), ("block", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
         if self.image >= SPREAD_SAMPLES:
@@ -74,40 +80,6 @@ class Spectrum:
     products: int  # vectors that did
 
 
-class DecoderJacobian:
-    """J = d (mask * eps) / d delta_h at one x_t [1, *sample_shape], known by its products with blocks of vectors.
-
-    Memory: the decoder's graph for one sample, and `chunk` vectors on their way through it.
-    """
-
-    def __init__(self, denoiser: Denoiser, x_t: Tensor, t: int, mask: Tensor | None = None, chunk: int = 8) -> None:
-        with torch.no_grad():
-            features = denoiser.encode(x_t, t)
-
-        def looked_at(delta_h: Tensor) -> Tensor:
-            eps = denoiser.decode(features, delta_h[None])[0]
-            return eps if mask is None else eps * mask.to(eps)
-
-        self.chunk, self._function = chunk, looked_at
-        self._origin = torch.zeros_like(features.h[0])
-        with _differentiable():
-            self._pull = torch.func.vjp(looked_at, self._origin)[1]
-
-    def push(self, v: Tensor) -> Tensor:
-        """J v, forward mode. v: [B, *h_shape] -> [B, *sample_shape], in the denoiser's precision."""
-        here, at = self._function, (self._origin,)
-        # Only the tangents are batched under vmap: the decoder itself runs once a chunk, for one sample.
-        with torch.no_grad(), _differentiable():
-            pushed: Tensor = torch.vmap(lambda w: torch.func.jvp(here, at, (w,))[1], chunk_size=self.chunk)(v.to(at[0]))
-        return pushed
-
-    def pull(self, u: Tensor) -> Tensor:
-        """J^T u, reverse mode. u: [B, *sample_shape] -> [B, *h_shape], in the denoiser's precision."""
-        with torch.no_grad():
-            pulled: Tensor = torch.vmap(lambda w: self._pull(w)[0], chunk_size=self.chunk)(u.to(self._origin))
-        return pulled
-
-
 def spectrum(
     denoiser: Denoiser,
     x_t: Tensor,
@@ -116,37 +88,41 @@ def spectrum(
     mask: Tensor | None = None,
     start: Tensor | None = None,
     seed: int = 0,
-    oversampling: int = 2,
+    block: int = 1,
     tolerance: float = 1e-4,
-    max_passes: int = 50,
-    chunk: int = 8,
+    max_passes: int = 300,
 ) -> Spectrum:
     """The `count` largest singular values and right singular vectors of J at x_t [1, *sample_shape], timestep t.
 
-    mask: [1, H, W] or None; start: [M, *h_shape], a guess such as the vectors of a neighbouring step; chunk: vectors
-    that go through the decoder together (memory against time; the result does not depend on it).
+    mask: [1, H, W] or None; start: [M, *h_shape], a guess such as the vectors of a neighbouring step; block: vectors
+    that are added at a time.
     Memory beside the decoder's: 16 bytes * D * products, D = C*H*W of h.
     Raises UserError where J cannot have so many vectors, NonFiniteError where a product is NaN or infinite.
     """
     check_count(denoiser, count, mask)
-    jacobian = DecoderJacobian(denoiser, x_t, t, mask, chunk)
-    block = _first_block(denoiser, count + oversampling, start, seed)
-    basis = returned = block[:, :0]
+    jacobian = DecoderJacobian(denoiser, x_t, t, mask)
+    random = generator("jacobian", seed)
+    added = _first_block(denoiser, block, start, random)
+    basis = returned = added[:, :0]
     # Below its own rounding, a coarse network would be asked for ever.
     tolerance = max(tolerance, torch.finfo(denoiser.dtype).eps)
     for passes in itertools.count(1):
-        block = _orthonormal(block, basis)
-        basis = torch.cat([basis, block], dim=1)
-        back = jacobian.pull(jacobian.push(block.T.reshape(-1, *denoiser.h_shape)))
+        added = _orthonormal(added, basis)
+        basis = torch.cat([basis, added], dim=1)
+        back = jacobian.pull(jacobian.push(added.T.reshape(-1, *denoiser.h_shape)))
         if not torch.isfinite(back).all():
             raise NonFiniteError(f"the Jacobian of eps at timestep {t} holds NaN or infinite numbers")
         returned = torch.cat([returned, back.flatten(1).T.double()], dim=1)
         squares, vectors, errors = _rayleigh_ritz(basis, returned, count)
-        residuals = errors.norm(dim=0) / squares.clamp(min=1e-300)
+        sizes = errors.norm(dim=0)
+        residuals = sizes / squares.clamp(min=1e-300)
         missing = residuals > tolerance
-        if not missing.any() or passes >= max_passes or basis.shape[1] == len(basis):
+        enough = len(squares) == count
+        if enough and (not missing.any() or passes >= max_passes) or basis.shape[1] == len(basis):
             break
-        block = errors[:, missing]
+        # Where nothing but rounding leads out of the basis, as after all that is not zero, it takes a new start.
+        leading = errors[:, missing & (sizes > _ROUNDING * squares[0])][:, :block]
+        added = leading if leading.shape[1] else _random_block(denoiser, block, random)
     rows = _signed(vectors.T).reshape(count, *denoiser.h_shape)
     return Spectrum(squares.sqrt(), rows, residuals, not bool(missing.any()), passes, basis.shape[1])
 
@@ -169,17 +145,19 @@ def find(
     x_T: Tensor | None = None,
     step_noise: Tensor | None = None,
     batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> DirectionSet:
     """The directions of one image, scaled by the measured spread of h at each step.
 
     x_T: [1, *sample_shape], the start of another image's chain, such as an inverted real one, in place of training
-    sample `settings.image`; step_noise: its z [T, 1, *sample_shape], where eta > 0.
+    sample `settings.image`; step_noise: its z [T, 1, *sample_shape], where eta > 0. cache: where the samples that the
+    spread is measured on are read and kept.
     What did not reach the tolerance is in the set all the same: the provenance has `converged` and every residual.
     """
     seeds = training_seeds(SPREAD_SAMPLES, settings.seed)
     x, z = _image(denoiser, schedule, seeds[settings.image], x_T, step_noise)
     found = _along_chain(denoiser, schedule, settings, x, z)
-    spread = measured_spread(denoiser, schedule, seeds, batch)
+    spread = measured_spread(denoiser, schedule, seeds, batch, cache)
     table = torch.stack([at.vectors for at in found], dim=1).float().cpu().expand(-1, len(schedule), -1, -1, -1)
     sigma = (settings.shift_scale * spread.float()).expand(settings.directions, len(schedule)).clone()
     origin = {
@@ -202,12 +180,13 @@ def _along_chain(
     steps = _steps(settings, len(schedule))
     mask = find_mask(denoiser, settings.box, settings.mask)
     check_count(denoiser, settings.directions, mask)
-    effort = (settings.seed, settings.oversampling, settings.tolerance, settings.max_passes)
+    effort = (settings.seed, settings.block, settings.tolerance, settings.max_passes)
+    network = Linearised(denoiser)
     found: list[Spectrum] = []
     for i in range(steps[-1] + 1):
         if i in steps:
             start = found[-1].vectors if found else None
-            at_step = spectrum(denoiser, x, schedule.timesteps[i], settings.directions, mask, start, *effort)
+            at_step = spectrum(network, x, schedule.timesteps[i], settings.directions, mask, start, *effort)
             found.append(at_step if start is None else followed(at_step, start))
         x = one_step(denoiser, schedule, i, x, None, "symmetric", None if z is None else z[i])
     return found
@@ -250,13 +229,23 @@ def _image(
     return x_T.to(denoiser.device), None if z is None else z.to(denoiser.device)
 
 
-def _first_block(denoiser: Denoiser, width: int, start: Tensor | None, seed: int) -> Tensor:
-    """[D, width] float64: the guess, and random vectors for the rest."""
-    shape = (width, math.prod(denoiser.h_shape))
-    block = torch.randn(shape, generator=generator("jacobian", seed), dtype=torch.float64).to(denoiser.device)
+def _first_block(denoiser: Denoiser, width: int, start: Tensor | None, random: torch.Generator) -> Tensor:
+    """[D, width] float64: random vectors, and the guess added to them.
+
+    A Krylov space that starts from the sum of the guess holds all of it; the random part finds what it lacks.
+    """
+    block = _random_block(denoiser, width, random)
     if start is not None:
-        block = torch.cat([start.flatten(1).to(block), block])[:width]
-    return block.T
+        guess = start.flatten(1).to(block)
+        for j in range(min(width, len(guess))):
+            block[:, j] = _RANDOM_PART * block[:, j] + guess[j::width].sum(0)
+    return block
+
+
+def _random_block(denoiser: Denoiser, width: int, random: torch.Generator) -> Tensor:
+    """[D, width] float64, unit columns."""
+    block = torch.randn(width, math.prod(denoiser.h_shape), generator=random, dtype=torch.float64)
+    return torch.nn.functional.normalize(block).T.to(denoiser.device)
 
 
 def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
@@ -268,10 +257,13 @@ def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
 
 
 def _rayleigh_ritz(basis: Tensor, returned: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best that the basis Q [D, n] knows, given A Q = J^T J Q: (s^2 [K], v [D, K], A v - s^2 v [D, K])."""
-    small = basis.T @ returned
+    """The best that the basis Q [D, n] knows, given A Q = J^T J Q: (s^2 [K], v [D, K], A v - s^2 v [D, K]).
+
+    K = min(count, n).
+    """
+    small = (basis.T @ returned).cpu()  # of some dozens of rows: no work for an accelerator
     squares, mixtures = torch.linalg.eigh((small + small.T) / 2)
-    squares, mixtures = squares[-count:].flip(0).clamp(min=0), mixtures[:, -count:].flip(1)
+    squares, mixtures = squares[-count:].flip(0).clamp(min=0).to(basis), mixtures[:, -count:].flip(1).to(basis)
     vectors = basis @ mixtures
     return squares, vectors, returned @ mixtures - vectors * squares
 
@@ -280,12 +272,3 @@ def _signed(rows: Tensor) -> Tensor:
     """Each row turned so that its entry of largest size is positive: a singular vector's own sign is arbitrary."""
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     return torch.where(largest < 0, -rows, rows)
-
-
-@contextmanager
-def _differentiable() -> Iterator[None]:
-    """Attention by its plain formula: the fused kernels have no forward-mode derivative (pytorch issue 117629)."""
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        # torch 2.13's forward mode, on its first use, calls its own deprecated scripting.
-        warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
-        yield

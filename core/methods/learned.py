@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from core import losses
-from core.chain import INJECTIONS, Injection, sample
+from core.cache import SampleCache
+from core.chain import sample
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.discriminator import Discriminator
@@ -41,6 +42,7 @@ from core.shift import (
     leading_components,
     spread_of,
 )
+from core.step import INJECTIONS, Injection
 
 Start = Literal["flattest", "pca", "random"]
 STARTS = ("flattest", "pca", "random")
@@ -135,8 +137,8 @@ class Learner:
     """The learned method in progress. `iterate(n)` is iteration n, `directions()` the set so far.
 
     Iteration n draws its samples, directions and magnitudes from (seed, n) alone, so that a resumed run goes on exactly
-    where the interrupted one stopped. `rank` of `world` takes its share of every batch. The pool is
-    drawn `draw_batch` samples at a time.
+    where the interrupted one stopped. `rank` of `world` takes its share of every batch. The pool is drawn `draw_batch`
+    samples at a time, or read from `cache`; what the chains do before the window is run there and never again.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class Learner:
         rank: int = 0,
         world: int = 1,
         draw_batch: int = 64,
+        cache: SampleCache | None = None,
     ) -> None:
         self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
         self.micro_batch = settings.micro_batch or settings.batch // world
@@ -156,12 +159,13 @@ class Learner:
                 f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
             )
         self.rank, self.world = rank, world
-        self.pool, h = draw_pool(denoiser, schedule, settings.pool, settings.seed, draw_batch)
+        first = schedule.inside(settings.window).index(True)
+        self.pool, h = draw_pool(denoiser, schedule, settings.pool, settings.seed, draw_batch, first, cache)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.explorer = self._make_explorer(h).to(denoiser.device)
             self.discriminator = Discriminator(denoiser.sample_shape).to(denoiser.device)
-        self._calibrate()
+        self._calibrate(draw_batch)
         count = settings.batch // (self.micro_batch * world)
         shift, reconstructor = self.explorer.shift, self.explorer.reconstructor
         groups = [
@@ -194,11 +198,13 @@ class Learner:
         return Explorer(shift, Reconstructor(self.denoiser.sample_shape, settings.directions))
 
     @torch.no_grad()
-    def _calibrate(self) -> None:
+    def _calibrate(self, batch: int) -> None:
         """Measure once, on the first 32 samples and the directions as they start, how large differences are."""
         rows = torch.arange(min(32, len(self.pool.x_0)))
         k, magnitude = self._draw(-1, len(rows))
-        self.explorer.reconstructor.calibrate(self.pool.x_0[rows], self._shifted(rows, k, magnitude))
+        parts = [slice(start, start + batch) for start in range(0, len(rows), batch)]
+        shifted = torch.cat([self._shifted(rows[part], k[part], magnitude[part]) for part in parts])
+        self.explorer.reconstructor.calibrate(self.pool.x_0[rows], shifted)
 
     def _draw(self, n: int, count: int) -> tuple[Tensor, Tensor]:
         """Directions [count], two samples each, and signed magnitudes [count] in +-[floor, 1] of iteration n."""
@@ -215,17 +221,18 @@ class Learner:
         if self.schedule.eta > 0:
             seeds = [self.pool.seeds[row] for row in rows.tolist()]
             z = step_noise(
-                seeds, self.denoiser.sample_shape, len(self.schedule), self.pool.x_T.dtype, self.denoiser.device
+                seeds, self.denoiser.sample_shape, len(self.schedule), self.pool.x_t.dtype, self.denoiser.device
             )
         return sample(
             self.denoiser,
             self.schedule,
-            self.pool.x_T[rows],
+            self.pool.x_t[rows],
             shift,
             settings.injection,
             settings.gradient,
             settings.window,
             z,
+            self.pool.first,
         )
 
     def iterate(self, n: int) -> dict[str, float]:
@@ -301,12 +308,13 @@ def find(
     settings: Settings = Settings(),  # noqa: B008  # frozen
     batch: int = 64,
     progress: Callable[[int, Mapping[str, float]], None] | None = None,
+    cache: SampleCache | None = None,
 ) -> DirectionSet:
     """Learn a direction set in this process. `progress(n, terms)` is called after every iteration.
 
-    batch: unshifted samples drawn at a time, before the first iteration.
+    batch: unshifted samples drawn at a time, before the first iteration; cache: where they are read and kept.
     """
-    learner = Learner(denoiser, schedule, settings, draw_batch=batch)
+    learner = Learner(denoiser, schedule, settings, draw_batch=batch, cache=cache)
     for n in range(settings.iterations):
         terms = learner.iterate(n)
         if progress is not None:

@@ -14,13 +14,15 @@ from math import prod
 import torch
 from torch import Tensor
 
+from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError, UserError
 from core.linalg import Components, RunningComponents, matched, store_height
-from core.pool import draw, training_seeds
+from core.pool import training_seeds
 from core.provenance import provenance
 from core.schedule import Schedule
+from core.unshifted import draw_h
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,17 @@ def find(
     schedule: Schedule,
     settings: Settings = Settings(),  # noqa: B008  # frozen
     batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> DirectionSet:
     """The K components of most variance, sigma[k, s] = `sigmas` standard deviations of h_s along the component.
 
-    batch: samples drawn at a time. Signs are arbitrary but repeatable. Where h does not vary at a step, sigma is 0 and
-    the direction there arbitrary.
+    batch: samples drawn at a time; cache: where they are read and kept. Signs are arbitrary but repeatable. Where h
+    does not vary at a step, sigma is 0 and the direction there arbitrary.
     Raises UserError where h has fewer dimensions than directions asked (before a sample is drawn) or varies in fewer,
     NonFiniteError where h is NaN or infinite.
     """
     form = _joint if settings.joint else _per_step
-    vectors, deviations = form(denoiser, schedule, settings, batch)
+    vectors, deviations = form(denoiser, schedule, settings, batch, cache)
     varying = int((deviations.sum(1) > 0).sum())
     if varying < settings.directions:
         raise UserError(
@@ -76,9 +79,11 @@ def find(
     )
 
 
-def _joint(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
+def _joint(
+    denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int, cache: SampleCache | None
+) -> tuple[Tensor, Tensor]:
     """Unit vectors [K, T, D] and deviations [K, T]: a component's part at step s is deviations[s] * vectors[s]."""
-    (whole,) = _components(denoiser, schedule, settings, settings.directions, batch)
+    (whole,) = _components(denoiser, schedule, settings, settings.directions, batch, cache)
     parts = whole.vectors.reshape(settings.directions, len(schedule), -1)  # [K, T, D]
     lengths = parts.norm(dim=2)
     anywhere = torch.eye(1, parts.shape[2]).to(parts)  # a step without a part still needs a unit vector
@@ -86,11 +91,14 @@ def _joint(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: in
     return vectors, whole.deviations[:, None] * lengths
 
 
-def _per_step(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
+def _per_step(
+    denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int, cache: SampleCache | None
+) -> tuple[Tensor, Tensor]:
     """Unit vectors [K, T, D] and deviations [K, T] of the components of each step, followed through the steps."""
     # Twice as many are followed as are asked for: one that falls behind at some steps is not lost there.
     followed = min(2 * settings.directions, prod(denoiser.h_shape), settings.samples - 1)
-    vectors, deviations = follow(_components(denoiser, schedule, settings, max(followed, settings.directions), batch))
+    count = max(followed, settings.directions)
+    vectors, deviations = follow(_components(denoiser, schedule, settings, count, batch, cache))
     most = deviations.square().sum(1).argsort(descending=True, stable=True)[: settings.directions]
     return vectors[most], deviations[most]
 
@@ -113,7 +121,9 @@ def follow(steps: Sequence[Components]) -> tuple[Tensor, Tensor]:
     return vectors.transpose(0, 1), deviations.T
 
 
-def _components(denoiser: Denoiser, schedule: Schedule, settings: Settings, count: int, batch: int) -> list[Components]:
+def _components(
+    denoiser: Denoiser, schedule: Schedule, settings: Settings, count: int, batch: int, cache: SampleCache | None
+) -> list[Components]:
     """`count` components of the whole code (a list of one), or of each step's h, in one pass over the samples."""
     steps, size = len(schedule), prod(denoiser.h_shape)
     stores, width = (1, steps * size) if settings.joint else (steps, size)
@@ -125,9 +135,9 @@ def _components(denoiser: Denoiser, schedule: Schedule, settings: Settings, coun
     seeds = training_seeds(settings.samples, settings.seed)
     height = store_height(width, count, settings.samples, stores, max(4, denoiser.dtype.itemsize))
     running = [RunningComponents(width, height, denoiser.dtype, denoiser.device) for _ in range(stores)]
-    for part in draw(denoiser, schedule, seeds, batch):
-        _refuse_non_finite(part.h, denoiser, running[0].shown)
-        h = part.h.flatten(2)  # [T, n, D]
+    for part in draw_h(denoiser, schedule, seeds, batch, cache):
+        _refuse_non_finite(part, denoiser, running[0].shown)
+        h = part.flatten(2)  # [T, n, D]
         rows = h.transpose(0, 1).flatten(1)[None] if settings.joint else h
         for one, its_rows in zip(running, rows, strict=True):
             one.add(its_rows)

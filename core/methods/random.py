@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.pool import SPREAD_SAMPLES, measured_spread, training_seeds
@@ -24,12 +25,13 @@ def find(
     schedule: Schedule,
     settings: Settings = Settings(),  # noqa: B008  # frozen
     batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> DirectionSet:
     """K random orthonormal directions, shared by all steps, scaled by the measured spread of h.
 
-    batch: samples drawn at a time to measure it.
+    batch: samples drawn at a time to measure it; cache: where they are read and kept.
     """
-    spread = measured_spread(denoiser, schedule, training_seeds(SPREAD_SAMPLES, settings.seed), batch)
+    spread = measured_spread(denoiser, schedule, training_seeds(SPREAD_SAMPLES, settings.seed), batch, cache)
     shift = ShiftControl(settings.directions, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)
     steps = len(schedule)
     return DirectionSet(

@@ -10,21 +10,23 @@ inverted first. Samples are drawn twice: all of them to be scored, then those ch
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from core import predictors
+from core.cache import SampleCache
 from core.chain import invert, trajectory
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import UserError
 from core.images import load_pairs
-from core.pool import draw, training_seeds
+from core.pool import training_seeds
 from core.provenance import provenance
 from core.schedule import Schedule
+from core.unshifted import draw_h, draw_images
 from core.zoo.attributes import Attributes
 
 
@@ -67,10 +69,12 @@ def find(
     settings: Settings = Settings(),  # noqa: B008  # frozen
     attributes: Attributes | None = None,
     batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> DirectionSet:
     """One direction for each attribute, of its name, with a part of its own at every step.
 
     attributes: the predictor, in place of the one that settings.predictor names; not asked with settings.pairs.
+    cache: where samples are read and kept.
     Memory: the h of `batch` samples over all steps, and [A, T, *h_shape] float64 numbers.
     Raises UserError where the model has no predictor, it does not know an attribute, or an attribute does not vary.
     """
@@ -83,7 +87,7 @@ def find(
                 f"predictor: model '{denoiser.name}' has none of its own; give a folder or hub id of an image "
                 "classifier, or labelled pairs of images"
             )
-        names, difference = _of_samples(denoiser, schedule, settings, attributes, batch)
+        names, difference = _of_samples(denoiser, schedule, settings, attributes, batch, cache)
     directions = _as_set(denoiser, schedule, settings, names, difference)
     return disentangled(directions) if settings.project else directions
 
@@ -112,7 +116,12 @@ def extremes_of(score: Tensor, count: int, balance: Tensor | None = None) -> tup
 
 @torch.no_grad()
 def weighted_h(
-    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], weights: Tensor, batch: int = 64
+    denoiser: Denoiser,
+    schedule: Schedule,
+    seeds: Sequence[int],
+    weights: Tensor,
+    batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> Tensor:
     """sum_n weights[a, n] h(seed n): [A, T, *h_shape]. weights: [A, N]; float64, on the CPU.
 
@@ -122,10 +131,10 @@ def weighted_h(
     used = rows.any(dim=0).nonzero().flatten().tolist()
     total = torch.zeros(len(rows), len(schedule), math.prod(denoiser.h_shape), dtype=torch.float64)
     start = 0
-    for part in draw(denoiser, schedule, [seeds[n] for n in used], batch):
-        count = part.h.shape[1]
+    for part in draw_h(denoiser, schedule, [seeds[n] for n in used], batch, cache):
+        count = part.shape[1]
         weight = rows[:, used[start : start + count]]  # [A, N']
-        for i, h in enumerate(part.h):
+        for i, h in enumerate(part):
             total[:, i] += weight @ h.flatten(1).double().cpu()
         start += count
     return total.reshape(*total.shape[:2], *denoiser.h_shape)
@@ -161,7 +170,12 @@ def disentangled(directions: DirectionSet) -> DirectionSet:
 
 
 def _of_samples(
-    denoiser: Denoiser, schedule: Schedule, settings: Settings, attributes: Attributes, batch: int
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: Settings,
+    attributes: Attributes,
+    batch: int,
+    cache: SampleCache | None,
 ) -> tuple[tuple[str, ...], Tensor]:
     """(names, differences of mean h [A, T, *h_shape]) of the samples with the most extreme scores."""
     names = tuple(settings.attributes) or attributes.names
@@ -169,7 +183,7 @@ def _of_samples(
     balance = None if settings.balance is None else attributes.index(settings.balance)
     _refuse_lonely_projection(settings, names)
     seeds = training_seeds(settings.samples, settings.seed)
-    scores = _scores(denoiser, schedule, attributes, seeds, batch)
+    scores = _scores(attributes, draw_images(denoiser, schedule, seeds, batch, cache))
     weights = torch.zeros(len(names), len(seeds), dtype=torch.float64)
     for column in columns if balance is None else [*columns, balance]:
         _refuse_useless_scores(scores[:, column], attributes.names[column])
@@ -178,14 +192,13 @@ def _of_samples(
         other = None if balance is None or balance == column else scores[:, balance]
         least, most = extremes_of(scores[:, column], settings.extremes, other)
         row[least], row[most] = -1 / settings.extremes, 1 / settings.extremes
-    return names, weighted_h(denoiser, schedule, seeds, weights, batch)
+    return names, weighted_h(denoiser, schedule, seeds, weights, batch, cache)
 
 
 @torch.no_grad()
-def _scores(denoiser: Denoiser, schedule: Schedule, attributes: Attributes, seeds: Sequence[int], batch: int) -> Tensor:
-    """Scores [N, A] of the samples of `seeds`; float64, on the CPU."""
-    drawn = draw(denoiser, schedule, seeds, batch)
-    return torch.cat([attributes.score(part.x_0).double().cpu() for part in drawn])
+def _scores(attributes: Attributes, batches: Iterable[Tensor]) -> Tensor:
+    """Scores [N, A] of the images of all batches; float64, on the CPU."""
+    return torch.cat([attributes.score(images).double().cpu() for images in batches])
 
 
 def _of_pairs(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[tuple[str, ...], Tensor]:

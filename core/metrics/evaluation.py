@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.chain import Injection
+from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError, UserError
@@ -18,6 +18,7 @@ from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.schedule import Schedule
+from core.step import Injection
 from core.zoo.attributes import Attributes
 
 
@@ -41,20 +42,24 @@ def evaluate(
     window: tuple[int, int] | None = None,
     batch: int = 64,
     seed: int = 0,
+    cache: SampleCache | None = None,
 ) -> Evaluation:
     """Measure a direction set on samples that nothing was trained on.
 
     seeds: at least 3, of the samples that are shifted (16 to 32 are plenty); reference_seeds: at least 2, disjoint from
     them, of the unshifted samples they are compared with (four times as many is a good number); attributes: a
     predictor on the denoiser's device, without which disentanglement and coverage are absent; seed: of the judge that
-    measures identifiability. With the same arguments the result is the same.
+    measures identifiability; cache: where unshifted samples are read and kept. With the same arguments
+    the result is the same.
 
     Raises UserError for too few or shared seeds, DirectionSetError for a set that does not fit the model, and
     NonFiniteError where a direction leads to images that are not finite.
     """
     _check_seeds(seeds, reference_seeds)
-    traversals = draw_traversals(denoiser, schedule, directions, seeds, injection=injection, window=window, batch=batch)
-    reference = draw_plain(denoiser, schedule, reference_seeds, batch)
+    traversals = draw_traversals(
+        denoiser, schedule, directions, seeds, injection=injection, window=window, batch=batch, cache=cache
+    )
+    reference = draw_plain(denoiser, schedule, reference_seeds, batch, cache)
     _check_finite(traversals, reference, directions.names)
     recognised, error = identifiability(traversals, seed, device=denoiser.device)
     metrics = {"identifiability": recognised, "strength_error": error, "diversity": diversity(directions)}

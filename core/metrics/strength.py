@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.chain import Injection
+from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import UserError
@@ -21,6 +21,7 @@ from core.metrics.features import denoiser_features, standardise
 from core.metrics.traversals import draw_plain, draw_traversals
 from core.randomness import CALIBRATION_SEEDS
 from core.schedule import Schedule
+from core.step import Injection
 
 SEEDS = CALIBRATION_SEEDS[:8]
 REFERENCE = CALIBRATION_SEEDS[8:72]
@@ -37,6 +38,7 @@ def calibrate(
     injection: Injection = "symmetric",
     window: tuple[int, int] | None = None,
     batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> DirectionSet:
     """The same directions with sigma such that scale 1.0 moves images by `strength`; the sign is left alone.
 
@@ -47,7 +49,7 @@ def calibrate(
     """
     if not strength > 0:
         raise UserError(f"strength: got {strength:g}; it must be above 0 (1 is the distance of two unshifted samples)")
-    unit, goal, limit = _Unit(denoiser, schedule, batch), math.log(strength), math.log(FARTHEST)
+    unit, goal, limit = _Unit(denoiser, schedule, batch, cache=cache), math.log(strength), math.log(FARTHEST)
     stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of what sigma is multiplied by
     slope = torch.ones_like(stretch)
     before: tuple[Tensor, Tensor] | None = None
@@ -74,27 +76,35 @@ def moved(
     window: tuple[int, int] | None = None,
     seeds: Sequence[int] = SEEDS,
     batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> Tensor:
     """How far each direction moves images at scales -1 and 1: [K], 1 is the distance of two unshifted samples.
 
     Root mean square over samples and both signs of the change in standardised features, over that of the difference
     of two independent samples. Source: ours.
     """
-    return _Unit(denoiser, schedule, batch, seeds).moved(directions, injection, window)
+    return _Unit(denoiser, schedule, batch, seeds, cache).moved(directions, injection, window)
 
 
 class _Unit:
     """The samples and the feature space that distances are measured in, computed once for several rounds."""
 
-    def __init__(self, denoiser: Denoiser, schedule: Schedule, batch: int, seeds: Sequence[int] = SEEDS) -> None:
-        self.denoiser, self.schedule, self.batch, self.seeds = denoiser, schedule, batch, seeds
-        self.reference = denoiser_features(denoiser, draw_plain(denoiser, schedule, REFERENCE, batch), batch)
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        batch: int,
+        seeds: Sequence[int] = SEEDS,
+        cache: SampleCache | None = None,
+    ) -> None:
+        self.denoiser, self.schedule, self.batch, self.seeds, self.cache = denoiser, schedule, batch, seeds, cache
+        self.reference = denoiser_features(denoiser, draw_plain(denoiser, schedule, REFERENCE, batch, cache), batch)
         standard = standardise(self.reference, self.reference).double()
         self.length = (2 * standard.square().sum(dim=1).mean()).sqrt()  # of the difference of two samples
 
     def moved(self, directions: DirectionSet, injection: Injection, window: tuple[int, int] | None) -> Tensor:
         drawn = draw_traversals(
-            self.denoiser, self.schedule, directions, self.seeds, (-1.0, 1.0), injection, window, self.batch
+            self.denoiser, self.schedule, directions, self.seeds, (-1.0, 1.0), injection, window, self.batch, self.cache
         )
         plain = standardise(denoiser_features(self.denoiser, drawn.plain, self.batch), self.reference)  # [M, F]
         flat = denoiser_features(self.denoiser, drawn.shifted.flatten(0, 2), self.batch)

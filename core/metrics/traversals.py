@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.chain import Injection, Shift, sample
+from core.cache import SampleCache
+from core.chain import Shift, sample
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import DirectionSetError, UserError
 from core.randomness import noise, step_noise
 from core.schedule import Schedule
+from core.step import Injection
+from core.unshifted import draw_images
 
 SCALES = (-1.0, -0.5, 0.5, 1.0)
 
@@ -45,10 +48,12 @@ def draw_traversals(
     injection: Injection = "symmetric",
     window: tuple[int, int] | None = None,
     batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> Traversals:
     """Draw len(seeds) * (1 + K * A) images, `batch` at a time.
 
     All shifts of a seed share its x_T and, where schedule.eta > 0, its z_t. `batch` changes nothing but rounding.
+    cache: where unshifted samples are read and kept.
 
     Raises UserError where the scales are not ascending, symmetric and without 0; DirectionSetError where the set
     does not fit the model or the chain.
@@ -63,23 +68,23 @@ def draw_traversals(
         shift = on_device.shift(part[:, 1], scale[part[:, 2]])
         images.append(_draw(denoiser, schedule, [seeds[m] for m in part[:, 0].tolist()], shift, injection, window))
     shifted = torch.cat(images).reshape(len(seeds), len(directions), len(scales), *denoiser.sample_shape)
-    return Traversals(draw_plain(denoiser, schedule, seeds, batch), shifted, scales)
+    return Traversals(draw_plain(denoiser, schedule, seeds, batch, cache), shifted, scales)
 
 
-@torch.no_grad()
-def draw_plain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64) -> Tensor:
+def draw_plain(
+    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
+) -> Tensor:
     """Unshifted samples [len(seeds), *sample_shape], on the CPU."""
-    parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
-    return torch.cat([_draw(denoiser, schedule, part) for part in parts])
+    return torch.cat([images.cpu() for images in draw_images(denoiser, schedule, seeds, batch, cache)])
 
 
 def _draw(
     denoiser: Denoiser,
     schedule: Schedule,
     seeds: Sequence[int],
-    shift: Shift | None = None,
-    injection: Injection = "symmetric",
-    window: tuple[int, int] | None = None,
+    shift: Shift,
+    injection: Injection,
+    window: tuple[int, int] | None,
 ) -> Tensor:
     # The chain's arithmetic is at least float32, however coarse the network's is.
     dtype, shape, device = torch.promote_types(denoiser.dtype, torch.float32), denoiser.sample_shape, denoiser.device

@@ -2,7 +2,7 @@
 
 import json
 import math
-from pathlib import Path
+
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from diffusers import DDIMScheduler, UNet2DModel
 from core import Denoiser, Schedule
 from core.gradient import CheckpointSteps
 from core.methods.learned import Learner, Settings
+from core.zoo import architecture_folder
 
-CONFIG = json.loads((Path(__file__).parent / "configs" / "ddpm-celebahq-256.json").read_text())
+CONFIG = json.loads((architecture_folder("google/ddpm-celebahq-256") / "unet" / "config.json").read_text())
 
 
 def test_its_size_is_the_published_one() -> None:

@@ -5,11 +5,12 @@ import torch
 from diffusers import DDIMScheduler
 
 from core import invert, noise, sample
-from core.chain import one_step, trajectory
+from core.chain import trajectory
 from core.denoiser import Denoiser
 from core.errors import UserError
 from core.randomness import step_noise
 from core.schedule import Schedule
+from core.step import one_step
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from torch import Tensor
 from core.chain import sample
 from core.denoiser import Denoiser
 from core.errors import NonFiniteError, UserError
+from core.linearised import DecoderJacobian
 from core.masks import find_mask
-from core.methods.jacobian import DecoderJacobian, Settings, Spectrum, find, followed, spectrum
+from core.methods import jacobian as jacobian_module
+from core.methods.jacobian import Settings, Spectrum, find, followed, spectrum
 from core.pool import measured_spread, training_seeds
 from core.randomness import generator, noise, step_noise
 from core.schedule import Schedule
@@ -21,8 +23,9 @@ BOX = (2, 1, 6, 5)
 STEPS = 3
 
 
-def attentive(dtype: torch.dtype = torch.float64) -> Denoiser:
+def attentive(dtype: torch.dtype = torch.float64, **changes: object) -> Denoiser:
     """A denoiser with attention on the way up; h of 8x4x4."""
+    options = {"attention_head_dim": 4, **changes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DModel(
@@ -32,14 +35,21 @@ def attentive(dtype: torch.dtype = torch.float64) -> Denoiser:
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,
             norm_num_groups=4,
-            attention_head_dim=4,
+            **options,
         )
     return Denoiser(torch.nn.Module.to(unet, dtype=dtype), DDIMScheduler(clip_sample=False), "attentive")
 
 
-@pytest.fixture(scope="module", params=["plain", "attention"])
+UNUSUAL = {
+    "attention": {},
+    "one head": {"attention_head_dim": None},  # h lies across memory
+    "scaled by time": {"resnet_time_scale_shift": "scale_shift"},  # blocks that core.lean leaves as they are
+}
+
+
+@pytest.fixture(scope="module", params=["plain", *UNUSUAL])
 def denoiser(request: pytest.FixtureRequest, tiny_denoiser: Denoiser) -> Denoiser:
-    return tiny_denoiser if request.param == "plain" else attentive()
+    return tiny_denoiser if request.param == "plain" else attentive(**UNUSUAL[request.param])
 
 
 @pytest.fixture(params=["everywhere", "masked"])
@@ -143,31 +153,70 @@ def test_the_residual_is_what_it_says(denoiser: Denoiser, mask: Tensor | None) -
     """||J^T u - s v|| / s with u = J v / s, before and after convergence."""
     x_t = image(denoiser)
     jacobian = explicit(denoiser, x_t, mask)
-    for max_passes in (1, 50):
+    for max_passes in (1, 300):
         found = spectrum(denoiser, x_t, T, 4, mask, max_passes=max_passes)
         v = found.vectors.flatten(1).T
         u = jacobian @ v / found.values
         residuals = (jacobian.T @ u - found.values * v).norm(dim=0) / found.values
         assert torch.allclose(found.residuals, residuals, rtol=1e-6, atol=1e-12)
-        assert (found.residuals.max() <= 1e-4) == (max_passes == 50)
+        assert (found.residuals.max() <= 1e-4) == (max_passes == 300)
 
 
-@pytest.mark.parametrize(("count", "passes"), [(20, 2), (32, 1)])
-def test_nothing_is_left_to_find_in_all_of_h(tiny_denoiser: Denoiser, count: int, passes: int) -> None:
+@pytest.mark.parametrize("count", [20, 32])
+@pytest.mark.parametrize("block", [1, 5])
+def test_nothing_is_left_to_find_in_all_of_h(tiny_denoiser: Denoiser, count: int, block: int) -> None:
     """h has 32 dimensions: a block that would go beyond them is cut, and the answer is then exact."""
     x_t = image(tiny_denoiser)
     values = torch.linalg.svdvals(explicit(tiny_denoiser, x_t))
-    found = spectrum(tiny_denoiser, x_t, T, count, tolerance=1e-30)
+    found = spectrum(tiny_denoiser, x_t, T, count, block=block, tolerance=1e-30)
     assert torch.allclose(found.values, values[:count], rtol=0, atol=1e-7 * float(values[0]))
-    assert found.passes == passes and found.products == 32
+    assert found.passes == -(-32 // block) and found.products == 32
+
+
+class Stretched:
+    """A given J in place of a decoder's."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    def push(self, v: Tensor) -> Tensor:
+        return v.flatten(1) @ self.matrix.T
+
+    def pull(self, u: Tensor) -> Tensor:
+        return u @ self.matrix
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("lengths", [[4.0, 3.0, 2.0], [0.0, 0.0, 0.0], [1.0] * 32])
+def test_a_space_that_goes_no_further_takes_a_new_start(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, block: int, lengths: list[float]
+) -> None:
+    """Singular values that are few, zero, or all the same: what grows from one vector stops growing."""
+    matrix = torch.zeros(32, 32, dtype=torch.float64)
+    matrix[range(len(lengths)), range(len(lengths))] = torch.tensor(lengths, dtype=torch.float64)
+    monkeypatch.setattr(jacobian_module, "DecoderJacobian", lambda *_: Stretched(matrix))
+    found = spectrum(tiny_denoiser, image(tiny_denoiser), T, 5, block=block)
+    rows = found.vectors.flatten(1)
+    assert torch.allclose(found.values, torch.tensor([*lengths, 0.0, 0.0])[:5].double(), atol=1e-6)
+    assert torch.allclose(rows @ rows.T, torch.eye(5, dtype=torch.float64), atol=1e-12)
+
+
+def test_equal_singular_values_are_told_apart_by_a_block_as_wide(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = torch.diag(torch.linspace(0.5, 0.1, 32, dtype=torch.float64))
+    matrix[0, 0] = matrix[1, 1] = 1.0
+    monkeypatch.setattr(jacobian_module, "DecoderJacobian", lambda *_: Stretched(matrix))
+    found = spectrum(tiny_denoiser, image(tiny_denoiser), T, 2, block=2)
+    assert torch.allclose(found.values, torch.ones(2, dtype=torch.float64), atol=1e-8)
 
 
 def test_a_guess_from_nearby_needs_fewer_products(denoiser: Denoiser) -> None:
     x_t = image(denoiser)
-    near = x_t + 0.02 * normal(*x_t.shape)
+    near = x_t + 0.001 * normal(*x_t.shape)
     cold = spectrum(denoiser, x_t, T, 4)
     warm = spectrum(denoiser, x_t, T, 4, start=spectrum(denoiser, near, T, 4).vectors)
-    assert warm.passes < cold.passes and warm.products < cold.products
+    assert warm.products < cold.products
     assert torch.allclose(warm.values, cold.values, rtol=1e-6, atol=0)
 
 
@@ -180,28 +229,24 @@ def test_a_wrong_guess_is_left_behind(denoiser: Denoiser) -> None:
     assert torch.allclose(found.values, values[:4], rtol=1e-6, atol=0)
 
 
-def test_chunks_and_random_vectors_do_not_matter(denoiser: Denoiser) -> None:
+def test_blocks_and_random_vectors_do_not_matter(denoiser: Denoiser) -> None:
     x_t = image(denoiser)
-    whole = spectrum(denoiser, x_t, T, 5, chunk=100)
-    for chunk in (1, 3):
-        part = spectrum(denoiser, x_t, T, 5, chunk=chunk)
-        assert part.products == whole.products
-        assert torch.allclose(part.vectors, whole.vectors, rtol=0, atol=1e-9)
-    other = spectrum(denoiser, x_t, T, 5, seed=1, oversampling=6, tolerance=1e-7)
     exact = spectrum(denoiser, x_t, T, 5, tolerance=1e-7)
-    assert not torch.equal(other.vectors, exact.vectors)
-    assert torch.allclose(other.vectors, exact.vectors, rtol=0, atol=1e-4)
+    for block, seed in ((1, 1), (2, 0), (7, 0)):
+        other = spectrum(denoiser, x_t, T, 5, seed=seed, block=block, tolerance=1e-7)
+        assert not torch.equal(other.vectors, exact.vectors)
+        assert torch.allclose(other.vectors, exact.vectors, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [3, 16])
 def test_fewer_products_than_power_iteration_at_equal_residual(count: int) -> None:
-    """Counted, not timed; at least five times fewer."""
+    """Counted, not timed; at least seven times fewer."""
     denoiser = attentive()
     x_t = image(denoiser)
     one_by_one = power_iteration(explicit(denoiser, x_t), count, 1e-4)
     found = spectrum(denoiser, x_t, T, count, tolerance=1e-4)
     assert found.residuals.max() <= 1e-4
-    assert one_by_one >= 5 * found.products
+    assert one_by_one >= 7 * found.products
 
 
 def test_a_mask_turns_the_directions_to_what_it_shows(denoiser: Denoiser) -> None:
@@ -315,7 +360,7 @@ def test_an_image_that_is_given_is_looked_at_in_place_of_a_training_sample(tiny_
 def test_what_did_not_converge_says_so_and_is_saved(tiny_denoiser: Denoiser, tmp_path: Path) -> None:
     found = find(tiny_denoiser, Schedule.ddim(tiny_denoiser, STEPS), Settings(directions=3, max_passes=1))
     assert found.provenance["converged"] is False
-    assert found.provenance["passes"] == [1] and max(found.provenance["residuals"][0]) > 1e-4
+    assert found.provenance["passes"] == [3] and max(found.provenance["residuals"][0]) > 1e-4
     found.save(tmp_path / "set")
     assert type(found).load(tmp_path / "set").provenance["residuals"] == found.provenance["residuals"]
 
@@ -337,7 +382,7 @@ def test_a_box_reaches_the_directions(tiny_denoiser: Denoiser) -> None:
     [
         ("directions", 0, "allowed: 1 or more"),
         ("max_passes", 0, "allowed: 1 or more"),
-        ("oversampling", -1, "allowed: 0 or more"),
+        ("block", 0, "allowed: 1 or more"),
         ("image", -1, "allowed: 0 or more"),
         ("seed", -1, "allowed: 0 or more"),
         ("image", 256, "allowed: 0 to 255, and another seed has others"),

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from core import Denoiser, Schedule
 from core.errors import NonFiniteError, UserError
-from core.linalg import Components, RunningComponents, principal_components, store_height
+from core.linalg import Components, RunningComponents, _leading, principal_components, store_height
 from core.methods import pca
 from core.methods.pca import Settings, follow
-from core.pool import Drawn, draw, training_seeds
+from core.pool import training_seeds
+from core.unshifted import draw_h
 
 SETTINGS = Settings(directions=4, samples=60)
 STREAMED = 40  # rows held at a time: far fewer than the rows there are
@@ -28,8 +29,8 @@ def schedule(tiny_denoiser: Denoiser) -> Schedule:
 @pytest.fixture(scope="module")
 def codes(tiny_denoiser: Denoiser, schedule: Schedule) -> Tensor:
     """h of the samples that SETTINGS looks at: [T, N, D]."""
-    drawn = draw(tiny_denoiser, schedule, training_seeds(SETTINGS.samples, SETTINGS.seed))
-    return torch.cat([part.h for part in drawn], dim=1).flatten(2)
+    drawn = draw_h(tiny_denoiser, schedule, training_seeds(SETTINGS.samples, SETTINGS.seed))
+    return torch.cat(list(drawn), dim=1).flatten(2)
 
 
 def random_basis(width: int, seed: int = 0) -> Tensor:
@@ -89,6 +90,49 @@ def test_components_do_not_depend_on_how_rows_are_cut(height: int) -> None:
         assert torch.equal(whole.vectors, cut.vectors) and torch.equal(whole.deviations, cut.deviations)
 
 
+@pytest.mark.parametrize("height", [STREAMED, 501])
+def test_components_may_be_looked_at_on_the_way(height: int) -> None:
+    rows = planted(500)
+    running = RunningComponents(90, height, torch.float64)
+    for part in rows.split(50):
+        running.add(part)
+        found = running.components(6)
+    assert running.shown == 500
+    assert_components(found, rows)
+    again = running.components(6)
+    assert torch.equal(again.vectors, found.vectors) and torch.equal(again.mean, found.mean)
+
+
+@pytest.mark.parametrize("size", [3, 40, 700])
+def test_the_gram_matrix_and_its_leading_eigenvectors(size: int) -> None:
+    """Strips of rows, and LAPACK's selection, against whole products and all eigenvectors."""
+    rows = planted(size)
+    running = RunningComponents(90, size + 1, torch.float64)
+    running.add(rows)
+    running._centre()
+    centred = rows - rows.mean(0)
+    gram = running._gram()
+    assert torch.allclose(gram, centred @ centred.T, rtol=1e-12, atol=1e-9)
+    count = min(6, size - 1)
+    expected = torch.linalg.eigh(centred @ centred.T)[1][:, -count:].T.flip(0)
+    assert torch.allclose((_leading(gram, count) * expected).sum(1).abs(), torch.ones(count).double(), atol=1e-10)
+
+
+def test_products_of_float32_rows_are_float32_only_where_torch_keeps_them_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = planted(700).float()
+    found = {}
+    for precision in ("highest", "high"):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda precision=precision: precision)
+        running = RunningComponents(90, 701, torch.float32)
+        assert running._precision() == (torch.float32 if precision == "highest" else torch.float64)
+        running.add(rows)
+        found[precision] = running.components(6)
+        assert_components(found[precision], rows.double(), cosine=1 - 1e-10, relative=1e-6)
+    assert torch.allclose(found["highest"].vectors, found["high"].vectors, rtol=0, atol=1e-6)
+
+
 def test_rows_are_read_once_and_not_kept() -> None:
     alive: list[weakref.ref[Tensor]] = []
     most = 0
@@ -135,9 +179,11 @@ def test_the_store_stays_in_bounds() -> None:
     assert store_height(width, 200) == 402
 
 
-def test_a_component_that_is_not_there_has_no_deviation() -> None:
-    rows = planted(100)[:, :3] @ random_basis(12)[:3]
-    found = principal_components([rows], 5)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("height", [101, STREAMED])
+def test_a_component_that_is_not_there_has_no_deviation(dtype: torch.dtype, height: int) -> None:
+    rows = (planted(100)[:, :3] @ random_basis(12)[:3]).to(dtype)
+    found = principal_components([rows], 5, height)
     assert (found.deviations[:3] > 0).all() and found.deviations[3:].tolist() == [0, 0]
     assert torch.allclose(found.vectors @ found.vectors.T, torch.eye(5).double(), atol=1e-10)
 
@@ -259,12 +305,11 @@ def test_components_are_followed_through_crossings_turns_and_flips() -> None:
 
 
 def planted_draw(h: Tensor) -> object:
-    """A stand-in for core.pool.draw that shows h [T, N, C, H, W] instead of the model's."""
+    """A stand-in for core.unshifted.draw_h that shows h [T, N, C, H, W] instead of the model's."""
 
-    def draw(_denoiser: Denoiser, _schedule: Schedule, seeds: range, batch: int) -> Iterator[Drawn]:
+    def draw(_denoiser: Denoiser, _schedule: Schedule, seeds: range, batch: int, _cache: None) -> Iterator[Tensor]:
         assert len(seeds) == h.shape[1]
-        for part in h.split(batch, dim=1):
-            yield Drawn(torch.zeros(0), torch.zeros(0), part, None)
+        yield from h.split(batch, dim=1)
 
     return draw
 
@@ -278,7 +323,7 @@ def test_a_direction_that_is_weak_at_one_step_is_not_lost(
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(3, 400, 3, generator=generator, dtype=torch.float64)
     h = (normal * deviations[:, None] @ basis).reshape(3, 400, *tiny_denoiser.h_shape)
-    monkeypatch.setattr(pca, "draw", planted_draw(h))
+    monkeypatch.setattr(pca, "draw_h", planted_draw(h))
     directions = pca.find(tiny_denoiser, schedule, Settings(2, samples=400, joint=False, sigmas=1.0))
     assert torch.allclose(directions.sigma, deviations[:, :2].T.float(), rtol=0.15)
     cosines = torch.einsum("ksd,kd->ks", directions.table.flatten(2).double(), basis[:2])
@@ -290,7 +335,7 @@ def test_a_step_at_which_nothing_varies_is_left_alone(
 ) -> None:
     h = torch.randn(3, 50, *tiny_denoiser.h_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     h[1] = 2.0
-    monkeypatch.setattr(pca, "draw", planted_draw(h))
+    monkeypatch.setattr(pca, "draw_h", planted_draw(h))
     for joint in (True, False):
         directions = pca.find(tiny_denoiser, schedule, Settings(4, samples=50, joint=joint))
         assert directions.sigma[:, 1].tolist() == pytest.approx([0] * 4, abs=1e-12)
@@ -302,7 +347,7 @@ def test_h_that_varies_too_little_or_is_not_finite(
 ) -> None:
     basis = random_basis(32)[:3]
     h = (torch.randn(3, 50, 3, dtype=torch.float64) @ basis).reshape(3, 50, *tiny_denoiser.h_shape)
-    monkeypatch.setattr(pca, "draw", planted_draw(h))
+    monkeypatch.setattr(pca, "draw_h", planted_draw(h))
     with pytest.raises(UserError, match="directions: got 4; h of model 'tiny' varies in 3 dimensions over 50 samples"):
         pca.find(tiny_denoiser, schedule, Settings(4, samples=50, joint=False))
     h[2, 40] = torch.nan
@@ -325,7 +370,7 @@ def test_what_the_model_cannot_give_is_told_before_sampling(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pca, "draw", lambda *_: pytest.fail("it sampled"))
+    monkeypatch.setattr(pca, "draw_h", lambda *_: pytest.fail("it sampled"))
     with pytest.raises(UserError, match=message):
         pca.find(tiny_denoiser, schedule, settings)
 

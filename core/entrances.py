@@ -1,0 +1,100 @@
+"""The first half of a resnet, cut by input channels: what each range of them gives is computed on its own and added.
+
+GroupNorm treats its groups apart and a convolution is linear in its input channels, so that a cut between two groups is
+exact.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+Module = Any  # diffusers' modules, whose parts are not typed
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """The part of a resnet up to its first convolution, and its shortcut, for a range of its input channels.
+
+    Entrances of one resnet add up. `time`, with the biases, is in one of them; where there is no shortcut, the input
+    itself goes past.
+    """
+
+    groups: int
+    eps: float
+    norm: tuple[Tensor, Tensor]
+    weight: Tensor
+    bias: Tensor | None
+    shortcut: Tensor | None
+    shortcut_bias: Tensor | None
+    time: nn.Linear | None
+
+
+def entrances_of(unet: Module, sharing: tuple[type, ...] = ()) -> dict[Module, tuple[Entrance, ...]]:
+    """The entrances of every resnet of a known kind: one, or in up blocks of the kinds `sharing` two, where the second
+    takes the channels of the skip that are not normalised together with h.
+    """
+    found: dict[Module, tuple[Entrance, ...]] = {
+        resnet: (_entrance(resnet, 0, resnet.in_channels),) for resnet in unet.modules() if _is_plain(resnet)
+    }
+    ups = [(resnet, type(block) in sharing) for block in unet.up_blocks for resnet in block.resnets]
+    for (resnet, known), skip in zip(reversed(ups), _skip_channels(unet), strict=True):
+        if known and resnet in found and resnet.conv_shortcut is not None:
+            border = _border(resnet.norm1, resnet.in_channels - skip)
+            if border < resnet.in_channels:
+                first = _entrance(resnet, 0, border)
+                found[resnet] = (first, _entrance(resnet, border, resnet.in_channels))
+    return found
+
+
+def _border(norm: Module, channels: int) -> int:
+    """Where the first group that holds none of the first `channels` begins."""
+    size: int = norm.num_channels // norm.num_groups
+    return -(-channels // size) * size
+
+
+def _skip_channels(unet: Module) -> list[int]:
+    """The channels of every skip, in the order in which the encoder makes them."""
+    found = [unet.conv_in.out_channels]
+    for block in unet.down_blocks:
+        found += [resnet.out_channels for resnet in block.resnets]
+        found += [block.resnets[-1].out_channels for _ in block.downsamplers or ()]
+    return found
+
+
+def _entrance(resnet: Module, start: int, stop: int) -> Entrance:
+    """The entrance for input channels `start` to `stop`; the last one has the biases and the time."""
+    norm, shortcut, last = resnet.norm1, resnet.conv_shortcut, stop == resnet.in_channels
+
+    def part(weight: Tensor) -> Tensor:
+        # A whole weight is used as it is; a part of one is copied, as convolutions want it in one piece.
+        return weight if (start, stop) == (0, weight.shape[1]) else weight[:, start:stop].contiguous()
+
+    return Entrance(
+        (stop - start) * norm.num_groups // norm.num_channels,
+        norm.eps,
+        (norm.weight[start:stop], norm.bias[start:stop]),
+        part(resnet.conv1.weight),
+        resnet.conv1.bias if last else None,
+        None if shortcut is None else part(shortcut.weight),
+        shortcut.bias if shortcut is not None and last else None,
+        resnet.time_emb_proj if last else None,
+    )
+
+
+def weights_of(entrances: Sequence[Entrance]) -> list[Tensor]:
+    return [weight for part in entrances for weight in (part.weight, part.shortcut) if weight is not None]
+
+
+def _is_plain(module: Module) -> bool:
+    """Whether a module is a resnet without resampling whose time embedding is added and whose nonlinearity is SiLU."""
+    return bool(
+        type(module) is ResnetBlock2D
+        and module.upsample is None
+        and module.downsample is None
+        and module.time_embedding_norm == "default"
+        and not module.skip_time_act
+        and isinstance(module.nonlinearity, nn.SiLU)
+    )

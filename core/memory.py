@@ -1,0 +1,116 @@
+"""What one step of the chain takes in memory, counted by running it on tensors that have a shape but no data.
+
+Nothing is estimated: the very code of the step runs, forward and back, on torch's meta device, and every storage is
+followed from its creation to its end. What is counted is what the step's tensors hold; an allocator's rounding and a
+library's private workspace are not.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from core.denoiser import Denoiser
+from core.schedule import Schedule
+from core.step import Injection, one_step
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Bytes of one step that is differentiated.
+
+    graph: held from its forward pass until its backward pass has gone by; work: held beyond that, at most, at any time
+    during the two; again: held at most, all in all, where it keeps x_t only and is run again on the way back.
+    """
+
+    graph: int
+    work: int
+    again: int
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own stub
+    """Bytes of the storages that are created under it: `live` now, `peak` so far. Those in `known` do not count."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.live -= size
+
+
+def costs(
+    denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: Injection, shifted: Sequence[bool], steps: range
+) -> list[StepCost]:
+    """The cost of each of `steps` for a chain that starts at x."""
+    blueprint = denoiser.blueprint()
+    return chain_costs(blueprint, schedule, len(x), injection, shifted, steps, x.requires_grad)
+
+
+def chain_costs(
+    blueprint: Denoiser,
+    schedule: Schedule,
+    batch: int,
+    injection: Injection,
+    shifted: Sequence[bool],
+    steps: range,
+    differentiable: bool = False,
+) -> list[StepCost]:
+    """The cost of each of `steps`, on a denoiser without weights. Before the first shift there is nothing to keep,
+    unless x itself is `differentiable`.
+    """
+    found = []
+    for i in steps:
+        found.append(_cost(blueprint, schedule, batch, injection, shifted[i], differentiable))
+        differentiable = differentiable or shifted[i]
+    return found
+
+
+@lru_cache(maxsize=256)
+def _cost(
+    denoiser: Denoiser, schedule: Schedule, batch: int, injection: Injection, shifted: bool, differentiable: bool
+) -> StepCost:
+    """The cost of a step of this kind; all steps of a kind cost the same."""
+    if not (shifted or differentiable):
+        return StepCost(0, 0, 0)
+    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    x = torch.empty(batch, *denoiser.sample_shape, dtype=dtype, device="meta", requires_grad=differentiable)
+    delta_h = torch.empty(batch, *denoiser.h_shape, device="meta", requires_grad=True) if shifted else None
+    step = partial(one_step, denoiser, schedule, len(schedule) - 1, delta_h=delta_h, injection=injection)
+    known = [x, *denoiser.tensors(), *([] if delta_h is None else [delta_h])]
+    graph, peak = _followed(step, x, known)
+    _, again = _followed(partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False), x, known)
+    return StepCost(graph, peak - graph, again)
+
+
+def _followed(step: Callable[[Tensor], Tensor], x: Tensor, known: Sequence[Tensor]) -> tuple[int, int]:
+    """Bytes held between a step's forward and backward pass, and at the most."""
+    with torch.enable_grad(), Ledger(known) as ledger:
+        x_prev = step(x)
+        graph = ledger.live - x_prev.nbytes
+        x_prev.backward(torch.empty_like(x_prev))  # type: ignore[no-untyped-call]
+    return graph, ledger.peak

@@ -1,0 +1,122 @@
+"""Unshifted samples, and the h they pass through. They depend on what is frozen alone: a cache keeps them for everyone.
+
+What is drawn together is kept together, so that a sample is the same to the last bit with and without a cache.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from core.cache import Entry, SampleCache
+from core.denoiser import Denoiser
+from core.randomness import noise, step_noise
+from core.schedule import Schedule
+
+IMAGES = "x_0"
+H = "h"
+_FORMAT = 1  # one more whenever samples of the same key become others
+
+
+def before_step(i: int) -> str:
+    """The name of the state x_t that the chain has before step i."""
+    return f"before_step_{i}"
+
+
+def draw_images(
+    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
+) -> Iterator[Tensor]:
+    """x_0 of the samples of `seeds`, `batch` at a time: [N, *sample_shape], on the denoiser's device."""
+    return (drawn[IMAGES] for drawn in draw(denoiser, schedule, seeds, (IMAGES,), batch, cache))
+
+
+def draw_h(
+    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
+) -> Iterator[Tensor]:
+    """h of the samples of `seeds`, `batch` at a time: [T, N, *h_shape], on the denoiser's device."""
+    return (drawn[H] for drawn in draw(denoiser, schedule, seeds, (H,), batch, cache))
+
+
+@torch.no_grad()
+def draw(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    seeds: Sequence[int],
+    names: Sequence[str],
+    batch: int = 64,
+    cache: SampleCache | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """What the chains of `seeds` give, `batch` of them at a time: memory does not grow with their number.
+
+    names: what of it, x_0 [N, *sample_shape], h [T, N, *h_shape] or the state before a step [N, *sample_shape]; on the
+    denoiser's device. cache: where it is read, or kept once drawn, unless all of it would fill too much of the cache.
+    """
+    parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
+    chains = [partial(_chain, denoiser, schedule, part, names) for part in parts]
+    if cache is None:
+        yield from (chain() for chain in chains)
+        return
+    entries = [_entry(denoiser, schedule, part, names) for part in parts]
+    keep = cache.worthwhile(sum(entry.nbytes for entry in entries if entry not in cache))
+    if keep:
+        # Processes that start together share the work: each draws what no other is drawing, and reads the rest below.
+        for entry, chain in zip(entries, chains, strict=True):
+            if not cache.prepare(entry, chain):
+                break
+    for entry, chain in zip(entries, chains, strict=True):
+        found = cache.get(entry, chain) if keep else cache.read(entry) or chain()
+        yield {name: tensor.to(denoiser.device) for name, tensor in found.items()}
+
+
+@torch.no_grad()
+def _chain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+    """The unshifted chain of one batch."""
+    dtype, device, shape = _chain_dtype(denoiser), denoiser.device, denoiser.sample_shape
+    x = noise(seeds, shape, dtype, device)
+    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.eta > 0 else None
+    given, states = {}, []
+    for i, t in enumerate(schedule.timesteps):
+        if before_step(i) in names:
+            given[before_step(i)] = x
+        features = denoiser.encode(x, t)
+        if H in names:
+            states.append(features.h)
+        eps = denoiser.decode(features).to(dtype)
+        x = schedule.step(i, x, eps, eps, None if z is None else z[i])
+    if H in names:
+        given[H] = torch.stack(states)
+    return {**given, IMAGES: x} if IMAGES in names else given
+
+
+def _entry(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str]) -> Entry:
+    """What the cache calls this batch, and what it has to find."""
+    image = (len(seeds), *denoiser.sample_shape), _chain_dtype(denoiser)
+    h = (len(schedule), len(seeds), *denoiser.h_shape), denoiser.dtype
+    return Entry(_key(denoiser, schedule, seeds), {name: h if name == H else image for name in names})
+
+
+def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
+    """SHA-256 of everything that the samples of a batch depend on; devices of one type may round differently."""
+    config = {name: value for name, value in denoiser.unet.config.items() if not name.startswith("_")}
+    parts = {
+        "format": _FORMAT,
+        "weights": denoiser.digest,
+        "network": [type(denoiser).__name__, config],  # the digest does not know how the weights are used
+        "network_dtype": str(denoiser.dtype),
+        "chain_dtype": str(_chain_dtype(denoiser)),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "schedule": asdict(schedule),
+        "seeds": [int(seed) for seed in seeds],
+        "device": denoiser.device.type,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _chain_dtype(denoiser: Denoiser) -> torch.dtype:
+    """The chain's arithmetic is at least float32, however coarse the network's is."""
+    return torch.promote_types(denoiser.dtype, torch.float32)
