@@ -25,7 +25,7 @@ CELEBA = "google/ddpm-celebahq-256"
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a chain and a batch. `shift` is differentiated: standard normal, about half a spread of h on toyfaces."""
+    """A model, a chain, a batch. `shift` is differentiated: standard normal, about half a spread of h on toyfaces."""
 
     denoiser: Denoiser
     schedule: Schedule

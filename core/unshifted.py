@@ -108,7 +108,7 @@ def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
         "network": [type(denoiser).__name__, config],  # the digest does not know how the weights are used
         "network_dtype": str(denoiser.dtype),
         "chain_dtype": str(_chain_dtype(denoiser)),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "float32": [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
         "schedule": asdict(schedule),
         "seeds": [int(seed) for seed in seeds],
         "device": denoiser.device.type,

@@ -74,6 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         with_spec.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="override, e.g. budget.trials=4"
         )
+        if name == "plan":
+            with_spec.add_argument(
+                "--device-memory", type=_size, metavar="SIZE", help="of a GPU to plan for, e.g. 24GB"
+            )
         if name == "sweep":
             with_spec.add_argument("--dry-run", action="store_true", help="the same as plan")
             with_spec.add_argument("--address", help="a running Ray cluster (default: Ray on this machine)")
@@ -116,7 +120,7 @@ def _plan(given: argparse.Namespace) -> int:
     from orchestrator.plan import show
     from orchestrator.spec import load
 
-    show(load(given.spec, given.set), _console(), root=_root(given))
+    show(load(given.spec, given.set), _console(), _root(given), getattr(given, "device_memory", None))
     return 0
 
 
@@ -156,6 +160,16 @@ def _doctor(given: argparse.Namespace) -> int:
     from orchestrator.doctor import show
 
     return show(_root(given), given.build, _console())
+
+
+def _size(text: str) -> str:
+    from orchestrator.spec import Size
+    from orchestrator.spec.problems import Refused
+
+    try:
+        return Size().check(text)
+    except Refused as refused:
+        raise argparse.ArgumentTypeError(refused.problems[0].text) from None
 
 
 def _root(given: argparse.Namespace) -> Path:

@@ -62,17 +62,21 @@ class Engines:
         config = {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": micro_batches,
-            "zero_optimization": {"stage": self.settings.zero},
+            "zero_optimization": self._zero(module),
             "zero_force_ds_cpu_optimizer": False,  # where no compiler is, torch's optimiser takes over
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": self.settings.precision == "bf16"},
             "steps_per_print": 1 << 30,
         }
-        if offload:
-            config["zero_optimization"] = {"stage": self.settings.zero, "offload_optimizer": {"device": "cpu"}}
         engine, *_ = deepspeed.initialize(model=module, optimizer=_adam(groups, offload), config=config)
         self.engines[name] = engine
         return EngineOptimiser(engine)
+
+    def _zero(self, module: nn.Module) -> dict[str, Any]:
+        # One bucket holds every gradient. By default it has room for 500 million, which takes 2 GB.
+        count = sum(parameter.numel() for parameter in module.parameters())
+        zero = {"stage": self.settings.zero, "reduce_bucket_size": count}
+        return {**zero, "offload_optimizer": {"device": "cpu"}} if self.settings.offload_optimizer == "cpu" else zero
 
     def save(self, folder: Path, iteration: int) -> None:
         """Weights, optimisers and the iteration they belong to, one sub-folder an engine. Every rank calls it."""

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from core.cache import SampleCache
 from core.directions import DirectionSet
 from core.errors import UserError
 from core.files import atomic_folder, write_json
@@ -29,7 +30,7 @@ def crown(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> Row | None:
     best = next((row for row in rows(folder, sweep) if row.state == "completed"), None)
     if best is None:
         return None
-    bench = Bench.load(sweep)
+    bench = Bench.load(sweep, SampleCache(folder.cache))
     found = DirectionSet.load(checkpoint_folder(folder, best.trial_id) / "directions")
     champion = bench.measure(sweep, found, REPORT_SEEDS).metrics
     random = bench.scaled(sweep, random_like(bench, found, sweep))

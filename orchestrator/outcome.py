@@ -17,7 +17,7 @@ class TrialOutcome(StrEnum):
 ADVICE = {
     TrialOutcome.COMPLETED: "ran to its end",
     TrialOutcome.PRUNED: "stopped early: other trials were ahead at the same iteration",
-    TrialOutcome.OUT_OF_MEMORY: "ran out of memory: lower sampler.batch and train.micro_batch, or use checkpoint_steps",
+    TrialOutcome.OUT_OF_MEMORY: "ran out of memory: lower sampler.batch, or give it more of a device",
     TrialOutcome.DIVERGED: "a loss became infinite: lower shift_scale or the learning rates",
     TrialOutcome.PREEMPTED: "was interrupted: the same command goes on with it",
     TrialOutcome.FAILED: "failed: its last lines say why",
@@ -30,10 +30,21 @@ def classify(error: BaseException) -> TrialOutcome:
     while cause is not None:
         if isinstance(cause, NonFiniteError):
             return TrialOutcome.DIVERGED
-        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":
+        if out_of_memory(cause):
             return TrialOutcome.OUT_OF_MEMORY
         cause = getattr(cause, "cause", None) or cause.__cause__
     return TrialOutcome.FAILED
+
+
+# What torch's CPU allocator and NVIDIA's libraries say instead of raising an error of their own kind.
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error, not what it wraps, says that memory has run out; torch's own is told by its name."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
 
 
 def sentence(error: BaseException) -> str:

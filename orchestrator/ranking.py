@@ -6,7 +6,7 @@ between them; the first objective breaks ties.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 
 from core.errors import UserError
-from orchestrator.searcher import METRICS, SECONDS, STEP, TUNE_ID, load_study
+from orchestrator.searcher import MEMORY, METRICS, SECONDS, STEP, TUNE_ID, load_study
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 
@@ -39,6 +39,7 @@ class Row:
     iteration: int
     on_front: bool  # no completed trial is better in every objective
     seconds: float | None = None  # of finding the set, without its evaluation
+    memory: dict[str, Any] = field(default_factory=dict)  # how it trained in the end (orchestrator.attempt)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
             int(trial.user_attrs.get(STEP, 0)),
             trial.number in front,
             trial.user_attrs.get(SECONDS),
+            trial.user_attrs.get(MEMORY, {}),
         )
         for trial in trials
     ]

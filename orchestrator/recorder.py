@@ -8,7 +8,7 @@ from ray import cloudpickle, tune
 from rich.console import Console
 
 from orchestrator.outcome import ADVICE, TrialOutcome, classify, sentence
-from orchestrator.searcher import SECONDS, STEP
+from orchestrator.searcher import MEMORY, SECONDS, STEP
 from orchestrator.spec import Fixed, Sweep
 from orchestrator.tracking import Tracking, fail_open
 
@@ -84,6 +84,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
                 continue
             values = {f"training/{name}": value for name, value in point.items() if name != "step"}
             self.tracking.metrics(run, values, int(point["step"]), now)
+        if memory := result.get(MEMORY):
+            self.tracking.tags(run, {name: str(value) for name, value in memory.items()})
         if result[STEP] > known:
             self.tracking.metrics(run, {**result["metrics"], SECONDS: result[SECONDS]}, result[STEP], now)
         self.recorded[trial.trial_id] = max(known, result[STEP])

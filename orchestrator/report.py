@@ -22,6 +22,8 @@ def show(folder: SweepFolder, console: Console) -> None:
         console.print(f"Sweep '{sweep.name}' has no trials yet.")
         return
     console.print(trials_table(sweep, ranked, console.width))
+    for line in out_of_memory_lines(ranked):
+        console.print(line)
     if len(sweep.methods) > 1:
         console.print(methods_table(by_method(ranked, sweep)))
     if len(sweep.objectives) > 1:
@@ -47,6 +49,17 @@ def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> Table:
         cells = [_cell(row.parameters.get(name)) for name in names] + [_cell(row.metrics.get(name)) for name in metrics]
         table.add_row("*" if row.on_front else "", row.trial_id, row.state, str(row.iteration), *cells)
     return table
+
+
+def out_of_memory_lines(ranked: list[Row]) -> list[str]:
+    """One line for each trial that went on in smaller parts."""
+    return [
+        f"Trial {row.trial_id} ran out of memory (retries: {row.memory['out_of_memory_retries']}) and went on with "
+        f"{row.memory['gradient']}, micro_batch {row.memory['micro_batch']}, "
+        f"{row.memory['sampler_batch']} samples drawn at a time."
+        for row in ranked
+        if row.memory.get("out_of_memory_retries")
+    ]
 
 
 def methods_table(methods: list[MethodRow]) -> Table:

@@ -22,7 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 from orchestrator.space import configurations, fits, suggest
 from orchestrator.spec import Fixed, Sweep, Value
 
-METRICS, STEP, SECONDS, TUNE_ID = "metrics", "global_step", "find_seconds", "tune_id"
+METRICS, STEP, SECONDS, TUNE_ID, MEMORY = "metrics", "global_step", "find_seconds", "tune_id", "memory"
 
 
 def open_storage(path: str) -> optuna.storages.RDBStorage:
@@ -85,7 +85,10 @@ class DirectionSearch(OptunaSearch):  # type: ignore[misc]  # Ray ships no types
         if result:
             trial.set_user_attr(STEP, int(result.get(STEP, 0)))
             trial.set_user_attr(SECONDS, result.get(SECONDS))
-            trial.set_user_attr(METRICS, {k.split("/", 1)[1]: v for k, v in result.items() if k.startswith("metrics/")})
+            for group in (METRICS, MEMORY):
+                start = f"{group}/"
+                own = {name.removeprefix(start): v for name, v in result.items() if name.startswith(start)}
+                trial.set_user_attr(group, own)
         self._ot_study.tell(trial, values, state=state)
 
     def verdict(self, result: dict[str, Any] | None, error: bool) -> tuple[TrialState, list[float] | None]:

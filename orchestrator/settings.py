@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from core.gradient import CheckpointSteps, FullGraph, GradientPolicy
+from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.methods import METHODS
 from orchestrator.spec import Sweep
 
-_GRADIENTS: dict[str, GradientPolicy] = {"full_graph": FullGraph(), "checkpoint_steps": CheckpointSteps()}
+POLICIES: dict[str, GradientPolicy] = {
+    "auto": KeepSteps(),  # until the device is known: orchestrator.footprint
+    "full_graph": FullGraph(),
+    "keep_steps": KeepSteps(),
+    "checkpoint_steps": CheckpointSteps(),
+    "checkpoint_blocks": CheckpointBlocks(),
+}
 
 
 def settings_of(parameters: Mapping[str, Any], sweep: Sweep) -> Any:
@@ -50,5 +56,10 @@ def _of_sweep(method: str, given: Mapping[str, Any], sweep: Sweep) -> dict[str, 
         "injection": sweep.sampler.injection,
         "window": sweep.sampler.window,
         "strength_floor": sweep.train.strength_floor,
-        "gradient": _GRADIENTS[sweep.gradient.policy],
+        "gradient": _gradient(sweep),
     }
+
+
+def _gradient(sweep: Sweep) -> GradientPolicy:
+    policy, memory = POLICIES[sweep.gradient.policy], sweep.gradient.bytes
+    return policy if memory is None else KeepSteps(memory)

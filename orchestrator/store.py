@@ -5,6 +5,9 @@ study.db      Optuna
 tune/         Ray Tune
 champion/     the exported best set
 result.json   the champion and the baseline on the reporting seeds
+
+Beside the sweeps' folders, `<root>/cache/` holds the unshifted samples that they all share (core.cache); it may be
+removed at any time.
 """
 
 import json
@@ -16,7 +19,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import write_json
-from orchestrator.spec import Sweep, parse
+from orchestrator.spec import Sweep, deciding, parse
 
 _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 
@@ -47,6 +50,10 @@ class SweepFolder:
     @property
     def champion(self) -> Path:
         return self.path / "champion"
+
+    @property
+    def cache(self) -> Path:
+        return self.root.resolve() / "cache"
 
     def exists(self) -> bool:
         return (self.path / "sweep.json").is_file()
@@ -84,7 +91,7 @@ class SweepFolder:
         stored = self.read()
         if stored["identity"] == sweep.identity():
             return
-        changed = _differences(stored["spec"], sweep.resolved())
+        changed = _differences(deciding(stored["spec"]), deciding(sweep.resolved()))
         raise UserError(
             f"sweep '{self.name}' has already been started with other settings; changed since: "
             f"{', '.join(changed) or 'the file format'}; give the new one another name, or remove {self.path}"

@@ -23,6 +23,7 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from core.cache import SampleCache  # noqa: E402
 from core.errors import UserError  # noqa: E402
 from orchestrator import export, report  # noqa: E402
 from orchestrator.engine import compiler_missing  # noqa: E402
@@ -119,7 +120,8 @@ def _resources(sweep: Sweep) -> dict[str, float]:
 def _search(sweep: Sweep, folder: SweepFolder, recorder: Recorder, slots: int) -> None:
     """Run what is left of the trials. Raises Interrupted if the user stops it."""
     trainable = tune.with_resources(
-        functools.partial(_on_tune, sweep=sweep), {k: v for k, v in _resources(sweep).items() if v}
+        functools.partial(_on_tune, sweep=sweep, cache=SampleCache(folder.cache)),
+        {k: v for k, v in _resources(sweep).items() if v},
     )
     run_config = tune.RunConfig(
         name=folder.tune.name,
@@ -157,8 +159,8 @@ def _search(sweep: Sweep, folder: SweepFolder, recorder: Recorder, slots: int) -
         raise Interrupted
 
 
-def _on_tune(config: dict[str, Any], sweep: Sweep) -> None:
-    run_trial(config, sweep, TuneReporter())
+def _on_tune(config: dict[str, Any], sweep: Sweep, cache: SampleCache) -> None:
+    run_trial(config, sweep, TuneReporter(), cache)
 
 
 def _trial_name(trial: Any) -> str:

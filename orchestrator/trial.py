@@ -9,6 +9,7 @@ tracking store; what it reports goes through a Reporter, with a checkpoint that 
     traversal.png  what it looks like
 """
 
+import gc
 import json
 import tempfile
 import time
@@ -21,37 +22,46 @@ from typing import Any
 import torch
 
 from core import predictors
+from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.files import write_json
+from core.lean import lean
 from core.methods import METHODS, learned, random
 from core.metrics import Evaluation, calibrate, evaluate
 from core.pictures import traversal, traversal_grid
+from core.precision import use_precision
 from core.randomness import SELECT_SEEDS
 from core.schedule import Schedule
 from core.zoo.attributes import Attributes
+from orchestrator.attempt import Attempt
 from orchestrator.engine import Engines
+from orchestrator.footprint import Case, device_bytes
+from orchestrator.outcome import out_of_memory
 from orchestrator.reporter import Reporter
 from orchestrator.settings import settings_of
 from orchestrator.spec import Sweep
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Bench:
-    """What a trial works with: the frozen model, its chain, and its attribute predictor if it has one."""
+    """What a trial works with: the frozen model, its chain, its attribute predictor if it has one, and the unshifted
+    samples that are there already.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
     attributes: Attributes | None
+    cache: SampleCache | None = None
 
     @classmethod
-    def load(cls, sweep: Sweep) -> "Bench":
+    def load(cls, sweep: Sweep, cache: SampleCache | None = None) -> "Bench":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        denoiser = Denoiser.from_pretrained(sweep.model, _PRECISIONS[sweep.train.precision], device)
+        denoiser = Denoiser.from_pretrained(sweep.model, use_precision(sweep.train.precision), device)
+        if sweep.gradient.lean:
+            denoiser = lean(denoiser)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
-        return cls(denoiser, schedule, predictors.load(sweep.predictor, sweep.model, device))
+        return cls(denoiser, schedule, predictors.load(sweep.predictor, sweep.model, device), cache)
 
     def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
         """The set as strong as `evaluate.strength` says, or as it is where the sweep says nothing."""
@@ -66,6 +76,7 @@ class Bench:
             injection=sampler.injection,
             window=sampler.window,
             batch=sampler.batch,
+            cache=self.cache,
         )
 
     def measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
@@ -81,6 +92,7 @@ class Bench:
             injection=sweep.sampler.injection,
             window=sweep.sampler.window,
             batch=sweep.sampler.batch,
+            cache=self.cache,
         )
 
     def draw(self, sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
@@ -105,6 +117,7 @@ class Finding:
     iteration: int
     seconds: float
     curve: list[dict[str, float]] = field(default_factory=list)  # the losses since the finding before
+    attempt: Attempt | None = None  # how it is trained
 
 
 @dataclass
@@ -112,19 +125,26 @@ class Stopwatch:
     """Seconds of finding: loading, measuring and drawing do not count."""
 
     seconds: float = 0.0
+    training: bool = False  # whether an iteration has begun and not ended
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        started = time.perf_counter()
+    def running(self, training: bool = False) -> Iterator[None]:
+        started, self.training = time.perf_counter(), training
         yield
         self.seconds += time.perf_counter() - started
+        self.training = False
 
 
-def run_trial(parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
-    """Run one trial of `sweep` with the given parameters, from its last checkpoint if it has one."""
+def run_trial(
+    parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter, cache: SampleCache | None = None
+) -> None:
+    """Run one trial of `sweep` with the given parameters, from its last checkpoint if it has one.
+
+    cache: where unshifted samples, which are the same for every trial, are read and kept.
+    """
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
-    bench = Bench.load(sweep)
+    bench = Bench.load(sweep, cache)
     if parameters["method"] == "learned":
         _learn(bench, parameters, sweep, reporter)
     else:
@@ -137,17 +157,42 @@ def _find(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: R
     more = {"attributes": bench.attributes} if method == "supervised" else {}
     settings = settings_of(parameters, sweep)
     with watch.running():
-        directions = METHODS[method].find(bench.denoiser, bench.schedule, settings, batch=sweep.sampler.batch, **more)
+        directions = METHODS[method].find(
+            bench.denoiser, bench.schedule, settings, batch=sweep.sampler.batch, cache=bench.cache, **more
+        )
     _report(bench, sweep, reporter, Finding(directions, sweep.train.iterations, watch.seconds))
 
 
 def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
-    settings: learned.Settings = settings_of(parameters, sweep)
-    engines, watch = Engines(sweep.deepspeed, settings.micro_batch or settings.batch), Stopwatch()
+    """Train, in smaller parts after every time that memory has run out, from the last report on each time."""
+    case = Case(bench.denoiser.blueprint(), bench.schedule, sweep, settings_of(parameters, sweep))
+    attempt = Attempt.first(case, device_bytes(sweep, bench.denoiser.device, bench.denoiser.weight_bytes()))
+    while True:
+        watch = Stopwatch()
+        try:
+            return _train(bench, attempt, attempt.applied(sweep), reporter, watch)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            attempt = attempt.smaller(sweep.micro_batches, watch.training)
+        # Only here, where the error has let go of it, can what the attempt held be freed.
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _train(bench: Bench, attempt: Attempt, sweep: Sweep, reporter: Reporter, watch: Stopwatch) -> None:
+    """One attempt. An iteration that it leaves half done is lost: the engines hold its gradients, and go with it."""
+    settings = attempt.settings
+    engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with watch.running():
             learner = learned.Learner(
-                bench.denoiser, bench.schedule, settings, engines.make, draw_batch=sweep.sampler.batch
+                bench.denoiser,
+                bench.schedule,
+                settings,
+                engines.make,
+                draw_batch=sweep.sampler.batch,
+                cache=bench.cache,
             )
         done = 0
         with reporter.checkpoint() as folder:
@@ -156,10 +201,11 @@ def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: 
                 watch.seconds = json.loads((folder / "seconds.json").read_text())["find"]
         curve: list[dict[str, float]] = []
         for n in range(done, settings.iterations):
-            with watch.running():
+            with watch.running(training=True):
                 curve.append({"step": n + 1, **learner.iterate(n)})
             if (n + 1) % sweep.evaluate_every == 0 or n + 1 == settings.iterations:
-                _report(bench, sweep, reporter, Finding(learner.directions(), n + 1, watch.seconds, curve), engines)
+                finding = Finding(learner.directions(), n + 1, watch.seconds, curve, attempt)
+                _report(bench, sweep, reporter, finding, engines)
                 curve = []
     finally:
         engines.close()
@@ -182,12 +228,12 @@ def _report(bench: Bench, sweep: Sweep, reporter: Reporter, finding: Finding, en
         if engines is not None:
             engines.save(folder / "engines", finding.iteration)
         told = {"global_step": finding.iteration, "find_seconds": finding.seconds, "curve": finding.curve}
+        told["memory"] = finding.attempt.told() if finding.attempt else {}
         reporter.report({**told, "metrics": metrics, **metrics}, folder)
 
 
 def random_like(bench: Bench, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
     """The honest baseline of a set: as many random directions, of the same mean length."""
-    found = random.find(
-        bench.denoiser, bench.schedule, random.Settings(len(directions), seed=sweep.seed), sweep.sampler.batch
-    )
+    settings = random.Settings(len(directions), seed=sweep.seed)
+    found = random.find(bench.denoiser, bench.schedule, settings, sweep.sampler.batch, bench.cache)
     return replace(found, sigma=found.sigma * (directions.sigma.mean() / found.sigma.mean()))

@@ -8,9 +8,12 @@ import torch
 
 from benchmarks import jacobian, pca
 from benchmarks.ablation import BASE, CHANGES
+from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
 from benchmarks.methods import best_shares, shares_table
+from benchmarks.sides import Case, celeba, chain_flops, flops, ours, straightforward
 from core.denoiser import Denoiser
+from core.gradient import CheckpointSteps
 from core.linearised import DecoderJacobian
 from core.methods import learned
 
@@ -89,3 +92,33 @@ def test_the_ablation_ends_with_the_defaults_of_the_method() -> None:
     ablated = learned.Settings(**{**BASE.__dict__, **CHANGES["default"]})
     defaults = learned.Settings(iterations=ablated.iterations)
     assert ablated == defaults
+
+
+def test_both_sides_of_the_chain_have_the_same_gradient() -> None:
+    case = Case.of(celeba(8, 32, "cpu", torch.float64), 3, 1)
+    wanted = straightforward(case, frozen=True)().clone()
+    assert wanted.abs().max() > 0
+    for run in (straightforward(case, frozen=False), ours(case, CheckpointSteps())):
+        assert float((run() - wanted).norm() / wanted.norm()) < 1e-9
+
+
+def test_operations_of_a_long_chain_follow_from_short_ones() -> None:
+    denoiser = Denoiser.without_weights("digits")
+    run = partial(straightforward, frozen=False)
+    assert chain_flops(run, denoiser, 5) == flops(run(Case.of(denoiser, 5, 1)))
+
+
+def test_the_straightforward_step_costs_nine_calls() -> None:
+    """Two forward, one of each again, and two back through inputs and weights; and the unshifted sample's."""
+    denoiser = Denoiser.without_weights("digits")
+    x = torch.empty(1, *denoiser.sample_shape, device="meta")
+    with torch.no_grad():
+        once = flops(lambda: denoiser(x, 5))
+    assert chain_flops(partial(straightforward, frozen=False), denoiser, 40) / (40 * once) == pytest.approx(9, rel=0.02)
+
+
+def test_the_chains_tables_have_a_row_for_each_case() -> None:
+    case = Case.of(Denoiser.from_pretrained("digits"), 2, 1)
+    assert len(timed("narrow", case, 1)) == 1
+    assert len(precisions(case)) == 3
+    assert len(ablated(case, 1)) == 3

@@ -15,11 +15,11 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.spec.checks import mistakes
 from orchestrator.spec.distributions import Choice, Distribution, Fixed, FloatRange, IntRange, countable, unknown_key
-from orchestrator.spec.domains import REFUSED, Domain
+from orchestrator.spec.domains import REFUSED, Domain, Size, size_bytes
 from orchestrator.spec.problems import Path as KeyPath
 from orchestrator.spec.problems import Problem, SpecError, complaint, nearest, shown
 from orchestrator.spec.reading import override, read, without
-from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep
+from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep, deciding
 from orchestrator.spec.tables import DOMAINS, METHODS, METRICS, PARAMETERS, Value
 
 __all__ = [
@@ -34,12 +34,15 @@ __all__ = [
     "FloatRange",
     "IntRange",
     "Objective",
+    "Size",
     "SpecError",
     "Sweep",
     "Value",
     "countable",
+    "deciding",
     "load",
     "parse",
+    "size_bytes",
 ]
 
 # Stands in for what is missing or wrong while the other parts are checked against each other.

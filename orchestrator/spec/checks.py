@@ -15,6 +15,7 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
     found = [
         *_batches(sweep),
         *_compared(sweep),
+        *_kept(sweep),
         *_grace(sweep),
         *_untrained(sweep),
         *_useless(sweep),
@@ -48,12 +49,12 @@ def _batches(sweep: Sweep) -> Iterator[Check]:
 
 def _compared(sweep: Sweep) -> Iterator[Check]:
     """The learned method compares the samples of a micro-batch in pairs, unless that has no weight."""
-    weight = sweep.space.get("consistency_weight")
-    if weight is None or countable(weight) == (0.0,) or sweep.micro_batch % 2 == 0 or any(_batches(sweep)):
+    size = sweep.train.micro_batch or sweep.train.batch // sweep.resources.workers
+    if not sweep.compares_pairs or size % 2 == 0 or any(_batches(sweep)):
         return
     name = "micro_batch" if sweep.train.micro_batch else "batch"
     allowed = "an even number for each worker, or search.consistency_weight: 0"
-    text = complaint("cannot be compared in pairs", sweep.micro_batch, allowed)
+    text = complaint("cannot be compared in pairs", size, allowed)
     reads: tuple[Path, ...] = (
         ("train", "batch"),
         ("train", "micro_batch"),
@@ -62,6 +63,15 @@ def _compared(sweep: Sweep) -> Iterator[Check]:
         ("search", "consistency_weight"),
     )
     yield reads, Problem(("train", name), text)
+
+
+def _kept(sweep: Sweep) -> Iterator[Check]:
+    """Only what keeps some steps and not others can be told how much they may take."""
+    gradient, path = sweep.gradient, ("gradient", "memory")
+    if gradient.memory != "auto" and gradient.policy not in ("auto", "keep_steps"):
+        text = f"has no effect with policy {gradient.policy}"
+        text = complaint(text, gradient.memory, "auto, or gradient.policy: auto or keep_steps")
+        yield (path, ("gradient", "policy")), Problem(path, text)
 
 
 def _grace(sweep: Sweep) -> Iterator[Check]:

@@ -158,6 +158,36 @@ class Text(Domain):
         return value
 
 
+_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
+
+
+@dataclass(frozen=True)
+class Size(Domain):
+    """Memory as text, a number and its unit."""
+
+    def __str__(self) -> str:
+        return f"a number above 0 with {', '.join(list(_UNITS)[:-1])} or {list(_UNITS)[-1]}, such as 20GiB"
+
+    def check(self, value: object) -> str:
+        size = _SIZE.fullmatch(value) if isinstance(value, str) else None
+        if size is None:
+            self.refuse("is not an amount of memory", value)
+        number, unit = size.groups()
+        if unit not in _UNITS:
+            near = [f"; did you mean '{number}{known}'?" for known in _UNITS if known.casefold() == unit.casefold()]
+            raise Refused([Problem((), "".join([complaint("is not an amount of memory", value, self), *near]))])
+        if size_bytes(f"{number}{unit}") == 0:
+            self.refuse("is no memory", value)
+        return f"{number}{unit}"
+
+
+def size_bytes(size: str) -> int:
+    """The bytes of what `Size` has checked: "1.5GiB" -> 1610612736."""
+    number, unit = _SIZE.fullmatch(size).groups()  # type: ignore[union-attr]  # checked
+    return int(float(number) * _UNITS[unit])
+
+
 @dataclass(frozen=True)
 class Box(Domain):
     """A rectangle of pixels as text, its right and bottom excluded."""

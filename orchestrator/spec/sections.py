@@ -4,7 +4,20 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from orchestrator.spec.domains import Domain, Gpus, OneOf, OrNull, Real, Text, Whole, Window
+from orchestrator.spec.domains import (
+    Domain,
+    Gpus,
+    OneOf,
+    OrNull,
+    OrWord,
+    Real,
+    Size,
+    Text,
+    Truth,
+    Whole,
+    Window,
+    size_bytes,
+)
 from orchestrator.spec.problems import Problem, Refused, nearest, shown
 from orchestrator.spec.tables import METRICS
 
@@ -50,14 +63,16 @@ class Sampler(Section):
 class Train(Section):
     """One trial's training.
 
-    `batch` is that of the whole trial, `pool` the unshifted samples it is drawn from, `precision` the denoiser's.
+    `batch` is that of the whole trial, `micro_batch` what one worker runs at a time (null: what fits its device best,
+    see `Gradient`; it changes no result), `pool` the unshifted samples that batches are drawn from, `precision` the
+    denoiser's: fp32 allows no TF32, tf32 does, with bf16 the chain itself stays in fp32.
     """
 
     iterations: Annotated[int, Whole(1)] = 400
     batch: Annotated[int, Whole(1)] = 16
     micro_batch: Annotated[int | None, OrNull(Whole(1))] = None
     pool: Annotated[int, Whole(32)] = 1024  # the reconstructor is calibrated on the first 32
-    precision: Annotated[str, OneOf(("fp32", "bf16"))] = "fp32"
+    precision: Annotated[str, OneOf(("fp32", "tf32", "bf16"))] = "fp32"
     strength_floor: Annotated[float, Real(low=0, below=1)] = 1 / 6
 
 
@@ -115,9 +130,22 @@ class DeepSpeed(Section):
 
 
 class Gradient(Section):
-    """How the chain keeps memory down."""
+    """How the chain keeps memory down (core.gradient). It changes no result, only memory and time.
 
-    policy: Annotated[str, OneOf(("full_graph", "checkpoint_steps"))] = "checkpoint_steps"
+    `policy` auto keeps as many steps as the device holds; `memory` is what the graphs of the kept steps may take, at
+    most; `lean` runs the denoiser with fewer operations and saved bytes (core.lean).
+    """
+
+    policy: Annotated[str, OneOf(("auto", "full_graph", "keep_steps", "checkpoint_steps", "checkpoint_blocks"))] = (
+        "auto"
+    )
+    memory: Annotated[str, OrWord(Size(), ("auto",))] = "auto"
+    lean: Annotated[bool, Truth()] = True
+
+    @property
+    def bytes(self) -> int | None:
+        """`memory` in bytes; None where it is auto."""
+        return None if self.memory == "auto" else size_bytes(self.memory)
 
 
 class Tracking(Section):

@@ -18,6 +18,7 @@ from orchestrator.spec.distributions import (
 )
 from orchestrator.spec.domains import Domain, OrNull, Slug, Text, Whole
 from orchestrator.spec.problems import Findings, Problem, Refused, complaint
+from orchestrator.spec.reading import without
 from orchestrator.spec.sections import (
     Budget,
     DeepSpeed,
@@ -35,7 +36,11 @@ from orchestrator.spec.sections import (
 from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
 
 # Part of every identity. Raise it when the meaning of a sweep file changes.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# What says how the same numbers are computed, not which: results differ by rounding alone. No part of the identity, so
+# that a sweep that has run out of memory, or moves to another device, goes on with the trials it has.
+MEANS = (("gradient",), ("train", "micro_batch"), ("sampler", "batch"))
 
 
 @dataclass(frozen=True)
@@ -172,9 +177,20 @@ class Sweep(Section):
         return [objective.metric for objective in self.objectives]
 
     @property
-    def micro_batch(self) -> int:
-        """What one worker runs at a time; by default its whole share of the batch."""
-        return self.train.micro_batch or self.train.batch // self.resources.workers
+    def micro_batches(self) -> tuple[int, ...]:
+        """What one worker could run at a time, most first: the divisors of its share of the batch.
+
+        Even ones where samples are compared in pairs.
+        """
+        share = self.train.batch // self.resources.workers
+        odd = not self.compares_pairs
+        return tuple(size for size in range(share, 0, -1) if share % size == 0 and (odd or size % 2 == 0))
+
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether some trial of the learned method compares the samples of a micro-batch two by two."""
+        weight = self.space.get("consistency_weight")
+        return weight is not None and countable(weight) != (0.0,)
 
     @property
     def evaluate_every(self) -> int:
@@ -202,7 +218,6 @@ class Sweep(Section):
         plain["method"] = self.method.resolved()
         plain["search"] = {name: self.given(name).resolved() for name in self.space if not self._told_elsewhere(name)}
         plain["objectives"] = [{objective.metric: objective.mode} for objective in self.objectives]
-        plain["train"]["micro_batch"] = self.micro_batch
         plain["evaluate"]["every"] = self.evaluate_every
         plain["tracking"]["experiment"] = self.experiment
         if plain["scheduler"]:
@@ -210,10 +225,15 @@ class Sweep(Section):
         return plain
 
     def identity(self) -> str:
-        """SHA-256 of everything above and of the schema version: the same for two spellings of one sweep."""
-        content = {"schema": SCHEMA_VERSION, "sweep": self.resolved()}
+        """SHA-256 of what decides the results and of the schema version: the same for two spellings of one sweep."""
+        content = {"schema": SCHEMA_VERSION, "sweep": deciding(self.resolved())}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def deciding(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved sweep without what only says how it is computed (`MEANS`)."""
+    return without(dict(resolved), MEANS)
 
 
 def _only_for(users: tuple[str, ...], given: Distribution) -> Distribution:

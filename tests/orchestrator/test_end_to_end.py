@@ -40,6 +40,7 @@ def check_stores(root: Path, trials: int) -> None:
         assert child.info.status == "FINISHED"
         assert child.data.tags["outcome"] in ("completed", "pruned")
         assert {"directions", "shift_scale", "discriminator_weight"} <= child.data.params.keys()
+        assert (child.data.tags["micro_batch"], child.data.tags["out_of_memory_retries"]) == ("2", "0")
         steps = [point.step for point in client.get_metric_history(child.info.run_id, "identifiability")]
         assert steps == [2, 4][: len(steps)]
         losses = [point.step for point in client.get_metric_history(child.info.run_id, "training/direction_loss")]
@@ -55,6 +56,7 @@ def test_a_sweep_from_the_command_to_the_bundle(sweep_file: Path, orchestrate: O
     assert done.returncode == 0, done.stderr
     root = tmp_path / "runs"
     check_stores(root, trials=3)
+    assert list((root / "cache").glob("*.safetensors"))  # the trials shared what they drew unshifted
 
     again = orchestrate("sweep", sweep_file)
     assert again.returncode == 0 and "Sweep 'tiny' is complete." in again.stdout

@@ -24,6 +24,12 @@ def wrapped(inner: Exception) -> Exception:
         (wrapped(NonFiniteError("x")), TrialOutcome.DIVERGED),
         (wrapped(MemoryError()), TrialOutcome.OUT_OF_MEMORY),
         (OutOfMemoryError("CUDA"), TrialOutcome.OUT_OF_MEMORY),
+        (
+            wrapped(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
+            TrialOutcome.OUT_OF_MEMORY,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), TrialOutcome.OUT_OF_MEMORY),
+        (ValueError("can't allocate memory"), TrialOutcome.FAILED),
         (ValueError("x"), TrialOutcome.FAILED),
     ],
 )

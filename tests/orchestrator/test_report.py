@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.ranking import Row, by_method
-from orchestrator.report import methods_table
+from orchestrator.report import methods_table, out_of_memory_lines
 from orchestrator.spec import Sweep, parse
 
 
@@ -71,3 +71,12 @@ def test_the_table_of_methods(sweep: Sweep) -> None:
     assert lines[3].split() == "identifiability 0.900 0.700 ± 0.141 0.100 - more".split()
     assert lines[5].split() == "globality 0.500 - - - more".split()
     assert lines[6].split() == "seconds to find 1 20 - -".split()
+
+
+def test_a_trial_that_ran_out_of_memory_is_told() -> None:
+    told = {"gradient": "full_graph", "micro_batch": 2, "sampler_batch": 64}
+    undisturbed = replace(RANKED[0], memory={**told, "out_of_memory_retries": 0})
+    shrunk = replace(RANKED[1], trial_id="b", memory={**told, "out_of_memory_retries": 2})
+    assert out_of_memory_lines([undisturbed, shrunk, RANKED[2]]) == [
+        "Trial b ran out of memory (retries: 2) and went on with full_graph, micro_batch 2, 64 samples drawn at a time."
+    ]

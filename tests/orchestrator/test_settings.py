@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from core.gradient import FullGraph
+from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.methods import METHODS, jacobian, learned, pca, random, supervised
 from orchestrator.settings import settings_of
 from orchestrator.space import configurations
@@ -93,6 +93,19 @@ def test_every_parameter_of_a_method_is_a_field_of_its_settings(method: str) -> 
     [parameters] = configurations(sweep.space)
     defaults = settings_of({"method": method}, sweep)
     assert settings_of(parameters, sweep) == defaults
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [
+        ({"policy": "checkpoint_steps"}, CheckpointSteps()),
+        ({"policy": "checkpoint_blocks"}, CheckpointBlocks()),
+        ({"policy": "keep_steps"}, KeepSteps("auto")),
+        ({"memory": "2MB"}, KeepSteps(2_000_000)),
+    ],
+)
+def test_a_policy_by_name(given: dict[str, str], policy: GradientPolicy) -> None:
+    assert settings_of({"method": "learned"}, sweep_with(gradient=given)).gradient == policy
 
 
 def test_what_a_method_refuses_is_told_in_its_words() -> None:

@@ -36,6 +36,7 @@ METRIC_NAMES = (
 SLUG = "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
 TEXT = "text, not empty (quote what YAML reads as a number or a truth value)"
 WINDOW = "[high, low], integers with 1000 >= high > low >= 0, or null"
+SIZE = "a number above 0 with MB, GB, MiB or GiB, such as 20GiB, or auto"
 GPUS = "a number from 0 to 1, or a whole number of GPUs"
 BASE = "name: a\nmodel: toyfaces\nsearch: {directions: {choice: [8, 12]}}\n"
 
@@ -118,13 +119,34 @@ SENTENCES = [
     ),
     ("deepspeed: {zero: 3}", "deepspeed.zero: is not supported yet (got 3); allowed: an integer >= 0 and <= 2"),
     (
-        "gradient: {policy: keep_steps}",
-        "gradient.policy: is not known (got 'keep_steps'); allowed: full_graph, checkpoint_steps; "
-        "did you mean 'checkpoint_steps'?",
+        "gradient: {policy: keep_step}",
+        "gradient.policy: is not known (got 'keep_step'); allowed: auto, full_graph, keep_steps, checkpoint_steps, "
+        "checkpoint_blocks; did you mean 'keep_steps'?",
     ),
     (
-        "gradient: {memory: auto}",
-        "gradient.memory: is not a known key (got 'auto'); allowed: policy",
+        "gradient: {memroy: auto}",
+        "gradient.memroy: is not a known key (got 'auto'); allowed: policy, memory, lean; did you mean 'memory'?",
+    ),
+    ("gradient: {lean: 1}", "gradient.lean: is neither true nor false (got 1); allowed: true or false"),
+    ("gradient: {memory: 20}", f"gradient.memory: is not an amount of memory (got 20); allowed: {SIZE}"),
+    ("gradient: {memory: lots}", f"gradient.memory: is not an amount of memory (got 'lots'); allowed: {SIZE}"),
+    ("gradient: {memory: 0GiB}", f"gradient.memory: is no memory (got '0GiB'); allowed: {SIZE}"),
+    (
+        "gradient: {memory: 20gib}",
+        f"gradient.memory: is not an amount of memory (got '20gib'); allowed: {SIZE}; did you mean '20GiB'?",
+    ),
+    (
+        "gradient: {memory: 20TB}",
+        f"gradient.memory: is not an amount of memory (got '20TB'); allowed: {SIZE}",
+    ),
+    (
+        "gradient: {policy: full_graph, memory: 20GiB}",
+        "gradient.memory: has no effect with policy full_graph (got '20GiB'); allowed: auto, or "
+        "gradient.policy: auto or keep_steps",
+    ),
+    (
+        "train: {precision: fp16}",
+        "train.precision: is not known (got 'fp16'); allowed: fp32, tf32, bf16; did you mean 'bf16'?",
     ),
     # window
     ("sampler: {window: 500}", f"sampler.window: is not a pair of timesteps (got 500); allowed: {WINDOW}"),
@@ -521,7 +543,7 @@ def test_defaults() -> None:
         "train": {
             "iterations": 400,
             "batch": 16,
-            "micro_batch": 16,
+            "micro_batch": None,
             "pool": 1024,
             "precision": "fp32",
             "strength_floor": 1 / 6,
@@ -544,7 +566,7 @@ def test_defaults() -> None:
         "evaluate": {"every": 400, "seeds": 24, "strength": None},
         "resources": {"gpus_per_trial": 0.0, "cpus_per_worker": 1},
         "deepspeed": {"zero": 1, "offload_optimizer": "none", "precision": "fp32"},
-        "gradient": {"policy": "checkpoint_steps"},
+        "gradient": {"policy": "auto", "memory": "auto", "lean": True},
         "tracking": {"uri": None, "experiment": "a"},
         "export": {"register": None},
     }
@@ -555,11 +577,29 @@ def test_null_means_what_it_is_derived_from() -> None:
         "{objectives: [{coverage: max}, {fidelity_kid: min}], scheduler: {asha: {grace: 50}}, "
         "resources: {gpus_per_trial: 4}}"
     )
-    assert (sweep.micro_batch, sweep.evaluate_every, sweep.asha_metric, sweep.experiment) == (4, 50, "coverage", "a")
+    assert (sweep.evaluate_every, sweep.asha_metric, sweep.experiment) == (50, "coverage", "a")
     assert sweep.objective_names == ["coverage", "fidelity_kid"]
     assert (sweep.asha_mode, sweep_of("{}").asha_mode) == ("max", None)
     plain = sweep_of("{}")
-    assert (plain.micro_batch, plain.evaluate_every, plain.asha_metric) == (16, 400, None)
+    assert (plain.evaluate_every, plain.asha_metric) == (400, None)
+
+
+def test_micro_batches_divide_a_workers_share() -> None:
+    """And are even where samples are compared in pairs."""
+    four = "{resources: {gpus_per_trial: 4}, train: {batch: 24}"
+    assert sweep_of(f"{four}}}").micro_batches == (6, 2)
+    alone = sweep_of(f"{four}, search: {{directions: {{choice: [8, 12]}}, consistency_weight: 0}}}}")
+    assert alone.micro_batches == (6, 3, 2, 1)
+    assert sweep_of("{train: {batch: 12, micro_batch: 4}}").micro_batches == (12, 6, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("memory", "text", "size"),
+    [("auto", "auto", None), ("null", "auto", None), ("1.5 GiB", "1.5GiB", 3 << 29), ("500MB", "500MB", 500_000_000)],
+)
+def test_sizes_of_memory(memory: str, text: str, size: int | None) -> None:
+    gradient = sweep_of(f"{{gradient: {{memory: {memory}}}}}").gradient
+    assert (gradient.memory, gradient.bytes) == (text, size)
 
 
 def test_a_sweep_is_frozen() -> None:
@@ -586,9 +626,17 @@ FULL = """
  objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
  budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12, strength: 0.5},
  resources: {gpus_per_trial: 2, cpus_per_worker: 2},
- deepspeed: {zero: 0, offload_optimizer: cpu, precision: bf16}, gradient: {policy: full_graph},
+ deepspeed: {zero: 0, offload_optimizer: cpu, precision: bf16}, gradient: {policy: auto, memory: 2GiB, lean: true},
  tracking: {uri: u, experiment: e}, export: {register: r}}
 """
+# What says how the same numbers are computed.
+MEANS: dict[str, Any] = {
+    "sampler.batch": 16,
+    "train.micro_batch": 8,
+    "gradient.policy": "keep_steps",
+    "gradient.memory": "1GB",
+    "gradient.lean": False,
+}
 CHANGES: dict[str, Any] = {
     "name": "z",
     "model": "z",
@@ -599,10 +647,8 @@ CHANGES: dict[str, Any] = {
     "sampler.injection": "asymmetric",
     "sampler.window": [900, 101],
     "sampler.eta": 0.25,
-    "sampler.batch": 16,
     "train.iterations": 101,
     "train.batch": 32,
-    "train.micro_batch": 8,
     "train.pool": 64,
     "train.precision": "bf16",
     "train.strength_floor": 0.2,
@@ -636,7 +682,6 @@ CHANGES: dict[str, Any] = {
     "deepspeed.zero": 1,
     "deepspeed.offload_optimizer": "none",
     "deepspeed.precision": "fp32",
-    "gradient.policy": "checkpoint_steps",
     "tracking.uri": None,
     "tracking.experiment": "f",
     "export.register": None,
@@ -653,24 +698,25 @@ def _leaves(data: dict[str, Any], prefix: str = "") -> set[str]:
 
 def test_the_changes_cover_every_field() -> None:
     fields = _leaves(sweep_of("{}").resolved()) | _leaves(parse(yaml.safe_load(FULL)).resolved())
-    untold = fields - set(CHANGES) - {"method.choice", "search.directions.log", "search.directions.choice"}
+    untold = fields - set(CHANGES) - set(MEANS) - {"method.choice", "search.directions.log", "search.directions.choice"}
     assert {field for field in untold if not any(change.startswith(f"{field}.") for change in CHANGES)} == {
         "search.parametrisation.when.method"
     }
 
 
-@pytest.mark.parametrize("path", CHANGES)
-def test_identity_changes_with_any_field(path: str) -> None:
-    data = yaml.safe_load(FULL)
+@pytest.mark.parametrize("path", [*CHANGES, *MEANS])
+def test_identity_changes_with_what_decides_results(path: str) -> None:
+    """And not with what only says how they are computed: a sweep that ran out of memory goes on with another policy."""
+    data, changes = yaml.safe_load(FULL), CHANGES | MEANS
     before = parse(data).identity()
     changed = copy.deepcopy(data)
     *parents, last = path.split(".")
     target = changed
     for part in parents:
         target = target[part]
-    assert target[last] != CHANGES[path]
-    target[last] = CHANGES[path]
-    assert parse(changed).identity() != before
+    assert target[last] != changes[path]
+    target[last] = changes[path]
+    assert (parse(changed).identity() == before) == (path in MEANS)
     assert len(before) == 64
 
 
@@ -681,9 +727,7 @@ def _reversed(data: Any) -> Any:
 def test_identity_does_not_change_with_spelling() -> None:
     data = yaml.safe_load(FULL)
     assert parse(_reversed(data)).identity() == parse(data).identity()
-    spelt = sweep_of(
-        "{train: {micro_batch: 16}, search: {directions: {choice: [8, 12]}, start: flattest, shift_scale: 0.5}}"
-    )
+    spelt = sweep_of("{train: {batch: 16}, search: {directions: {choice: [8, 12]}, start: flattest, shift_scale: 0.5}}")
     assert spelt.identity() == sweep_of("{}").identity()
 
 

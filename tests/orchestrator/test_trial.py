@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from core import DirectionSet
+from core import DirectionSet, unshifted
+from core.cache import SampleCache
+from core.lean import LeanDenoiser
 from core.metrics import moved
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial import Bench, random_like, run_trial
@@ -62,6 +64,12 @@ def test_the_supervised_method_asks_the_models_predictor() -> None:
     assert directions.names == ("smile",) and "disentanglement" in told["metrics"]
 
 
+def test_every_trial_runs_lean_unless_told_otherwise(tiny_model: Path) -> None:
+    lean, plain = (Bench.load(sweep_with(tiny_model, gradient={"lean": wanted})) for wanted in (True, False))
+    assert isinstance(lean.denoiser, LeanDenoiser) and not isinstance(plain.denoiser, LeanDenoiser)
+    assert lean.denoiser.digest == plain.denoiser.digest
+
+
 def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path) -> None:
     listener, sweep = Listener(), sweep_with(tiny_model, method="random", evaluate={"seeds": 6, "strength": 0.05})
     run_trial(PARAMETERS[0], sweep, listener)
@@ -71,6 +79,24 @@ def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path) -> None:
     assert directions.metrics == told["metrics"]
     strength = moved(bench.denoiser, bench.schedule, directions)
     assert torch.allclose(strength, torch.full_like(strength, 0.05), rtol=0.1)
+
+
+def test_the_second_trial_of_a_node_draws_no_unshifted_sample(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    run = unshifted._chain
+    monkeypatch.setattr(unshifted, "_chain", lambda *given: (drawn.append(len(given[2])), run(*given))[1])
+    sweep = sweep_with(tiny_model, method="random", evaluate={"seeds": 6, "strength": 0.05})
+    alone, first, second = Listener(), Listener(), Listener()
+    run_trial(PARAMETERS[0], sweep, alone)
+    drawn.clear()
+    run_trial(PARAMETERS[0], sweep, first, SampleCache(tmp_path))
+    assert 256 + 72 + 6 + 24 == sum(drawn)  # spread, calibration, evaluation, reference
+    drawn.clear()
+    run_trial(PARAMETERS[0], sweep, second, SampleCache(tmp_path))
+    assert not drawn
+    assert alone.reports[0][0]["metrics"] == first.reports[0][0]["metrics"] == second.reports[0][0]["metrics"]
 
 
 def test_the_baseline_has_as_many_directions_of_the_same_mean_length(tiny_model: Path) -> None:

@@ -1,0 +1,162 @@
+"""Which way to train fits a device: the rules of `auto`, and what memory is counted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepSteps
+from orchestrator import footprint as module
+from orchestrator.footprint import Case, Footprint, choose, device_bytes, footprint, heaviest, next_fitting, usable
+from orchestrator.forecast import case_of
+from orchestrator.spec import Sweep, parse
+
+HUGE = 1 << 40
+BASE: dict[str, Any] = {
+    "name": "a",
+    "model": "toyfaces",
+    "search": {},
+    "budget": {"trials": 1},
+    "sampler": {"steps": 20, "batch": 2},
+    "train": {"batch": 16, "pool": 32},
+}
+
+
+def sweep_with(**sections: Any) -> Sweep:
+    return parse(BASE | sections)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return case_of(sweep_with())
+
+
+@pytest.fixture(scope="module")
+def told(case: Case) -> Callable[..., Case]:
+    """The case with other sections, on the same denoiser, so that its steps are counted once for all tests."""
+    return lambda **sections: replace(case, sweep=(sweep := sweep_with(**sections)), settings=heaviest(sweep))
+
+
+def just_enough(way: Footprint) -> int:
+    """The least device that it fits."""
+    return int(way.peak / (1 - module.RESERVE)) + 2
+
+
+def summary(way: Footprint) -> tuple[str, int, int, bool]:
+    return way.policy, way.micro_batch, way.again, way.fits
+
+
+def test_with_room_for_everything_nothing_is_cut_or_run_again(case: Case) -> None:
+    way = choose(case, HUGE)
+    assert summary(way) == ("keep_steps", 16, 0, True) and way.draw_batch == 2
+    assert way.chain.kept == way.steps == 20
+
+
+def test_a_smaller_micro_batch_comes_before_running_steps_again(case: Case) -> None:
+    for size in (8, 4):
+        whole = footprint(case, "keep_steps", size, HUGE)
+        assert summary(choose(case, just_enough(whole))) == ("keep_steps", size, 0, True)
+
+
+def test_but_none_below_four(case: Case) -> None:
+    """Then it is the largest again, with as many steps kept as fit."""
+    way = choose(case, just_enough(footprint(case, "keep_steps", 4, HUGE)) - 5_000_000)
+    assert (way.policy, way.micro_batch, way.fits) == ("keep_steps", 16, True)
+    assert 1 <= way.chain.kept < 20 and way.again == 20 - way.chain.kept
+    assert way.gradient == KeepSteps(way.chain.graphs)
+
+
+def test_more_memory_keeps_more_steps(case: Case) -> None:
+    least = just_enough(footprint(case, "checkpoint_steps", 16, HUGE))
+    kept = [footprint(case, "keep_steps", 16, least + extra).chain.kept for extra in range(0, 480_000_000, 48_000_000)]
+    assert kept == sorted(kept) and kept[0] == 1 and kept[-1] == 20
+
+
+def test_blocks_come_last_and_then_nothing_fits(case: Case) -> None:
+    steps, blocks = (footprint(case, policy, 2, HUGE) for policy in ("checkpoint_steps", "checkpoint_blocks"))
+    assert blocks.peak < steps.peak
+    way = choose(case, just_enough(steps) - 100_000)
+    assert (way.policy, way.gradient, way.fits) == ("checkpoint_blocks", CheckpointBlocks(), True)
+    assert summary(choose(case, 1_000_000)) == ("checkpoint_blocks", 2, 20, False)
+
+
+def test_what_the_file_says_stays(told: Callable[..., Case]) -> None:
+    train = {"batch": 16, "pool": 32, "micro_batch": 2}
+    assert summary(choose(told(train=train), HUGE)) == ("keep_steps", 2, 0, True)
+    for policy, gradient in (("full_graph", FullGraph()), ("checkpoint_steps", CheckpointSteps())):
+        way = choose(told(gradient={"policy": policy}), HUGE)
+        assert (way.policy, way.gradient, way.micro_batch) == (policy, gradient, 16)
+        assert not choose(told(gradient={"policy": policy}, train=train), 1_000_000).fits
+
+
+def test_memory_bounds_what_is_kept(told: Callable[..., Case], case: Case) -> None:
+    one = choose(case, HUGE).chain.graphs / 20
+    limit = {"memory": f"{3.5 * one / 1e6:.3f}MB"}
+    assert choose(told(gradient=limit), HUGE).chain.kept == 3
+    exact = choose(told(gradient={"policy": "keep_steps"} | limit), HUGE)
+    assert (exact.policy, exact.micro_batch, exact.chain.kept) == ("keep_steps", 16, 3)
+    # What the file says is not cut down to what fits; under auto it is.
+    wide, train = {"memory": "1GB"}, BASE["train"] | {"micro_batch": 16}
+    assert not choose(told(gradient={"policy": "keep_steps"} | wide, train=train), just_enough(exact)).fits
+    assert choose(told(gradient=wide, train=train), just_enough(exact)).fits
+
+
+def test_the_nearest_that_fits_is_no_larger_than_what_was_asked_for(told: Callable[..., Case], case: Case) -> None:
+    train = {"batch": 16, "pool": 32, "micro_batch": 8}
+    asked = told(train=train, gradient={"policy": "full_graph"})
+    room = just_enough(footprint(case, "checkpoint_steps", 4, HUGE))
+    assert not choose(asked, room).fits
+    assert summary(next_fitting(asked, room)) == ("checkpoint_steps", 4, 19, True)
+    assert str(next_fitting(asked, room)).startswith("checkpoint_steps with micro_batch 4 takes 0.")
+
+
+def test_samples_are_drawn_as_many_at_a_time_as_fit(told: Callable[..., Case]) -> None:
+    many = told(sampler={"steps": 20, "batch": 1024})
+    way = choose(many, HUGE)
+    assert way.draw_batch == 1024 and way.drawing > way.training
+    small = choose(many, just_enough(way) - 10_000)
+    assert (small.draw_batch, small.fits) == (512, True) and small.drawing < way.drawing
+
+
+def test_parts_add_up(case: Case) -> None:
+    way = choose(case, HUGE)
+    chain = way.chain
+    assert way.training == chain.network + chain.states + chain.graphs + chain.work + way.trained + way.pool
+    assert way.fits and usable(HUGE) == int(0.9 * HUGE)
+
+
+def test_an_optimiser_on_the_cpu_is_not_on_the_gpu(told: Callable[..., Case]) -> None:
+    gpu, offload = {"gpus_per_trial": 1}, {"zero": 2, "offload_optimizer": "cpu"}
+    trained = [
+        footprint(told(resources=resources, deepspeed=deepspeed), "checkpoint_steps", 4, HUGE).trained
+        for resources, deepspeed in ((gpu, offload), (gpu, {"zero": 2}), ({}, offload))
+    ]
+    assert trained[0] < trained[1] == trained[2]
+
+
+def test_a_sweep_is_planned_for_the_heaviest_of_its_trials(told: Callable[..., Case]) -> None:
+    search = {
+        "directions": {"choice": [4, 24, 8]},
+        "parametrisation": {"choice": ["shared", "time"]},
+        "discriminator_weight": {"float": [0.01, 1.0]},
+        "consistency_weight": 0,
+    }
+    settings = heaviest(sweep_with(search=search))
+    assert (settings.directions, settings.parametrisation, settings.consistency_weight) == (24, "time", 0.0)
+    assert settings.discriminator_weight > 0
+    assert heaviest(sweep_with(search={"discriminator_weight": 0})).discriminator_weight == 0
+
+
+def test_a_trial_takes_its_share_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for gpus, bytes_there in ((1, 60), (2, 60), (0.5, 50), (0.25, 25)):
+        assert device_bytes(sweep_with(resources={"gpus_per_trial": gpus}), gpu) == bytes_there
+    assert device_bytes(sweep_with(resources={"gpus_per_trial": 1}), gpu, held=10) == 70
+    for cpus, bytes_there in ((1, 15), (4, 60), (8, 60)):
+        assert device_bytes(sweep_with(resources={"cpus_per_worker": cpus}), cpu) == bytes_there

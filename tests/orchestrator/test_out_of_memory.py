@@ -1,0 +1,174 @@
+"""A trial that runs out of memory goes on with smaller parts of the same batches, and finds the same directions."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# DeepSpeed is kept out of the process that runs the tests. Memory runs out where the chain is differentiated, or where
+# pool samples are drawn, as each case says.
+SCRIPT = """
+import contextlib, gc, json, pathlib, shutil, sys, tempfile, weakref
+import torch
+from core import DirectionSet, unshifted
+from core.methods import learned
+from orchestrator.outcome import classify
+from orchestrator.spec import parse
+from orchestrator.trial import run_trial
+
+model, cases = sys.argv[1], json.loads(sys.argv[2])
+# Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.
+rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
+parameters = {"method": "learned", "directions": 3, **rates}
+sample, chain, iterate = learned.sample, unshifted._chain, learned.Learner.iterate
+ran, alive, most_alive = [], weakref.WeakSet(), []
+
+class Listener:
+    def __init__(self):
+        self.told, self.last = [], None
+    def report(self, metrics, folder):
+        self.told.append({"step": metrics["global_step"], "curve": [c["step"] for c in metrics["curve"]],
+                          **metrics["memory"]})
+        self.last = pathlib.Path(tempfile.mkdtemp()) / "checkpoint"
+        shutil.copytree(folder, self.last)
+    @contextlib.contextmanager
+    def checkpoint(self):
+        yield self.last
+
+def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None):
+    sweep = {"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
+             "train": {"iterations": 4, "batch": 8, "micro_batch": micro_batch, "pool": 32},
+             "evaluate": {"every": 2, "seeds": 6}, "gradient": gradient}
+    ran.clear()
+    gc.collect()  # of the case before
+    def no_memory():  # a new one each time: an error holds on to the frames that it came through
+        if error == "cuda":
+            return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        return RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9")
+    def guarded(denoiser, schedule, x, shift, injection, policy, *rest):
+        tight = torch.is_grad_enabled() and most is not None and len(x) > most and type(policy).__name__ != without
+        if tight and ran[-1] >= since:
+            x = x.clone()  # as far as the chain comes before it fails
+            raise no_memory()
+        return sample(denoiser, schedule, x, shift, injection, policy, *rest)
+    def drawn(denoiser, schedule, seeds, names):
+        if draws is not None and len(seeds) > draws:
+            raise no_memory()
+        return chain(denoiser, schedule, seeds, names)
+    learned.sample, unshifted._chain = guarded, drawn
+    def iterated(self, n):
+        ran.append(n)
+        alive.add(self)
+        most_alive.append(len(alive))
+        return iterate(self, n)
+    learned.Learner.iterate = iterated
+    listener, failed = Listener(), None
+    try:
+        run_trial(parameters, parse(sweep), listener)
+    except Exception as raised:
+        failed = [str(raised), str(classify(raised))]
+    table = DirectionSet.load(listener.last / "directions").table.flatten().tolist() if listener.last else None
+    return {"told": listener.told, "ran": list(ran), "table": table, "failed": failed}
+
+found = {name: run(**case) for name, case in cases.items()}
+print("RESULT", json.dumps({**found, "most_alive": max(most_alive)}))
+"""
+FULL, KEEP, AUTO = {"policy": "full_graph"}, {"policy": "keep_steps"}, {"policy": "auto"}
+CASES: dict[str, dict[str, Any]] = {
+    "quarters": {"gradient": FULL, "micro_batch": 2},
+    "whole": {"gradient": FULL, "micro_batch": 8},
+    "early": {"gradient": FULL, "micro_batch": 8, "most": 2, "since": 1},
+    "late": {"gradient": FULL, "micro_batch": 8, "most": 4, "since": 3, "error": "cpu"},
+    "kept": {"gradient": KEEP, "micro_batch": 8, "most": 4},
+    "auto": {"gradient": AUTO, "micro_batch": None, "most": 4},
+    "blocks": {"gradient": FULL, "micro_batch": 4, "most": 0, "without": "CheckpointBlocks"},
+    "never": {"gradient": FULL, "micro_batch": 4, "most": 0},
+    "drawing": {"gradient": FULL, "micro_batch": 8, "draws": 4},
+    "nothing": {"gradient": FULL, "micro_batch": 8, "draws": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-c", SCRIPT, str(tiny_model), json.dumps(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    found: dict[str, dict[str, Any]] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+def near(table: list[float]) -> Any:
+    return pytest.approx(table, abs=1e-5)
+
+
+def test_what_runs_out_before_its_first_report_starts_again_in_smaller_parts(runs: dict[str, dict[str, Any]]) -> None:
+    early = runs["early"]
+    assert early["ran"] == [0, 1, 0, 1, 0, 1, 2, 3]
+    assert early["table"] == runs["quarters"]["table"]
+    assert early["table"] == near(runs["whole"]["table"])
+    assert early["told"] == [
+        {
+            "step": step,
+            "curve": [step - 1, step],
+            "gradient": "full_graph",
+            "micro_batch": 2,
+            "sampler_batch": 16,
+            "out_of_memory_retries": 2,
+        }
+        for step in (2, 4)
+    ]
+
+
+def test_what_runs_out_later_goes_on_from_its_last_report(runs: dict[str, dict[str, Any]]) -> None:
+    """No iteration counts twice: the one that failed is run again as a whole, and reported once."""
+    late = runs["late"]
+    assert late["ran"] == [0, 1, 2, 3, 2, 3]
+    assert [(told["step"], told["curve"], told["micro_batch"]) for told in late["told"]] == [
+        (2, [1, 2], 8),
+        (4, [3, 4], 4),
+    ]
+    assert late["table"] == near(runs["whole"]["table"])
+
+
+@pytest.mark.parametrize("case", ["kept", "auto"])
+def test_kept_steps_give_way_too(runs: dict[str, dict[str, Any]], case: str) -> None:
+    [first, _] = runs[case]["told"]
+    assert (first["gradient"], first["micro_batch"], first["out_of_memory_retries"]) == ("keep_steps", 4, 1)
+    assert runs[case]["table"] == near(runs["whole"]["table"])
+
+
+def test_at_the_smallest_micro_batch_steps_are_run_again_by_blocks(runs: dict[str, dict[str, Any]]) -> None:
+    """The smallest is 2: samples are compared in pairs."""
+    [first, _] = runs["blocks"]["told"]
+    assert (first["gradient"], first["micro_batch"], first["out_of_memory_retries"]) == ("checkpoint_blocks", 2, 2)
+    assert runs["blocks"]["table"] == near(runs["quarters"]["table"])
+
+
+def test_then_it_fails_with_what_to_do(runs: dict[str, dict[str, Any]]) -> None:
+    assert runs["never"]["failed"] == [
+        "not even micro_batch 2 with policy checkpoint_blocks fits: use a device with more memory, lower train.pool, "
+        "or set train.precision: bf16",
+        "out_of_memory",
+    ]
+    assert runs["never"]["ran"] == [0, 0, 0]
+
+
+def test_what_an_attempt_held_is_freed_before_the_next(runs: dict[str, Any]) -> None:
+    assert runs["most_alive"] == 1
+
+
+def test_samples_are_drawn_fewer_at_a_time(runs: dict[str, dict[str, Any]]) -> None:
+    drawing = runs["drawing"]
+    [first, _] = drawing["told"]
+    assert (first["micro_batch"], first["sampler_batch"], first["out_of_memory_retries"]) == (8, 4, 2)
+    assert drawing["ran"] == [0, 1, 2, 3] and drawing["table"] == near(runs["whole"]["table"])
+    assert runs["nothing"]["failed"] == [
+        "not even one sample fits: use a device with more memory, or lower train.pool",
+        "out_of_memory",
+    ]
