@@ -120,5 +120,5 @@ def test_the_straightforward_step_costs_nine_calls() -> None:
 def test_the_chains_tables_have_a_row_for_each_case() -> None:
     case = Case.of(Denoiser.from_pretrained("digits"), 2, 1)
     assert len(timed("narrow", case, 1)) == 1
-    assert len(precisions(case)) == 3
+    assert len(precisions("narrow", case)) == 3
     assert len(ablated(case, 1)) == 3

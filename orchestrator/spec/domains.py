@@ -205,9 +205,12 @@ class Box(Domain):
         return f"{left},{top},{right},{bottom}"
 
 
+_SHARED = ("cache", "mlartifacts", "mlflow.db")  # beside the sweeps
+
+
 @dataclass(frozen=True)
 class Slug(Domain):
-    """A name that is safe as a folder and as an experiment's name."""
+    """A name that is safe as an experiment's name, and as a folder beside what all sweeps share."""
 
     def __str__(self) -> str:
         return "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
@@ -215,6 +218,8 @@ class Slug(Domain):
     def check(self, value: object) -> str:
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
             self.refuse("is not a name", value)
+        if value in _SHARED:
+            self.refuse("is the name of what all sweeps share", value)
         return value
 
 

@@ -71,6 +71,7 @@ SENTENCES = [
     ("name: a b", f"name: is not a name (got 'a b'); allowed: {SLUG}"),
     ("name: -a", f"name: is not a name (got '-a'); allowed: {SLUG}"),
     ("name: 7", f"name: is not a name (got 7); allowed: {SLUG}"),
+    ("name: cache", f"name: is the name of what all sweeps share (got 'cache'); allowed: {SLUG}"),
     ("model: ''", f"model: is empty (got ''); allowed: {TEXT}"),
     ("model: on", f"model: is not text (got true); allowed: {TEXT}"),
     ("predictor: 5", f"predictor: is not text (got 5); allowed: {TEXT}, or null"),
