@@ -31,7 +31,7 @@ _HEAD = (
 def agreement(case: Case) -> list[tuple[str, float]]:
     """Relative error of every policy's gradient against the plain graph's, on the plain and on the lean denoiser."""
     wanted = ours(case, FullGraph(), case.denoiser)().clone()
-    one = predict(lean(case.denoiser), case.schedule, len(case.x_T), CheckpointSteps()).graphs
+    one = predict(lean(case.denoiser), case.schedule, len(case.x_T), CheckpointSteps(), None, "asymmetric").graphs
     policies: dict[str, GradientPolicy] = {
         "CheckpointSteps": CheckpointSteps(),
         "KeepSteps(3 steps)": KeepSteps(3 * one),
@@ -66,7 +66,9 @@ def counted() -> list[tuple[str, str, str]]:
         chain_costs(d, case.schedule, 1, "symmetric", steps, range(2))[1].graph for d in (denoiser, leaner)
     )
     asymmetric = chain_costs(leaner, case.schedule, 1, "asymmetric", steps, range(2))[1].graph
-    short, long = (predict(leaner, Schedule.ddim(denoiser, t), 1, CheckpointSteps()) for t in (10, 40))
+    short, long = (
+        predict(leaner, Schedule.ddim(denoiser, t), 1, CheckpointSteps(), None, "asymmetric") for t in (10, 40)
+    )
     bytes_short, bytes_long = (p.states + p.graphs for p in (short, long))
     return [
         ("one UNet call", f"{unet / 1e9:.1f} GFLOP", ""),
@@ -137,7 +139,7 @@ def precisions(name: str, case: Case) -> list[str]:
         wanted = gradient if wanted is None else wanted
         cosine = torch.nn.functional.cosine_similarity(gradient, wanted, dim=0)
         (taken,) = seconds([run], 3)
-        said = predict(cast, case.schedule, len(case.x_T), CheckpointSteps())
+        said = predict(cast, case.schedule, len(case.x_T), CheckpointSteps(), None, "asymmetric")
         measured = held(case, cast, CheckpointSteps()) + said.network
         rows.append(f"| {name}, {word} | {taken:.2f} | {said.peak / MIB:.0f} | {measured / MIB:.0f} | {cosine:.5f} |")
     return rows
@@ -164,7 +166,7 @@ def large(device: torch.device) -> str:
         (taken,) = seconds([run], 2)
         peak = torch.cuda.max_memory_allocated(device) - before
         rows.append(f"| {name} | {taken:.2f} | {peak / MIB:.0f} MiB | {cosine:.5f} |")
-    said = predict(half, case.schedule, batch, CheckpointSteps())
+    said = predict(half, case.schedule, batch, CheckpointSteps(), None, "asymmetric")
     return f"""## {CELEBA}'s shape at full size, batch {batch}, 40 steps
 
 Peak beside the weights, from the allocator; predicted for "run again": {(said.peak - said.network) / MIB:.0f} MiB.

@@ -47,12 +47,15 @@ class Entry:
 class SampleCache:
     """A folder that all trials of a node share, and how many bytes it may hold; what was used longest ago goes first.
 
+    Samples are kept `block` at a time, however many are drawn at once.
+
     It never takes more than half of what the disk has free for it. A file that is being read may go as well: whoever
     has it mapped keeps its pages.
     """
 
     folder: Path
     limit_bytes: int = 20 << 30
+    block: int = 64
 
     def __contains__(self, entry: Entry) -> bool:
         """Whether all files of the entry are there, not whether they are sound."""

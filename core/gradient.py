@@ -19,7 +19,7 @@ training step takes, before it is taken.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class GradientPolicy(Protocol):
 class FullGraph:
     """Keep every step's graph: fastest, memory T A. Also the right choice where nothing is differentiated."""
 
-    by_blocks: bool = False
+    by_blocks: ClassVar[bool] = False
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
         return steps
@@ -64,7 +64,7 @@ class CheckpointSteps:
     memory of a single step.
     """
 
-    by_blocks: bool = False
+    by_blocks: ClassVar[bool] = False
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
         return min(1, steps)
@@ -72,26 +72,23 @@ class CheckpointSteps:
 
 @dataclass(frozen=True)
 class KeepSteps:
-    """Keep the graphs of as many of the last steps as `memory` bytes hold, beside what one step takes in any case.
+    """Keep the graphs of as many of the last steps as `memory` bytes hold, and of one in any case.
 
-    "auto" is what the device has free when the chain starts, less a tenth. `share` is the part of it that this process
-    may take. More memory is never slower.
+    "auto" is what the device has free when the chain starts, less a tenth and what a step takes beside its graph. More
+    memory is never slower.
     """
 
     memory: int | Literal["auto"] = "auto"
-    share: float = 1.0
-    by_blocks: bool = False
+    by_blocks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.memory != "auto" and self.memory < 0:
             raise UserError(f"memory: got {self.memory}; allowed: bytes, 0 or more, or 'auto'")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share: got {self.share}; allowed: above 0, at most 1")
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
         memory = self.memory
         if memory == "auto":
-            memory = int(0.9 * self.share * free_memory(device)) - max(cost.work for cost in costs())
+            memory = int(0.9 * free_memory(device)) - max(cost.work for cost in costs())
         return fitting([cost.graph for cost in costs()], memory)
 
 
@@ -99,7 +96,7 @@ class KeepSteps:
 class CheckpointBlocks:
     """Run each step again, block by block: for models of which not even one step's graph fits."""
 
-    by_blocks: bool = True
+    by_blocks: ClassVar[bool] = True
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
         return 0
@@ -148,7 +145,7 @@ class Prediction:
     """
 
     network: int  # the frozen weights
-    states: int  # x_t of every step
+    states: int  # x_t of every step, and its noise where eta > 0
     graphs: int  # what the steps that are kept hold
     work: int  # the most that a step holds beyond its graph or, run again, with it, on its way forward and back
     kept: int  # steps whose graph is kept
@@ -164,7 +161,7 @@ def predict(
     batch: int,
     policy: GradientPolicy | None = None,
     precision: torch.dtype | None = None,
-    injection: Injection = "asymmetric",
+    injection: Injection = "symmetric",
     window: tuple[int, int] | None = None,
     memory: int | None = None,
 ) -> Prediction:
@@ -176,7 +173,7 @@ def predict(
     batch: samples at a time; precision: the network's (default: as it is); memory: bytes of the device, where the
     policy is to be told other than what is free here.
     """
-    policy = policy or CheckpointSteps()
+    policy = policy or FullGraph()
     blueprint = denoiser.blueprint(precision)
     network, state = blueprint.weight_bytes(), _state_bytes(blueprint, batch)
     if policy.by_blocks:
@@ -184,7 +181,7 @@ def predict(
     inside = schedule.inside(window)
     first = inside.index(True)
     costs = chain_costs(blueprint, schedule, batch, injection, inside, range(first, len(schedule)))
-    states = state * (len(costs) + 1)
+    states = state * (len(costs) + 1 + (len(schedule) if schedule.eta > 0 else 0))
     if isinstance(policy, KeepSteps) and memory is not None:
         policy = KeepSteps(max(memory - network - states - max(cost.work for cost in costs), 0))
     kept = policy.kept(lambda: costs, len(costs), denoiser.device)

@@ -1,17 +1,19 @@
 """What one step of the chain takes in memory, counted by running it on tensors that have a shape but no data.
 
 Nothing is estimated: the very code of the step runs, forward and back, on torch's meta device, and every storage is
-followed from its creation to its end. What is counted is what the step's tensors hold; an allocator's rounding and a
-library's private workspace are not.
+followed from its creation to its end. Attention alone is told which kernel to be, a fused one. What is counted is what
+the step's tensors hold; an allocator's rounding and a library's private workspace are not.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -63,6 +65,36 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.live -= size
 
 
+@contextmanager
+def followed(known: Sequence[Tensor]) -> Iterator[Ledger]:
+    """Count what is done on the meta device, attention as CPUs and GPUs run it.
+
+    There torch takes the plain formula, whose matrix of all tokens by all no fused kernel keeps. A TorchFunctionMode
+    would say it more politely, but is off in what runs again on the way back.
+    """
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = partial(_attention, plain)
+    try:
+        with Ledger(known) as ledger:
+            yield ledger
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+def _attention(
+    plain: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    if attn_mask is not None or query.device.type != "meta":
+        return plain(query, key, value, attn_mask, **options)
+    fused: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+    return fused
+
+
 def costs(
     denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: Injection, shifted: Sequence[bool], steps: range
 ) -> list[StepCost]:
@@ -102,14 +134,14 @@ def _cost(
     delta_h = torch.empty(batch, *denoiser.h_shape, device="meta", requires_grad=True) if shifted else None
     step = partial(one_step, denoiser, schedule, len(schedule) - 1, delta_h=delta_h, injection=injection)
     known = [x, *denoiser.tensors(), *([] if delta_h is None else [delta_h])]
-    graph, peak = _followed(step, x, known)
-    _, again = _followed(partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False), x, known)
+    graph, peak = _there_and_back(step, x, known)
+    _, again = _there_and_back(partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False), x, known)
     return StepCost(graph, peak - graph, again)
 
 
-def _followed(step: Callable[[Tensor], Tensor], x: Tensor, known: Sequence[Tensor]) -> tuple[int, int]:
+def _there_and_back(step: Callable[[Tensor], Tensor], x: Tensor, known: Sequence[Tensor]) -> tuple[int, int]:
     """Bytes held between a step's forward and backward pass, and at the most."""
-    with torch.enable_grad(), Ledger(known) as ledger:
+    with torch.enable_grad(), followed(known) as ledger:
         x_prev = step(x)
         graph = ledger.live - x_prev.nbytes
         x_prev.backward(torch.empty_like(x_prev))  # type: ignore[no-untyped-call]

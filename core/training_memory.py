@@ -12,7 +12,7 @@ from torch import Tensor
 from core.denoiser import Denoiser
 from core.discriminator import Discriminator
 from core.losses import consistency_loss
-from core.memory import Ledger
+from core.memory import followed
 from core.methods.learned import Explorer, Settings
 from core.reconstructor import Reconstructor
 from core.schedule import Schedule
@@ -36,7 +36,7 @@ def trained_bytes(
     shifted = _images(denoiser, micro_batch).requires_grad_()
     k = torch.zeros(micro_batch, dtype=torch.long, device="meta")
     magnitude = torch.empty(micro_batch, device="meta")
-    with torch.enable_grad(), Ledger([*own, images, shifted, k, magnitude]) as ledger:
+    with torch.enable_grad(), followed([*own, images, shifted, k, magnitude]) as ledger:
         shift = explorer.shift(k, magnitude)
         logits, strength = explorer.reconstructor(images, shifted)
         loss = logits.sum() + strength.sum() + sum(shift(i).sum() for i in range(len(schedule)))
@@ -58,13 +58,14 @@ def pool_bytes(denoiser: Denoiser, settings: Settings) -> int:
 @torch.no_grad()
 def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
     """The most that drawing `batch` samples at a time takes beside the weights: a step with two passes through the
-    decoder, and the h that is kept of every step.
+    decoder, and the h that is kept of every step; its noise too, where eta > 0.
     """
     x = _images(denoiser, batch)
     h = torch.empty(batch, *denoiser.h_shape, dtype=denoiser.dtype, device="meta")
-    with Ledger(denoiser.tensors()) as ledger:
+    with followed(denoiser.tensors()) as ledger:
         one_step(denoiser, schedule, len(schedule) - 1, x, h, "asymmetric")
-    held: int = ledger.peak + x.nbytes
+    noises = len(schedule) * x.nbytes if schedule.eta > 0 else 0
+    held: int = ledger.peak + x.nbytes + noises
     return held + 2 * len(schedule) * h.nbytes  # twice: as a list, and as the tensor made of it
 
 

@@ -1,6 +1,7 @@
 """Unshifted samples, and the h they pass through. They depend on what is frozen alone: a cache keeps them for everyone.
 
-What is drawn together is kept together, so that a sample is the same to the last bit with and without a cache.
+A sample is the same with and without a cache: to the last bit where the number drawn at a time divides what is kept
+together, else beyond rounding.
 """
 
 import hashlib
@@ -53,14 +54,15 @@ def draw(
     """What the chains of `seeds` give, `batch` of them at a time: memory does not grow with their number.
 
     names: what of it, x_0 [N, *sample_shape], h [T, N, *h_shape] or the state before a step [N, *sample_shape]; on the
-    denoiser's device. cache: where it is read, or kept once drawn, unless all of it would fill too much of the cache.
+    denoiser's device. cache: where it is read, or kept once drawn, unless all of it would fill too much of the cache;
+    what comes is then as long as its blocks.
     """
-    parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
-    chains = [partial(_chain, denoiser, schedule, part, names) for part in parts]
     if cache is None:
-        yield from (chain() for chain in chains)
+        yield from (_chain(denoiser, schedule, part, names) for part in _cut(seeds, batch))
         return
-    entries = [_entry(denoiser, schedule, part, names) for part in parts]
+    blocks = _cut(seeds, cache.block)
+    chains = [partial(_block, denoiser, schedule, block, names, batch) for block in blocks]
+    entries = [_entry(denoiser, schedule, block, names) for block in blocks]
     keep = cache.worthwhile(sum(entry.nbytes for entry in entries if entry not in cache))
     if keep:
         # Processes that start together share the work: each draws what no other is drawing, and reads the rest below.
@@ -70,6 +72,18 @@ def draw(
     for entry, chain in zip(entries, chains, strict=True):
         found = cache.get(entry, chain) if keep else cache.read(entry) or chain()
         yield {name: tensor.to(denoiser.device) for name, tensor in found.items()}
+
+
+def _cut(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+def _block(
+    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str], batch: int
+) -> dict[str, Tensor]:
+    """What is kept together, drawn `batch` at a time, on the CPU, where it is written from."""
+    parts = [_chain(denoiser, schedule, part, names) for part in _cut(seeds, batch)]
+    return {name: torch.cat([part[name].cpu() for part in parts], dim=1 if name == H else 0) for name in names}
 
 
 @torch.no_grad()

@@ -1,12 +1,25 @@
-"""How a trial trains, and how it goes on when memory runs out: the same batches, in smaller parts."""
+"""How a trial trains, and how it goes on when memory runs out: the same batches, in smaller parts.
+
+It starts with what `orchestrate plan` says (`footprint.choose`). From there micro-batches shrink, and at the smallest
+every step is run again, then block by block.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.gradient import CheckpointBlocks, KeepSteps
+from core.gradient import KeepSteps
 from core.methods import learned
+from orchestrator.drawing import Drawing, NothingFits, with_batch
 from orchestrator.footprint import Case, choose
+from orchestrator.settings import POLICIES
 from orchestrator.spec import Sweep
+
+# What takes less memory, where micro-batches cannot be smaller.
+_THEN = {
+    "full_graph": "checkpoint_steps",
+    "keep_steps": "checkpoint_steps",
+    "checkpoint_steps": "checkpoint_blocks",
+}
 
 
 @dataclass(frozen=True)
@@ -20,16 +33,13 @@ class Attempt:
 
     @classmethod
     def first(cls, case: Case, device: int) -> "Attempt":
-        """What `choose` says for a device of so many bytes, counted only where the file leaves a choice."""
-        sweep, settings = case.sweep, case.settings
-        if sweep.gradient.policy not in ("auto", "keep_steps") and sweep.train.micro_batch:
-            return cls(settings, sweep.gradient.policy, sweep.sampler.batch)
+        """What `choose` says for a device of so many bytes, as in a plan."""
         found = choose(case, device)
-        settings = replace(settings, micro_batch=found.micro_batch, gradient=found.gradient)
+        settings = replace(case.settings, micro_batch=found.micro_batch, gradient=found.gradient)
         return cls(settings, found.policy, found.draw_batch)
 
     def smaller(self, sizes: Sequence[int], training: bool) -> "Attempt":
-        """Half as much at a time, of what was going on. Raises MemoryError where it cannot be less.
+        """Half as much at a time, of what was going on. Raises NothingFits where it cannot be less.
 
         sizes: the micro-batches that divide a worker's share; training: whether the gradient was being taken, or
         samples were drawn.
@@ -37,26 +47,29 @@ class Attempt:
         again = replace(self, retries=self.retries + 1)
         if not training:
             if self.draw_batch == 1:
-                raise MemoryError("not even one sample fits: use a device with more memory, or lower train.pool")
+                raise NothingFits("not even one sample fits: use a device with more memory, or lower train.pool")
             return replace(again, draw_batch=self.draw_batch // 2)
         size, gradient = self.settings.micro_batch or self.settings.batch, self.settings.gradient
         half = max((other for other in sizes if other <= size // 2), default=None)
         if half is not None:
             if isinstance(gradient, KeepSteps) and gradient.memory != "auto":
-                gradient = KeepSteps(gradient.memory // 2)  # as many steps, of half the size
+                gradient = KeepSteps(gradient.memory * half // size)  # as many steps, each so much smaller
             return replace(again, settings=replace(self.settings, micro_batch=half, gradient=gradient))
-        if self.policy == "checkpoint_blocks":
-            raise MemoryError(
-                f"not even micro_batch {size} with policy checkpoint_blocks fits: use a device with more memory, lower "
+        policy = _THEN.get(self.policy)
+        if policy is None:
+            raise NothingFits(
+                f"not even micro_batch {size} with policy {self.policy} fits: use a device with more memory, lower "
                 "train.pool, or set train.precision: bf16"
             )
-        settings = replace(self.settings, gradient=CheckpointBlocks())
-        return replace(again, settings=settings, policy="checkpoint_blocks")
+        return replace(again, settings=replace(self.settings, gradient=POLICIES[policy]), policy=policy)
+
+    def after(self, measured: Drawing) -> "Attempt":
+        """The attempt with as many samples drawn at a time as fitted while its directions were measured."""
+        return replace(self, draw_batch=measured.batch, retries=self.retries + measured.retries)
 
     def applied(self, sweep: Sweep) -> Sweep:
         """The sweep with as many samples drawn at a time as this attempt says."""
-        sampler = sweep.sampler.model_copy(update={"batch": self.draw_batch})
-        return sweep.model_copy(update={"sampler": sampler})
+        return with_batch(sweep, self.draw_batch)
 
     def told(self) -> dict[str, str | int]:
         """For the record."""

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left: `orchestrate report x | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
 

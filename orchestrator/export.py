@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.files import atomic_folder, write_json
 from core.metrics import METRICS
 from core.randomness import REPORT_SEEDS
+from orchestrator.drawing import Drawing
 from orchestrator.ranking import Row, checkpoint_folder, rows
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
@@ -30,11 +31,11 @@ def crown(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> Row | None:
     best = next((row for row in rows(folder, sweep) if row.state == "completed"), None)
     if best is None:
         return None
-    bench = Bench.load(sweep, SampleCache(folder.cache))
+    bench, drawing = Bench.load(sweep, SampleCache(folder.cache)), Drawing(sweep)
     found = DirectionSet.load(checkpoint_folder(folder, best.trial_id) / "directions")
-    champion = bench.measure(sweep, found, REPORT_SEEDS).metrics
-    random = bench.scaled(sweep, random_like(bench, found, sweep))
-    baseline = bench.measure(sweep, random, REPORT_SEEDS).metrics
+    champion = drawing.run(lambda fitting: bench.measure(fitting, found, REPORT_SEEDS)).metrics
+    random = drawing.run(lambda fitting: bench.scaled(fitting, random_like(bench, found, fitting)))
+    baseline = drawing.run(lambda fitting: bench.measure(fitting, random, REPORT_SEEDS)).metrics
     named = replace(
         found, metrics=champion, provenance={**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
     )

@@ -1,7 +1,8 @@
 """What training takes in memory, and the settings that fit a device: counted before anything runs.
 
-`orchestrate plan` and a trial ask the same function, `choose`, and so agree. A policy that the sweep file names stays,
-and so does a micro-batch, else it is the largest that fits. Policy auto becomes, of what fits,
+`orchestrate plan` and every trial of the learned method ask the same function, `choose`, and so agree. A policy that
+the sweep file names stays, and so does a micro-batch, else it is the largest that fits. Policy auto becomes, of what
+fits,
 
     1  keep_steps with the largest micro-batch of which no step is run again, though none below 4 for its sake
     2  else keep_steps with the largest micro-batch and as many steps as the device holds
@@ -25,7 +26,7 @@ from core.precision import PRECISIONS
 from core.schedule import Schedule
 from core.training_memory import drawing_bytes, pool_bytes, trained_bytes
 from orchestrator.settings import POLICIES, settings_of
-from orchestrator.spec import Sweep, countable
+from orchestrator.spec import Sweep
 
 RESERVE = 0.1  # of a device, for what an allocator rounds up, a library's workspace, the driver
 _WORTHWHILE = 4  # below this micro-batch a GPU is idle for longer than a step takes to run again
@@ -110,11 +111,12 @@ def without_weights(sweep: Sweep) -> Denoiser:
 
 def heaviest(sweep: Sweep) -> learned.Settings:
     """Of the learned method's settings in this sweep those that take the most memory."""
-    asked = {name: countable(sweep.given(name)) for name in ("directions", "parametrisation")}
-    parameters = {"method": "learned", "directions": max(asked["directions"] or (2,))}
-    parameters["parametrisation"] = next(name for name in _HEAVIEST if name in (asked["parametrisation"] or ()))
+    directions, shapes = (sweep.taken(name, "learned") or () for name in ("directions", "parametrisation"))
+    parameters = {"method": "learned", "directions": max(directions)}
+    parameters["parametrisation"] = next(name for name in _HEAVIEST if name in shapes)
     for name in ("discriminator_weight", "consistency_weight"):
-        parameters[name] = 0.0 if countable(sweep.given(name)) == (0.0,) else 1.0
+        weights = sweep.taken(name, "learned")
+        parameters[name] = 1.0 if weights is None or any(weights) else 0.0
     settings: learned.Settings = settings_of(parameters, sweep)
     return settings
 

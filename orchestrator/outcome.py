@@ -17,7 +17,7 @@ class TrialOutcome(StrEnum):
 ADVICE = {
     TrialOutcome.COMPLETED: "ran to its end",
     TrialOutcome.PRUNED: "stopped early: other trials were ahead at the same iteration",
-    TrialOutcome.OUT_OF_MEMORY: "ran out of memory: lower sampler.batch, or give it more of a device",
+    TrialOutcome.OUT_OF_MEMORY: "ran out of memory in its smallest parts: give it more of a device",
     TrialOutcome.DIVERGED: "a loss became infinite: lower shift_scale or the learning rates",
     TrialOutcome.PREEMPTED: "was interrupted: the same command goes on with it",
     TrialOutcome.FAILED: "failed: its last lines say why",
@@ -36,8 +36,16 @@ def classify(error: BaseException) -> TrialOutcome:
     return TrialOutcome.FAILED
 
 
-# What torch's CPU allocator and NVIDIA's libraries say instead of raising an error of their own kind.
-_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# What torch's CPU allocator, CUDA and its libraries say instead of raising an error of their own kind.
+_NO_MEMORY = (
+    "out of memory",  # CUDA error: out of memory
+    "can't allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # for a convolution: none has the room to work
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

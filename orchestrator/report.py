@@ -1,6 +1,6 @@
 """What a sweep found, in the terminal: the ranked trials, the methods side by side, the Pareto front, the champion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -55,11 +55,15 @@ def out_of_memory_lines(ranked: list[Row]) -> list[str]:
     """One line for each trial that went on in smaller parts."""
     return [
         f"Trial {row.trial_id} ran out of memory (retries: {row.memory['out_of_memory_retries']}) and went on with "
-        f"{row.memory['gradient']}, micro_batch {row.memory['micro_batch']}, "
-        f"{row.memory['sampler_batch']} samples drawn at a time."
+        f"{_trained(row.memory)}{row.memory['sampler_batch']} samples drawn at a time."
         for row in ranked
         if row.memory.get("out_of_memory_retries")
     ]
+
+
+def _trained(memory: Mapping[str, Any]) -> str:
+    """How a trial trained; nothing for a method that does not."""
+    return f"{memory['gradient']}, micro_batch {memory['micro_batch']}, " if "gradient" in memory else ""
 
 
 def methods_table(methods: list[MethodRow]) -> Table:

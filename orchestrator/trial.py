@@ -9,7 +9,6 @@ tracking store; what it reports goes through a Reporter, with a checkpoint that 
     traversal.png  what it looks like
 """
 
-import gc
 import json
 import tempfile
 import time
@@ -35,6 +34,7 @@ from core.randomness import SELECT_SEEDS
 from core.schedule import Schedule
 from core.zoo.attributes import Attributes
 from orchestrator.attempt import Attempt
+from orchestrator.drawing import Drawing, NothingFits, release
 from orchestrator.engine import Engines
 from orchestrator.footprint import Case, device_bytes
 from orchestrator.outcome import out_of_memory
@@ -155,12 +155,18 @@ def _find(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: R
     """A method that does not train: one finding, which counts as a whole trial's."""
     method, watch = parameters["method"], Stopwatch()
     more = {"attributes": bench.attributes} if method == "supervised" else {}
-    settings = settings_of(parameters, sweep)
-    with watch.running():
-        directions = METHODS[method].find(
-            bench.denoiser, bench.schedule, settings, batch=sweep.sampler.batch, cache=bench.cache, **more
-        )
-    _report(bench, sweep, reporter, Finding(directions, sweep.train.iterations, watch.seconds))
+    settings, drawing = settings_of(parameters, sweep), Drawing(sweep)
+
+    def find(sweep: Sweep) -> DirectionSet:
+        batch = sweep.sampler.batch
+        with watch.running():
+            found: DirectionSet = METHODS[method].find(
+                bench.denoiser, bench.schedule, settings, batch=batch, cache=bench.cache, **more
+            )
+        return found
+
+    directions = drawing.run(find)
+    _report(bench, drawing, reporter, Finding(directions, sweep.train.iterations, watch.seconds))
 
 
 def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
@@ -168,21 +174,22 @@ def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: 
     case = Case(bench.denoiser.blueprint(), bench.schedule, sweep, settings_of(parameters, sweep))
     attempt = Attempt.first(case, device_bytes(sweep, bench.denoiser.device, bench.denoiser.weight_bytes()))
     while True:
-        watch = Stopwatch()
+        watch, drawing = Stopwatch(), Drawing(attempt.applied(sweep))
         try:
-            return _train(bench, attempt, attempt.applied(sweep), reporter, watch)
+            return _train(bench, attempt, drawing, reporter, watch)
         except Exception as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) or isinstance(error, NothingFits):
                 raise
-            attempt = attempt.smaller(sweep.micro_batches, watch.training)
-        # Only here, where the error has let go of it, can what the attempt held be freed.
-        gc.collect()
-        torch.cuda.empty_cache()
+            attempt = attempt.after(drawing).smaller(sweep.micro_batches, watch.training)
+        release()
 
 
-def _train(bench: Bench, attempt: Attempt, sweep: Sweep, reporter: Reporter, watch: Stopwatch) -> None:
-    """One attempt. An iteration that it leaves half done is lost: the engines hold its gradients, and go with it."""
-    settings = attempt.settings
+def _train(bench: Bench, attempt: Attempt, drawing: Drawing, reporter: Reporter, watch: Stopwatch) -> None:
+    """One attempt. An iteration that it leaves half done is lost: the engines hold its gradients, and go with it.
+
+    Memory that runs out while a report is measured costs no training: `drawing` starts the measurement over.
+    """
+    sweep, settings = drawing.sweep, attempt.settings
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with watch.running():
@@ -191,7 +198,7 @@ def _train(bench: Bench, attempt: Attempt, sweep: Sweep, reporter: Reporter, wat
                 bench.schedule,
                 settings,
                 engines.make,
-                draw_batch=sweep.sampler.batch,
+                draw_batch=drawing.batch,
                 cache=bench.cache,
             )
         done = 0
@@ -205,30 +212,36 @@ def _train(bench: Bench, attempt: Attempt, sweep: Sweep, reporter: Reporter, wat
                 curve.append({"step": n + 1, **learner.iterate(n)})
             if (n + 1) % sweep.evaluate_every == 0 or n + 1 == settings.iterations:
                 finding = Finding(learner.directions(), n + 1, watch.seconds, curve, attempt)
-                _report(bench, sweep, reporter, finding, engines)
+                _report(bench, drawing, reporter, finding, engines)
                 curve = []
     finally:
         engines.close()
 
 
-def _report(bench: Bench, sweep: Sweep, reporter: Reporter, finding: Finding, engines: Engines | None = None) -> None:
-    """Measure the set on the seeds that choose between trials, and report it with a checkpoint."""
-    sampler = sweep.sampler
+def _report(
+    bench: Bench, drawing: Drawing, reporter: Reporter, finding: Finding, engines: Engines | None = None
+) -> None:
+    """Measure the set on the seeds that choose between trials, and report it with a checkpoint.
+
+    Only what draws samples starts over where memory runs out, so that nothing is saved or reported twice.
+    """
+    sampler = drawing.sweep.sampler
     # The set carries its window, so that it is the same edit in any pipeline.
     origin = {**finding.directions.provenance, "injection": sampler.injection, "window": sampler.window}
-    directions = bench.scaled(sweep, replace(finding.directions.within(sampler.window), provenance=origin))
-    metrics = bench.measure(sweep, directions, SELECT_SEEDS).metrics
+    unscaled = replace(finding.directions.within(sampler.window), provenance=origin)
+    directions = drawing.run(lambda sweep: bench.scaled(sweep, unscaled))
+    metrics = drawing.run(lambda sweep: bench.measure(sweep, directions, SELECT_SEEDS)).metrics
     described = replace(directions, metrics=metrics)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "directions").mkdir()
         described.write(folder / "directions")
-        bench.draw(sweep, described, folder)
+        drawing.run(lambda sweep: bench.draw(sweep, described, folder))
         write_json(folder / "seconds.json", {"find": finding.seconds})
         if engines is not None:
             engines.save(folder / "engines", finding.iteration)
         told = {"global_step": finding.iteration, "find_seconds": finding.seconds, "curve": finding.curve}
-        told["memory"] = finding.attempt.told() if finding.attempt else {}
+        told["memory"] = finding.attempt.after(drawing).told() if finding.attempt else drawing.told()
         reporter.report({**told, "metrics": metrics, **metrics}, folder)
 
 

@@ -294,11 +294,12 @@ class Learner:
         shift, steps = self.explorer.shift, len(self.schedule)
         table = shift.table().expand(-1, steps, -1, -1, -1)
         sigma = (self.settings.shift_scale * shift.spread).expand(len(table), steps)
+        settings = {**asdict(self.settings), "gradient": type(self.settings.gradient).__name__}
         return DirectionSet(
             table.detach().cpu().float().clone(),
             sigma.detach().cpu().float().clone(),
             self.schedule.timesteps,
-            provenance=provenance("learned", self.denoiser, self.schedule, asdict(self.settings)),
+            provenance=provenance("learned", self.denoiser, self.schedule, settings),
         )
 
 

@@ -2,7 +2,7 @@
 
 The story: `reading` (YAML and --set to plain data), `sweep` and `sections` (plain data to values, with `domains`,
 `distributions` and `tables`), `checks` (do the parts fit each other), `problems` (how a mistake is told).
-Nothing heavy is imported here: `orchestrate plan` answers without torch or Ray.
+Nothing heavy is imported here: validating a file needs neither torch nor Ray.
 """
 
 from collections.abc import Iterator, Sequence

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -157,9 +157,23 @@ class Sweep(Section):
 
     def given(self, name: str) -> Distribution:
         """What the file says about a parameter, or its default."""
+        return self.search.get(name, Fixed(self._default(name)))
+
+    def taken(self, name: str, method: str) -> Sequence[Value] | None:
+        """Every value that a parameter may have in a trial of `method`, None for a continuous one.
+
+        Where its `when` does not hold that is its default.
+        """
+        given, default = self.given(name), self._default(name)
+        if method not in given.when.get("method", (method,)):
+            return (default,)
+        values = countable(given)
+        return values if values is None or given.when.keys() <= {"method"} else (*values, default)
+
+    def _default(self, name: str) -> Value:
         default = PARAMETERS[name].default
         own: Value = getattr(self, name) if default is None else default
-        return self.search.get(name, Fixed(own))
+        return own
 
     def _told_elsewhere(self, name: str) -> bool:
         """The method has a key of its own, and so has the seed, unless it is searched or differs from it."""
@@ -189,8 +203,8 @@ class Sweep(Section):
     @property
     def compares_pairs(self) -> bool:
         """Whether some trial of the learned method compares the samples of a micro-batch two by two."""
-        weight = self.space.get("consistency_weight")
-        return weight is not None and countable(weight) != (0.0,)
+        weights = self.taken("consistency_weight", "learned")
+        return "learned" in self.methods and (weights is None or any(weights))
 
     @property
     def evaluate_every(self) -> int:

@@ -44,7 +44,7 @@ def schedule(denoiser: Denoiser) -> Schedule:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> SampleCache:
-    return SampleCache(tmp_path)
+    return SampleCache(tmp_path, block=4)
 
 
 @pytest.fixture
@@ -98,6 +98,24 @@ def test_the_second_time_nothing_is_drawn(
     assert chains == [4, 4, 2]
     list(draw_images(denoiser, schedule, SEEDS[:9], 4, cache))
     assert chains == [4, 4, 2, 1]
+
+
+def test_another_batch_reads_the_same_samples(
+    denoiser: Denoiser, schedule: Schedule, cache: SampleCache, chains: list[int]
+) -> None:
+    """A trial that draws fewer at a time shares what the others drew, and the other way round."""
+    whole = {
+        name: torch.cat([part[name] for part in draw(denoiser, schedule, SEEDS, NAMES)], 1 if name == H else 0)
+        for name in NAMES
+    }
+    chains.clear()
+    for batch, drawn in ((3, [3, 1, 3, 1, 2]), (64, []), (1, [])):
+        found = list(draw(denoiser, schedule, SEEDS, NAMES, batch, cache))
+        assert chains == drawn and [len(part[IMAGES]) for part in found] == [4, 4, 2]
+        for name in NAMES:
+            joined = torch.cat([part[name] for part in found], 1 if name == H else 0)
+            assert torch.allclose(joined, whole[name], rtol=1e-4, atol=1e-5)
+        chains.clear()
 
 
 def changed(denoiser: Denoiser, **changes: Any) -> Denoiser:
@@ -158,7 +176,7 @@ def test_what_would_fill_the_cache_is_not_kept(
     denoiser: Denoiser, schedule: Schedule, tmp_path: Path, chains: list[int]
 ) -> None:
     entries = [unshifted._entry(denoiser, schedule, SEEDS[n : n + 2], (H,)) for n in range(0, 10, 2)]
-    cache = SampleCache(tmp_path, 4 * sum(entry.nbytes for entry in entries[:2]))
+    cache = SampleCache(tmp_path, 4 * sum(entry.nbytes for entry in entries[:2]), block=2)
     list(draw_h(denoiser, schedule, SEEDS[:4], 2, cache))
     plain = [h.clone() for h in draw_h(denoiser, schedule, range(100, 120), 2, cache)]  # ten batches: streamed
     assert [entry in cache for entry in entries] == [True, True, False, False, False]
@@ -216,7 +234,7 @@ def test_a_method_finds_the_same_set_with_a_cache_and_draws_once(
 ) -> None:
     module = {"learned": learned, "pca": pca, "jacobian": jacobian, "supervised": supervised, "random": random}[method]
     more = {"attributes": Attributes(("red", "green", "blue"), _brightness)} if method == "supervised" else {}
-    plain = module.find(denoiser, schedule, SETTINGS[method], **more)
+    plain, cache = module.find(denoiser, schedule, SETTINGS[method], **more), replace(cache, block=64)
     for drawn in (True, False):
         chains.clear()
         found = module.find(denoiser, schedule, SETTINGS[method], cache=cache, **more)
@@ -227,7 +245,7 @@ def test_a_method_finds_the_same_set_with_a_cache_and_draws_once(
 def test_metrics_are_the_same_with_a_cache_and_their_samples_are_drawn_once(
     denoiser: Denoiser, schedule: Schedule, cache: SampleCache, chains: list[int]
 ) -> None:
-    directions = random.find(denoiser, schedule, SETTINGS["random"])
+    directions, cache = random.find(denoiser, schedule, SETTINGS["random"]), replace(cache, block=64)
     seeds, reference = SELECT_SEEDS[:4], SELECT_SEEDS[4:12]
     plain = evaluate(denoiser, schedule, directions, seeds, reference)
     calibrated = calibrate(denoiser, schedule, directions, 0.1)
@@ -291,7 +309,7 @@ unshifted._chain = counted
 denoiser = Denoiser.from_pretrained("digits")
 print("ready", flush=True)
 sys.stdin.readline()
-pool, h = draw_pool(denoiser, Schedule.ddim(denoiser, 2), 96, batch=8, cache=SampleCache(Path(sys.argv[1])))
+pool, h = draw_pool(denoiser, Schedule.ddim(denoiser, 2), 96, batch=8, cache=SampleCache(Path(sys.argv[1]), block=8))
 print(count, float(h.double().sum()), float(pool.x_0.double().sum()), flush=True)
 """
 

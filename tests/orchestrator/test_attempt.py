@@ -8,6 +8,9 @@ import pytest
 from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.methods.learned import Settings
 from orchestrator.attempt import Attempt
+from orchestrator.drawing import Drawing
+from orchestrator.footprint import choose
+from orchestrator.forecast import case_of
 from orchestrator.spec import parse
 
 SIZES = (12, 6, 4, 2)
@@ -25,19 +28,22 @@ def test_half_a_micro_batch_or_the_next_that_divides_a_workers_share(size: int, 
 
 
 def test_kept_steps_stay_as_many() -> None:
-    """Of half the size, in half the memory."""
+    """Each takes as much less memory as the micro-batch is smaller."""
     second = attempt("keep_steps", KeepSteps(1000)).smaller(SIZES, training=True)
     assert (second.settings.micro_batch, second.settings.gradient) == (6, KeepSteps(500))
+    third = second.smaller(SIZES, training=True)
+    assert (third.settings.micro_batch, third.settings.gradient) == (2, KeepSteps(166))
 
 
-@pytest.mark.parametrize("gradient", [FullGraph(), KeepSteps(1000), CheckpointSteps()])
-def test_the_smallest_goes_on_block_by_block(gradient: GradientPolicy) -> None:
-    last = attempt("any", gradient, 2).smaller(SIZES, training=True)
-    assert (last.policy, last.settings.gradient, last.settings.micro_batch) == (
-        "checkpoint_blocks",
-        CheckpointBlocks(),
-        2,
-    )
+@pytest.mark.parametrize(("policy", "gradient"), [("full_graph", FullGraph()), ("keep_steps", KeepSteps(1000))])
+def test_the_smallest_goes_on_step_by_step_then_block_by_block(policy: str, gradient: GradientPolicy) -> None:
+    steps = attempt(policy, gradient, 2).smaller(SIZES, training=True)
+    last = steps.smaller(SIZES, training=True)
+    assert [(each.policy, each.settings.gradient, each.settings.micro_batch) for each in (steps, last)] == [
+        ("checkpoint_steps", CheckpointSteps(), 2),
+        ("checkpoint_blocks", CheckpointBlocks(), 2),
+    ]
+    assert last.retries == 2
     with pytest.raises(MemoryError, match="^not even micro_batch 2 with policy checkpoint_blocks fits: use a device "):
         last.smaller(SIZES, training=True)
 
@@ -51,6 +57,26 @@ def test_drawing_and_training_give_way_apart() -> None:
     assert second.applied(sweep).sampler == sweep.sampler.model_copy(update={"batch": 32})
     with pytest.raises(MemoryError, match="^not even one sample fits: use a device with more memory, or lower train.p"):
         replace(first, draw_batch=1).smaller(SIZES, training=False)
+
+
+def test_what_was_learned_while_measuring_is_kept() -> None:
+    first = replace(attempt("full_graph", FullGraph()), retries=1)
+    sweep = parse({"name": "a", "model": "b", "search": {}, "budget": {"trials": 1}, "sampler": {"batch": 8}})
+    assert first.after(Drawing(sweep, retries=3)) == replace(first, draw_batch=8, retries=4)
+
+
+def test_it_starts_with_what_the_plan_says() -> None:
+    """Also where the file gives both the policy and the micro-batch: samples are drawn as many at a time as fit."""
+    sections: dict[str, Any] = {
+        "sampler": {"steps": 3, "batch": 1024},
+        "train": {"batch": 4, "micro_batch": 4, "pool": 32},
+        "gradient": {"policy": "checkpoint_steps"},
+    }
+    case = case_of(parse({"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}} | sections))
+    device = int(choose(case, 1 << 40).drawing)  # and a tenth is kept in reserve
+    first = Attempt.first(case, device)
+    assert (first.policy, first.settings) == ("checkpoint_steps", case.settings)
+    assert first.draw_batch == choose(case, device).draw_batch == 512
 
 
 def test_it_tells_how_it_trains() -> None:

@@ -115,5 +115,6 @@ def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.M
 
     raising(KeyboardInterrupt())
     assert cli.main(["status"]) == 130
-    raising(RuntimeError("a part broke"))
-    assert cli.main(["status"]) == 1
+    for error in (RuntimeError("a part broke"), MemoryError("not even one sample fits")):
+        raising(error)
+        assert cli.main(["status"]) == 1

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -9,9 +11,15 @@ from PIL import Image
 
 from core import DirectionSet
 from core.errors import UserError
-from orchestrator.export import card, export, write_bundle
+from core.methods import random
+from core.metrics import evaluate
+from orchestrator import export as module
+from orchestrator import trial
+from orchestrator.export import card, crown, export, write_bundle
+from orchestrator.ranking import Row
 from orchestrator.spec import parse
 from orchestrator.store import SweepFolder
+from orchestrator.tracking import Tracking
 
 
 @pytest.fixture
@@ -74,6 +82,34 @@ def test_what_cannot_be_exported(folder: SweepFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there exists; an export is written into a new folder"):
         export(folder, tmp_path / "there", run="t1")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = parse(
+        {"name": "a", "model": str(tiny_model), "sampler": {"steps": 2}, "search": {}, "budget": {"trials": 1}}
+    )
+    folder, bench = SweepFolder(tmp_path / "runs", "a"), trial.Bench.load(sweep)
+    folder.create(sweep, "sqlite://", "1", "parent")
+    checkpoint = folder.tune / "trial_t1" / "checkpoint_000000"
+    (checkpoint / "directions").mkdir(parents=True)
+    random.find(bench.denoiser, bench.schedule, random.Settings(2)).write(checkpoint / "directions")
+    Image.new("RGB", (4, 4)).save(checkpoint / "traversal.png")
+    tried: list[int] = []
+    measure = cast(Any, evaluate)
+
+    def tight(*given: Any, batch: int, **more: Any) -> Any:
+        tried.append(batch)
+        if batch > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(*given, batch=batch, **more)
+
+    monkeypatch.setattr(trial, "evaluate", tight)
+    monkeypatch.setattr(module, "rows", lambda *_: [Row("t1", "completed", {}, {}, 1, True)])
+    assert crown(sweep, folder, create_autospec(Tracking, instance=True)) is not None
+    assert tried == [64, 32, 16, 16]  # the champion, then the baseline
+    assert DirectionSet.load(folder.champion).metrics == folder.read("result.json")["champion"]
 
 
 def test_a_damaged_sweep_folder(folder: SweepFolder) -> None:

@@ -150,6 +150,23 @@ def test_a_sweep_is_planned_for_the_heaviest_of_its_trials(told: Callable[..., C
     assert heaviest(sweep_with(search={"discriminator_weight": 0})).discriminator_weight == 0
 
 
+def test_where_a_condition_does_not_hold_the_default_counts() -> None:
+    when = {"when": {"parametrisation": "time"}}
+    search = {
+        "parametrisation": {"choice": ["shared", "time"]},
+        "directions": {"choice": [4], **when},
+        "discriminator_weight": {"choice": [0], **when},
+        "consistency_weight": {"choice": [0], **when},
+    }
+    settings = heaviest(sweep_with(search=search))
+    assert settings.directions == 16
+    assert settings.discriminator_weight > 0 and settings.consistency_weight > 0
+    pca = sweep_with(
+        method={"choice": ["learned", "pca"]}, search={"directions": {"choice": [64], "when": {"method": "pca"}}}
+    )
+    assert heaviest(pca).directions == 16
+
+
 def test_a_trial_takes_its_share_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_memory", lambda device: 60)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))

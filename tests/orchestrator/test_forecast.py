@@ -124,7 +124,7 @@ def test_the_command_refuses_a_device_that_is_too_small(capsys: pytest.CaptureFi
     toyfaces = str(ROOT / "sweeps" / "toyfaces.yaml")
     assert main(["plan", toyfaces, "--device-memory", "0.05GB"]) == 2
     told = capsys.readouterr()
-    assert told.err.startswith("gradient: training does not fit 0.05GB: full_graph with micro_batch 2 takes 0.")
+    assert told.err.startswith("gradient: training does not fit 0.05GB: full_graph with micro_batch 16 takes 0.")
     assert "Memory of a trial of method learned, GB" in told.out and told.err.count("\n") == 1
     with pytest.raises(SystemExit, match="2"):
         main(["plan", toyfaces, "--device-memory", "24gb"])

@@ -10,13 +10,14 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# DeepSpeed is kept out of the process that runs the tests. Memory runs out where the chain is differentiated, or where
-# pool samples are drawn, as each case says.
+# DeepSpeed is kept out of the process that runs the tests. Memory runs out where the chain is differentiated, where
+# pool samples are drawn, or where a set is measured or pictured, as each case says.
 SCRIPT = """
 import contextlib, gc, json, pathlib, shutil, sys, tempfile, weakref
 import torch
 from core import DirectionSet, unshifted
 from core.methods import learned
+from orchestrator import trial
 from orchestrator.outcome import classify
 from orchestrator.spec import parse
 from orchestrator.trial import run_trial
@@ -26,6 +27,7 @@ model, cases = sys.argv[1], json.loads(sys.argv[2])
 rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
 parameters = {"method": "learned", "directions": 3, **rates}
 sample, chain, iterate = learned.sample, unshifted._chain, learned.Learner.iterate
+evaluate, traversal = trial.evaluate, trial.traversal
 ran, alive, most_alive = [], weakref.WeakSet(), []
 
 class Listener:
@@ -40,7 +42,7 @@ class Listener:
     def checkpoint(self):
         yield self.last
 
-def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None):
+def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None, measures=None, pictures=None):
     sweep = {"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
              "train": {"iterations": 4, "batch": 8, "micro_batch": micro_batch, "pool": 32},
              "evaluate": {"every": 2, "seeds": 6}, "gradient": gradient}
@@ -60,7 +62,14 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
         if draws is not None and len(seeds) > draws:
             raise no_memory()
         return chain(denoiser, schedule, seeds, names)
+    def measured(work, limit):
+        def measure(*given, batch, **more):
+            if limit is not None and batch > limit:
+                raise no_memory()
+            return work(*given, batch=batch, **more)
+        return measure
     learned.sample, unshifted._chain = guarded, drawn
+    trial.evaluate, trial.traversal = measured(evaluate, measures), measured(traversal, pictures)
     def iterated(self, n):
         ran.append(n)
         alive.add(self)
@@ -89,6 +98,8 @@ CASES: dict[str, dict[str, Any]] = {
     "blocks": {"gradient": FULL, "micro_batch": 4, "most": 0, "without": "CheckpointBlocks"},
     "never": {"gradient": FULL, "micro_batch": 4, "most": 0},
     "drawing": {"gradient": FULL, "micro_batch": 8, "draws": 4},
+    "measuring": {"gradient": FULL, "micro_batch": 8, "measures": 8, "pictures": 4, "most": 4, "since": 3},
+    "unmeasured": {"gradient": FULL, "micro_batch": 8, "measures": 0},
     "nothing": {"gradient": FULL, "micro_batch": 8, "draws": 0},
 }
 
@@ -143,10 +154,10 @@ def test_kept_steps_give_way_too(runs: dict[str, dict[str, Any]], case: str) -> 
     assert runs[case]["table"] == near(runs["whole"]["table"])
 
 
-def test_at_the_smallest_micro_batch_steps_are_run_again_by_blocks(runs: dict[str, dict[str, Any]]) -> None:
+def test_at_the_smallest_micro_batch_steps_are_run_again_then_by_blocks(runs: dict[str, dict[str, Any]]) -> None:
     """The smallest is 2: samples are compared in pairs."""
     [first, _] = runs["blocks"]["told"]
-    assert (first["gradient"], first["micro_batch"], first["out_of_memory_retries"]) == ("checkpoint_blocks", 2, 2)
+    assert (first["gradient"], first["micro_batch"], first["out_of_memory_retries"]) == ("checkpoint_blocks", 2, 3)
     assert runs["blocks"]["table"] == near(runs["quarters"]["table"])
 
 
@@ -156,7 +167,7 @@ def test_then_it_fails_with_what_to_do(runs: dict[str, dict[str, Any]]) -> None:
         "or set train.precision: bf16",
         "out_of_memory",
     ]
-    assert runs["never"]["ran"] == [0, 0, 0]
+    assert runs["never"]["ran"] == [0, 0, 0, 0]
 
 
 def test_what_an_attempt_held_is_freed_before_the_next(runs: dict[str, Any]) -> None:
@@ -170,5 +181,24 @@ def test_samples_are_drawn_fewer_at_a_time(runs: dict[str, dict[str, Any]]) -> N
     assert drawing["ran"] == [0, 1, 2, 3] and drawing["table"] == near(runs["whole"]["table"])
     assert runs["nothing"]["failed"] == [
         "not even one sample fits: use a device with more memory, or lower train.pool",
+        "out_of_memory",
+    ]
+
+
+def test_memory_that_runs_out_while_measuring_costs_no_training(runs: dict[str, dict[str, Any]]) -> None:
+    """The report is made with fewer samples at a time, once, and so is every later one, also after a restart."""
+    measuring = runs["measuring"]
+    assert measuring["ran"] == [0, 1, 2, 3, 2, 3] and measuring["table"] == near(runs["whole"]["table"])
+    assert [
+        (told["step"], told["curve"], told["micro_batch"], told["sampler_batch"], told["out_of_memory_retries"])
+        for told in measuring["told"]
+    ] == [(2, [1, 2], 8, 4, 2), (4, [3, 4], 4, 4, 3)]
+
+
+def test_what_cannot_be_measured_is_not_trained_again(runs: dict[str, dict[str, Any]]) -> None:
+    assert (runs["unmeasured"]["ran"], runs["unmeasured"]["told"]) == ([0, 1], [])
+    assert runs["unmeasured"]["failed"] == [
+        "not even one sample at a time (sampler.batch 1) fits: use a device with more memory, give each trial more of "
+        "it, or set train.precision: bf16",
         "out_of_memory",
     ]

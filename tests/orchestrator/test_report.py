@@ -80,3 +80,7 @@ def test_a_trial_that_ran_out_of_memory_is_told() -> None:
     assert out_of_memory_lines([undisturbed, shrunk, RANKED[2]]) == [
         "Trial b ran out of memory (retries: 2) and went on with full_graph, micro_batch 2, 64 samples drawn at a time."
     ]
+    untrained = replace(RANKED[1], trial_id="c", memory={"sampler_batch": 16, "out_of_memory_retries": 2})
+    assert out_of_memory_lines([untrained]) == [
+        "Trial c ran out of memory (retries: 2) and went on with 16 samples drawn at a time."
+    ]

@@ -591,6 +591,9 @@ def test_micro_batches_divide_a_workers_share() -> None:
     assert sweep_of(f"{four}}}").micro_batches == (6, 2)
     alone = sweep_of(f"{four}, search: {{directions: {{choice: [8, 12]}}, consistency_weight: 0}}}}")
     assert alone.micro_batches == (6, 3, 2, 1)
+    for when, sizes in (("{method: learned}", (6, 3, 2, 1)), ("{start: pca}", (6, 2))):
+        search = f"start: {{choice: [pca, random]}}, consistency_weight: {{choice: [0], when: {when}}}"
+        assert sweep_of(f"{four}, search: {{{search}}}}}").micro_batches == sizes
     assert sweep_of("{train: {batch: 12, micro_batch: 4}}").micro_batches == (12, 6, 4, 2)
 
 
@@ -730,6 +733,19 @@ def test_identity_does_not_change_with_spelling() -> None:
     assert parse(_reversed(data)).identity() == parse(data).identity()
     spelt = sweep_of("{train: {batch: 16}, search: {directions: {choice: [8, 12]}, start: flattest, shift_scale: 0.5}}")
     assert spelt.identity() == sweep_of("{}").identity()
+
+
+def test_the_values_that_a_parameter_may_have() -> None:
+    """Where its condition does not hold, its default."""
+    sweep = sweep_of(
+        "{method: {choice: [learned, pca]}, search: {start: {choice: [pca, random]}, "
+        "directions: {int: [8, 9], when: {method: pca}}, consistency_weight: {choice: [0], when: {start: pca}}, "
+        "discriminator_weight: {float: [0, 1], when: {start: pca}}, seed: {choice: [5, 6]}}}"
+    )
+    assert (sweep.taken("directions", "pca"), sweep.taken("directions", "learned")) == (range(8, 10), (16,))
+    assert sweep.taken("consistency_weight", "learned") == (0.0, 3.0)
+    assert sweep.taken("discriminator_weight", "learned") is None
+    assert (sweep.taken("seed", "pca"), sweep.taken("shift_scale", "learned")) == ((5, 6), (0.5,))
 
 
 def test_one_trial_needs_no_search() -> None:

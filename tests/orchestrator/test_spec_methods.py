@@ -93,6 +93,12 @@ SENTENCES = [
         "or search.consistency_weight: 0",
     ),
     (
+        "{train: {batch: 3}, search: {parametrisation: {choice: [shared, time]}, "
+        "consistency_weight: {choice: [0], when: {parametrisation: time}}}}",
+        "train.batch: cannot be compared in pairs (got 3); allowed: an even number for each worker, "
+        "or search.consistency_weight: 0",
+    ),
+    (
         "{method: jacobian, sampler: {steps: 6}, search: {jacobian.step: {choice: [every, 12]}}}",
         "search.jacobian.step: is not a step of the chain (got 12); "
         "allowed: 0 to 5 (sampler.steps is 6), middle, every",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,7 +11,9 @@ import torch
 from core import DirectionSet, unshifted
 from core.cache import SampleCache
 from core.lean import LeanDenoiser
-from core.metrics import moved
+from core.methods import random
+from core.metrics import evaluate, moved
+from orchestrator import trial
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial import Bench, random_like, run_trial
 
@@ -53,6 +55,30 @@ def test_a_method_that_does_not_train_reports_once(tiny_model: Path, parameters:
     assert told["metrics"].items() <= told.items() and directions.metrics == told["metrics"]
     assert len(directions) == 3 and directions.provenance["method"] == parameters["method"]
     assert directions.provenance["settings"]["seed"] == 1
+
+
+def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener, find, measure = Listener(), random.find, cast(Any, evaluate)
+    tried: list[int] = []
+
+    def tight_find(denoiser: Any, schedule: Any, settings: Any, batch: int, cache: Any) -> DirectionSet:
+        tried.append(batch)
+        if batch > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return find(denoiser, schedule, settings, batch, cache)
+
+    def tight_evaluate(*given: Any, batch: int, **more: Any) -> Any:
+        tried.append(batch)
+        if batch > 8:
+            raise RuntimeError("CUDA error: out of memory")
+        return measure(*given, batch=batch, **more)
+
+    monkeypatch.setattr(random, "find", tight_find)
+    monkeypatch.setattr(trial, "evaluate", tight_evaluate)
+    run_trial(PARAMETERS[0], sweep_with(tiny_model, method="random"), listener)
+    [(told, _, _)] = listener.reports
+    assert tried == [64, 32, 16, 16, 8]
+    assert told["memory"] == {"sampler_batch": 8, "out_of_memory_retries": 3}
 
 
 @pytest.mark.slow
