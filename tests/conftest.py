@@ -33,3 +33,13 @@ def tiny_denoiser() -> "Denoiser":
             attention_head_dim=8,
         )
     return Denoiser(unet.double(), DDIMScheduler(clip_sample=False), "tiny")
+
+
+@pytest.fixture(scope="session")
+def single_denoiser(tiny_denoiser: "Denoiser") -> "Denoiser":
+    """The tiny model in the precision that is trained in."""
+    from core.denoiser import Denoiser
+
+    unet = tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config)
+    unet.load_state_dict(tiny_denoiser.unet.state_dict())
+    return Denoiser(unet, tiny_denoiser.scheduler, "tiny")

@@ -19,13 +19,8 @@ SETTINGS = Settings(directions=3, batch=4, pool=32, iterations=3, shift_scale=2.
 
 
 @pytest.fixture(scope="module")
-def denoiser(tiny_denoiser: Denoiser) -> Denoiser:
-    """The tiny model in the precision that is trained in."""
-    copy = Denoiser(
-        tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config), tiny_denoiser.scheduler, "tiny"
-    )
-    copy.unet.load_state_dict(tiny_denoiser.unet.state_dict())
-    return copy
+def denoiser(single_denoiser: Denoiser) -> Denoiser:
+    return single_denoiser
 
 
 @pytest.fixture(scope="module")

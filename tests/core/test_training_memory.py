@@ -15,12 +15,8 @@ SETTINGS = Settings(directions=3, batch=8, pool=32)
 
 
 @pytest.fixture(scope="module")
-def denoiser(tiny_denoiser: Denoiser) -> Denoiser:
-    copy = Denoiser(
-        tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config), tiny_denoiser.scheduler, "tiny"
-    )
-    copy.unet.load_state_dict(tiny_denoiser.unet.state_dict())
-    return copy
+def denoiser(single_denoiser: Denoiser) -> Denoiser:
+    return single_denoiser
 
 
 def counted(denoiser: Denoiser, batch: int = 8, optimiser: int = 8, **changes: Any) -> int:

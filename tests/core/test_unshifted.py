@@ -28,13 +28,8 @@ SEEDS = training_seeds(10)
 
 
 @pytest.fixture(scope="module")
-def denoiser(tiny_denoiser: Denoiser) -> Denoiser:
-    """The tiny model in the precision that is trained in."""
-    copy = Denoiser(
-        tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config), tiny_denoiser.scheduler, "tiny"
-    )
-    copy.unet.load_state_dict(tiny_denoiser.unet.state_dict())
-    return copy
+def denoiser(single_denoiser: Denoiser) -> Denoiser:
+    return single_denoiser
 
 
 @pytest.fixture(scope="module")
