@@ -6,10 +6,7 @@ call this tap "after"). Both halves run the UNet's own modules in its own order,
 """
 
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +14,18 @@ from typing import Any, Self
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from core.errors import ModelError
-from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
-
-_REQUIRED = ("config.json", "diffusion_pytorch_model.safetensors")
+from core.pretrained import (
+    empty_unet,
+    find_folder,
+    load_scheduler,
+    load_unet,
+    read_config,
+    refuse_unsupported,
+    weight_digest,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Denoiser:
     """
 
     def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, name: str, digest: str | None = None) -> None:
-        _refuse_unsupported(unet, scheduler, name)
+        refuse_unsupported(unet, scheduler, name)
         self.unet = unet.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.name = name
@@ -65,8 +66,8 @@ class Denoiser:
         Raises ModelError, in one sentence, where the model is missing, incomplete, or not a pixel-space UNet.
         """
         folder = find_folder(model)
-        unet = _load_unet(folder, str(model))
-        scheduler = _load_scheduler(folder, str(model))
+        unet = load_unet(folder, str(model))
+        scheduler = load_scheduler(folder, str(model))
         digest = weight_digest(unet)
         torch.nn.Module.to(unet, device=device, dtype=dtype)  # diffusers' own override only adds a warning
         return cls(unet, scheduler, str(model), digest)
@@ -78,8 +79,10 @@ class Denoiser:
         Reads, or downloads, nothing but configuration files. Raises ModelError as `from_pretrained` does.
         """
         folder = find_folder(model, weights=False)
-        scheduler = _load_scheduler(folder, str(model))
-        return cls(_empty(_read_config(folder, str(model), weights=False), dtype), scheduler, str(model), "no weights")
+        scheduler = load_scheduler(folder, str(model))
+        return cls(
+            empty_unet(read_config(folder, str(model), weights=False), dtype), scheduler, str(model), "no weights"
+        )
 
     def blueprint(self, dtype: torch.dtype | None = None) -> "Denoiser":
         """This denoiser without its weights, on torch's meta device, in its own precision or another."""
@@ -91,7 +94,7 @@ class Denoiser:
         return self._blueprints[dtype]
 
     def _without_weights(self, dtype: torch.dtype) -> "Denoiser":
-        return Denoiser(_empty(self.unet.config, dtype), self.scheduler, self.name, self.digest)
+        return Denoiser(empty_unet(self.unet.config, dtype), self.scheduler, self.name, self.digest)
 
     def by_blocks(self) -> Self:
         """This denoiser, the same weights, keeping only what enters each of its blocks when it is differentiated."""
@@ -174,135 +177,15 @@ def without_skips(features: Features, dropped: Tensor, input_only: bool = False)
     return Features(features.h, skips, features.time)  # what a denoiser made of the old ones is dropped
 
 
-def find_folder(model: str | Path, weights: bool = True) -> Path:
-    """The folder that holds a built-in name, a local folder, or a hub id (downloaded once, safetensors only).
-
-    Without `weights` nothing but configuration files is downloaded, and of the models whose configuration this package
-    has, nothing at all.
-    """
-    if str(model) in MODELS:
-        return model_folder(str(model))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or str(model).count("/") != 1 or str(model).startswith("."):
-        raise ModelError(
-            f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), "
-            "a folder in diffusers layout (unet/, scheduler/), or a hub id such as google/ddpm-celebahq-256"
-        )
-    if not weights and str(model) in ARCHITECTURES:
-        return architecture_folder(str(model))
-    return _download(str(model), weights)
-
-
-def weight_digest(unet: torch.nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of all weights: two models are the same when this is."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _download(hub_id: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    # google/ddpm-* keep the UNet at the repository's root, later models in unet/.
-    patterns = ["*.json", "unet/*.json", "scheduler/*"]
-    if weights:
-        patterns += ["diffusion_pytorch_model.safetensors", "unet/*.safetensors"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # the hub client has a dozen exception types; the user has one problem
-        raise ModelError(
-            f"model '{hub_id}' is neither a folder here nor could it be fetched from the hub "
-            f"({type(error).__name__}): check the spelling, your access and the network, or give a local folder"
-        ) from error
-
-
-def _load_unet(folder: Path, name: str) -> UNet2DModel:
-    _read_config(folder, name)
-    try:
-        with _quiet():
-            return UNet2DModel.from_pretrained(_unet_folder(folder), use_safetensors=True, low_cpu_mem_usage=False)
-    except Exception as error:
-        raise ModelError(f"model '{name}' cannot be read from {_unet_folder(folder)}: {_first_line(error)}") from error
-
-
-def _unet_folder(folder: Path) -> Path:
-    return folder / "unet" if (folder / "unet").is_dir() else folder
-
-
-def _read_config(folder: Path, name: str, weights: bool = True) -> dict[str, Any]:
-    """The UNet's configuration, checked to be of the kind whose h-space is open here, beside its weights."""
-    part = _unet_folder(folder)
-    missing = [file for file in _REQUIRED[: 2 if weights else 1] if not (part / file).is_file()]
-    if missing:
-        raise ModelError(
-            f"model '{name}' is incomplete: {part} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
-        )
-    config = _read_json(part / "config.json", name)
-    kind = config["_class_name"]
-    if kind != "UNet2DModel":
-        raise ModelError(
-            f"model '{name}' is a {kind}; its h-space cannot be opened: a pixel-space UNet2DModel is needed"
-        )
-    return config
-
-
-def _load_scheduler(folder: Path, name: str) -> DDIMScheduler:
-    part = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    if not (part / "scheduler_config.json").is_file():
-        raise ModelError(f"model '{name}' is incomplete: {part} lacks scheduler_config.json")
-    try:
-        with _quiet():
-            # A clipped x_0 is not differentiable where it matters, and both papers' code turns clipping off.
-            return DDIMScheduler.from_pretrained(part, clip_sample=False, thresholding=False)
-    except Exception as error:
-        raise ModelError(f"model '{name}': the scheduler in {part} cannot be read: {_first_line(error)}") from error
-
-
-def _read_json(config: Path, name: str) -> dict[str, Any]:
-    try:
-        read: dict[str, Any] = json.loads(config.read_text())
-        read["_class_name"]
-        return read
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"model '{name}': {config} is not a diffusers configuration") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _refuse_unsupported(unet: UNet2DModel, scheduler: DDIMScheduler, name: str) -> None:
-    prediction = scheduler.config["prediction_type"]
-    if prediction != "epsilon":
-        raise ModelError(f"model '{name}' predicts '{prediction}': only epsilon prediction is supported")
-    if unet.class_embedding is not None:
-        raise ModelError(f"model '{name}' is class-conditional: only unconditional models are supported")
-    blocks = [*unet.down_blocks, *unet.up_blocks]
-    if unet.config["time_embedding_type"] == "fourier" or any(hasattr(block, "skip_conv") for block in blocks):
-        raise ModelError(f"model '{name}' is a score-SDE network (NCSN++): only DDPM-type UNets are supported")
-
-
 def _bottleneck_shape(unet: UNet2DModel, sample_shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Run the architecture without weights or memory (meta tensors) up to its mid block."""
-    empty: Any = _empty(unet.config)
+    empty: Any = empty_unet(unet.config)
     seen: list[torch.Size] = []
     empty.mid_block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
     with torch.device("meta"), torch.no_grad():
         empty(torch.empty(1, *sample_shape), 0)
     _, channels, height, width = seen[0]
     return channels, height, width
-
-
-def _empty(config: Any, dtype: torch.dtype = torch.float32) -> UNet2DModel:
-    """The network of a configuration on the meta device: every shape, and no data."""
-    with torch.device("meta"), _quiet():
-        unet = UNet2DModel.from_config(config)
-    torch.nn.Module.to(unet, dtype=dtype)
-    return unet
 
 
 def up_block(block: Callable[..., Tensor], sample: Tensor, time: Tensor, *skips: Tensor) -> Tensor:
@@ -312,14 +195,3 @@ def up_block(block: Callable[..., Tensor], sample: Tensor, time: Tensor, *skips:
 
 def _call(block: Callable[..., Any], *inputs: Any) -> Any:
     return block(*inputs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep diffusers' remarks about optional packages off the user's screen."""
-    before = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(before)

@@ -23,3 +23,8 @@ class DirectionSetError(UserError):
 
 class NonFiniteError(RuntimeError):
     """A loss became NaN or infinite."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, for a sentence of ours; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import ModelError
+from core.errors import ModelError, first_line
 from core.pictures import to_picture
 from core.zoo.attributes import Attributes, embedded
 
@@ -48,7 +48,7 @@ def classifier(predictor: str, device: torch.device | str = "cpu") -> Attributes
     try:
         net, processor, missing = _read(folder, device)
     except Exception as error:  # transformers has a dozen exception types; the user has one problem
-        raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {_first_line(error)}") from error
+        raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {first_line(error)}") from error
     if missing:
         raise ModelError(f"predictor '{predictor}' is not a trained classifier: its weights lack {', '.join(missing)}")
     names = unique_names([net.config.id2label[i] for i in range(net.config.num_labels)])
@@ -158,13 +158,9 @@ def _try_out(score: Callable[[Tensor], Tensor], predictor: str, labels: int) -> 
     try:
         shape = list(score(torch.zeros(1, 3, 32, 32)).shape)
     except Exception as error:
-        raise ModelError(f"predictor '{predictor}' cannot score an RGB picture: {_first_line(error)}") from error
+        raise ModelError(f"predictor '{predictor}' cannot score an RGB picture: {first_line(error)}") from error
     if shape != [1, labels]:
         raise ModelError(f"predictor '{predictor}' gives scores of shape {shape} for one picture and {labels} labels")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

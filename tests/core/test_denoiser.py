@@ -9,8 +9,9 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from core import Denoiser, noise
-from core.denoiser import find_folder, weight_digest, without_skips
+from core.denoiser import without_skips
 from core.errors import ModelError
+from core.pretrained import find_folder, weight_digest
 
 
 def tiny_unet(**changes: object) -> UNet2DModel:
