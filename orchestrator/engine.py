@@ -4,19 +4,22 @@ ZeRO partitions the state of the trained networks (shift control and reconstruct
 other) and can keep their optimiser on the CPU. The frozen denoiser stays outside: it has nothing to optimise.
 """
 
+import fcntl
+import hashlib
 import os
+import platform
 import shutil
 import socket
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.methods.learned import Group
+from core.optimiser import Group
 from orchestrator.spec.sections import DeepSpeed
 
 if not torch.cuda.is_available():
@@ -29,7 +32,6 @@ import deepspeed  # noqa: E402  # after the accelerator is named
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 
 _TAG = "state"
-_LONGEST_BUILD_S = 600
 
 
 class EngineError(RuntimeError):
@@ -37,7 +39,7 @@ class EngineError(RuntimeError):
 
 
 class EngineOptimiser:
-    """A module under a DeepSpeed engine, as the learned method sees it (core.methods.learned.Optimiser)."""
+    """A module under a DeepSpeed engine, as the learned method sees it (core.optimiser.Optimiser)."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -112,25 +114,45 @@ def compiler_missing() -> str | None:
 def build_ops() -> None:
     """Compile the operator that trials use, Adam on the CPU, so that no trial waits for it."""
     if compiler_missing() is None:
-        _drop_stale_locks()
-        get_accelerator().create_op_builder("CPUAdamBuilder").load(verbose=False)
+        with _operators():
+            get_accelerator().create_op_builder("CPUAdamBuilder").load(verbose=False)
 
 
-def _drop_stale_locks() -> None:
-    """A build that was killed leaves its lock behind, and every later one waits for it for ever."""
-    default = Path.home() / ".cache" / "torch_extensions"
-    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", default)).glob("**/lock"):
-        if time.time() - lock.stat().st_mtime > _LONGEST_BUILD_S:
-            lock.unlink(missing_ok=True)
+@contextmanager
+def _operators() -> Iterator[None]:
+    """The folder of compiled operators, to one process at a time.
+
+    torch guards a build by a file that a killed process leaves behind, for which every later one waits for ever. Here
+    the kernel guards the folder; whoever has it knows that torch's guards in it are nobody's.
+    """
+    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_operators_folder())))
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "in_use", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in folder.glob("**/lock"):
+            left.unlink(missing_ok=True)
+        yield
+
+
+def _operators_folder() -> Path:
+    """A folder of our own for this torch, Python and processor: operators are compiled for the very processor."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        processor = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    kind = hashlib.sha256(processor.encode()).hexdigest()[:8]
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return Path(cache) / "h-space-orchestrator" / f"torch-{torch.__version__}-{python}-{platform.machine()}-{kind}"
 
 
 def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
     parameters = [{"params": group.parameters, "lr": group.rate, "betas": group.betas} for group in groups]
     if offload and compiler_missing() is None:
-        _drop_stale_locks()
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
+        with _operators():
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        optimiser: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=False)
+            optimiser: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=False)
         return optimiser
     return torch.optim.Adam(parameters)
 

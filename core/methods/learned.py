@@ -14,9 +14,9 @@ The denoiser stays frozen. The gradient of x_0' goes back through every step (co
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from core.directions import DirectionSet
 from core.discriminator import Discriminator
 from core.errors import NonFiniteError, UserError
 from core.gradient import FullGraph, GradientPolicy
+from core.optimiser import Group, MakeOptimiser, Optimiser, TorchOptimiser
 from core.pool import draw_pool
 from core.provenance import provenance
 from core.randomness import generator, step_noise
@@ -89,40 +90,6 @@ class Settings:
             )
         if self.directions < 2:
             raise UserError(f"directions: got {self.directions}; the reconstructor needs at least 2 to tell apart")
-
-
-class Optimiser(Protocol):
-    """Something that descends a module's losses: plain torch here, a DeepSpeed engine in a sweep."""
-
-    def update(self, micro_losses: Iterable[Tensor]) -> None:
-        """One step on the mean of the losses; each is back-propagated before the next one is computed."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate."""
-
-    parameters: list[nn.Parameter]
-    rate: float
-    betas: tuple[float, float] = (0.9, 0.99)
-
-
-# (name, module, parameter groups, micro-batches a step) -> its optimiser
-MakeOptimiser = Callable[[str, nn.Module, list[Group], int], Optimiser]
-
-
-class TorchOptimiser:
-    """Adam in this process."""
-
-    def __init__(self, name: str, module: nn.Module, groups: list[Group], micro_batches: int) -> None:
-        self.micro_batches = micro_batches
-        self.adam = torch.optim.Adam([{"params": g.parameters, "lr": g.rate, "betas": g.betas} for g in groups])
-
-    def update(self, micro_losses: Iterable[Tensor]) -> None:
-        self.adam.zero_grad(set_to_none=True)
-        for loss in micro_losses:
-            (loss / self.micro_batches).backward()  # type: ignore[no-untyped-call]  # torch's own stub
-        self.adam.step()
 
 
 class Explorer(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,22 @@ def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_pa
     assert said.stdout.strip().endswith(
         "g++ not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
     )
+
+
+def test_a_build_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    """torch's guard file stays behind, and with it nothing else would ever be built there."""
+    code = "import time, orchestrator.engine as e\nwith e._operators():\n  print(1, flush=True)\n  time.sleep(99)"
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    (tmp_path / "cpu_adam").mkdir()
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert first.stdout is not None and first.stdout.readline() == "1\n"
+    (tmp_path / "cpu_adam" / "lock").touch()
+    second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert second.stdout is not None
+    assert not select.select([second.stdout], [], [], 12)[0], "two at a time"
+    first.kill()
+    assert second.stdout.readline() == "1\n" and not (tmp_path / "cpu_adam" / "lock").exists()
+    for process in (first, second):
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
