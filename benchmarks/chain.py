@@ -54,13 +54,11 @@ def counted() -> list[tuple[str, str, str]]:
         unet, encoder = flops(lambda: denoiser(x, 5)), flops(lambda: leaner.encode(x, 5))
         features = leaner.encode(x, 5)
         decoder = flops(lambda: leaner.decode(features, case.shift))
-    full, frozen = (
-        chain_flops(partial(straightforward, frozen=still), denoiser, len(case.schedule)) for still in (False, True)
-    )
-    again, kept = (
-        chain_flops(partial(ours, policy=policy), denoiser, len(case.schedule))
-        for policy in (CheckpointSteps(), FullGraph())
-    )
+    sides = [
+        *(partial(straightforward, frozen=still) for still in (False, True)),
+        *(partial(ours, policy=policy) for policy in (CheckpointSteps(), FullGraph())),
+    ]
+    full, frozen, again, kept = (chain_flops(side, denoiser, len(case.schedule)) for side in sides)
     steps = [True, True]
     plain_graph, lean_graph = (
         chain_costs(d, case.schedule, 1, "symmetric", steps, range(2))[1].graph for d in (denoiser, leaner)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import torch
@@ -122,7 +123,7 @@ def measure(case: Case, device: torch.device) -> list[Figures]:
     here = rows.to(device)
     sides: dict[str, Callable[[], Tensor]] = {"ours": lambda: ours(here).cpu()}
     for batch in case.peers:
-        sides[f"IncrementalPCA, batch {batch}"] = lambda batch=batch: peer(rows, batch)  # type: ignore[misc]
+        sides[f"IncrementalPCA, batch {batch}"] = partial(peer, rows, batch)
     if device.type == "cuda":
         ours(here)  # starts the device's libraries
     seconds: dict[str, list[float]] = {side: [] for side in sides}

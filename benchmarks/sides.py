@@ -88,7 +88,7 @@ def ours(case: Case, policy: GradientPolicy, denoiser: Denoiser | None = None) -
 
 def _gradient(case: Case, loss: Tensor) -> Tensor:
     case.shift.grad = None
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own stub
     assert case.shift.grad is not None
     return case.shift.grad
 

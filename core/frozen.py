@@ -74,11 +74,6 @@ def convolution(
     return F.conv_transpose2d(x, weight, bias, stride, padding, missing)
 
 
-def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """torch's own."""
-    return F.silu(F.group_norm(x, groups, weight, bias, eps))
-
-
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     n, c = x.shape[:2]
     found: tuple[Tensor, Tensor, Tensor] = torch.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), groups, eps)

@@ -60,18 +60,16 @@ def lean(denoiser: Denoiser) -> "LeanDenoiser":
 class LeanDenoiser(Denoiser):
     """`Denoiser` with the savings above: the same interface, the same weights, the same function.
 
-    share_skips: False runs the whole of every up block in every pass. differentiable_twice: torch's own operations,
-    for forward-mode and second derivatives; no less is saved then.
+    share_skips: False runs the whole of every up block in every pass.
     """
 
-    def __init__(self, plain: Denoiser, share_skips: bool = True, differentiable_twice: bool = False) -> None:
+    _convolve: Callable[..., Tensor] = staticmethod(frozen.FrozenConv2d.apply)
+    _norm_silu: Callable[..., Tensor] = staticmethod(frozen.NormSiLU.apply)
+
+    def __init__(self, plain: Denoiser, share_skips: bool = True) -> None:
         self.__dict__.update(plain.__dict__)
         self._blueprints: dict[torch.dtype, Denoiser] = {}
-        self.share_skips, self.differentiable_twice = share_skips, differentiable_twice
-        self._convolve: Callable[..., Tensor] = frozen.convolution
-        self._norm_silu: Callable[..., Tensor] = frozen.norm_silu
-        if not differentiable_twice:
-            self._convolve, self._norm_silu = frozen.FrozenConv2d.apply, frozen.NormSiLU.apply
+        self.share_skips = share_skips
         self._entrances = entrances_of(self.unet, _UP if share_skips else ())
         self._doubling = {
             module: frozen.upsampling_weight(module.conv.weight) for module in self.unet.modules() if _doubles(module)
@@ -84,7 +82,7 @@ class LeanDenoiser(Denoiser):
         return twin
 
     def _without_weights(self, dtype: torch.dtype) -> "LeanDenoiser":
-        return LeanDenoiser(super()._without_weights(dtype), self.share_skips, self.differentiable_twice)
+        return type(self)(super()._without_weights(dtype), self.share_skips)
 
     def tensors(self) -> list[Tensor]:
         copies = [weight for parts in self._entrances.values() if len(parts) > 1 for weight in weights_of(parts)]

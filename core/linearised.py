@@ -53,18 +53,6 @@ def _one_by_one(output: Tensor, at: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([torch.autograd.grad(output, at, row, retain_graph=True)[0] for row in rows])
 
 
-class Linearised(LeanDenoiser):
-    """The same function, in operations whose second reverse pass costs no more than their first.
-
-    torch's own convolution also computes its weight's gradient there (twice the products), and GroupNorm all
-    that second derivatives need, where only the part that is linear in the cotangent is asked for.
-    """
-
-    def __init__(self, plain: Denoiser) -> None:
-        super().__init__(plain, differentiable_twice=True)
-        self._convolve, self._norm_silu = _Convolution.apply, _NormSiLU.apply
-
-
 class _Convolution(torch.autograd.Function):
     """Convolution, or its transpose; the derivative of the one is the other. Only x is differentiated."""
 
@@ -78,7 +66,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         stride, padding, transposed = ctx.geometry
-        back: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+        back: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]  # torch's own stub
             grad, ctx.weight, None, stride, padding, not transposed
         )
         return back, None, None, None, None, None
@@ -105,7 +93,7 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
         return back, None, None, None, None
 
 
@@ -119,7 +107,7 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
-        pushed: Tensor = _Push.apply(v, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        pushed: Tensor = _Push.apply(v, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
         return pushed, None, None
 
 
@@ -133,7 +121,7 @@ class _Push(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
         return back, None, None
 
 
@@ -142,6 +130,17 @@ def _projected(v: Tensor, normed: Tensor) -> Tensor:
     grouped = v.reshape(normed.shape)
     along = (grouped * normed).mean(dim=2, keepdim=True)
     return torch.addcmul(grouped - grouped.mean(dim=2, keepdim=True), normed, along, value=-1).view(v.shape)
+
+
+class Linearised(LeanDenoiser):
+    """The same function, in operations whose second reverse pass costs no more than their first.
+
+    torch's own convolution also computes its weight's gradient there (twice the products), and GroupNorm all
+    that second derivatives need, where only the part that is linear in the cotangent is asked for.
+    """
+
+    _convolve = staticmethod(_Convolution.apply)
+    _norm_silu = staticmethod(_NormSiLU.apply)
 
 
 @contextmanager

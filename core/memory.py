@@ -41,7 +41,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Bytes of the storages that are created under it: `live` now, `peak` so far. Those in `known` do not count."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own stub
         self.live = self.peak = 0
         self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
 
@@ -144,5 +144,5 @@ def _there_and_back(step: Callable[[Tensor], Tensor], x: Tensor, known: Sequence
     with torch.enable_grad(), followed(known) as ledger:
         x_prev = step(x)
         graph = ledger.live - x_prev.nbytes
-        x_prev.backward(torch.empty_like(x_prev))  # type: ignore[no-untyped-call]
+        x_prev.backward(torch.empty_like(x_prev))  # type: ignore[no-untyped-call]  # torch's own stub
     return graph, ledger.peak

@@ -18,25 +18,25 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a trial reads ./paths where the user wrote them
 
-import ray  # noqa: E402  # reads its environment on import
-from ray import tune  # noqa: E402
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler  # noqa: E402
-from rich.console import Console  # noqa: E402
+import ray  # reads its environment on import
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from rich.console import Console
 
-from core.cache import SampleCache  # noqa: E402
-from core.errors import UserError  # noqa: E402
-from orchestrator import export, report  # noqa: E402
-from orchestrator.engine import compiler_missing  # noqa: E402
-from orchestrator.preflight import check_model  # noqa: E402
-from orchestrator.ranking import rows  # noqa: E402
-from orchestrator.recorder import Recorder  # noqa: E402
-from orchestrator.reporter import TuneReporter  # noqa: E402
-from orchestrator.searcher import STEP, DirectionSearch  # noqa: E402
-from orchestrator.space import trials  # noqa: E402
-from orchestrator.spec import Sweep  # noqa: E402
-from orchestrator.store import SweepFolder  # noqa: E402
-from orchestrator.tracking import Tracking  # noqa: E402
-from orchestrator.trial import run_trial  # noqa: E402
+from core.cache import SampleCache
+from core.errors import UserError
+from orchestrator import export, report
+from orchestrator.engine import compiler_missing
+from orchestrator.preflight import check_model
+from orchestrator.ranking import rows
+from orchestrator.recorder import Recorder
+from orchestrator.reporter import TuneReporter
+from orchestrator.searcher import STEP, DirectionSearch
+from orchestrator.space import trials
+from orchestrator.spec import Sweep
+from orchestrator.store import SweepFolder
+from orchestrator.tracking import Tracking
+from orchestrator.trial import run_trial
 
 
 class Interrupted(Exception):

@@ -11,9 +11,8 @@ grows by the residual of what is not yet exact: a (block) Krylov method (Musco &
 take the fewest products. Against power iteration, top 3 to residual 1e-4 on the embedded models and one CPU thread: 6
 to 12 times fewer products, 14 to 27 times fewer FLOPs, 22 to 70 times less time (benchmarks/results/jacobian.md).
 
-A block tells as many equal singular values apart as it is wide, and a coarse tolerance may pass over one of two that
-are nearly equal: one vector at a time, to 1e-2, for 16 directions, in 7 of 48 runs on the embedded models' Jacobians;
-four at a time, or to 1e-3, in none.
+A block tells as many equal singular values apart as it is wide, and to a coarse tolerance a single vector may pass over
+one of two that are nearly equal: where that matters, take a wider block or a tolerance of 1e-3.
 """
 
 import itertools

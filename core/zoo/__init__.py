@@ -4,8 +4,8 @@ from pathlib import Path
 
 MODELS = ("toyfaces", "digits")
 
-# Public models whose configuration is known here, so that a sweep on them is planned without a network. All have the
-# architecture of Ho et al. (arXiv 2006.11239) for 256x256 images: 113,673,219 weights.
+# Public models that a sweep is planned on without a network. Ho et al. (arXiv 2006.11239) give 114 million weights for
+# their CelebA-HQ and LSUN models; this architecture has 113,673,219. A trial reads the model's own configuration.
 ARCHITECTURES = {
     f"google/ddpm-{average}{images}-256": "ddpm-256"
     for images in ("celebahq", "church", "bedroom", "cat")

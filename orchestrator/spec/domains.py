@@ -184,7 +184,9 @@ class Size(Domain):
 
 def size_bytes(size: str) -> int:
     """The bytes of what `Size` has checked: "1.5GiB" -> 1610612736."""
-    number, unit = _SIZE.fullmatch(size).groups()  # type: ignore[union-attr]  # checked
+    checked = _SIZE.fullmatch(size)
+    assert checked is not None
+    number, unit = checked.groups()
     return int(float(number) * _UNITS[unit])
 
 

@@ -1,6 +1,5 @@
 """The lean denoiser is the plain one: outputs, gradients, every kind of block; and it costs what it says."""
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -79,8 +78,8 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"share_skips": False}, {"differentiable_twice": True}],
-    ids=["lean", "unshared", "plain operations"],
+    [{}, {"share_skips": False}],
+    ids=["lean", "unshared"],
 )
 def test_it_is_the_plain_denoiser(variant: str, options: dict[str, bool]) -> None:
     plain = build(**VARIANTS[variant])
@@ -112,18 +111,6 @@ def test_other_skips_are_shared_anew() -> None:
     wanted = plain.decode(without_skips(plain.encode(x, 300), dropped))
     assert close(leaner.decode(without_skips(leaner.encode(x, 300), dropped)), wanted)
     assert not close(plain(x, 300), wanted)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, on the first use
-def test_forward_mode_goes_through_plain_operations() -> None:
-    plain = build()
-    twice = LeanDenoiser(plain, differentiable_twice=True)
-    x = noise([0], plain.sample_shape, torch.float64)
-    at = torch.zeros(1, *plain.h_shape, dtype=torch.float64)
-    tangent = torch.randn_like(at)
-    with torch.no_grad():
-        pushed = [torch.func.jvp(partial(d.decode, d.encode(x, 300)), (at,), (tangent,))[1] for d in (plain, twice)]
-    assert close(pushed[1], pushed[0])
 
 
 def flops(run: Any) -> int:
