@@ -5,7 +5,6 @@ Every method makes one; every metric, picture and export takes one. On disk it i
 """
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,13 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.chain import Shift
 from core.errors import DirectionSetError
 from core.files import atomic_folder, write_json
+from core.untrusted import (
+    name_problem,
+    read_description,
+    read_metrics,
+    read_names,
+    read_provenance,
+    read_tensors,
+    read_timesteps,
+    shown,
+)
 
 FORMAT = "h-space directions"
 VERSION = 1
@@ -60,6 +68,8 @@ class DirectionSet:
             return f"sigma has shape {list(self.sigma.shape)}, expected {list(self.table.shape[:2])}"
         if len(self.names) != len(self.table) or len(set(self.names)) != len(self.names):
             return f"{len(self.names)} names for {len(self.table)} directions; each needs one of its own"
+        if problem := next(filter(None, map(name_problem, self.names)), None):
+            return problem
         if not (torch.isfinite(self.table).all() and torch.isfinite(self.sigma).all()):
             return "table or sigma holds NaN or infinite numbers"
         return None
@@ -212,29 +222,21 @@ class DirectionSet:
 
     @classmethod
     def load(cls, folder: str | Path) -> "DirectionSet":
-        """Read a set that `save` wrote. Raises DirectionSetError, in one sentence, where it is not one."""
+        """Read a set that `save` wrote, or an export. Raises DirectionSetError, in one sentence, where it is not one.
+
+        The folder may come from anyone: what is read is bounded (core.untrusted), runs nothing, and lies inside of it.
+        """
         folder = Path(folder)
-        for name in (_TENSORS, _DESCRIPTION):
-            if not (folder / name).is_file():
-                raise DirectionSetError(f"{folder} is not a direction set: {name} is missing")
+        description = read_description(folder / _DESCRIPTION)
+        if (found := description.get("format")) != FORMAT:
+            raise DirectionSetError(f"{folder / _DESCRIPTION} has format {shown(found)}, not '{FORMAT}'")
+        version = description.get("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise DirectionSetError(f"{folder} has format version {shown(version)}; this one reads up to {VERSION}")
         try:
-            description = json.loads((folder / _DESCRIPTION).read_text())
-            tensors = load_file(folder / _TENSORS)
-            if description["format"] != FORMAT:
-                raise DirectionSetError(f"{folder / _DESCRIPTION} has format '{description['format']}', not '{FORMAT}'")
-            if description["version"] > VERSION:
-                raise DirectionSetError(
-                    f"{folder} has format version {description['version']}; this one reads up to {VERSION}"
-                )
-            return cls(
-                table=tensors["table"],
-                sigma=tensors["sigma"],
-                timesteps=tuple(int(t) for t in description["timesteps"]),
-                names=tuple(str(name) for name in description["names"]),
-                metrics=description["metrics"],
-                provenance=description["provenance"],
-            )
-        except DirectionSetError:
-            raise
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DirectionSetError(f"{folder} is not a direction set: {type(error).__name__}: {error}") from error
+            names, timesteps = read_names(description), read_timesteps(description)
+            metrics, provenance = read_metrics(description), read_provenance(description)
+        except DirectionSetError as error:
+            raise DirectionSetError(f"{folder / _DESCRIPTION} is not of a direction set: {error}") from None
+        tensors = read_tensors(folder / _TENSORS, len(names), len(timesteps))
+        return cls(tensors["table"], tensors["sigma"], timesteps, names, metrics, provenance)

@@ -1,11 +1,14 @@
 """Files that are either whole or absent: written under a unique temporary name, synced, renamed."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """The path of a file to write that becomes `path`, in place of what was there, when the block ends well.
 
     It has a temporary folder to itself, beside `path`, in which its writer may have temporary files of its own.
@@ -41,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     try:
         yield folder / path.name
-        (folder / path.name).chmod(0o644)
+        (folder / path.name).chmod(mode)
         _sync(folder / path.name)
         os.replace(folder / path.name, path)
         _sync(path.parent)
@@ -53,6 +56,21 @@ def write_json(path: Path, value: Any) -> None:
     """Replace `path` by the JSON of `value`, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def open_regular(path: Path, follow: bool = True) -> BufferedReader:
+    """An ordinary file, open to be read. OSError for a folder, and for a pipe or a device, which may never answer.
+
+    follow: False refuses a link too, so that nothing in a folder leads out of it.
+    """
+    found = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    kind = os.fstat(found).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(found, "rb")
+    os.close(found)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "It is not an ordinary file")
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,9 @@
 """Real images from disk, as the tensors a model draws: alone, or in labelled pairs."""
 
 import difflib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ from core.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}  # channels -> PIL's name for them
+# Only these decoders see a file that may come from anyone, whatever its name says it is.
+_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+MAX_PIXELS = 1 << 26  # of one picture; a file of a few bytes can claim billions
 _SHOWN = 5  # file names listed in a message
 
 
@@ -62,23 +67,39 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(files)
 
 
+@contextmanager
+def open_picture(path: Path, what: str) -> Iterator[Image.Image]:
+    """A picture of a bearable size, not yet decoded; UserError where there is none, here or while it is decoded.
+
+    what: the first word of the message.
+    """
+    if not path.is_file():  # nor a pipe, which may never answer
+        raise UserError(f"{what}: {path} is not there")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield picture
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"{what}: {path} is larger than {MAX_PIXELS} pixels; save it smaller") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL's decoders raise
+        raise UserError(f"{what}: {path} cannot be read as a picture ({type(error).__name__})") from error
+
+
 def _load(path: Path, sample_shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = sample_shape
     if channels not in _MODES:
         raise UserError(f"images: a model of {channels} channels draws neither greyscale nor RGB pictures")
-    if not path.is_file():
-        raise UserError(f"images: {path} is not there")
-    try:
-        with Image.open(path) as opened:
-            # A camera notes how it was held instead of turning its pixels.
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith(("I", "F")):
-                raise UserError(f"images: {path} has more than 8 bits a channel; save it with 8")
-            picture = _opaque(picture).convert(_MODES[channels])
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
-        raise UserError(f"images: {path} cannot be read as a picture ({type(error).__name__})") from error
+    with open_picture(path, "images") as opened:
+        # A camera notes how it was held instead of turning its pixels.
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith(("I", "F")):
+            raise UserError(f"images: {path} has more than 8 bits a channel; save it with 8")
+        picture = _opaque(picture).convert(_MODES[channels])
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(height, width, channels)
     return (pixels / 127.5 - 1).permute(2, 0, 1).contiguous()

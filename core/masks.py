@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from core.denoiser import Denoiser
 from core.errors import UserError
+from core.images import open_picture
 
 
 def find_mask(denoiser: Denoiser, box: Sequence[int] | None = None, path: str | None = None) -> Tensor | None:
@@ -43,13 +43,8 @@ def box_mask(denoiser: Denoiser, box: Sequence[int]) -> Tensor:
 def image_mask(denoiser: Denoiser, path: str) -> Tensor:
     """1 where the image file, read as grey, is at least half white, else 0: [1, H, W]."""
     _, height, width = denoiser.sample_shape
-    try:
-        with Image.open(Path(path).expanduser()) as image:
-            grey = image.convert("L")
-    except FileNotFoundError:
-        raise UserError(f"mask: {path} is not there") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"mask: {path} cannot be read as an image") from error
+    with open_picture(Path(path).expanduser(), "mask") as image:
+        grey = image.convert("L")
     if grey.size != (width, height):
         raise UserError(
             f"mask: {path} is {grey.size[0]}x{grey.size[1]}; model '{denoiser.name}' draws {width}x{height}"

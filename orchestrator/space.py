@@ -10,8 +10,10 @@ from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange,
 
 Space = Mapping[str, Distribution]  # Sweep.space
 
+_CASES = 50_000  # counted in about a second
 
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
+
+def suggest(trial: optuna.trial.BaseTrial, space: Space) -> dict[str, Value]:
     """One configuration: every active parameter with its value, constants included.
 
     Optuna is asked only about what is searched; constants are not among `trial.params`.
@@ -31,8 +33,11 @@ def sample(space: Space, count: int, seed: int) -> list[dict[str, Value]]:
 
 
 def size(space: Space) -> int | None:
-    """How many different configurations the space holds, or None where a continuous parameter can be active."""
-    return _count(space, ordered(space), {})
+    """How many different configurations the space holds; None where a continuous parameter can be active.
+
+    None too where conditions tell more than `_CASES` cases apart, which a space of few configurations cannot have.
+    """
+    return _Counting(space).count(0, {})
 
 
 def configurations(space: Space) -> list[dict[str, Value]]:
@@ -41,6 +46,11 @@ def configurations(space: Space) -> list[dict[str, Value]]:
     Raises ValueError where a continuous parameter can be active.
     """
     return list(_every(space, ordered(space), {}))
+
+
+def searched(space: Space) -> list[str]:
+    """The names that are no constants: what Optuna is asked about."""
+    return [name for name, values in space.items() if not isinstance(values, Fixed)]
 
 
 def fits(sweep: Sweep) -> bool:
@@ -73,7 +83,7 @@ def _active(distribution: Distribution, chosen: Mapping[str, Value | None]) -> b
     return all(chosen.get(other) in wanted for other, wanted in distribution.when.items())
 
 
-def _value(trial: optuna.Trial, name: str, distribution: Distribution) -> Value:
+def _value(trial: optuna.trial.BaseTrial, name: str, distribution: Distribution) -> Value:
     match distribution:
         case Fixed(value):
             return value
@@ -101,25 +111,45 @@ def _every(space: Space, names: Sequence[str], chosen: dict[str, Value]) -> Iter
         yield from _every(space, rest, {**chosen, name: value})
 
 
-def _count(space: Space, names: Sequence[str], chosen: Mapping[str, Value | None]) -> int | None:
-    """Configurations of `names`, given what was chosen before them."""
-    if not names:
-        return 1
-    name, rest = names[0], names[1:]
-    if not _active(space[name], chosen):
-        return _count(space, rest, chosen)
-    values = countable(space[name])
-    if values is None:
-        return None
-    asked = {value for other in space.values() for value in other.when.get(name, ()) if value in values}
-    total = 0
-    # Only values that a condition asks about lead to different rests; all others (None) are counted in one go.
-    for value, times in [*((value, 1) for value in asked), (None, len(values) - len(asked))]:
-        below = _count(space, rest, {**chosen, name: value}) if times else 0
-        if below is None:
+class _Counting:
+    """The configurations of a space, counted by the cases that its conditions tell apart, each of them once."""
+
+    def __init__(self, space: Space) -> None:
+        self.space, self.names = space, ordered(space)
+        self.asked = {name: self._asked(name) for name in self.names}
+        self.later = [{other for name in self.names[k:] for other in space[name].when} for k in range(len(self.names))]
+        self.known: dict[object, int | None] = {}
+
+    def _asked(self, name: str) -> set[Value]:
+        """The values of a parameter that some condition asks about."""
+        values = countable(self.space[name])
+        wanted = {value for other in self.space.values() for value in other.when.get(name, ())}
+        return wanted.intersection(values) if isinstance(values, tuple) else {v for v in wanted if v in (values or ())}
+
+    def count(self, k: int, chosen: Mapping[str, Value | None]) -> int | None:
+        """Configurations of all names from the k-th on, given what was chosen before them."""
+        if k == len(self.names):
+            return 1
+        case = k, frozenset(item for item in chosen.items() if item[0] in self.later[k])
+        if case not in self.known:
+            self.known[case] = self._counted(k, chosen) if len(self.known) < _CASES else None
+        return self.known[case]
+
+    def _counted(self, k: int, chosen: Mapping[str, Value | None]) -> int | None:
+        name = self.names[k]
+        if not _active(self.space[name], chosen):
+            return self.count(k + 1, chosen)
+        values, asked = countable(self.space[name]), self.asked[name]
+        if values is None:
             return None
-        total += times * below
-    return total
+        total = 0
+        # Only values that a condition asks about lead to different rests; all others (None) are counted in one go.
+        for value, times in [*((value, 1) for value in asked), (None, len(values) - len(asked))]:
+            below = self.count(k + 1, {**chosen, name: value}) if times else 0
+            if below is None:
+                return None
+            total += times * below
+        return total
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """MLflow's own interface on the embedded store, with links to what a person wants to see first."""
 
+import ctypes
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +17,7 @@ from core.errors import UserError
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking, store_uri
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TRAINING = "workflowType=machine_learning"  # MLflow's workspace for training, not for chats
 
 
@@ -30,10 +35,34 @@ def serve(root: Path, port: int, console: Console) -> int:
         console.print(f"  {link}", soft_wrap=True, highlight=False)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(None, root)]
     command += ["--default-artifact-root", (root / "mlartifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    return _until_interrupted([*command, "--workers", "1"])
+
+
+def _until_interrupted(command: list[str]) -> int:
+    """Run the server; it ends when this process ends, however that ends."""
+    # MLflow would keep two more processes for jobs, which nothing here asks for.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
-        return subprocess.run([*command, "--workers", "1"], check=False).returncode
+        return subprocess.run(command, check=False, env=environment, preexec_fn=_end_with(os.getpid())).returncode
     except KeyboardInterrupt:
         return 0
+
+
+def _end_with(parent: int) -> Callable[[], None] | None:
+    """For a child, before it becomes what it runs: the kernel asks it to end when `parent` does. Linux alone can.
+
+    MLflow hands the request on to its own children; so that it can, it is not simply killed.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # loaded here: between fork and exec little is allowed
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended meanwhile
+            os._exit(1)
+
+    return ask
 
 
 def links(root: Path, address: str) -> list[str]:
@@ -42,7 +71,7 @@ def links(root: Path, address: str) -> list[str]:
     found = []
     for path in sorted(root.glob("*/sweep.json")):
         state = SweepFolder(root, path.parent.name).read()
-        if state["tracking_uri"] != tracking.uri:
+        if state.get("tracking_uri") != tracking.uri:
             continue
         experiment, parent = state["experiment_id"], state["parent_run"]
         runs = [run.info.run_id for run in tracking.children(experiment, parent)]

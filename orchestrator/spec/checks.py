@@ -26,6 +26,7 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
         *_samples(sweep),
         *_extremes(sweep),
         *_pairs(sweep),
+        *_names(sweep),
     ]
     return [problem for paths, problem in found if not any(_touches(path, bad) for path in paths for bad in wrong)]
 
@@ -144,18 +145,20 @@ def _listed(values: Sequence[Value]) -> str:
 def _circles(sweep: Sweep) -> Iterator[Check]:
     """Parameters that wait for each other; each circle is told once, from its first name in the alphabet."""
     for name in sorted(sweep.search):
-        circle = _circle(sweep.search, [name])
+        circle = _circle(sweep.search, [name], set())
         if circle and name == min(circle):
             path = ("search", name, "when")
             text = f"waits for itself: {' -> '.join([*circle, name])}; allowed: conditions without a circle"
             yield tuple(("search", other) for other in circle), Problem(path, text)
 
 
-def _circle(search: dict[str, Distribution], trail: list[str]) -> list[str] | None:
+def _circle(search: dict[str, Distribution], trail: list[str], seen: set[str]) -> list[str] | None:
+    """A way back to where the trail begins. What was `seen` is on the trail, or leads nowhere but to what is."""
+    seen.add(trail[-1])
     for other in search.get(trail[-1], Fixed(0)).when:
         if other == trail[0]:
             return trail
-        if other not in trail and (found := _circle(search, [*trail, other])):
+        if other not in seen and (found := _circle(search, [*trail, other], seen)):
             return found
     return None
 
@@ -208,6 +211,18 @@ def _pairs(sweep: Sweep) -> Iterator[Check]:
         )
         path = ("search", "supervised.pairs")
         yield (path, ("sampler", "eta"), ("method",)), Problem(path, text)
+
+
+def _names(sweep: Sweep) -> Iterator[Check]:
+    """The embedded store keeps an experiment in a folder of its name, and MLflow a model under an address of its."""
+    name, path = sweep.tracking.experiment, ("tracking", "experiment")
+    if sweep.tracking.uri is None and name and (name in (".", "..") or set(name) & set("/\\") or len(name) > 100):
+        allowed = "at most 100 characters without / and \\, not . or .., or a tracking.uri"
+        text = complaint("cannot be a folder of the embedded store", name, allowed)
+        yield (path, ("tracking", "uri")), Problem(path, text)
+    name, path = sweep.export.register_as, ("export", "register")
+    if name and (set(name) & set("/:") or name in (".", "..")):
+        yield (path,), Problem(path, complaint("cannot name a model", name, "text without / and :"))
 
 
 def _ends(sweep: Sweep, name: str, method: str) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ The same domains guard the fixed fields (as pydantic annotations) and the search
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -14,7 +15,10 @@ from pydantic_core import PydanticCustomError, core_schema
 from orchestrator.spec.problems import Problem, Refused, complaint
 
 # YAML 1.1 reads 1e-3 (no dot) as text; whoever writes it means a number.
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+
+LARGEST = 2**31 - 1  # of the whole numbers that have no bound of their own: what is counted up to stays countable
+LONGEST = 1_024  # characters of a text
 
 REFUSED = "refused"  # the pydantic error type under which Refused travels
 
@@ -64,6 +68,8 @@ class Whole(Domain):
             self.refuse(self.refused[value], value)
         if value < self.low or (self.high is not None and value > self.high):
             self.refuse("is out of range", value)
+        if value > max(LARGEST, self.high or 0):
+            self.refuse(f"is more than {LARGEST}", value)
         return value
 
 
@@ -155,11 +161,15 @@ class Text(Domain):
             self.refuse("is not text", value)
         if not value.strip():
             self.refuse("is empty", value)
+        if len(value) > LONGEST:
+            self.refuse(f"is longer than {LONGEST} characters", value)
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+            self.refuse("has control characters", value)
         return value
 
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?([A-Za-z]+)")
 
 
 @dataclass(frozen=True)
@@ -190,6 +200,9 @@ def size_bytes(size: str) -> int:
     return int(float(number) * _UNITS[unit])
 
 
+_BOX = re.compile(",".join(["([0-9]{1,6})"] * 4))
+
+
 @dataclass(frozen=True)
 class Box(Domain):
     """A rectangle of pixels as text, its right and bottom excluded."""
@@ -198,7 +211,7 @@ class Box(Domain):
         return "'left,top,right,bottom' in pixels with left < right and top < bottom"
 
     def check(self, value: object) -> str:
-        ends = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", value.replace(" ", "")) if isinstance(value, str) else None
+        ends = _BOX.fullmatch(value.replace(" ", "")) if isinstance(value, str) else None
         if ends is None:
             self.refuse("is not a box", value)
         left, top, right, bottom = map(int, ends.groups())
@@ -290,6 +303,8 @@ class Gpus(Domain):
         number = _number(value)
         if number is None or not math.isfinite(number) or number < 0:
             self.refuse("is not a number of GPUs", value)
+        if number > LARGEST:
+            self.refuse(f"is more than {LARGEST}", value)
         if number > 1 and not number.is_integer():
             self.refuse("is neither a share of one GPU nor whole GPUs", value)
         return number

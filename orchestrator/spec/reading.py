@@ -1,28 +1,46 @@
-"""A sweep file, and the `--set path=value` given with it, as plain data. YAML's silent habits become mistakes here."""
+"""A sweep file, and the `--set path=value` given with it, as plain data. YAML's silent habits become mistakes here.
+
+A file may come from anywhere: what it can cost to read is bounded before it is spent.
+"""
 
 import copy
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from core.files import open_regular
 from orchestrator.spec.problems import Problem, SpecError, shown
 from orchestrator.spec.tables import METHODS
+
+# What a file, or the value of one --set, may have at most: far more than any sweep needs. Those that ship come to 1,574
+# bytes, depth 5 and 124 values.
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20  # lists and mappings inside each other
+MAX_VALUES = 5_000  # with everything that an alias repeats
+MAX_ALIASES = 100
+MAX_TEXT = 4_096  # characters of one value or key
+MAX_NUMBER = 100  # characters of a number: hexadecimal ones of any length would be read, and could not be shown
 
 
 def read(path: Path) -> tuple[Any, list[Problem]]:
     """The content of the file, and a Problem for every key that stands in it twice."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _TooMuch(f"it is longer than {MAX_BYTES} bytes")
+        return _yaml(content.decode())
     except FileNotFoundError:
         raise SpecError([f"{path}: there is no such file"]) from None
     except UnicodeDecodeError:
         raise SpecError([f"{path}: is not text in UTF-8"]) from None
     except OSError as error:
         raise SpecError([f"{path}: cannot be read: {error.strerror}"]) from None
-    try:
-        return _yaml(text)
+    except _TooMuch as error:
+        raise SpecError([f"{path}: is no sweep: {error}"]) from None
     except _NotYaml as error:
         raise SpecError([f"{path}: is not YAML: {error}"]) from None
 
@@ -33,16 +51,26 @@ def override(data: dict[Any, Any], overrides: Sequence[str]) -> tuple[dict[Any, 
     for text in overrides:
         try:
             problems += _set(data, text)
+        except _TooMuch as error:
+            problems.append(_wrong(text, f"is refused: {error}"))
         except _NotYaml as error:
-            problems.append(Problem((f"--set {text}",), f"the value is not YAML: {error}"))
+            problems.append(_wrong(text, f"the value is not YAML: {error}"))
     return data, problems
+
+
+def _wrong(text: str, what: str) -> Problem:
+    return Problem((f"--set {text}" if len(text) <= _SHOWN else f"--set {text[:_SHOWN]}...",), what)
 
 
 def _set(data: dict[Any, Any], text: str) -> list[Problem]:
     dotted, equals, given = text.partition("=")
     path = _keys(dotted)
     if not equals or not all(path):
-        return [Problem((f"--set {text}",), "is not of the form path=value, like train.batch=8")]
+        return [_wrong(text, "is not of the form path=value, like train.batch=8")]
+    if len(text) > MAX_BYTES:
+        raise _TooMuch(f"it is longer than {MAX_BYTES} bytes")
+    if len(path) > MAX_DEPTH:
+        raise _TooMuch(f"more than {MAX_DEPTH} keys inside each other")
     value, repeated = _yaml(given)
     target = data
     for part in path[:-1]:
@@ -50,7 +78,7 @@ def _set(data: dict[Any, Any], text: str) -> list[Problem]:
             target[part] = {}
         target = target[part]
         if not isinstance(target, dict):
-            return [Problem((f"--set {text}",), f"{part} holds no keys to set (it is {shown(target)})")]
+            return [_wrong(text, f"{part} holds no keys to set (it is {shown(target)})")]
     target[path[-1]] = value
     return [problem.below(*path) for problem in repeated]
 
@@ -70,18 +98,80 @@ class _NotYaml(Exception):
     """Says in one line why a text is not YAML."""
 
 
+class _TooMuch(Exception):
+    """Says in one line what YAML allows and a sweep file does not."""
+
+
 def _yaml(text: str) -> tuple[Any, list[Problem]]:
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return yaml.safe_load(text), [] if node is None else list(_repeated(node, (), set()))
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        # Before the values are made: that puts what a merge key (<<) brings in among the keys that stand there.
+        repeated = [] if node is None else list(_repeated(node, (), set()))
+        return None if node is None else loader.construct_document(node), repeated
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise _NotYaml(f"{error.problem}{where}") from None
-    except RecursionError:
-        raise _NotYaml("it is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
+        raise _NotYaml(f"{error.problem}{_place(mark) if mark else ''}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date such as 2026-13-45
         raise _NotYaml(str(error).splitlines()[0]) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that gives up while it reads, before anything is made of what is too much."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.values = self.aliases = 0
+        self.held: dict[Any, int] = {}  # anchor -> values that an alias of it repeats, once they are all read
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # of its events the stubs say little
+        before = self.values
+        self.values += 1
+        self.depth += 1
+        self._check(event)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is not None and not isinstance(event, yaml.AliasEvent):
+            self._check_value(node)
+            if event.anchor is not None:
+                self.held[event.anchor] = self.values - before
+        return node
+
+    def _check(self, event: Any) -> None:
+        if isinstance(event, yaml.AliasEvent):
+            self.aliases += 1
+            if event.anchor in self.anchors and event.anchor not in self.held:
+                raise _TooMuch(f"*{event.anchor} stands inside what it repeats{_place(event.start_mark)}")
+            self.values += self.held.get(event.anchor, 0)
+        elif event.tag is not None and event.tag != "!":  # ! alone: not to be taken for a number
+            raise _TooMuch(f"tags such as {shown(event.tag)} are not read{_place(event.start_mark)}")
+        for count, most, what in (
+            (self.depth, MAX_DEPTH, "lists and mappings inside each other"),
+            (self.values, MAX_VALUES, "values, counting those that aliases repeat"),
+            (self.aliases, MAX_ALIASES, "aliases"),
+        ):
+            if count > most:
+                raise _TooMuch(f"more than {most} {what}{_place(event.start_mark)}")
+
+    def _check_value(self, node: yaml.Node) -> None:
+        if not isinstance(node, yaml.ScalarNode):
+            return
+        kind, text = node.tag.rpartition(":")[2], node.value
+        most = MAX_NUMBER if kind in ("int", "float") else MAX_TEXT
+        if len(text) > most:
+            what = "a number" if kind in ("int", "float") else "text"
+            raise _TooMuch(f"{what} of more than {most} characters{_place(node.start_mark)}")
+        if not text.isprintable() and any(unicodedata.category(letter) in _REFUSED for letter in text):
+            raise _TooMuch(f"text with control characters, {shown(text)}{_place(node.start_mark)}")
+
+
+_REFUSED = ("Cc", "Cs")  # Unicode's control characters, and halves of characters, which cannot be written
+_SHOWN = 80  # characters of a --set in a message
+
+
+def _place(mark: Any) -> str:
+    return f" (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def _repeated(node: yaml.Node, path: tuple[str | int, ...], seen: set[int]) -> Iterator[Problem]:
@@ -96,7 +186,7 @@ def _repeated(node: yaml.Node, path: tuple[str | int, ...], seen: set[int]) -> I
         first: dict[str, int] = {}
         for key, item in node.value:
             line = key.start_mark.line + 1
-            below = (*path, str(key.value))
+            below = (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
             if isinstance(key, yaml.ScalarNode) and key.value in first:
                 yield Problem(below, f"is given twice (lines {first[key.value]} and {line})")
             elif isinstance(key, yaml.ScalarNode):

@@ -1,7 +1,11 @@
 """The product: what a set refuses, how it shifts, that it comes back from disk, and that it edits plain pipelines."""
 
 import json
+import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,16 +86,20 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     [
         ("directions.json", None, "is not a direction set: directions.json is missing"),
         ("directions.safetensors", None, "is not a direction set: directions.safetensors is missing"),
-        ("directions.safetensors", "x", "is not a direction set: "),
-        ("directions.json", "[", "is not a direction set: "),
-        ("directions.json", "[]", "is not a direction set: "),
+        ("directions.safetensors", "x", "is not a safetensors file of a set: it has 1 bytes"),
+        ("directions.json", "[", "is not JSON: Expecting value"),
+        ("directions.json", "[]", "is not a mapping"),
         ("directions.json", '{"format": "other"}', "has format 'other', not 'h-space directions'"),
         (
             "directions.json",
             '{"format": "h-space directions", "version": 9}',
             "has format version 9; this one reads up to 1",
         ),
-        ("directions.json", '{"format": "h-space directions", "version": 1}', "is not a direction set: KeyError: "),
+        (
+            "directions.json",
+            '{"format": "h-space directions", "version": 1}',
+            "is not of a direction set: names is missing",
+        ),
     ],
 )
 def test_damaged_sets_get_one_sentence(tmp_path: Path, file: str, content: str | None, message: str) -> None:
@@ -101,6 +109,143 @@ def test_damaged_sets_get_one_sentence(tmp_path: Path, file: str, content: str |
         (tmp_path / "set" / file).write_text(content)
     with pytest.raises(DirectionSetError, match=message):
         DirectionSet.load(tmp_path / "set")
+
+
+Change = Callable[[dict[str, Any]], Any]
+DESCRIPTIONS: list[tuple[Change, str]] = [
+    (lambda d: d.update(names="abcd"), "names is 'abcd', not a list"),
+    (lambda d: d.update(names=["a", "b", "c", 4]), "names holds 4, which is not text"),
+    (
+        lambda d: d["names"].pop(),
+        r"table has shape \[4, 3, 8, 2, 2\] and sigma \[4, 3\]; there are 3 names and 3 timest",
+    ),
+    (lambda d: d.update(names=["a", "b", "c", "c"]), "4 names for 4 directions; each needs one of its own"),
+    (lambda d: d.update(names=["a", "b", "c", "d" * 201]), "the name 'ddd.* has 201 characters; allowed: 1 to 200"),
+    (lambda d: d.update(names=["a", "b", "c", "\x1b[2J"]), r"the name '\\x1b\[2J' has control characters"),
+    (lambda d: d.update(names=["a", "b", "c", "\ud800"]), r"the name '\\ud800' has control characters"),
+    (lambda d: d.update(timesteps=[600, 300, True]), "timesteps holds true; allowed: integers from 0 to 9999"),
+    (lambda d: d.update(timesteps=[600, 300, -1]), "timesteps holds -1; allowed: integers from 0 to 9999"),
+    (lambda d: d.update(timesteps=[600, 300, 0.5]), "timesteps holds 0.5; allowed: integers from 0 to 9999"),
+    (lambda d: d.update(timesteps=[0] * 10_001), "timesteps has 10001 entries; allowed: 1 to 10000"),
+    (lambda d: d.update(timesteps=[600, 300]), "there are 4 names and 2 timesteps"),
+    (lambda d: d.update(metrics=[]), "metrics is a list, not a mapping"),
+    (lambda d: d.update(metrics={"a": "1"}), "metrics: a is '1', not a finite number"),
+    (lambda d: d.update(metrics={"a": 10**400}), "metrics: a is 1000.*, not a finite number"),
+    (lambda d: d.update(metrics={"a": float("nan")}), "is not JSON: NaN is not a number of JSON"),
+    (lambda d: d.update(provenance=5), "provenance is 5, not a mapping"),
+    (lambda d: d.update(provenance=nested(25)), "has more than 20 lists and mappings inside each other"),
+    (lambda d: d.update(version=True), "has format version true; this one reads up to 1"),
+    (lambda d: d.update(format={}), "has format a mapping, not 'h-space directions'"),
+    (lambda d: d.update(more="x" * (4 << 20)), "directions.json is longer than 4194304 bytes"),
+]
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+@pytest.mark.parametrize(("change", "message"), DESCRIPTIONS)
+def test_a_description_from_a_stranger_gets_one_sentence(tmp_path: Path, change: Change, message: str) -> None:
+    a_set().save(tmp_path / "set")
+    file = tmp_path / "set" / "directions.json"
+    description = json.loads(file.read_text())
+    change(description)
+    file.write_text(json.dumps(description))
+    with pytest.raises(DirectionSetError, match=message) as error:
+        DirectionSet.load(tmp_path / "set")
+    assert str(error.value).isprintable()
+
+
+def test_brackets_without_end_are_no_description(tmp_path: Path) -> None:
+    a_set().save(tmp_path / "set")
+    (tmp_path / "set" / "directions.json").write_text('{"a":' * 100_000)
+    with pytest.raises(DirectionSetError, match="more than 20 lists and mappings inside each other"):
+        DirectionSet.load(tmp_path / "set")
+
+
+HEADERS: list[tuple[Change, str]] = [
+    (lambda h: h.pop("sigma"), "holds 'table'; a set has exactly table and sigma"),
+    (lambda h: h.update(more=h["sigma"]), "holds 'more', 'sigma', 'table'; a set has exactly table and sigma"),
+    (lambda h: h["table"].update(dtype="I64"), "table is of type 'I64'; allowed: F16, BF16, F32, F64"),
+    (lambda h: h["table"].update(dtype=["F32"]), "table is of type a list; allowed: F16, BF16, F32, F64"),
+    (lambda h: h["table"].update(dtype="F32"), "the shape of table and its 3072 bytes do not agree"),
+    (lambda h: h["table"].update(shape=[4, 3, 8, 4]), "table needs 5 sizes of 1 or more"),
+    (lambda h: h["table"].update(shape=[4, 3, 8, 2, -2]), "table needs 5 sizes of 1 or more"),
+    (lambda h: h["table"].update(shape=[4, 3, 8, 2, True]), "table needs 5 sizes of 1 or more"),
+    (lambda h: h["table"].update(shape=[2**62] * 5), "the shape of table and its 3072 bytes do not agree"),
+    (lambda h: h["table"].update(shape=[3, 4, 8, 2, 2]), r"table has shape \[3, 4, 8, 2, 2\] and sigma \[4, 3\]"),
+    (lambda h: h["sigma"].update(shape=[3, 4]), r"table has shape \[4, 3, 8, 2, 2\] and sigma \[3, 4\]"),
+    (lambda h: h["sigma"].update(data_offsets=[8, 104]), "table and sigma overlap, or leave a gap"),
+    (lambda h: h["sigma"].update(data_offsets=[10**30, 10**30 + 96]), "data_offsets of sigma are not two integers"),
+    (lambda h: h["sigma"].update(more=1), "the entry of sigma needs dtype, shape and data_offsets, nothing else"),
+    (lambda h: h.update(__metadata__={"a": "b" * 70_000}), r"its header has 70\d\d\d \(allowed: 65536\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), HEADERS)
+def test_tensors_from_a_stranger_get_one_sentence(tmp_path: Path, change: Change, message: str) -> None:
+    a_set().save(tmp_path / "set")
+    file = tmp_path / "set" / "directions.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    written = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(written)) + written + content[8 + length :])
+    with pytest.raises(DirectionSetError, match=message):
+        DirectionSet.load(tmp_path / "set")
+
+
+def test_more_than_the_limit_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is right in itself, and all holes."""
+    count, empty = 1 << 20, torch.empty
+    a_set().save(tmp_path / "set")
+    shapes = {"table": [count, 3, 64, 4, 4], "sigma": [count, 3]}
+    sizes = [4 * count * 3 * 64 * 16, 4 * count * 3]
+    header = json.dumps(
+        {
+            name: {"dtype": "F32", "shape": shape, "data_offsets": [sum(sizes[:k]), sum(sizes[: k + 1])]}
+            for k, (name, shape) in enumerate(shapes.items())
+        }
+    ).encode()
+    file = tmp_path / "set" / "directions.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(file, 8 + len(header) + sum(sizes))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("a tensor was made"))
+    with pytest.raises(DirectionSetError, match=r"has 12\d{9} bytes; .* \(at most 8589934592\)"):
+        DirectionSet.load(tmp_path / "set")
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+@pytest.mark.parametrize("member", ["directions.json", "directions.safetensors"])
+def test_only_ordinary_files_of_the_folder_are_read(tmp_path: Path, member: str) -> None:
+    a_set().save(tmp_path / "other")
+    a_set().save(tmp_path / "set")
+    file = tmp_path / "set" / member
+    for make, why in (
+        (lambda: file.symlink_to(tmp_path / "other" / member), "it is a link, which could lead anywhere"),
+        (lambda: os.mkfifo(file), "It is not an ordinary file"),
+        (lambda: file.symlink_to("/dev/zero"), "it is a link, which could lead anywhere"),
+        (file.mkdir, "Is a directory"),
+    ):
+        file.unlink()
+        make()
+        with pytest.raises(DirectionSetError) as error:
+            DirectionSet.load(tmp_path / "set")
+        assert str(error.value) == f"{tmp_path}/set is not a direction set: {member} cannot be read: {why}"
+    with pytest.raises(DirectionSetError, match=r"'a\\x00b' is not the name of a folder"):
+        DirectionSet.load("a\0b")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_precision_comes_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    directions = a_set().to("cpu", dtype)
+    directions.save(tmp_path / "set")
+    loaded = DirectionSet.load(tmp_path / "set")
+    assert loaded.table.dtype == dtype and torch.equal(loaded.table, directions.table)
+    assert torch.equal(loaded.sigma, directions.sigma)
 
 
 def test_without_is_orthogonal_to_the_others_and_keeps_the_rest() -> None:

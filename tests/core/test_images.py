@@ -1,5 +1,7 @@
 """Real images become what a model draws: right range, shape and orientation, and one sentence for each that cannot."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from core.errors import UserError
-from core.images import load_images, load_pairs, pictures_in
+from core.images import MAX_PIXELS, load_images, load_pairs, pictures_in
 from core.pictures import to_picture
 
 
@@ -91,6 +93,28 @@ def test_what_is_not_a_picture_is_told(tmp_path: Path) -> None:
             load_images(path, (3, 4, 4))
     with pytest.raises(UserError, match="images: a model of 4 channels draws neither greyscale nor RGB pictures"):
         load_images(tmp_path / "whole.png", (4, 4, 4))
+
+
+@pytest.mark.parametrize("side", [8_200, 10_000, 20_000])  # beyond our limit, where PIL warns, where it refuses
+def test_a_picture_that_claims_too_many_pixels_is_not_decoded(tmp_path: Path, side: int) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(UserError) as error:
+        load_images(tmp_path / "bomb.png", (3, 4, 4))
+    assert str(error.value) == f"images: {tmp_path}/bomb.png is larger than {MAX_PIXELS} pixels; save it smaller"
+
+
+def test_only_the_decoders_of_the_endings_are_tried(tmp_path: Path) -> None:
+    """PIL would start Ghostscript for a page that is called picture.png."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
+    picture().save(tmp_path / "b.png", format="GIF")
+    for name in ("a.png", "b.png"):
+        with pytest.raises(UserError, match=f"{name} cannot be read as a picture"):
+            load_images(tmp_path / name, (3, 4, 4))
 
 
 def save(folder: Path, *names: str) -> None:

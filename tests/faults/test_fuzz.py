@@ -1,0 +1,48 @@
+"""A few thousand hostile inputs for each reader; `python -m tests.faults.fuzz` runs the hundred thousand."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core import directions, untrusted
+from orchestrator.spec import reading
+from tests.faults.fuzz import TARGETS, Tally, fuzz_direction_set, fuzz_spec
+
+Fuzz = Callable[[int, int], Tally]
+
+
+@pytest.mark.parametrize("fuzz", TARGETS.values(), ids=TARGETS)
+def test_hostile_inputs_are_read_or_refused_in_a_sentence(fuzz: Fuzz) -> None:
+    tally = fuzz(2_000, 0)
+    assert tally.inputs == 2_000
+    assert tally.accepted > 100 and tally.refused > 100
+
+
+def caught(fuzz: Fuzz, examples: int = 2_000) -> str:
+    """What the fuzzer says of a reader that has lost a check."""
+    with pytest.raises(BaseException) as found:
+        fuzz(examples, 0)
+    return f"{type(found.value).__name__}: {found.value}"
+
+
+def test_a_link_that_is_followed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "open_regular", lambda path, follow: os.fdopen(os.open(path, os.O_RDONLY), "rb"))
+    monkeypatch.setattr("tests.faults.fuzz.os.mkfifo", Path.touch)  # else it waits for the pipe, as it should not
+    assert "a link was followed" in caught(fuzz_direction_set)
+
+
+def test_a_file_opened_outside_of_the_folder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directions, "read_names", lambda _: tuple(Path("/etc/hostname").read_text()))
+    assert caught(fuzz_direction_set) == "Escaped: opened /etc/hostname"
+
+
+def test_an_allocation_over_the_limit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrusted, "_check_shapes", lambda *_: bytearray(1 << 30))
+    assert "MemoryError" in caught(fuzz_direction_set)
+
+
+def test_another_error_than_the_documented_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MAX_NUMBER", 10_000)
+    assert "ValueError: Exceeds the limit (4300 digits)" in caught(fuzz_spec)
