@@ -9,7 +9,6 @@ import hashlib
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # its stub leaves it out
 
+from core.errors import first_line
 from core.optimiser import Group
+from orchestrator import statefile
 from orchestrator.spec.sections import DeepSpeed
 
 if not torch.cuda.is_available():
@@ -30,12 +32,40 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 import deepspeed  # noqa: E402  # after the accelerator is named
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # noqa: E402
 
 _TAG = "state"
 
 
 class EngineError(RuntimeError):
-    """A checkpoint of an engine that cannot be read. Never answered by a silent fresh start."""
+    """A checkpoint of an engine that cannot be read or written. Never answered by a silent fresh start."""
+
+
+class StateFiles(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed has no types
+    """How an engine's state comes to disk and back: as state files (orchestrator.statefile) instead of pickles.
+
+    DeepSpeed names its files itself, *_states.pt, and looks for those names; a state file is a folder of that name.
+    """
+
+    def create(self, info: Any) -> None:
+        """Nothing to prepare."""
+
+    def commit(self, info: Any) -> bool:
+        """Every file is written when `save` returns."""
+        return True
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        try:
+            statefile.write(_needed(state_dict), Path(path))
+        except statefile.StateFileError as error:
+            raise EngineError(f"a checkpoint could not be written to {path}: {error}") from error
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """On the CPU, from where DeepSpeed copies to wherever its own tensors are."""
+        try:
+            return statefile.read(Path(path))
+        except statefile.StateFileError as error:
+            raise EngineError(str(error)) from error
 
 
 class EngineOptimiser:
@@ -71,6 +101,7 @@ class Engines:
             "steps_per_print": 1 << 30,
         }
         engine, *_ = deepspeed.initialize(model=module, optimizer=_adam(groups, offload), config=config)
+        engine.checkpoint_engine = StateFiles()
         self.engines[name] = engine
         return EngineOptimiser(engine)
 
@@ -83,7 +114,10 @@ class Engines:
     def save(self, folder: Path, iteration: int) -> None:
         """Weights, optimisers and the iteration they belong to, one sub-folder an engine. Every rank calls it."""
         for name, engine in self.engines.items():
-            engine.save_checkpoint(str(folder / name), tag=_TAG, client_state={"iteration": iteration})
+            state = {"iteration": iteration}
+            engine.save_checkpoint(str(folder / name), tag=_TAG, client_state=state, save_latest=False)
+            for program in (folder / name).glob("*.py"):  # DeepSpeed adds programs that read pickles
+                program.unlink(missing_ok=True)
 
     def load(self, folder: Path) -> int:
         """Restore what `save` wrote and return its iteration. Raises EngineError where anything is missing."""
@@ -91,8 +125,12 @@ class Engines:
         for name, engine in self.engines.items():
             if not (folder / name / _TAG).is_dir():
                 raise EngineError(f"checkpoint {folder} holds no state of the engine '{name}'")
-            _, state = engine.load_checkpoint(str(folder / name), tag=_TAG)
-            iterations.add(int(state["iteration"]))
+            try:
+                _, state = engine.load_checkpoint(str(folder / name), tag=_TAG)
+                iterations.add(int(state["iteration"]))
+                _catch_up(engine.basic_optimizer)
+            except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:  # a file is missing
+                raise EngineError(f"checkpoint {folder} is no state of '{name}': {first_line(error)}") from error
         if len(iterations) != 1:
             raise EngineError(f"checkpoint {folder} mixes iterations {sorted(iterations)}")
         return iterations.pop()
@@ -101,6 +139,40 @@ class Engines:
         for engine in self.engines.values():
             engine.destroy()
         self.engines.clear()
+
+
+def _catch_up(optimiser: Any) -> None:
+    """Take a new DeepSpeedCPUAdam through the steps that its state has behind it.
+
+    It multiplies the powers of its betas up, step by step, and no checkpoint has them. Computed in one go, as it does
+    in a new process, they differ in the last digit, and so does all that follows.
+    """
+    if type(optimiser).__name__ != "DeepSpeedCPUAdam":
+        return
+    steps = max((int(state["step"]) for state in optimiser.state.values() if "step" in state), default=0)
+    nothing = [torch.zeros(1) for _ in range(4)]  # a parameter, its gradient, and their averages
+    for step in range(1, steps + 1):
+        for group in optimiser.param_groups:
+            told = (group[name] for name in ("eps", "weight_decay", "bias_correction"))
+            optimiser.ds_opt_adam.adam_update(optimiser.opt_id, step, group["lr"], *group["betas"], *told, *nothing)
+
+
+def _needed(state: dict[str, Any]) -> dict[str, Any]:
+    """The state that DeepSpeed's own reading asks for, without what it puts beside that as objects.
+
+    loss_scaler           scales the loss for fp16 alone. For fp32 and bf16 it is the constant 1 of a new engine.
+    param_slice_mappings  where each parameter lies in the flat group; a new engine works that out from its
+                          parameters. Only DeepSpeed's conversion to other numbers of processes reads it.
+    zero_stage            which programs outside DeepSpeed's engine ask for; a new engine has it from its settings.
+    """
+    optimiser = state.get("optimizer_state_dict")
+    if optimiser is None:
+        return state
+    scaler = optimiser.get("loss_scaler")
+    if scaler is not None and (scaler.dynamic or scaler.cur_scale != 1):
+        raise EngineError("a loss is scaled, which no checkpoint would tell")
+    left_out = {"loss_scaler", "param_slice_mappings", "zero_stage"}
+    return {**state, "optimizer_state_dict": {key: item for key, item in optimiser.items() if key not in left_out}}
 
 
 def compiler_missing() -> str | None:
@@ -160,14 +232,13 @@ def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
 def _single_process_rendezvous() -> None:
     """Tell torch.distributed that this process is the whole world, unless Ray Train has set one up already.
 
-    Without all five variables DeepSpeed looks for MPI; with its default port two trials on a node collide.
+    DeepSpeed would open a port, to every machine around, for others to meet it at; here nobody comes.
     """
     if torch.distributed.is_initialized():
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(alone)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ.update(alone)  # without all five DeepSpeed looks for MPI
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     # Collectives through shared memory want a compiler and spin while they wait; one process has nobody to wait for.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -5,15 +5,17 @@ import os
 import select
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # One trial a process is the rule (DeepSpeed keeps state in its process), so every case runs in one of its own.
 SCRIPT = """
-import json, pathlib, sys, warnings
+import json, pathlib, shutil, sys, warnings
 import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule
@@ -47,6 +49,31 @@ try:
     refused = None
 except EngineError as error:
     refused = str(error)
+
+class Trap:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(folder) / "unpickled",)
+
+state = "explorer/state/mp_rank_00_model_states.pt"
+for place in (state, f"{state}/tree.json", f"{state}/tensors.safetensors"):
+    shutil.copytree(pathlib.Path(folder) / "state", pathlib.Path(folder) / "pickled", dirs_exist_ok=True)
+    if place == state:
+        shutil.rmtree(pathlib.Path(folder) / "pickled" / place)
+        try:
+            resumed_engines.load(pathlib.Path(folder) / "pickled")
+        except EngineError as error:
+            assert "pickled is no state of 'explorer'" in str(error), error
+        else:
+            raise AssertionError("a state that is missing was taken")
+    torch.save(Trap(), pathlib.Path(folder) / "pickled" / place)
+    try:
+        resumed_engines.load(pathlib.Path(folder) / "pickled")
+    except EngineError as error:
+        assert place in str(error), error
+    else:
+        raise AssertionError(f"a pickle was taken for {place}")
+    shutil.rmtree(pathlib.Path(folder) / "pickled")
+assert not (pathlib.Path(folder) / "unpickled").exists()
 resumed_engines.close()
 
 plain = Learner(denoiser, schedule, settings)
@@ -63,10 +90,20 @@ def run(
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     losses, tail, expected, refused = json.loads(line.removeprefix("RESULT "))
+    assert_no_pickle(folder / "state", files=4 if zero == 0 else 8)
     return losses, tail, expected, refused
 
 
-@pytest.mark.parametrize(("zero", "offload"), [(0, "none"), (1, "none"), (2, "cpu")])
+def assert_no_pickle(folder: Path, files: int) -> None:
+    """A checkpoint of two engines holds safetensors and JSON and nothing else; torch's pickles are zip files."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(found) == files and {path.suffix for path in found} == {".safetensors", ".json"}
+    for path in found:
+        assert not zipfile.is_zipfile(path)
+        assert load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())["format"] == 1
+
+
+@pytest.mark.parametrize(("zero", "offload"), [(0, "none"), (0, "cpu"), (1, "none"), (2, "none"), (2, "cpu")])
 def test_engines_match_plain_torch_and_resume_exactly(
     tiny_model: Path, tmp_path: Path, zero: int, offload: str
 ) -> None:
@@ -77,8 +114,9 @@ def test_engines_match_plain_torch_and_resume_exactly(
     assert refused.endswith("nothing holds no state of the engine 'explorer'")
 
 
-def test_bf16_stays_near_full_precision(tiny_model: Path, tmp_path: Path) -> None:
-    losses, tail, expected, _ = run(tiny_model, tmp_path, 1, "none", "bf16")
+@pytest.mark.parametrize(("zero", "offload"), [(0, "none"), (1, "none"), (2, "cpu")])
+def test_bf16_stays_near_full_precision(tiny_model: Path, tmp_path: Path, zero: int, offload: str) -> None:
+    losses, tail, expected, _ = run(tiny_model, tmp_path, zero, offload, "bf16")
     assert tail == losses[2:]
     assert losses[0]["direction_loss"] == pytest.approx(expected[0]["direction_loss"], rel=0.05)
 
