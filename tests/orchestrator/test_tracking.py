@@ -1,13 +1,17 @@
-"""The MLflow store: runs by explicit id, and outages that stop nothing."""
+"""The MLflow store: runs by explicit id, calls that may arrive twice, failures in a sentence."""
 
-import logging
+import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from PIL import Image
+import requests
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from PIL import Image, UnidentifiedImageError
 
 from core.errors import UserError
-from orchestrator.tracking import Tracking, fail_open, flatten, store_uri
+from orchestrator.tracking import Tracking, flatten, permanent, store_uri
 
 pytestmark = pytest.mark.slow  # making an MLflow database takes seconds
 
@@ -28,12 +32,9 @@ def test_parent_and_children(tracking: Tracking, tmp_path: Path) -> None:
     parent = tracking.start_parent(experiment, "faces", {"sweep": "faces"}, {"name": "faces", "train": {"batch": 16}})
     child = tracking.start_child(experiment, parent, "t1", {"directions": 8})
     assert tracking.start_child(experiment, parent, "t1", {"directions": 8}) == child, "a resumed trial keeps its run"
-    assert tracking.last_step(child, "globality") == 0
-    for step in (5, 10):
-        tracking.metrics(child, {"globality": step / 10}, step, 1)
-    assert tracking.last_step(child, "globality") == 10
+    tracking.points(child, [("globality", step / 10, step) for step in (5, 10)], 1)
     Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
-    tracking.image(child, tmp_path / "grid.png", "traversal", 5)
+    tracking.image(child, tmp_path / "grid.png", "traversal", 5, 1)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.json").write_text("{}")
     tracking.folder(child, tmp_path / "set", "directions")
@@ -53,7 +54,129 @@ def test_the_best_set_gets_the_alias(tracking: Tracking) -> None:
     experiment = tracking.experiment("registered")
     runs = [tracking.start_parent(experiment, name, {}, {}) for name in ("one", "two")]
     assert [tracking.register("sets", run, "champion") for run in runs] == ["1", "2"]
+    assert tracking.register("sets", runs[1], "champion") == "2", "a version that is there is not made again"
     assert tracking.client.get_model_version_by_alias("sets", "champion").run_id == runs[1]
+
+
+def test_what_is_told_twice_is_there_once(tracking: Tracking, tmp_path: Path) -> None:
+    experiment = tracking.experiment("twice")
+    parent = tracking.start_parent(experiment, "twice", {}, {})
+    Image.new("RGB", (600, 30)).save(tmp_path / "grid.png")
+    points = [(f"metric {n % 3}", float("nan") if n == 7 else n / 10, n) for n in range(1500)]
+    for _ in range(2):
+        child = tracking.start_child(experiment, parent, "t1", {"directions": 8}, {"method": "pca"}, 1000)
+        tracking.points(child, points, 2000)
+        tracking.image(child, tmp_path / "grid.png", "faces/grid", 5, 2000)
+        tracking.end(child, "FAILED", {"outcome": "failed"}, 3000)
+    assert tracking.start_child(experiment, parent, "t1", {"directions": 9, "new": 1}, {}, 9000) == child
+    [run] = tracking.children(experiment, parent)
+    assert run.data.params == {"directions": "8", "new": "1"}, "a parameter stays as it is"
+    assert (run.info.status, run.info.start_time, run.info.end_time) == ("RUNNING", 1000, 3000)
+    assert sum(len(tracking.client.get_metric_history(child, f"metric {n}")) for n in range(3)) == 1500
+    assert len(tracking.client.list_artifacts(child, "images")) == 2
+
+
+def test_pictures_are_named_as_mlflow_names_them(tracking: Tracking, tmp_path: Path) -> None:
+    """Its page finds a run's pictures, and their steps, by these names."""
+    experiment = tracking.experiment("pictures")
+    ours, theirs = (tracking.start_parent(experiment, name, {}, {}) for name in ("ours", "theirs"))
+    Image.new("RGB", (600, 30)).save(tmp_path / "grid.png")
+    tracking.image(ours, tmp_path / "grid.png", "faces/grid", 5, 2000)
+    with Image.open(tmp_path / "grid.png") as image:
+        tracking.client.log_image(theirs, image, key="faces/grid", step=5, timestamp=2000, synchronous=True)
+
+    def names(run: str) -> list[str]:
+        files = tracking.client.list_artifacts(run, "images")
+        return sorted(re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4,12}){4}", "UUID", file.path) for file in files)
+
+    assert len(names(ours)) == 2 and names(ours) == names(theirs)
+    tags = [tracking.client.get_run(run).data.tags["mlflow.loggedImages"] for run in (ours, theirs)]
+    assert tags[0] == tags[1]
+
+
+def test_what_the_store_holds_running(tracking: Tracking) -> None:
+    experiment = tracking.experiment("running")
+    parent = tracking.start_parent(experiment, "running", {}, {})
+    runs = {trial: tracking.start_child(experiment, parent, trial, {}) for trial in ("t1", "t2", "t3")}
+    tracking.end(runs["t2"], "KILLED", {})
+    assert sorted(tracking.running(experiment, parent)) == sorted((runs[t], t) for t in ("t1", "t3"))
+    tracking.end(parent, "FAILED", {})
+    assert tracking.status(parent) == "FAILED"
+    tracking.restart(parent)
+    assert tracking.status(parent) == "RUNNING"
+
+
+def test_an_experiment_that_another_sweep_makes_at_the_same_time(tracking: Tracking) -> None:
+    there = tracking.experiment("race")
+    real, answers = tracking.client.get_experiment_by_name, [None]
+    with patch.object(tracking.client, "get_experiment_by_name", lambda name: answers.pop() if answers else real(name)):
+        assert tracking.experiment("race") == there
+
+
+def test_a_store_that_is_busy_is_asked_again(tracking: Tracking) -> None:
+    busy = MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE)
+    with patch.object(tracking.client, "create_experiment", side_effect=[busy, busy, "7"]):
+        assert tracking.experiment("busy") == "7"
+
+
+def test_a_failure_is_told_in_a_sentence(tracking: Tracking) -> None:
+    with pytest.raises(
+        UserError, match="tracking.uri: the MLflow store sqlite:.* failed .*Run with id=nobody not found"
+    ):
+        tracking.status("nobody")
+
+
+def test_secrets_reach_no_store(root: Path) -> None:
+    tracking = Tracking(None, root)
+    experiment = tracking.experiment("secrets")
+    uri = tracking.uri
+    tracking.uri = "http://anna:geheim99@host"
+    try:
+        spec = {"tracking": {"uri": tracking.uri}, "more": ["geheim99"]}
+        parent = tracking.start_parent(experiment, "secrets", {"from": tracking.uri}, spec)
+    finally:
+        tracking.uri = uri
+    run = tracking.client.get_run(parent)
+    assert run.data.params["tracking.uri"] == "http://***@host" and run.data.tags["from"] == "http://***@host"
+    assert not any("geheim99" in path.read_text(errors="replace") for path in root.rglob("*.json"))
+    assert "geheim99" not in str(run.to_dictionary())
+
+
+def _http_error(status: int) -> OSError:
+    error = requests.HTTPError("artifacts")
+    error.response = requests.Response()
+    error.response.status_code = status
+    return error
+
+
+PERMANENT = [
+    MlflowException("deleted", INVALID_PARAMETER_VALUE),
+    RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "gone"}),
+    RestException({"error_code": "BAD_REQUEST", "message": "out of range"}),
+    _http_error(413),
+    UnidentifiedImageError("no picture"),
+    ValueError("key"),
+    KeyError("step"),
+]
+PASSING = [
+    MlflowException("API request to http://x failed with exception"),
+    MlflowException("API request to endpoint failed with error code 400 != 200", BAD_REQUEST),
+    RestException({"error_code": "BAD_REQUEST", "message": "QueuePool limit of size 5 overflow 10 reached"}),
+    *(RestException({"error_code": code}) for code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "INTERNAL_ERROR")),
+    *(RestException({"error_code": code}) for code in ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")),
+    MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE),
+    ConnectionError("refused"),
+    TimeoutError(),
+    OSError("No space left on device"),
+    *(_http_error(status) for status in (401, 403, 404, 429, 500, 503)),
+    RuntimeError("whatever"),
+    UserError("the store cannot be opened"),
+]
+
+
+@pytest.mark.parametrize("error", [*PERMANENT, *PASSING], ids=lambda error: f"{type(error).__name__} {error}"[:50])
+def test_refusals_for_ever_and_failures_that_pass(error: Exception) -> None:
+    assert permanent(error) == (error in PERMANENT)
 
 
 def test_what_is_not_there(tracking: Tracking, tmp_path: Path) -> None:
@@ -65,16 +188,6 @@ def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tracking.uri: the MLflow store http://127.0.0.1:9 does not answer"):
         Tracking("http://127.0.0.1:9", tmp_path).check()
     assert not (tmp_path / "mlflow.db").exists()
-
-
-def test_a_failing_call_is_told_and_survived(caplog: pytest.LogCaptureFixture) -> None:
-    @fail_open
-    def record() -> None:
-        raise ConnectionError("the store is away\nmore")
-
-    with caplog.at_level(logging.WARNING):
-        record()
-    assert caplog.messages == ["tracking: record was not recorded (the store is away)"]
 
 
 def test_nested_settings_become_flat_parameters(root: Path) -> None:
