@@ -19,7 +19,7 @@ from core.directions import DirectionSet
 from core.metrics import METRICS
 from core.metrics.attributes import coverage
 from core.randomness import REPORT_SEEDS
-from orchestrator.ranking import checkpoint_folder, rows
+from orchestrator.ranking import rows
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.trial import Bench
@@ -93,7 +93,7 @@ def main() -> None:
     methods: dict[str, list[Record]] = {}
     for row in rows(folder, sweep):
         if row.state == "completed":
-            directions = DirectionSet.load(checkpoint_folder(folder, row.trial_id) / "directions")
+            directions = DirectionSet.load(folder.trial(row.trial_id).result() / "directions")
             run = partial(measure, bench, sweep, directions, row.seconds or 0.0)
             conditions = (sweep.identity(), row.trial_id, SEEDS, bench.denoiser.digest)
             record = kept(folder.path / "measured", row.trial_id, conditions, run)

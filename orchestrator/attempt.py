@@ -4,8 +4,9 @@ It starts with what `orchestrate plan` says (`footprint.choose`). From there mic
 every step is run again, then block by block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from core.gradient import KeepSteps
 from core.methods import learned
@@ -37,6 +38,19 @@ class Attempt:
         found = choose(case, device)
         settings = replace(case.settings, micro_batch=found.micro_batch, gradient=found.gradient)
         return cls(settings, found.policy, found.draw_batch)
+
+    @classmethod
+    def resumed(cls, settings: learned.Settings, kept: Mapping[str, Any]) -> "Attempt":
+        """The attempt that `kept` came from, so that a trial goes on to the very same numbers."""
+        gradient = POLICIES[kept["policy"]] if kept["memory"] is None else KeepSteps(kept["memory"])
+        settings = replace(settings, micro_batch=kept["micro_batch"], gradient=gradient)
+        return cls(settings, kept["policy"], kept["draw_batch"], kept["retries"])
+
+    def kept(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        memory = self.settings.gradient.memory if isinstance(self.settings.gradient, KeepSteps) else None
+        parts = {"micro_batch": self.settings.micro_batch, "memory": memory, "draw_batch": self.draw_batch}
+        return {"policy": self.policy, **parts, "retries": self.retries}
 
     def smaller(self, sizes: Sequence[int], training: bool) -> "Attempt":
         """Half as much at a time, of what was going on. Raises NothingFits where it cannot be less.

@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left: `orchestrate report x | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that is not ours
+        print(f"{error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        return 1
     except (RuntimeError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -81,7 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         if name == "sweep":
             with_spec.add_argument("--dry-run", action="store_true", help="the same as plan")
             with_spec.add_argument("--address", help="a running Ray cluster (default: Ray on this machine)")
-    add("status", _status, "how sweeps stand").add_argument("sweep", nargs="?", metavar="SWEEP")
+            with_spec.add_argument(
+                "--fork", action="store_true", help="if the file has changed: a new sweep that learns from the old one"
+            )
+    standing = add("status", _status, "how sweeps stand")
+    standing.add_argument("sweep", nargs="?", metavar="SWEEP")
+    standing.add_argument(
+        "--repair", action="store_true", help="after a crash: make Optuna and MLflow agree with what still runs"
+    )
     add("report", _report, "ranked trials, Pareto front, champion").add_argument("sweep", metavar="SWEEP")
     taken = add("export", _export, "write a direction set, ready to use, into a new folder")
     taken.add_argument("sweep", metavar="SWEEP")
@@ -99,19 +109,21 @@ def _parser() -> argparse.ArgumentParser:
 def _sweep(given: argparse.Namespace) -> int:
     if given.dry_run:
         return _plan(given)
+    from orchestrator.cluster import configure
     from orchestrator.spec import load
 
     sweep = load(given.spec, given.set)
     console = _console()
     console.print("Loading ...", style="dim")
+    configure(given.address)
     from orchestrator.sweep import Interrupted, run
 
     try:
-        run(sweep, _root(given), given.address, console)
+        name = run(sweep, _root(given), given.address, console, given.fork)
     except Interrupted:
-        console.print(f"Interrupted; the state is saved. To go on: orchestrate sweep {given.spec}")
+        console.print("Interrupted; the state is saved. The same command goes on.")
         return 130
-    console.print(f"\nTake it away:  orchestrate export {sweep.name} --to out/")
+    console.print(f"\nTake it away:  orchestrate export {name} --to out/")
     console.print("Compare:       orchestrate ui")
     return 0
 
@@ -127,6 +139,10 @@ def _plan(given: argparse.Namespace) -> int:
 def _status(given: argparse.Namespace) -> int:
     from orchestrator.status import show
 
+    if given.repair:
+        from orchestrator.repair import repair
+
+        repair(_root(given), given.sweep, _console())
     show(_root(given), given.sweep, _console())
     return 0
 

@@ -5,66 +5,81 @@ traversal.png                             every direction across its scales
 README.md                                 the card
 """
 
+import json
+import os
+import re
 import shutil
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from core.cache import SampleCache
 from core.directions import DirectionSet
 from core.errors import UserError
-from core.files import atomic_folder, write_json
+from core.files import atomic_folder, open_regular, write_json
 from core.metrics import METRICS
 from core.randomness import REPORT_SEEDS
+from orchestrator.books import Books
+from orchestrator.checkpoints import CheckpointError
+from orchestrator.disk import with_space
 from orchestrator.drawing import Drawing
-from orchestrator.ranking import Row, checkpoint_folder, rows
+from orchestrator.ranking import Row, ranked, rows
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking
 from orchestrator.trial import Bench, random_like
 
 
-def crown(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> Row | None:
+def crown(books: Books) -> Row | None:
     """Make the best completed trial's set the champion, measured on seeds that chose nothing; None if none completed.
 
     Beside it stands the honest baseline: random directions, as many and as long, on the same seeds.
     """
-    best = next((row for row in rows(folder, sweep) if row.state == "completed"), None)
+    sweep, folder = books.sweep, books.folder
+    best = next((row for row in ranked(books.ledger.study, sweep) if row.state == "completed"), None)
     if best is None:
+        books.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(books))
         return None
     bench, drawing = Bench.load(sweep, SampleCache(folder.cache)), Drawing(sweep)
-    found = DirectionSet.load(checkpoint_folder(folder, best.trial_id) / "directions")
+    checkpoint = folder.trial(best.trial_id).result()
+    found = DirectionSet.load(checkpoint / "directions")
     champion = drawing.run(lambda fitting: bench.measure(fitting, found, REPORT_SEEDS)).metrics
     random = drawing.run(lambda fitting: bench.scaled(fitting, random_like(bench, found, fitting)))
     baseline = drawing.run(lambda fitting: bench.measure(fitting, random, REPORT_SEEDS)).metrics
     named = replace(
         found, metrics=champion, provenance={**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
     )
-
-    shutil.rmtree(folder.champion, ignore_errors=True)  # of a run that was interrupted right here
-    with atomic_folder(folder.champion) as temporary:
-        write_bundle(named, checkpoint_folder(folder, best.trial_id) / "traversal.png", temporary)
-    parent = folder.read()["parent_run"]
-    _record(tracking, parent, sweep, folder, champion, baseline, best)
-    write_json(folder.path / "result.json", {"trial": best.trial_id, "champion": champion, "random": baseline})
+    with_space(lambda: _enthrone(named, checkpoint / "traversal.png", folder.champion))
+    with_space(lambda: _record(books, champion, baseline, best))
+    result = {"trial": best.trial_id, "champion": champion, "random": baseline}
+    with_space(lambda: write_json(folder.result, result))
     return best
 
 
-def _record(
-    tracking: Tracking,
-    parent: str,
-    sweep: Sweep,
-    folder: SweepFolder,
-    champion: dict[str, float],
-    baseline: dict[str, float],
-    best: Row,
-) -> None:
+def _enthrone(champion: DirectionSet, traversal: Path, to: Path) -> None:
+    shutil.rmtree(to, ignore_errors=True)  # of a run that was interrupted right here
+    with atomic_folder(to) as temporary:
+        write_bundle(champion, traversal, temporary)
+
+
+def _record(books: Books, champion: Mapping[str, float], baseline: Mapping[str, float], best: Row) -> None:
+    """What the sweep came to, on its own run. The time is the last trial's, the same when it is put down again."""
+    outbox, register, now = books.outbox, books.sweep.export.register_as, _last_end(books)
     values = {f"champion/{name}": value for name, value in champion.items()}
     values |= {f"random/{name}": value for name, value in baseline.items()}
-    tracking.log_summary(parent, values, folder.champion)
-    tags = {"champion": best.trial_id}
-    if sweep.export.register_as:
-        tags["registered"] = tracking.register(sweep.export.register_as, parent, "champion")
-    tracking.end(parent, "FINISHED", tags)
+    outbox.metrics(None, [{"step": 0, **values}], now)
+    outbox.folder(None, books.folder.champion, "champion")
+    outbox.image(None, books.folder.champion / "traversal.png", "champion", 0, now)
+    if register:
+        outbox.register(register, "champion")
+    outbox.end(None, "FINISHED", {"champion": best.trial_id, "outcome": "completed"}, now)
+
+
+def _last_end(books: Books) -> int:
+    """When the last trial ended, in milliseconds."""
+    ends = [row.datetime_complete for row in books.ledger.begun().values() if row.datetime_complete]
+    return int(max(ends).timestamp() * 1000)
 
 
 def export(folder: SweepFolder, to: Path, run: str | None = None, top: int | None = None) -> list[Path]:
@@ -94,36 +109,59 @@ def _write_one(folder: SweepFolder, sweep: Sweep, run: str | None, to: Path) -> 
     if run is not None:
         _write_trial(folder, _trial_of(folder, sweep, run), to)
     elif folder.champion.is_dir():
-        DirectionSet.load(folder.champion)  # verified before it is given away
-        shutil.copytree(folder.champion, to, dirs_exist_ok=True)
+        write_bundle(DirectionSet.load(folder.champion), folder.champion / "traversal.png", to)
     else:
         raise UserError(f"sweep '{folder.name}' has no champion yet; run it to its end, or name a trial with --run")
 
 
 def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
     """The trial that a trial id or an MLflow run id names."""
-    if (folder.tune / f"trial_{run}").is_dir():
+    known = [row.trial_id for row in rows(folder, sweep)]
+    if run in known:
         return run
     state = folder.read()
-    children = Tracking(sweep.tracking.uri, folder.root).children(state["experiment_id"], state["parent_run"])
-    for child in children:
-        if child.info.run_id == run:
+    for child in _tracking(folder, sweep).children(state["experiment_id"], state["parent_run"]):
+        if child.info.run_id == run and child.data.tags.get("trial_id") in known:
             return str(child.data.tags["trial_id"])
-    known = ", ".join(row.trial_id for row in rows(folder, sweep))
-    raise UserError(f"--run: sweep '{folder.name}' has no run or trial '{run}'; its trials: {known}")
+    raise UserError(f"--run: sweep '{folder.name}' has no run or trial '{run}'; its trials: {', '.join(known)}")
 
 
 def _write_trial(folder: SweepFolder, trial_id: str, to: Path) -> None:
-    checkpoint = checkpoint_folder(folder, trial_id)
-    directions = DirectionSet.load(checkpoint / "directions")
-    directions = replace(directions, provenance={**directions.provenance, "sweep": folder.name, "trial": trial_id})
-    write_bundle(directions, checkpoint / "traversal.png", to)
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            result = folder.trial(trial_id).result()
+        except CheckpointError:  # not among the best any more: MLflow has it
+            result = _fetched(folder, trial_id, Path(temporary))
+        directions = DirectionSet.load(result / "directions")
+        directions = replace(directions, provenance={**directions.provenance, "sweep": folder.name, "trial": trial_id})
+        write_bundle(directions, result / "traversal.png", to)
+
+
+def _fetched(folder: SweepFolder, trial_id: str, to: Path) -> Path:
+    """A trial's set and picture out of MLflow. Raises UserError where they are not there either."""
+    sweep, state = folder.sweep(), folder.read()
+    tracking = _tracking(folder, sweep)
+    child = tracking.child(state["experiment_id"], state["parent_run"], trial_id)
+    if child is None:
+        raise UserError(f"trial '{trial_id}' of sweep '{folder.name}' has no direction set, on disk or in MLflow")
+    tracking.download(child.info.run_id, "directions", to)
+    pictures = tracking.download(child.info.run_id, "images", to).glob("traversal+step+*.png")
+    steps = {int(found[1]): path for path in pictures if (found := re.match(r"traversal\+step\+(\d+)\+", path.name))}
+    if not steps:
+        raise UserError(f"run '{child.info.run_id}' of trial '{trial_id}' has no traversal picture in {tracking.shown}")
+    os.replace(steps[max(steps)], to / "traversal.png")
+    return to
+
+
+def _tracking(folder: SweepFolder, sweep: Sweep) -> Tracking:
+    return Tracking(sweep.tracking.uri, folder.root)
 
 
 def write_bundle(directions: DirectionSet, traversal: Path, to: Path) -> None:
     """The bundle's files into an existing folder, read back once to be sure."""
     directions.write(to)
-    shutil.copyfile(traversal, to / "traversal.png")
+    with open_regular(traversal, follow=False) as picture, open(to / "traversal.png", "wb") as copy:
+        shutil.copyfileobj(picture, copy)
     (to / "README.md").write_text(card(directions))
     DirectionSet.load(to)
 
@@ -133,7 +171,7 @@ from core import DirectionSet
 
 directions = DirectionSet.load("this folder")
 pipeline = DDIMPipeline.from_pretrained("the model's folder or hub id")
-with directions.applied(pipeline.unet, direction="{name}", scale=1.0):
+with directions.applied(pipeline.unet, direction={name}, scale=1.0):
     images = pipeline(num_inference_steps={steps}, eta={eta}).images"""
 
 _ASYMMETRIC = """from core import Denoiser, DirectionSet, Schedule, noise, sample
@@ -143,7 +181,7 @@ denoiser = Denoiser.from_pretrained("the model's folder or hub id")
 x_T = noise(seeds=[0, 1, 2, 3], shape=denoiser.sample_shape)
 # Measured with asymmetric injection, which a pipeline's own sampler does not have.
 images = sample(
-    denoiser, Schedule.ddim(denoiser, {steps}, eta={eta}), x_T, directions.shift("{name}", 1.0), injection="asymmetric"
+    denoiser, Schedule.ddim(denoiser, {steps}, eta={eta}), x_T, directions.shift({name}, 1.0), injection="asymmetric"
 )"""
 
 
@@ -156,11 +194,13 @@ def card(directions: DirectionSet) -> str:
         if name in directions.metrics
     )
     recipe = _ASYMMETRIC if origin.get("injection") == "asymmetric" else _SYMMETRIC
-    use = recipe.format(name=directions.names[0], steps=len(directions.timesteps), eta=origin.get("eta", 0.0))
-    return f"""# {len(directions)} directions in the h-space of `{origin.get("model")}`
+    name, eta = json.dumps(directions.names[0]), float(origin.get("eta", 0.0))
+    use = recipe.format(name=name, steps=len(directions.timesteps), eta=eta)
+    told = {key: _plain(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
+    return f"""# {len(directions)} directions in the h-space of `{told["model"]}`
 
-Found by the method `{origin.get("method")}` in trial `{origin.get("trial")}` of the sweep `{origin.get("sweep")}`.
-Made for the weights with digest `{str(origin.get("weight_digest"))[:16]}` and {len(directions.timesteps)} steps.
+Found by the method `{told["method"]}` in trial `{told["trial"]}` of the sweep `{told["sweep"]}`.
+Made for the weights with digest `{told["weight_digest"][:16]}` and {len(directions.timesteps)} steps.
 
 ![Every direction (down) at scales -2 to 2 (across)](traversal.png)
 
@@ -172,3 +212,8 @@ Made for the weights with digest `{str(origin.get("weight_digest"))[:16]}` and {
 {use}
 ```
 """
+
+
+def _plain(text: object) -> str:
+    """A text that stays inside its backticks."""
+    return " ".join(str(text).replace("`", "'").split())

@@ -5,6 +5,13 @@ from enum import StrEnum
 from core.errors import NonFiniteError
 
 
+class Preempted(Exception):
+    """The trial was asked to end, and has saved what it had."""
+
+    def __init__(self) -> None:
+        super().__init__("was asked to end, and saved what it had")
+
+
 class TrialOutcome(StrEnum):
     COMPLETED = "completed"
     PRUNED = "pruned"
@@ -28,6 +35,8 @@ def classify(error: BaseException) -> TrialOutcome:
     """The outcome that an exception out of a trial stands for, looking through what wraps it."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, Preempted):
+            return TrialOutcome.PREEMPTED
         if isinstance(cause, NonFiniteError):
             return TrialOutcome.DIVERGED
         if out_of_memory(cause):

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from core.errors import ModelError
 from orchestrator.layout import add_row, counted, facts_table, table_of
+from orchestrator.secrets import redacted
 from orchestrator.space import configurations, fits, ordered, sample, size, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
 
@@ -118,7 +119,7 @@ def _results(sweep: Sweep, root: Path) -> dict[str, str]:
     facts = {
         "sweep": f"{root / sweep.name}",
         "best set": f"{root / sweep.name / 'champion'}",
-        "tracking": f"{sweep.tracking.uri or root / 'mlflow.db'}, experiment {sweep.experiment}",
+        "tracking": f"{redacted(sweep.tracking.uri or str(root / 'mlflow.db'))}, experiment {sweep.experiment}",
     }
     if sweep.export.register_as:
         facts["registered as"] = sweep.export.register_as

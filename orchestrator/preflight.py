@@ -1,6 +1,7 @@
 """What only the model and its predictor can tell about a sweep, before a trial starts."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -21,7 +22,15 @@ _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
 _TRIED = 500  # configurations; of a larger space as many are drawn
 
 
-def check_model(sweep: Sweep) -> None:
+@dataclass(frozen=True)
+class Checked:
+    """What a sweep has to know of its model."""
+
+    weights: str  # their digest
+    set_bytes: int  # of the largest direction set that a trial may find
+
+
+def check_model(sweep: Sweep) -> Checked:
     """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
     if sweep.resources.workers > 1:
         raise UserError(
@@ -40,6 +49,8 @@ def check_model(sweep: Sweep) -> None:
     ]
     if found:
         raise UserError("\n".join(found))
+    most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=1)
+    return Checked(denoiser.digest, 4 * most * sweep.sampler.steps * prod(denoiser.h_shape))
 
 
 def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None) -> Iterator[str]:

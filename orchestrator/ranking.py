@@ -7,25 +7,19 @@ between them; the first objective breaks ties.
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from core.errors import UserError
-from orchestrator.searcher import MEMORY, METRICS, SECONDS, STEP, TUNE_ID, load_study
+from orchestrator.ledger import ENDS, MEMORY, METRICS, OUTCOME, REASON, SECONDS, STEP, Ends, newest_rows, parameters_of
+from orchestrator.lock import driver
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
+from orchestrator.study import open_study
 
-_STATES = {
-    TrialState.COMPLETE: "completed",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
+_STATES = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,9 @@ class Row:
     on_front: bool  # no completed trial is better in every objective
     seconds: float | None = None  # of finding the set, without its evaluation
     memory: dict[str, Any] = field(default_factory=dict)  # how it trained in the end (orchestrator.attempt)
+    over: bool = True  # no further attempt will be made
+    attempts: int = 1
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,31 +51,55 @@ class MethodRow:
 
 
 def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
-    """Completed trials, best first, then the others."""
-    if not Path(folder.study).is_file():
+    """Completed trials, best first, then the others. Raises UserError where the study is missing or damaged."""
+    if "study" not in folder.read():
         return []
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = load_study(sweep.name, folder.study)
-    trials = study.get_trials(deepcopy=False)
-    front = (
-        {trial.number for trial in study.best_trials} if any(t.state == TrialState.COMPLETE for t in trials) else set()
-    )
-    found = [
-        Row(
-            trial.user_attrs.get(TUNE_ID, str(trial.number)),
-            _STATES[trial.state],
-            trial.params,
-            trial.user_attrs.get(METRICS, {}),
-            int(trial.user_attrs.get(STEP, 0)),
-            trial.number in front,
-            trial.user_attrs.get(SECONDS),
-            trial.user_attrs.get(MEMORY, {}),
-        )
-        for trial in trials
-    ]
-    completed = [row for row in found if row.state == "completed"]
+    study = open_study(sweep.name, folder.study)
+    return ranked(study, sweep, driven=driver(folder.lock) is not None)
+
+
+def ranked(study: optuna.Study, sweep: Sweep, driven: bool = True) -> list[Row]:
+    """The trials in a study, as `rows`; driven: whether a process runs those that the study holds running."""
+    trials = newest_rows(study)
+    completed = [trial for trial in trials.values() if trial.state == TrialState.COMPLETE]
+    front = {trial.number for trial in completed if not any(_beats(other, trial, sweep) for other in completed)}
+    found = [_row(trial_id, trial, trial.number in front, driven) for trial_id, trial in trials.items()]
+    done = [row for row in found if row.state == "completed"]
     others = sorted((row for row in found if row.state != "completed"), key=lambda row: (row.state, -row.iteration))
-    return [*_by_mean_rank(completed, sweep), *others]
+    return [*_by_mean_rank(done, sweep), *others]
+
+
+def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool) -> Row:
+    told = trial.user_attrs
+    ends = Ends(**told.get(ENDS, {}))
+    if trial.state.is_finished():
+        state = told.get(OUTCOME, _STATES[trial.state])
+    elif not driven:
+        state = "interrupted"
+    else:
+        state = "running" if trial.state == TrialState.RUNNING else "waiting"
+    return Row(
+        trial_id,
+        state,
+        trial.params or parameters_of(trial),
+        told.get(METRICS, {}),
+        int(told.get(STEP, 0)) or max(map(int, told.get("reports", {})), default=0),
+        on_front,
+        told.get(SECONDS),
+        told.get(MEMORY, {}),
+        trial.state.is_finished(),
+        ends.attempt,
+        told.get(REASON, ""),
+    )
+
+
+def _beats(one: FrozenTrial, other: FrozenTrial, sweep: Sweep) -> bool:
+    """Whether a trial is at least as good in every objective, and better in one."""
+    pairs = [
+        (ours, theirs) if objective.mode == "max" else (theirs, ours)
+        for objective, ours, theirs in zip(sweep.objectives, one.values, other.values, strict=True)
+    ]
+    return all(ours >= theirs for ours, theirs in pairs) and any(ours > theirs for ours, theirs in pairs)
 
 
 def _by_mean_rank(completed: list[Row], sweep: Sweep) -> list[Row]:
@@ -119,11 +140,3 @@ def _method_row(method: str, trials: int, completed: list[Row]) -> MethodRow:
         mean(seconds) if seconds else None,
         len(completed),
     )
-
-
-def checkpoint_folder(folder: SweepFolder, trial_id: str) -> Path:
-    """The last checkpoint of a trial. Raises UserError where there is none."""
-    found = sorted((folder.tune / f"trial_{trial_id}").glob("checkpoint_*/directions"))
-    if not found:
-        raise UserError(f"trial '{trial_id}' of sweep '{folder.name}' has no direction set in {folder.tune}")
-    return found[-1].parent

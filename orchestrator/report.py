@@ -6,9 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from core.metrics import METRICS
 from orchestrator.ranking import MethodRow, Row, by_method, rows
-from orchestrator.spec import Sweep
+from orchestrator.spec import METRICS, Sweep
 from orchestrator.store import SweepFolder
 
 _WIDE = 120  # columns
@@ -22,8 +21,8 @@ def show(folder: SweepFolder, console: Console) -> None:
         console.print(f"Sweep '{sweep.name}' has no trials yet.")
         return
     console.print(trials_table(sweep, ranked, console.width))
-    for line in out_of_memory_lines(ranked):
-        console.print(line)
+    for line in (*out_of_memory_lines(ranked), *failure_lines(ranked)):
+        console.print(line, soft_wrap=True, highlight=False)
     if len(sweep.methods) > 1:
         console.print(methods_table(by_method(ranked, sweep)))
     if len(sweep.objectives) > 1:
@@ -58,6 +57,16 @@ def out_of_memory_lines(ranked: list[Row]) -> list[str]:
         f"{_trained(row.memory)}{row.memory['sampler_batch']} samples drawn at a time."
         for row in ranked
         if row.memory.get("out_of_memory_retries")
+    ]
+
+
+def failure_lines(ranked: list[Row]) -> list[str]:
+    """One line for each trial that is over without a result, with the reason."""
+    return [
+        f"Trial {row.trial_id} {row.state.replace('_', ' ')}"
+        f"{f' in attempt {row.attempts}' if row.attempts > 1 else ''}: {row.reason or 'no reason known'}."
+        for row in ranked
+        if row.over and row.state not in ("completed", "pruned")
     ]
 
 

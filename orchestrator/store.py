@@ -1,10 +1,13 @@
 """What a sweep keeps in its own folder, `<root>/<name>/`: the one place that knows the file names.
 
 sweep.json    the resolved specification, its identity, versions, and where its MLflow runs are
-study.db      Optuna
-tune/         Ray Tune
+study.db      Optuna: what has become of every trial
+trials/       a folder for each trial, with its checkpoints
+outbox/       what MLflow has not got yet
 champion/     the exported best set
 result.json   the champion and the baseline on the reporting seeds
+tune/         Ray Tune's own files, of the last start only
+lock, stop    held by the process that drives the sweep; there when trials shall save and end
 
 Beside the sweeps' folders, `<root>/cache/` holds the unshifted samples that they all share (core.cache); it may be
 removed at any time.
@@ -12,14 +15,20 @@ removed at any time.
 
 import json
 import os
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import write_json
+from core.files import atomic_file
+from orchestrator.checkpoints import TrialFolder
+from orchestrator.secrets import redacted
 from orchestrator.spec import Sweep, deciding, parse
+from orchestrator.spec.domains import Slug
+from orchestrator.spec.problems import Refused
 
 _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 
@@ -35,13 +44,35 @@ class SweepFolder:
     root: Path
     name: str
 
+    def __post_init__(self) -> None:
+        try:
+            Slug().check(self.name)
+        except Refused as refused:
+            raise UserError(f"sweep: {refused.problems[0].text}") from None
+
     @property
     def path(self) -> Path:
         return self.root.resolve() / self.name
 
     @property
-    def study(self) -> str:
-        return str(self.path / "study.db")
+    def study(self) -> Path:
+        return self.path / "study.db"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def stop(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def outbox(self) -> Path:
+        return self.path / "outbox"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
 
     @property
     def tune(self) -> Path:
@@ -55,6 +86,9 @@ class SweepFolder:
     def cache(self) -> Path:
         return self.root.resolve() / "cache"
 
+    def trial(self, trial_id: str) -> TrialFolder:
+        return TrialFolder(self.path / "trials" / trial_id)
+
     def exists(self) -> bool:
         return (self.path / "sweep.json").is_file()
 
@@ -65,37 +99,75 @@ class SweepFolder:
             known = f"sweeps there: {', '.join(there)}" if there else "no sweep has run there"
             raise UserError(f"no {file} of a sweep '{self.name}' in {self.root}; {known}")
         try:
-            content: dict[str, Any] = json.loads((self.path / file).read_text())
-            return content
-        except ValueError as error:
+            content = json.loads((self.path / file).read_text())
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path / file} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.path / file} is damaged: it holds no mapping")
+        return content
 
     def sweep(self) -> Sweep:
         """The specification the sweep was started with."""
         return parse(self.read()["spec"])
 
-    def create(self, sweep: Sweep, tracking_uri: str, experiment_id: str, parent: str) -> None:
+    def create(self, sweep: Sweep, weights: str) -> None:
+        """The folder of a new sweep; nothing happens where it is there."""
+        if self.exists():
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
+            "id": uuid.uuid4().hex,
             "identity": sweep.identity(),
             "spec": sweep.resolved(),
-            "tracking_uri": tracking_uri,
-            "experiment_id": experiment_id,
-            "parent_run": parent,
+            "weights": weights,
             "versions": {package: version(package) for package in _VERSIONED},
         }
-        write_json(self.path / "sweep.json", content)
+        self._write(content)
+
+    def remove_if_empty(self) -> None:
+        """Leave nothing behind of a sweep that was refused before it began."""
+        if not self.exists():
+            self.lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def add(self, **facts: Any) -> dict[str, Any]:
+        """Put more into sweep.json; returns what it holds then."""
+        content = {**self.read(), **facts}
+        self._write(content)
+        return content
+
+    def _write(self, content: dict[str, Any]) -> None:
+        """sweep.json; for its owner alone where it holds the password of a tracking store."""
+        uri = content["spec"]["tracking"]["uri"]
+        secret = uri is not None and redacted(uri) != uri
+        with atomic_file(self.path / "sweep.json", mode=0o600 if secret else 0o644) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def changed(self, sweep: Sweep) -> list[str] | None:
+        """What differs between this sweep's folder and a sweep file of the same name; None where it is the same."""
+        stored = self.read()
+        if stored["identity"] == sweep.identity():
+            return None
+        return _differences(deciding(stored["spec"]), deciding(sweep.resolved())) or ["the file format"]
 
     def refuse_changed(self, sweep: Sweep) -> None:
         """Raise UserError, naming what differs, if the folder holds another sweep of the same name."""
-        stored = self.read()
-        if stored["identity"] == sweep.identity():
-            return
-        changed = _differences(deciding(stored["spec"]), deciding(sweep.resolved()))
-        raise UserError(
-            f"sweep '{self.name}' has already been started with other settings; changed since: "
-            f"{', '.join(changed) or 'the file format'}; give the new one another name, or remove {self.path}"
-        )
+        changed = self.changed(sweep)
+        if changed is not None:
+            raise UserError(
+                f"sweep '{self.name}' has already been started with other settings; changed since: "
+                f"{', '.join(changed)}; start a new one that learns from it with --fork, give it another name, or "
+                f"remove {self.path}"
+            )
+
+    def refuse_other_weights(self, weights: str) -> None:
+        """Raise UserError if the model is no longer the one that the sweep was started with."""
+        if self.exists() and self.read()["weights"] != weights:
+            raise UserError(
+                f"model: the weights of '{self.sweep().model}' have changed since sweep '{self.name}' was started; "
+                f"put the old ones back, give the new sweep another name, or remove {self.path}"
+            )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

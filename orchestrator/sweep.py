@@ -1,105 +1,152 @@
 """The sweep: Ray Tune runs the trials that Optuna proposes, ASHA stops those that fall behind, MLflow keeps the record.
 
-`run` is idempotent: a new sweep starts, an interrupted one goes on, a finished one prints its result.
+`run` is idempotent: a new sweep starts, an interrupted one goes on, a finished one prints its result. Nothing of Ray's
+own is read back: every start is a new Tune experiment over what the ledger says is left to do.
 """
 
-import functools
-import logging
-import os
+import shutil
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our recorder is the log
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a trial reads ./paths where the user wrote them
-
-import ray  # reads its environment on import
+import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from rich.console import Console
 
-from core.cache import SampleCache
-from core.errors import UserError
+from core.errors import UserError, first_line
 from orchestrator import export, report
+from orchestrator.books import Books
+from orchestrator.cluster import Cluster
+from orchestrator.disk import full
 from orchestrator.engine import compiler_missing
+from orchestrator.fork import carry_over, forked
+from orchestrator.ledger import Ledger
+from orchestrator.lock import driver, driving
+from orchestrator.outbox import Outbox
 from orchestrator.preflight import check_model
-from orchestrator.ranking import rows
 from orchestrator.recorder import Recorder
-from orchestrator.reporter import TuneReporter
-from orchestrator.searcher import STEP, DirectionSearch
+from orchestrator.searcher import LedgerAsha, LedgerSearch
 from orchestrator.space import trials
 from orchestrator.spec import Sweep
+from orchestrator.spool import pending
+from orchestrator.stopping import Stopping
 from orchestrator.store import SweepFolder
+from orchestrator.study import create_study, refuse_damaged
 from orchestrator.tracking import Tracking
-from orchestrator.trial import run_trial
+from orchestrator.worker import TrialWorker
+
+_FLUSH_S, _HASTY_FLUSH_S = 60.0, 10.0  # how long the end of a sweep waits for MLflow; where it was interrupted
+_FRESH_STARTS = 3  # of Tune, one after the other, without any trial getting further
+_WAIT_S = 5.0  # before a new start where the disk is full
+_TIME_IS_UP = "stopped early: the hours of the budget were over"
 
 
 class Interrupted(Exception):
     """The user stopped the sweep; its state is saved."""
 
 
-def run(sweep: Sweep, root: Path, address: str | None, console: Console) -> None:
-    """Start, resume or show a sweep. Raises UserError before anything is written where it cannot run."""
+def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: bool = False) -> str:
+    """Start, resume or show a sweep; its name. Raises UserError before anything is written where it cannot run.
+
+    fork: where the sweep's folder holds another sweep of that name, start a new one that learns from it.
+    """
+    source, sweep = forked(sweep, root) if fork else (None, sweep)
     folder = SweepFolder(root, sweep.name)
     if folder.exists():
         folder.refuse_changed(sweep)
-    if (folder.path / "result.json").is_file():
-        console.print(f"Sweep '{sweep.name}' is complete.")
-        report.show(folder, console)
-        return
-    check_model(sweep)
+        if "study" in folder.read():
+            refuse_damaged(folder.study, sweep.name)
+    if holder := driver(folder.lock):
+        raise UserError(f"sweep '{sweep.name}' is being run by {holder}; wait for it, or stop it first")
     tracking = Tracking(sweep.tracking.uri, root)
-    tracking.check()
-    with _ray(address, sweep) as slots:
-        if not folder.exists():
-            _create(sweep, folder, tracking)
-        state = folder.read()
-        console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
+    if folder.result.is_file():
+        _show(sweep, folder, tracking, console)
+        return sweep.name
+    model = check_model(sweep)
+    folder.refuse_other_weights(model.weights)
+    if not folder.exists():
+        tracking.check()
+    with driving(folder.lock, f"sweep '{sweep.name}'"):
+        try:
+            with Cluster(address) as cluster, Stopping(folder, console, model.set_bytes) as stopping:
+                slots = _slots(sweep)
+                _prepare(sweep, folder, tracking, model.weights, source)
+                _go(Course(sweep, folder, cluster, stopping, console, slots), tracking, model.weights)
+        finally:
+            folder.remove_if_empty()
+    return sweep.name
+
+
+@dataclass(frozen=True)
+class Course:
+    """A sweep under way: what it is, where it keeps itself, what it runs on, what may stop it."""
+
+    sweep: Sweep
+    folder: SweepFolder
+    cluster: Cluster
+    stopping: Stopping
+    console: Console
+    slots: int  # trials at a time
+
+
+def _go(course: Course, tracking: Tracking, weights: str) -> None:
+    """From what the books say to the result; whatever ends it on the way, the books are true."""
+    sweep, folder, console = course.sweep, course.folder, course.console
+    outbox, patience = _outbox(folder, tracking, console), _FLUSH_S
+    outbox.open()
+    try:
+        books = Books(sweep, folder, Ledger(sweep, folder.study, weights, course.slots, console.print), outbox)
+        console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {course.slots} at a time, in {folder.path}")
         missing = compiler_missing()
         if missing and sweep.deepspeed.offload_optimizer == "cpu":
             console.print(missing)
-        recorder = Recorder(sweep, tracking, state["experiment_id"], state["parent_run"], console)
-        _search(sweep, folder, recorder, slots)
-    finish(sweep, folder, tracking, console)
-
-
-def _create(sweep: Sweep, folder: SweepFolder, tracking: Tracking) -> None:
-    experiment_id = tracking.experiment(sweep.tracking.experiment or sweep.name)
-    tags = {"sweep": sweep.name, "identity": sweep.identity(), "model": sweep.model}
-    parent = tracking.start_parent(experiment_id, sweep.name, tags, sweep.resolved())
-    folder.create(sweep, tracking.uri, experiment_id, parent)
-
-
-@dataclass
-class _ray:
-    """Ray for the duration of a block; yields how many trials fit at a time."""
-
-    address: str | None
-    sweep: Sweep
-
-    def __enter__(self) -> int:
-        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder tells what failed, in a line
-        ray.init(
-            address=self.address,
-            include_dashboard=False if self.address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        outbox.start(None)
         try:
-            return _slots(self.sweep)
+            _search(books, course)
+            best = export.crown(books)
         except BaseException:
-            ray.shutdown()
+            books.settle()
+            outbox.end(None, "KILLED", {"outcome": "interrupted"})
+            patience = _HASTY_FLUSH_S
             raise
+    finally:
+        if not outbox.close(patience):
+            console.print(f"{outbox.pending()} records wait for MLflow in {folder.outbox}; the same command sends them")
+    report.show(folder, console)
+    if best is None:
+        raise RuntimeError(f"no trial of sweep '{sweep.name}' reached its last iteration; the table says why")
 
-    def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+
+def _show(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
+    """A complete sweep; what MLflow has not got of it is sent now."""
+    console.print(f"Sweep '{sweep.name}' is complete.")
+    if pending(folder.outbox):
+        with driving(folder.lock, f"sweep '{sweep.name}'"), _outbox(folder, tracking, console).sending(_FLUSH_S):
+            console.print("Sending to MLflow what it has not got yet ...")
+    report.show(folder, console)
+
+
+def _prepare(sweep: Sweep, folder: SweepFolder, tracking: Tracking, weights: str, source: SweepFolder | None) -> None:
+    """What a sweep needs before its first trial. Each step finds what an interrupted start has left of it."""
+    folder.create(sweep, weights)
+    state = folder.read()
+    if "study" not in state:
+        study = create_study(sweep, folder.study)
+        if source is not None:
+            carry_over(source, sweep, study)
+        state = folder.add(study=folder.study.name)
+    if "parent_run" not in state:
+        experiment = tracking.experiment(sweep.experiment)
+        tags = {"sweep": sweep.name, "sweep_id": state["id"], "identity": sweep.identity(), "model": sweep.model}
+        parent = tracking.parent(experiment, state["id"])  # of a start that was killed right here
+        parent = parent or tracking.start_parent(experiment, sweep.name, tags, sweep.resolved())
+        folder.add(tracking_uri=tracking.shown, experiment_id=experiment, parent_run=parent)
+
+
+def _outbox(folder: SweepFolder, tracking: Tracking, console: Console) -> Outbox:
+    state = folder.read()
+    return Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
 
 
 def _slots(sweep: Sweep) -> int:
@@ -117,92 +164,79 @@ def _resources(sweep: Sweep) -> dict[str, float]:
     return {"cpu": float(sweep.resources.cpus_per_worker), "gpu": sweep.resources.gpus_per_trial}
 
 
-def _search(sweep: Sweep, folder: SweepFolder, recorder: Recorder, slots: int) -> None:
-    """Run what is left of the trials. Raises Interrupted if the user stops it."""
-    trainable = tune.with_resources(
-        functools.partial(_on_tune, sweep=sweep, cache=SampleCache(folder.cache)),
-        {k: v for k, v in _resources(sweep).items() if v},
-    )
-    run_config = tune.RunConfig(
-        name=folder.tune.name,
-        storage_path=str(folder.path),
-        callbacks=[recorder],
-        checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-        failure_config=tune.FailureConfig(max_failures=0),
-        verbose=0,
-    )
-    if tune.Tuner.can_restore(str(folder.tune)):
-        tuner = tune.Tuner.restore(str(folder.tune), trainable, resume_unfinished=True)
-        # Tune restores its own pickled configuration; what talks to MLflow and the screen is ours of today.
-        tuner._local_tuner._run_config.callbacks = [recorder]
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=DirectionSearch(sweep, folder.study, slots),
-                scheduler=_scheduler(sweep),
-                num_samples=trials(sweep),
-                max_concurrent_trials=slots,
-                time_budget_s=sweep.budget.hours * 3600 if sweep.budget.hours else None,
-                reuse_actors=False,  # DeepSpeed keeps state in its process
-                trial_dirname_creator=_trial_name,
-                trial_name_creator=_trial_name,
-            ),
-            run_config=run_config,
-        )
-    started = time.monotonic()
-    tuner.fit()
-    # Tune returns as usual after Ctrl-C; only the study tells that trials are missing.
-    ended = sum(row.state in ("completed", "pruned", "failed") for row in rows(folder, sweep))
-    hours = sweep.budget.hours
-    if ended < trials(sweep) and not (hours and time.monotonic() - started >= hours * 3600):
+def _search(books: Books, course: Course) -> None:
+    """Run what is left of the trials, with a new start of Tune for whatever ends it too early.
+
+    Raises Interrupted if the user stops it.
+    """
+    ledger, stopping, idle = books.ledger, course.stopping, 0
+    books.settle()
+    stopping.limit(course.sweep.budget.hours, ledger.spent())
+    while ledger.left() and not stopping.over():
+        before, error = ledger.progress(), None
+        try:
+            with stopping.search():
+                _tune(books, course)
+        except Exception as raised:
+            error = raised
+        if stopping.over():
+            break
+        books.settle()
+        idle = 0 if ledger.progress() > before or (error and full(error)) else idle + 1
+        if ledger.left():
+            why = first_line(error) if error else "it gave no reason"
+            if idle >= _FRESH_STARTS:
+                raise RuntimeError(f"Ray Tune ends before any trial gets further ({why})") from error
+            course.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
+            _start_again(course.cluster, error)
+    books.settle(None if stopping.asked else _TIME_IS_UP)
+    if stopping.asked and ledger.left():
         raise Interrupted
 
 
-def _on_tune(config: dict[str, Any], sweep: Sweep, cache: SampleCache) -> None:
-    run_trial(config, sweep, TuneReporter(), cache)
+def _start_again(cluster: Cluster, error: Exception | None) -> None:
+    if error is not None and full(error):
+        time.sleep(_WAIT_S)
+    cluster.stop()
+    cluster.start()
+
+
+def _tune(books: Books, course: Course) -> None:
+    """One experiment of Tune's over what is left to do."""
+    sweep, folder, stopping = course.sweep, course.folder, course.stopping
+
+    def look() -> None:
+        stopping.look()
+        course.cluster.look()
+        books.ledger.count_time()
+
+    shutil.rmtree(folder.tune, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(TrialWorker, sweep=sweep, folder=folder),
+            {kind: amount for kind, amount in _resources(sweep).items() if amount},
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearch(books.ledger, stopping.held, stopping.over),
+            scheduler=LedgerAsha(sweep, books.ledger) if sweep.scheduler else None,
+            num_samples=-1,  # the search says when it is over
+            max_concurrent_trials=course.slots,
+            reuse_actors=False,  # DeepSpeed keeps state in its process
+            trial_dirname_creator=_trial_name,
+            trial_name_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.tune.name,
+            storage_path=str(folder.path),
+            callbacks=[Recorder(books, course.console, look)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
+            failure_config=tune.FailureConfig(max_failures=0),  # a new attempt is the ledger's to make
+            stop=stopping.stopper(),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
 
 
 def _trial_name(trial: Any) -> str:
-    return f"trial_{trial.trial_id}"
-
-
-class _Asha(ASHAScheduler):  # type: ignore[misc]  # Ray ships no types
-    """ASHA among the trials that train: a set found at once says nothing about those still on their way."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if not _trains(trial):
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if _trains(trial):
-            super().on_trial_complete(tune_controller, trial, result)
-
-
-def _trains(trial: Any) -> bool:
-    return bool(trial.config["method"] == "learned")
-
-
-def _scheduler(sweep: Sweep) -> TrialScheduler | None:
-    if sweep.scheduler is None:
-        return None
-    asha = sweep.scheduler.asha
-    return _Asha(
-        time_attr=STEP,  # absolute: a resumed trial's own count would start again at 1
-        metric=sweep.asha_metric,
-        mode=sweep.asha_mode,
-        max_t=sweep.train.iterations,
-        grace_period=asha.grace,
-        reduction_factor=asha.reduction,
-    )
-
-
-def finish(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
-    """Choose the champion, measure it and the baseline on the reporting seeds, export, record, print."""
-    result = export.crown(sweep, folder, tracking)
-    if result is None:
-        tracking.end(folder.read()["parent_run"], "FAILED", {"outcome": "no trial was completed"})
-        report.show(folder, console)
-        raise RuntimeError(f"no trial of sweep '{sweep.name}' reached its last iteration; the table says why")
-    report.show(folder, console)
+    return f"{trial.config['trial_id']}_{trial.config['attempt']}"

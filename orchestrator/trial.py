@@ -1,20 +1,21 @@
 """One trial from start to end: load the model, find directions, measure them, report.
 
-Runs in a process of its own. It knows its sweep and its parameters and nothing of the search, the scheduler or the
-tracking store; what it reports goes through a Reporter, with a checkpoint that holds
+Runs in a process of its own. It knows its sweep, its parameters and its folder, and nothing of the search, the
+scheduler or the tracking store. It goes on from the newest checkpoint in its folder, which holds
 
-    engines/       DeepSpeed's state, to go on from (method learned)
-    seconds.json   what finding has taken so far
-    directions/    the direction set so far
+    engines/       DeepSpeed's state (method learned)
+    state.json     the iteration, what finding has taken so far, the losses since the last report, and that report
+    directions/    the direction set so far, where it was measured
     traversal.png  what it looks like
 """
 
-import json
+import math
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from core import predictors
 from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
+from core.errors import NonFiniteError
 from core.files import write_json
 from core.lean import lean
 from core.methods import METHODS, learned, random
@@ -34,13 +36,15 @@ from core.randomness import SELECT_SEEDS
 from core.schedule import Schedule
 from core.zoo.attributes import Attributes
 from orchestrator.attempt import Attempt
+from orchestrator.checkpoints import TrialFolder
+from orchestrator.disk import with_space
 from orchestrator.drawing import Drawing, NothingFits, release
 from orchestrator.engine import Engines
 from orchestrator.footprint import Case, device_bytes
-from orchestrator.outcome import out_of_memory
-from orchestrator.reporter import Reporter
+from orchestrator.outcome import Preempted, out_of_memory
 from orchestrator.settings import settings_of
 from orchestrator.spec import Sweep
+from orchestrator.trial_state import Report, State
 
 
 @dataclass(frozen=True)
@@ -109,140 +113,238 @@ class Bench:
         traversal_grid(images, directions).save(folder / "traversal.png")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a method has found so far, and after how much of looking for it."""
-
-    directions: DirectionSet
-    iteration: int
-    seconds: float
-    curve: list[dict[str, float]] = field(default_factory=list)  # the losses since the finding before
-    attempt: Attempt | None = None  # how it is trained
-
-
 @dataclass
-class Stopwatch:
-    """Seconds of finding: loading, measuring and drawing do not count."""
+class Surroundings:
+    """What a trial listens to and tells while it works.
 
-    seconds: float = 0.0
-    training: bool = False  # whether an iteration has begun and not ended
+    stop: whether it shall save and end; alive: called whenever it has made a step.
+    """
+
+    stop: Callable[[], bool] = lambda: False
+    alive: Callable[[], None] = lambda: None
+    training: bool = False  # an iteration has begun and not ended: nothing may interrupt it
+
+    def step(self, *_: object) -> None:
+        """The network was called. Raises Preempted where the trial shall end and may do so at once."""
+        self.alive()
+        if not self.training and self.stop():
+            raise Preempted
 
     @contextmanager
-    def running(self, training: bool = False) -> Iterator[None]:
-        started, self.training = time.perf_counter(), training
+    def iterating(self) -> Iterator[None]:
+        self.training = True
         yield
-        self.seconds += time.perf_counter() - started
         self.training = False
 
 
-def run_trial(
-    parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter, cache: SampleCache | None = None
-) -> None:
-    """Run one trial of `sweep` with the given parameters, from its last checkpoint if it has one.
+@dataclass(frozen=True)
+class Work:
+    """A trial at work: what it works with, for which sweep, into which folder, among what."""
 
-    cache: where unshifted samples, which are the same for every trial, are read and kept.
+    bench: Bench
+    sweep: Sweep
+    folder: TrialFolder
+    around: Surroundings
+    notes: list[str]  # what was amiss with its checkpoints, and has not been told
+
+    def save(self, state: State, engines: Engines | None, measured: Path | None = None) -> None:
+        """A checkpoint; it waits for space where the disk is full."""
+
+        def write(folder: Path) -> None:
+            if measured is not None:
+                shutil.copytree(measured, folder, dirs_exist_ok=True)
+            if engines is not None:
+                engines.save(folder / "engines", state.iteration)
+            write_json(folder / "state.json", asdict(state))
+
+        score = None
+        if state.report is not None:
+            metric, mode = self.sweep.compared
+            score = state.report["metrics"][metric] * (1 if mode == "max" else -1)
+        with_space(lambda: self.folder.save(state.iteration, write, score), self.around.alive, self.around.stop)
+
+
+def run_trial(
+    parameters: Mapping[str, Any],
+    sweep: Sweep,
+    folder: TrialFolder,
+    cache: SampleCache | None = None,
+    around: Surroundings | None = None,
+    smaller: int = 0,
+) -> Iterator[Report]:
+    """Run one trial of `sweep` with the given parameters from where its folder says it stands; yields its reports.
+
+    A trial that goes on repeats its last report first, which may never have arrived. cache: where unshifted samples,
+    which are the same for every trial, are read and kept; smaller: how often its process has run out of memory.
+
+    Raises Preempted, after saving, when it was asked to stop.
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
+    around, found = around or Surroundings(), folder.latest()
+    state = State.read(found.path) if found.path else State()
+    notes = list(found.damaged)
+    if state.report is not None:
+        yield {**state.report, "notes": notes}
+        notes = []
+        if state.iteration >= sweep.train.iterations:
+            return
     bench = Bench.load(sweep, cache)
+    bench.denoiser.unet.time_embedding.register_forward_pre_hook(around.step)  # once in every call of the network
+    work = Work(bench, sweep, folder, around, notes)
     if parameters["method"] == "learned":
-        _learn(bench, parameters, sweep, reporter)
+        yield from _learn(work, parameters, smaller)
     else:
-        _find(bench, parameters, sweep, reporter)
+        yield _find(work, parameters)
 
 
-def _find(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
+def _find(work: Work, parameters: Mapping[str, Any]) -> Report:
     """A method that does not train: one finding, which counts as a whole trial's."""
-    method, watch = parameters["method"], Stopwatch()
-    more = {"attributes": bench.attributes} if method == "supervised" else {}
-    settings, drawing = settings_of(parameters, sweep), Drawing(sweep)
+    method, state, drawing = parameters["method"], State(work.sweep.train.iterations), Drawing(work.sweep)
+    more = {"attributes": work.bench.attributes} if method == "supervised" else {}
+    settings = settings_of(parameters, work.sweep)
 
     def find(sweep: Sweep) -> DirectionSet:
         batch = sweep.sampler.batch
-        with watch.running():
+        with state.running():
             found: DirectionSet = METHODS[method].find(
-                bench.denoiser, bench.schedule, settings, batch=batch, cache=bench.cache, **more
+                work.bench.denoiser, work.bench.schedule, settings, batch=batch, cache=work.bench.cache, **more
             )
         return found
 
     directions = drawing.run(find)
-    _report(bench, drawing, reporter, Finding(directions, sweep.train.iterations, watch.seconds))
+    return _report(work, drawing, state, directions)
 
 
-def _learn(bench: Bench, parameters: Mapping[str, Any], sweep: Sweep, reporter: Reporter) -> None:
-    """Train, in smaller parts after every time that memory has run out, from the last report on each time."""
-    case = Case(bench.denoiser.blueprint(), bench.schedule, sweep, settings_of(parameters, sweep))
-    attempt = Attempt.first(case, device_bytes(sweep, bench.denoiser.device, bench.denoiser.weight_bytes()))
+def _learn(work: Work, parameters: Mapping[str, Any], smaller: int) -> Iterator[Report]:
+    """Train, in smaller parts after every time that memory has run out, from the last checkpoint on each time."""
+    sweep, asked = work.sweep, {"means": _means(work.sweep), "smaller": smaller}
+    attempt = _first_attempt(work, parameters, asked)
     while True:
-        watch, drawing = Stopwatch(), Drawing(attempt.applied(sweep))
+        drawing = Drawing(attempt.applied(sweep))
         try:
-            return _train(bench, attempt, drawing, reporter, watch)
+            yield from _train(work, attempt, drawing, asked)
+            return
         except Exception as error:
             if not out_of_memory(error) or isinstance(error, NothingFits):
                 raise
-            attempt = attempt.after(drawing).smaller(sweep.micro_batches, watch.training)
+            training, work.around.training = work.around.training, False
+            attempt = attempt.after(drawing).smaller(sweep.micro_batches, training)
         release()
 
 
-def _train(bench: Bench, attempt: Attempt, drawing: Drawing, reporter: Reporter, watch: Stopwatch) -> None:
+def _first_attempt(work: Work, parameters: Mapping[str, Any], asked: Mapping[str, Any]) -> Attempt:
+    """As the newest checkpoint was made, unless the sweep asks for other means by now; else what fits the device.
+
+    Once smaller for every time that the process itself has run out of memory.
+    """
+    bench, sweep, settings = work.bench, work.sweep, settings_of(parameters, work.sweep)
+    found = work.folder.latest()
+    parts = State.read(found.path).parts if found.path else None
+    if parts is not None and parts["means"] == asked["means"]:
+        attempt, seen = Attempt.resumed(settings, parts), parts["smaller"]
+    else:
+        case, held = Case(bench.denoiser.blueprint(), bench.schedule, sweep, settings), bench.denoiser.weight_bytes()
+        attempt, seen = Attempt.first(case, device_bytes(sweep, bench.denoiser.device, held)), 0
+    for _ in range(seen, asked["smaller"]):
+        attempt = attempt.smaller(sweep.micro_batches, training=True)
+    return attempt
+
+
+def _means(sweep: Sweep) -> dict[str, Any]:
+    """What may be changed in a sweep file that is under way, and decides how a trial trains."""
+    return {
+        "gradient": sweep.gradient.model_dump(),
+        "micro_batch": sweep.train.micro_batch,
+        "batch": sweep.sampler.batch,
+    }
+
+
+def _train(work: Work, attempt: Attempt, drawing: Drawing, asked: Mapping[str, Any]) -> Iterator[Report]:
     """One attempt. An iteration that it leaves half done is lost: the engines hold its gradients, and go with it.
 
     Memory that runs out while a report is measured costs no training: `drawing` starts the measurement over.
     """
-    sweep, settings = drawing.sweep, attempt.settings
+    sweep, settings, bench = drawing.sweep, attempt.settings, work.bench
+    found = work.folder.latest()
+    state = State.read(found.path) if found.path else State()
+    state.parts = {**attempt.kept(), **asked}
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
-        with watch.running():
+        with state.running():
             learner = learned.Learner(
-                bench.denoiser,
-                bench.schedule,
-                settings,
-                engines.make,
-                draw_batch=drawing.batch,
-                cache=bench.cache,
+                bench.denoiser, bench.schedule, settings, engines.make, draw_batch=drawing.batch, cache=bench.cache
             )
-        done = 0
-        with reporter.checkpoint() as folder:
-            if folder:
-                done = engines.load(folder / "engines")
-                watch.seconds = json.loads((folder / "seconds.json").read_text())["find"]
-        curve: list[dict[str, float]] = []
-        for n in range(done, settings.iterations):
-            with watch.running(training=True):
-                curve.append({"step": n + 1, **learner.iterate(n)})
-            if (n + 1) % sweep.evaluate_every == 0 or n + 1 == settings.iterations:
-                finding = Finding(learner.directions(), n + 1, watch.seconds, curve, attempt)
-                _report(bench, drawing, reporter, finding, engines)
-                curve = []
+        if found.path:
+            engines.load(found.path / "engines")
+            if state.report is None and _due(sweep, state.iteration):  # it was asked to end while it was measured
+                yield from _measured(work, drawing, state, learner, engines, attempt)
+        for n in range(state.iteration, settings.iterations):
+            with state.running(), work.around.iterating():
+                state.curve.append({"step": n + 1, **learner.iterate(n)})
+            state.iteration, state.report = n + 1, None
+            work.around.alive()
+            if _due(sweep, n + 1):
+                yield from _measured(work, drawing, state, learner, engines, attempt)
+            elif work.around.stop():
+                work.save(state, engines)
+                raise Preempted
+            elif sweep.recovery.checkpoint_every and (n + 1) % sweep.recovery.checkpoint_every == 0:
+                work.save(state, engines)
     finally:
         engines.close()
 
 
+def _due(sweep: Sweep, iteration: int) -> bool:
+    """Whether a trial is measured after so many iterations."""
+    return iteration % sweep.evaluate_every == 0 or iteration == sweep.train.iterations
+
+
+def _measured(
+    work: Work, drawing: Drawing, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
+) -> Iterator[Report]:
+    """The report that is due; where the trial is asked to end meanwhile, its next attempt makes it."""
+    try:
+        yield _report(work, drawing, state, learner.directions(), engines, attempt)
+    except Preempted:
+        work.save(state, engines)
+        raise
+    state.curve = []
+
+
 def _report(
-    bench: Bench, drawing: Drawing, reporter: Reporter, finding: Finding, engines: Engines | None = None
-) -> None:
-    """Measure the set on the seeds that choose between trials, and report it with a checkpoint.
+    work: Work,
+    drawing: Drawing,
+    state: State,
+    directions: DirectionSet,
+    engines: Engines | None = None,
+    attempt: Attempt | None = None,
+) -> Report:
+    """Measure the set on the seeds that choose between trials, and keep it in a checkpoint with its report.
 
     Only what draws samples starts over where memory runs out, so that nothing is saved or reported twice.
     """
-    sampler = drawing.sweep.sampler
+    sampler, bench = drawing.sweep.sampler, work.bench
     # The set carries its window, so that it is the same edit in any pipeline.
-    origin = {**finding.directions.provenance, "injection": sampler.injection, "window": sampler.window}
-    unscaled = replace(finding.directions.within(sampler.window), provenance=origin)
-    directions = drawing.run(lambda sweep: bench.scaled(sweep, unscaled))
-    metrics = drawing.run(lambda sweep: bench.measure(sweep, directions, SELECT_SEEDS)).metrics
-    described = replace(directions, metrics=metrics)
+    origin = {**directions.provenance, "injection": sampler.injection, "window": sampler.window}
+    unscaled = replace(directions.within(sampler.window), provenance=origin)
+    scaled = drawing.run(lambda sweep: bench.scaled(sweep, unscaled))
+    metrics = drawing.run(lambda sweep: bench.measure(sweep, scaled, SELECT_SEEDS)).metrics
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{name} became {value} at iteration {state.iteration}")
+    described = replace(scaled, metrics=metrics)
+    report = {"global_step": state.iteration, "find_seconds": state.seconds, "curve": state.curve, "metrics": metrics}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "directions").mkdir()
-        described.write(folder / "directions")
-        drawing.run(lambda sweep: bench.draw(sweep, described, folder))
-        write_json(folder / "seconds.json", {"find": finding.seconds})
-        if engines is not None:
-            engines.save(folder / "engines", finding.iteration)
-        told = {"global_step": finding.iteration, "find_seconds": finding.seconds, "curve": finding.curve}
-        told["memory"] = finding.attempt.after(drawing).told() if finding.attempt else drawing.told()
-        reporter.report({**told, "metrics": metrics, **metrics}, folder)
+        (Path(temporary) / "directions").mkdir()
+        described.write(Path(temporary) / "directions")
+        drawing.run(lambda sweep: bench.draw(sweep, described, Path(temporary)))
+        report["memory"] = attempt.after(drawing).told() if attempt else drawing.told()
+        report["milliseconds"] = int(time.time() * 1000)
+        work.save(replace(state, report=report, curve=[]), engines, Path(temporary))
+    told = {**report, "notes": list(work.notes)}
+    work.notes.clear()
+    return told
 
 
 def random_like(bench: Bench, directions: DirectionSet, sweep: Sweep) -> DirectionSet:

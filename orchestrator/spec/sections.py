@@ -148,6 +148,24 @@ class Gradient(Section):
         return None if self.memory == "auto" else size_bytes(self.memory)
 
 
+class Recovery(Section):
+    """What a trial may go through and still be finished. It changes no result.
+
+    How often the process of a trial may end before its time and be started again, from the last checkpoint: `crashes`
+    counts errors, kills and hangs; `out_of_memory` ends for want of memory, after which it goes on in smaller parts;
+    `preemptions` SIGTERM and interruptions of the whole sweep (null: as often as it takes). It hangs when it has made
+    no step for `stalled_minutes`. `checkpoint_every` counts iterations (null: one with every measurement);
+    `keep_trials` is how many of the finished trials, best first, keep their direction sets on disk.
+    """
+
+    crashes: Annotated[int, Whole(0)] = 2
+    out_of_memory: Annotated[int, Whole(0)] = 3
+    preemptions: Annotated[int | None, OrNull(Whole(0))] = None
+    stalled_minutes: Annotated[float, Real(above=0)] = 30.0
+    checkpoint_every: Annotated[int | None, OrNull(Whole(1))] = None
+    keep_trials: Annotated[int, Whole(1)] = 10
+
+
 class Tracking(Section):
     """Where runs are recorded; a null uri is the embedded store, a null experiment the sweep's name."""
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isqrt
 from typing import Annotated, Any
 
 from orchestrator.spec.distributions import (
@@ -26,6 +27,7 @@ from orchestrator.spec.sections import (
     Export,
     Gradient,
     Metric,
+    Recovery,
     Resources,
     Sampler,
     Scheduler,
@@ -36,11 +38,19 @@ from orchestrator.spec.sections import (
 from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
 
 # Part of every identity. Raise it when the meaning of a sweep file changes.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # What says how the same numbers are computed, not which: results differ by rounding alone. No part of the identity, so
-# that a sweep that has run out of memory, or moves to another device, goes on with the trials it has.
-MEANS = (("gradient",), ("train", "micro_batch"), ("sampler", "batch"))
+# that a sweep that has run out of memory or patience, or moves to another device, goes on with the trials it has.
+MEANS = (("gradient",), ("train", "micro_batch"), ("sampler", "batch"), ("recovery",))
+
+
+# What decides which trials there are and what becomes of them, not what one of them comes to.
+OF_THE_SWEEP = (
+    *((key,) for key in ("name", "method", "search", "objectives", "scheduler", "budget", "resources")),
+    *((key,) for key in ("tracking", "export")),
+    ("evaluate", "every"),
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,7 @@ class Sweep(Section):
     resources: Resources = Resources()
     deepspeed: DeepSpeed = DeepSpeed()
     gradient: Gradient = Gradient()
+    recovery: Recovery = Recovery()
     tracking: Tracking = Tracking()
     export: Export = Export()
 
@@ -198,7 +209,9 @@ class Sweep(Section):
         """
         share = self.train.batch // self.resources.workers
         odd = not self.compares_pairs
-        return tuple(size for size in range(share, 0, -1) if share % size == 0 and (odd or size % 2 == 0))
+        small = [size for size in range(1, isqrt(share) + 1) if share % size == 0]
+        divisors = sorted({*small, *(share // size for size in small)}, reverse=True)
+        return tuple(size for size in divisors if odd or size % 2 == 0)
 
     @property
     def compares_pairs(self) -> bool:
@@ -222,6 +235,12 @@ class Sweep(Section):
         return METRICS[self.asha_metric] if self.asha_metric else None
 
     @property
+    def compared(self) -> tuple[str, Mode]:
+        """The one metric by which a trial's own checkpoints are compared, and which of its values are better."""
+        metric = self.asha_metric or self.objectives[0].metric
+        return metric, METRICS[metric]
+
+    @property
     def experiment(self) -> str:
         """The experiment that the runs are recorded under."""
         return self.tracking.experiment or self.name
@@ -240,14 +259,25 @@ class Sweep(Section):
 
     def identity(self) -> str:
         """SHA-256 of what decides the results and of the schema version: the same for two spellings of one sweep."""
-        content = {"schema": SCHEMA_VERSION, "sweep": deciding(self.resolved())}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest({"schema": SCHEMA_VERSION, "sweep": deciding(self.resolved())})
+
+    def trial_key(self, parameters: Mapping[str, Any], weights: str) -> str:
+        """SHA-256 of all that decides what one trial comes to; two trials of one key are the same trial.
+
+        parameters: of the trial, constants included; weights: the digest of the model's.
+        """
+        trial = without(deciding(self.resolved()), OF_THE_SWEEP)
+        return _digest({"schema": SCHEMA_VERSION, "trial": trial, "parameters": dict(parameters), "weights": weights})
 
 
 def deciding(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved sweep without what only says how it is computed (`MEANS`)."""
     return without(dict(resolved), MEANS)
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _only_for(users: tuple[str, ...], given: Distribution) -> Distribution:

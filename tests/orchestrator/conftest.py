@@ -1,12 +1,17 @@
 """A model small enough that a whole sweep of real parts takes a minute, and a sweep file for it."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from orchestrator.checkpoints import TrialFolder
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -69,3 +74,40 @@ def orchestrate(tmp_path: Path) -> Orchestrate:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
 
     return run
+
+
+class Told:
+    """An outbox that keeps what it is told, in order: (what, trial, ...)."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given, **more: self.calls.append((name, *given, *more.values()))
+
+    def kinds(self, trial_id: str | None) -> list[str]:
+        return [call[0] for call in self.calls if call[1] == trial_id]
+
+
+def report_at(step: int, identifiability: float = 0.5, kid: float = 0.1) -> dict[str, Any]:
+    """What a trial reports at an iteration."""
+    metrics = {"identifiability": identifiability, "fidelity_kid": kid}
+    curve = [{"step": step, "loss": 1.0}]
+    told = {"global_step": step, "find_seconds": 2.0, "curve": curve, "metrics": metrics, "memory": {"micro_batch": 2}}
+    return told | {"milliseconds": 1000 + step}
+
+
+def keep(trial: "TrialFolder", step: int, report: dict[str, Any] | None) -> Path:
+    """A checkpoint as a trial leaves it: with a set where it has reported, and what only going on needs."""
+
+    def write(folder: Path) -> None:
+        state = {"iteration": step, "seconds": 2.0, "curve": [], "report": report, "parts": None}
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "engines").mkdir()
+        (folder / "engines" / "weights").write_text("w")
+        if report is not None:
+            (folder / "directions").mkdir()
+            (folder / "directions" / "directions.json").write_text("{}")
+            (folder / "traversal.png").write_text("picture")
+
+    return trial.save(step, write)

@@ -1,5 +1,6 @@
 """When memory runs out, what was going on is done in smaller parts, until there are none."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -87,3 +88,20 @@ def test_it_tells_how_it_trains() -> None:
         "sampler_batch": 64,
         "out_of_memory_retries": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("policy", "gradient"),
+    [
+        ("full_graph", FullGraph()),
+        ("keep_steps", KeepSteps(1000)),
+        ("keep_steps", KeepSteps()),
+        ("checkpoint_steps", CheckpointSteps()),
+        ("checkpoint_blocks", CheckpointBlocks()),
+    ],
+)
+def test_it_goes_on_from_a_checkpoint_as_it_was(policy: str, gradient: GradientPolicy) -> None:
+    """A checkpoint is JSON, and the settings of a trial that starts again say nothing of parts."""
+    before = replace(attempt(policy, gradient, 6), draw_batch=16, retries=3)
+    plain = replace(before.settings, micro_batch=None, gradient=FullGraph())
+    assert Attempt.resumed(plain, json.loads(json.dumps(before.kept()))) == before

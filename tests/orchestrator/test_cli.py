@@ -1,5 +1,6 @@
 """The command line: quick to answer, and clear about what it was given."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
+from orchestrator.spec import Sweep
 from tests.orchestrator.conftest import Orchestrate
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers", "pydantic", "rich")
@@ -69,6 +71,9 @@ def test_plan_of_celeba_needs_no_weights_and_no_network(orchestrate: Orchestrate
     ("arguments", "message"),
     [
         (("report", "nothing"), "no sweep.json of a sweep 'nothing' in runs; no sweep has run there"),
+        (("status", "--repair"), "no sweep has run in runs; start one with: orchestrate sweep SPEC"),
+        (("status", "--repair", "../x"), "sweep: "),
+        (("report", "../x"), "sweep: "),
         (("status",), "no sweep has run in runs; start one with: orchestrate sweep SPEC"),
         (("export", "nothing", "--to", "out"), "no sweep.json of a sweep 'nothing' in runs; no sweep has run there"),
         (("ui",), "no embedded store in "),
@@ -118,3 +123,30 @@ def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.M
     for error in (RuntimeError("a part broke"), MemoryError("not even one sample fits")):
         raising(error)
         assert cli.main(["status"]) == 1
+
+
+def test_a_repair_comes_before_the_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[tuple[str, Path, str | None]] = []
+    monkeypatch.setattr("orchestrator.repair.repair", lambda root, name, _: done.append(("repair", root, name)))
+    monkeypatch.setattr("orchestrator.status.show", lambda root, name, _: done.append(("show", root, name)))
+    assert cli.main(["status", "--root", str(tmp_path)]) == 0
+    assert cli.main(["status", "--repair", "faces", "--root", str(tmp_path)]) == 0
+    assert done == [("show", tmp_path, None), ("repair", tmp_path, "faces"), ("show", tmp_path, "faces")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_fork_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sweep_file: Path, fork: bool) -> None:
+    """And what is told at the end names the sweep that ran."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # a sweep sets what Ray reads
+    import orchestrator.sweep
+
+    given: list[tuple[str, bool]] = []
+
+    def run(sweep: Sweep, root: Path, address: str | None, console: object, fork: bool) -> str:
+        given.append((sweep.name, fork))
+        return "tiny-2"
+
+    monkeypatch.setattr(orchestrator.sweep, "run", run)
+    assert cli.main(["sweep", str(sweep_file), *["--fork"] * fork]) == 0
+    assert given == [("tiny", fork)]

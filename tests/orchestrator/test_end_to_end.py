@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from core import DirectionSet
+from orchestrator.ledger import newest_rows
 from orchestrator.ranking import rows
+from orchestrator.spool import pending, refused
 from orchestrator.store import SweepFolder
 from tests.orchestrator.conftest import Orchestrate
 
@@ -23,11 +25,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def check_stores(root: Path, trials: int) -> None:
-    """Optuna and MLflow tell the same: as many rows as children, none of them running."""
+    """Optuna and MLflow tell the same: as many trials as children, none of them running, each of them once."""
     folder = SweepFolder(root, "tiny")
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder.study}")
-    assert len(study.trials) == trials
-    assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials)
+    assert all(trial.state.is_finished() for trial in study.trials)
+    newest = newest_rows(study)
+    assert len(newest) == trials
+    assert all(trial.state.name in ("COMPLETE", "PRUNED") for trial in newest.values())
+    assert {path.name for path in (folder.path / "trials").iterdir()} == newest.keys()
+    assert pending(folder.outbox) == refused(folder.outbox) == 0
     state = folder.read()
     client = mlflow.MlflowClient(f"sqlite:///{root.resolve()}/mlflow.db")
     parent = client.get_run(state["parent_run"])
@@ -35,7 +41,7 @@ def check_stores(root: Path, trials: int) -> None:
     assert {"champion/identifiability", "random/identifiability"} <= parent.data.metrics.keys()
     rule = f"tags.`mlflow.parentRunId` = '{state['parent_run']}'"
     children = client.search_runs([state["experiment_id"]], rule)
-    assert len(children) == trials
+    assert sorted(child.data.tags["trial_id"] for child in children) == sorted(newest)
     for child in children:
         assert child.info.status == "FINISHED"
         assert child.data.tags["outcome"] in ("completed", "pruned")
@@ -63,6 +69,7 @@ def test_a_sweep_from_the_command_to_the_bundle(sweep_file: Path, orchestrate: O
     changed = orchestrate("sweep", sweep_file, "--set", "seed=7")
     assert changed.returncode == 2
     assert "sweep 'tiny' has already been started with other settings; changed since: seed" in changed.stderr
+    assert "--fork" in changed.stderr
 
     assert "tiny: complete; 3 of 3 trials" in orchestrate("status").stdout
     assert "Pareto front of identifiability and fidelity_kid" in orchestrate("report", "tiny").stdout
@@ -103,6 +110,7 @@ def test_the_same_command_goes_on_after_a_kill(sweep_file: Path, orchestrate: Or
     done = orchestrate("sweep", sweep_file)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs" / "tiny" / "sweep.json").read_text()) == before
+    assert "goes on (2. attempt)" in done.stdout
     check_stores(tmp_path / "runs", trials=3)
 
 

@@ -1,9 +1,10 @@
 """Bundles: whole, described, verified on read."""
 
+import ast
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ from core.methods import random
 from core.metrics import evaluate
 from orchestrator import export as module
 from orchestrator import trial
+from orchestrator.books import Books
 from orchestrator.export import card, crown, export, write_bundle
-from orchestrator.ranking import Row
-from orchestrator.spec import parse
+from orchestrator.ledger import Ledger
+from orchestrator.outcome import TrialOutcome
+from orchestrator.ranking import rows
+from orchestrator.spec import Sweep, parse
 from orchestrator.store import SweepFolder
-from orchestrator.tracking import Tracking
+from orchestrator.study import create_study
+from tests.orchestrator.conftest import Told, report_at
 
 
 @pytest.fixture
@@ -31,18 +36,42 @@ def directions() -> DirectionSet:
 
 @pytest.fixture
 def folder(tmp_path: Path, directions: DirectionSet) -> SweepFolder:
-    """A sweep's folder with one trial's checkpoint."""
+    """A sweep's folder with one trial that is on its way and has three checkpoints."""
     sweep = parse({"name": "faces", "model": "toyfaces", "search": {"directions": {"choice": [2, 3]}}})
-    folder = SweepFolder(tmp_path / "runs", "faces")
-    folder.create(sweep, "sqlite://", "1", "parent")
-    for number in (0, 10, 9):
-        checkpoint = folder.tune / "trial_t1" / f"checkpoint_{number:06d}"
-        checkpoint.mkdir(parents=True)
-        (checkpoint / "directions").mkdir()
+    folder, ledger = begun(tmp_path / "runs", sweep)
+    [trial_id] = ledger.running()
+    for number in (9, 10, 11):
         named = DirectionSet(directions.table, directions.sigma, (500, 0), names=("a", f"of {number}"))
-        named.write(checkpoint / "directions")
-        Image.new("RGB", (4, 4)).save(checkpoint / "traversal.png")
+        keep_set(folder, trial_id, number, named if number < 11 else None)
     return folder
+
+
+def begun(root: Path, sweep: Sweep) -> tuple[SweepFolder, Ledger]:
+    """A sweep whose first trial has begun."""
+    folder = SweepFolder(root, sweep.name)
+    folder.create(sweep, "weights")
+    create_study(sweep, folder.study)
+    folder.add(study=folder.study.name, experiment_id="1", parent_run="parent")
+    ledger = Ledger(sweep, folder.study, "weights")
+    assert ledger.next() is not None
+    return folder, ledger
+
+
+def keep_set(folder: SweepFolder, trial_id: str, step: int, directions: DirectionSet | None) -> None:
+    """A checkpoint, with a set where the trial was measured."""
+
+    def write(to: Path) -> None:
+        if directions is not None:
+            (to / "directions").mkdir()
+            directions.write(to / "directions")
+            Image.new("RGB", (4, 4)).save(to / "traversal.png")
+
+    folder.trial(trial_id).save(step, write)
+
+
+def name_of(folder: SweepFolder) -> str:
+    [row] = rows(folder, folder.sweep())
+    return row.trial_id
 
 
 def test_a_bundle_has_its_four_files_and_a_card(directions: DirectionSet, tmp_path: Path) -> None:
@@ -65,10 +94,31 @@ def test_a_card_names_the_injection_that_was_measured(directions: DirectionSet) 
     compile(code, "card", "exec")
 
 
-def test_a_trials_last_checkpoint_is_exported(folder: SweepFolder, tmp_path: Path) -> None:
-    assert export(folder, tmp_path / "out", run="t1") == [tmp_path / "out"]
+HOSTILE = ['a"); import os; os.system("x', "a\nb", "`code`", "``` \n# heading", "ü"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_card_holds_no_more_than_it_says(directions: DirectionSet, name: str) -> None:
+    """Names and provenance may come from anyone: the code in it stays two assignments, a call and a block."""
+    plain = "".join(letter for letter in name if letter.isprintable())
+    told = {key: name for key in ("model", "method", "trial", "sweep", "weight_digest")}
+    text = card(replace(directions, names=(plain, "b"), provenance={**directions.provenance, **told}))
+    code = text.split("```python\n")[1].split("\n```")[0]
+    [_, _, assigned, _, block] = ast.parse(code).body
+    assert isinstance(assigned, ast.Assign) and isinstance(block, ast.With)
+    call = block.items[0].context_expr
+    assert isinstance(call, ast.Call) and ast.literal_eval(call.keywords[0].value) == plain
+    first, _, second = text.splitlines()[:3]
+    assert first.startswith("# 2 directions in the h-space of `") and first.count("`") == 2
+    assert second.startswith("Found by the method `") and second.count("`") == 6
+
+
+def test_the_last_set_of_a_trial_is_exported(folder: SweepFolder, tmp_path: Path) -> None:
+    """Its newest checkpoint holds none: it was saved on the way."""
+    trial_id = name_of(folder)
+    assert export(folder, tmp_path / "out", run=trial_id) == [tmp_path / "out"]
     loaded = DirectionSet.load(tmp_path / "out")
-    assert loaded.names == ("a", "of 10") and loaded.provenance == {"sweep": "faces", "trial": "t1"}
+    assert loaded.names == ("a", "of 10") and loaded.provenance == {"sweep": "faces", "trial": trial_id}
 
 
 def test_what_cannot_be_exported(folder: SweepFolder, tmp_path: Path) -> None:
@@ -80,22 +130,74 @@ def test_what_cannot_be_exported(folder: SweepFolder, tmp_path: Path) -> None:
         export(folder, tmp_path / "out", top=1)
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there exists; an export is written into a new folder"):
-        export(folder, tmp_path / "there", run="t1")
+        export(folder, tmp_path / "there", run=name_of(folder))
     assert not (tmp_path / "out").exists()
+
+
+class NoRuns:
+    """A tracking store that knows nothing of the sweep."""
+
+    shown = "nowhere"
+
+    def children(self, *_: str) -> list[Any]:
+        return []
+
+    def child(self, *_: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("run", ["..", "../../runs/faces/trials/x", "/etc", "", "other"])
+def test_a_run_is_one_of_the_sweeps_and_no_path(
+    folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    monkeypatch.setattr(module, "_tracking", lambda *_: NoRuns())
+    with pytest.raises(UserError) as caught:
+        export(folder, tmp_path / "out", run=run)
+    known = f"--run: sweep 'faces' has no run or trial '{run}'; its trials: {name_of(folder)}"
+    assert str(caught.value) == known and not (tmp_path / "out").exists()
+
+
+def test_an_mlflow_run_names_its_trial(folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info, data = SimpleNamespace(run_id="r1"), SimpleNamespace(tags={"trial_id": name_of(folder)})
+    store = SimpleNamespace(children=lambda *_: [SimpleNamespace(info=info, data=data)])
+    monkeypatch.setattr(module, "_tracking", lambda *_: store)
+    export(folder, tmp_path / "out", run="r1")
+    assert DirectionSet.load(tmp_path / "out").names == ("a", "of 10")
+    data.tags["trial_id"] = "../../elsewhere"
+    with pytest.raises(UserError, match="has no run or trial 'r1'"):
+        export(folder, tmp_path / "other", run="r1")
+
+
+def test_a_set_that_is_nowhere_any_more(folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_tracking", lambda *_: NoRuns())
+    folder.trial(name_of(folder)).empty()
+    with pytest.raises(UserError, match="of sweep 'faces' has no direction set, on disk or in MLflow"):
+        export(folder, tmp_path / "out", run=name_of(folder))
+
+
+def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> Books:
+    """A sweep with one completed trial, not crowned yet."""
+    sweep = parse(
+        {
+            "name": "a",
+            "model": str(tiny_model),
+            "method": "random",
+            "sampler": {"steps": 2},
+            "search": {},
+            "budget": {"trials": 1},
+            "export": {"register": "faces"},
+        }
+    )
+    folder, ledger = begun(tmp_path / "runs", sweep)
+    [trial_id], bench = ledger.running(), trial.Bench.load(sweep)
+    keep_set(folder, trial_id, 400, random.find(bench.denoiser, bench.schedule, random.Settings(2)))
+    ledger.end(trial_id, TrialOutcome.COMPLETED, "", report_at(400, value))
+    return Books(sweep, folder, ledger, cast(Any, Told()))
 
 
 def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = parse(
-        {"name": "a", "model": str(tiny_model), "sampler": {"steps": 2}, "search": {}, "budget": {"trials": 1}}
-    )
-    folder, bench = SweepFolder(tmp_path / "runs", "a"), trial.Bench.load(sweep)
-    folder.create(sweep, "sqlite://", "1", "parent")
-    checkpoint = folder.tune / "trial_t1" / "checkpoint_000000"
-    (checkpoint / "directions").mkdir(parents=True)
-    random.find(bench.denoiser, bench.schedule, random.Settings(2)).write(checkpoint / "directions")
-    Image.new("RGB", (4, 4)).save(checkpoint / "traversal.png")
     tried: list[int] = []
     measure = cast(Any, evaluate)
 
@@ -106,23 +208,39 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
         return measure(*given, batch=batch, **more)
 
     monkeypatch.setattr(trial, "evaluate", tight)
-    monkeypatch.setattr(module, "rows", lambda *_: [Row("t1", "completed", {}, {}, 1, True)])
-    assert crown(sweep, folder, create_autospec(Tracking, instance=True)) is not None
+    books = finished(tiny_model, tmp_path)
+    best = crown(books)
     assert tried == [64, 32, 16, 16]  # the champion, then the baseline
-    assert DirectionSet.load(folder.champion).metrics == folder.read("result.json")["champion"]
+    assert best is not None and best.trial_id == books.folder.read("result.json")["trial"]
+    champion = DirectionSet.load(books.folder.champion)
+    assert champion.metrics == books.folder.read("result.json")["champion"]
+    assert champion.provenance["trial"] == best.trial_id and champion.provenance["sweep"] == "a"
 
 
-def test_a_damaged_sweep_folder(folder: SweepFolder) -> None:
-    (folder.path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="sweep.json is damaged: "):
-        folder.sweep()
-    with pytest.raises(UserError, match="no sweep.json of a sweep 'other' in .*; sweeps there: faces"):
-        SweepFolder(folder.root, "other").read()
+def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_model: Path, tmp_path: Path) -> None:
+    """As after a kill before the result was written; what a kill left of the champion's folder goes."""
+    books = finished(tiny_model, tmp_path)
+    told = cast(Told, books.outbox)
+    books.folder.champion.mkdir()
+    crown(books)
+    first = list(told.calls)
+    told.calls.clear()
+    books.folder.result.unlink()
+    crown(books)
+    assert told.calls == first and [call[0] for call in first] == ["metrics", "folder", "image", "register", "end"]
+    [points] = first[0][2]
+    assert points["step"] == 0 and {"champion/globality", "random/globality"} <= points.keys()
+    assert first[3] == ("register", "faces", "champion") and first[4][1:3] == (None, "FINISHED")
+    assert books.folder.result.is_file()
 
 
-def test_a_changed_sweep_is_refused_by_name(folder: SweepFolder) -> None:
-    same = folder.sweep()
-    folder.refuse_changed(same)
-    changed = parse({**same.resolved(), "seed": 3, "sampler": {"steps": 9}})
-    with pytest.raises(UserError, match="with other settings; changed since: sampler.steps, seed; give the new one"):
-        folder.refuse_changed(changed)
+def test_where_no_trial_is_whole_nobody_is_champion(tmp_path: Path) -> None:
+    sweep = parse({"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}})
+    folder, ledger = begun(tmp_path / "runs", sweep)
+    [trial_id] = ledger.running()
+    ledger.end(trial_id, TrialOutcome.FAILED, "crashed")
+    told = Told()
+    assert crown(Books(sweep, folder, ledger, cast(Any, told))) is None
+    [end] = told.calls
+    assert end[:4] == ("end", None, "FAILED", {"outcome": "no trial was completed"})
+    assert not folder.result.exists() and not folder.champion.exists()

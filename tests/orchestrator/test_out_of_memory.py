@@ -13,11 +13,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # DeepSpeed is kept out of the process that runs the tests. Memory runs out where the chain is differentiated, where
 # pool samples are drawn, or where a set is measured or pictured, as each case says.
 SCRIPT = """
-import contextlib, gc, json, pathlib, shutil, sys, tempfile, weakref
+import gc, json, pathlib, sys, tempfile, weakref
 import torch
 from core import DirectionSet, unshifted
 from core.methods import learned
 from orchestrator import trial
+from orchestrator.checkpoints import TrialFolder
 from orchestrator.outcome import classify
 from orchestrator.spec import parse
 from orchestrator.trial import run_trial
@@ -30,19 +31,8 @@ sample, chain, iterate = learned.sample, unshifted._chain, learned.Learner.itera
 evaluate, traversal = trial.evaluate, trial.traversal
 ran, alive, most_alive = [], weakref.WeakSet(), []
 
-class Listener:
-    def __init__(self):
-        self.told, self.last = [], None
-    def report(self, metrics, folder):
-        self.told.append({"step": metrics["global_step"], "curve": [c["step"] for c in metrics["curve"]],
-                          **metrics["memory"]})
-        self.last = pathlib.Path(tempfile.mkdtemp()) / "checkpoint"
-        shutil.copytree(folder, self.last)
-    @contextlib.contextmanager
-    def checkpoint(self):
-        yield self.last
-
-def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None, measures=None, pictures=None):
+def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None, measures=None, pictures=None,
+        smaller=0):
     sweep = {"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
              "train": {"iterations": 4, "batch": 8, "micro_batch": micro_batch, "pool": 32},
              "evaluate": {"every": 2, "seeds": 6}, "gradient": gradient}
@@ -76,13 +66,15 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
         most_alive.append(len(alive))
         return iterate(self, n)
     learned.Learner.iterate = iterated
-    listener, failed = Listener(), None
+    folder, told, failed = TrialFolder(pathlib.Path(tempfile.mkdtemp())), [], None
     try:
-        run_trial(parameters, parse(sweep), listener)
+        for report in run_trial(parameters, parse(sweep), folder, smaller=smaller):
+            told.append({"step": report["global_step"], "curve": [c["step"] for c in report["curve"]],
+                         **report["memory"]})
     except Exception as raised:
         failed = [str(raised), str(classify(raised))]
-    table = DirectionSet.load(listener.last / "directions").table.flatten().tolist() if listener.last else None
-    return {"told": listener.told, "ran": list(ran), "table": table, "failed": failed}
+    table = DirectionSet.load(folder.result() / "directions").table.flatten().tolist() if told else None
+    return {"told": told, "ran": list(ran), "table": table, "failed": failed}
 
 found = {name: run(**case) for name, case in cases.items()}
 print("RESULT", json.dumps({**found, "most_alive": max(most_alive)}))
@@ -101,6 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
     "measuring": {"gradient": FULL, "micro_batch": 8, "measures": 8, "pictures": 4, "most": 4, "since": 3},
     "unmeasured": {"gradient": FULL, "micro_batch": 8, "measures": 0},
     "nothing": {"gradient": FULL, "micro_batch": 8, "draws": 0},
+    "killed": {"gradient": FULL, "micro_batch": 8, "smaller": 2},
 }
 
 
@@ -145,6 +138,13 @@ def test_what_runs_out_later_goes_on_from_its_last_report(runs: dict[str, dict[s
         (4, [3, 4], 4),
     ]
     assert late["table"] == near(runs["whole"]["table"])
+
+
+def test_a_process_that_was_killed_for_its_memory_goes_on_smaller(runs: dict[str, dict[str, Any]]) -> None:
+    """Once for every time that it happened."""
+    killed = runs["killed"]
+    assert [(told["micro_batch"], told["out_of_memory_retries"]) for told in killed["told"]] == [(2, 2), (2, 2)]
+    assert killed["table"] == runs["quarters"]["table"]
 
 
 @pytest.mark.parametrize("case", ["kept", "auto"])

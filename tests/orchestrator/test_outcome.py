@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import NonFiniteError
-from orchestrator.outcome import ADVICE, TrialOutcome, classify, sentence
+from orchestrator.outcome import ADVICE, Preempted, TrialOutcome, classify, sentence
 
 
 class OutOfMemoryError(RuntimeError):
@@ -22,6 +22,8 @@ def wrapped(inner: Exception) -> Exception:
     [
         (NonFiniteError("direction_loss became nan"), TrialOutcome.DIVERGED),
         (wrapped(NonFiniteError("x")), TrialOutcome.DIVERGED),
+        (Preempted(), TrialOutcome.PREEMPTED),
+        (wrapped(Preempted()), TrialOutcome.PREEMPTED),
         (wrapped(MemoryError()), TrialOutcome.OUT_OF_MEMORY),
         (OutOfMemoryError("CUDA"), TrialOutcome.OUT_OF_MEMORY),
         (

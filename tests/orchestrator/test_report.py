@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.ranking import Row, by_method
-from orchestrator.report import methods_table, out_of_memory_lines
+from orchestrator.report import failure_lines, methods_table, out_of_memory_lines
 from orchestrator.spec import Sweep, parse
 
 
@@ -83,4 +83,14 @@ def test_a_trial_that_ran_out_of_memory_is_told() -> None:
     untrained = replace(RANKED[1], trial_id="c", memory={"sampler_batch": 16, "out_of_memory_retries": 2})
     assert out_of_memory_lines([untrained]) == [
         "Trial c ran out of memory (retries: 2) and went on with 16 samples drawn at a time."
+    ]
+
+
+def test_a_trial_that_is_over_without_a_result_is_told_with_its_reason() -> None:
+    crashed = replace(RANKED[5], trial_id="b", reason="the mask is missing")
+    exhausted = replace(RANKED[5], trial_id="c", state="out_of_memory", reason="")
+    goes_on = replace(RANKED[5], trial_id="d", state="waiting", over=False, reason="its process was killed")
+    assert failure_lines([*RANKED[:5], crashed, exhausted, goes_on]) == [
+        "Trial b failed: the mask is missing.",
+        "Trial c out of memory: no reason known.",
     ]

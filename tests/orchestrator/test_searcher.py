@@ -1,152 +1,123 @@
-"""Optuna is told the truth, whatever Tune believes."""
+"""What Ray Tune is given to run, and which trials fall behind."""
 
-import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
-from orchestrator.ranking import rows
-from orchestrator.searcher import DirectionSearch, load_study
+from orchestrator.ledger import Ledger
+from orchestrator.outcome import TrialOutcome
+from orchestrator.searcher import LedgerAsha, LedgerSearch
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
+from orchestrator.study import create_study
+from tests.orchestrator.conftest import report_at
 
 
-@pytest.fixture
-def sweep() -> Sweep:
-    return parse(
-        {
-            "name": "searched",
-            "model": "toyfaces",
-            "train": {"iterations": 100},
-            "search": {"directions": {"choice": [8, 16]}, "shift_scale": {"float": [0.5, 2.0]}},
-            "objectives": [{"identifiability": "max"}, {"fidelity_kid": "min"}],
-        }
-    )
+def sweep_with(**sections: Any) -> Sweep:
+    base: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {"shift_scale": {"float": [0.5, 2.0]}}}
+    return parse(base | {"scheduler": {"asha": {"grace": 100}}, "budget": {"trials": 9}} | sections)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, sweep: Sweep) -> SweepFolder:
-    folder = SweepFolder(tmp_path, sweep.name)
-    folder.create(sweep, "sqlite://", "1", "parent")
-    return folder
+def opened(sweep: Sweep, folder: Path) -> Ledger:
+    create_study(sweep, folder / "study.db")
+    return Ledger(sweep, folder / "study.db", "weights")
 
 
-def result(step: int = 100, identifiability: float = 0.9, kid: float = 0.1) -> dict[str, Any]:
-    values = {"identifiability": identifiability, "fidelity_kid": kid}
-    return {
-        "global_step": step,
-        "find_seconds": 2.0,
-        **values,
-        **{f"metrics/{name}": value for name, value in values.items()},
-    }
+def test_it_hands_out_what_comes_next_until_all_is_done(tmp_path: Path) -> None:
+    ledger, held, over = opened(sweep_with(budget={"trials": 1}), tmp_path), [True], [False]
+    search = LedgerSearch(ledger, lambda: held[0], lambda: over[0])
+    assert search.suggest("t") is None, "the disk is full"
+    held[0] = False
+    given = search.suggest("t")
+    assert isinstance(given, dict) and given["attempt"] == 1 and given["out_of_memory"] == 0
+    assert given["parameters"]["method"] == "learned" and given["trial_id"] in ledger.running()
+    assert search.suggest("u") is None, "it may have to be run again"
+    again = ledger.may_go_on(given["trial_id"], TrialOutcome.OUT_OF_MEMORY)
+    ledger.end(given["trial_id"], TrialOutcome.OUT_OF_MEMORY, "", again=again)
+    second = search.suggest("v")
+    assert second == given | {"attempt": 2, "out_of_memory": 1}
+    ledger.end(given["trial_id"], TrialOutcome.COMPLETED, "", report_at(400))
+    assert search.suggest("w") == Searcher.FINISHED
 
 
-@pytest.mark.parametrize(
-    ("reported", "error", "state"),
-    [
-        (result(), False, TrialState.COMPLETE),
-        (result(step=30), False, TrialState.PRUNED),
-        (result(), True, TrialState.FAIL),
-        (None, False, TrialState.FAIL),
-        (result(kid=math.nan), False, TrialState.FAIL),
-        (result(identifiability=math.inf), False, TrialState.FAIL),
-        ({"global_step": 100, "identifiability": 0.9}, False, TrialState.FAIL),
-    ],
-)
-def test_states(sweep: Sweep, folder: SweepFolder, reported: dict | None, error: bool, state: TrialState) -> None:
-    search = DirectionSearch(sweep, folder.study, parallel=2)
-    parameters = search.suggest("a")
-    assert parameters is not None and {"method", "directions", "shift_scale"} <= parameters.keys()
-    search.on_trial_complete("a", reported, error)
-    search.on_trial_complete("a", reported, error)  # Tune may say it twice
-    [trial] = load_study(sweep.name, folder.study).trials
-    assert trial.state == state
-    assert trial.values == ([0.9, 0.1] if state == TrialState.COMPLETE else None)
-    assert trial.user_attrs["tune_id"] == "a"
+def test_when_the_sweep_is_over_nothing_starts(tmp_path: Path) -> None:
+    ledger = opened(sweep_with(), tmp_path)
+    assert LedgerSearch(ledger, lambda: False, lambda: True).suggest("t") == Searcher.FINISHED
+    assert not ledger.begun()
 
 
-def test_the_searcher_survives_a_pickle(sweep: Sweep, folder: SweepFolder, tmp_path: Path) -> None:
-    search = DirectionSearch(sweep, folder.study, parallel=1)
-    search.suggest("a")
-    search.save(str(tmp_path / "searcher.pkl"))
-    again = DirectionSearch(sweep, folder.study, parallel=1)
-    again.restore(str(tmp_path / "searcher.pkl"))
-    again.on_trial_complete("a", result())
-    assert load_study(sweep.name, folder.study).trials[0].state == TrialState.COMPLETE
+def trial(trial_id: str, method: str = "learned", attempt: int = 1) -> Any:
+    """As much of Tune's trial as ASHA looks at. Tune gives every attempt an id of its own."""
+    config = {"trial_id": trial_id, "parameters": {"method": method}}
+    return SimpleNamespace(trial_id=f"{trial_id}_{attempt}", config=config)
 
 
-@pytest.fixture
-def finite() -> Sweep:
-    return parse(
-        {
-            "name": "searched",
-            "model": "toyfaces",
-            "method": {"choice": ["learned", "pca"]},
-            "search": {"seed": {"choice": [0, 1]}, "start": {"choice": ["pca", "random"]}, "pca.samples": 64},
-            "objectives": [{"identifiability": "max"}, {"fidelity_kid": "min"}],
-        }
-    )
+def at(step: int, value: float) -> dict[str, Any]:
+    return {"global_step": step, "identifiability": value}
 
 
-def asked(search: DirectionSearch, *names: str) -> list[tuple[Any, ...]]:
-    suggested = [search.suggest(name) for name in names]
-    return [(each["method"], each["seed"], each.get("start")) for each in suggested if each is not None]
+def test_a_set_found_at_once_stops_no_trial_that_is_still_learning(tmp_path: Path) -> None:
+    """The last rung is at iteration 300 of 400, so that the ends of others would be compared with the way there."""
+    sweep = sweep_with(method={"choice": ["learned", "pca"]})
+    asha = LedgerAsha(sweep, opened(sweep, tmp_path))
+    for number in range(5):
+        found = trial(f"pca{number}", "pca")
+        asha.on_trial_add(None, found)
+        assert asha.on_trial_result(None, found, at(400, 0.99)) == TrialScheduler.CONTINUE
+        asha.on_trial_complete(None, found, at(400, 0.99))
+    trials = [trial(f"learned{number}") for number in range(4)]
+    for each in trials:
+        asha.on_trial_add(None, each)
+    values = [0.3, 0.4, 0.5, 0.1]
+    ends = [asha.on_trial_result(None, each, at(300, value)) for each, value in zip(trials, values, strict=True)]
+    assert ends == [TrialScheduler.CONTINUE] * 3 + [TrialScheduler.STOP]
+    assert asha.on_trial_result(None, trials[0], at(400, 0.3)) == TrialScheduler.STOP, "at its end"
 
 
-ALL = [
-    *(("learned", seed, start) for seed in (0, 1) for start in ("pca", "random")),
-    *(("pca", seed, None) for seed in (0, 1)),
-]
+def test_nor_does_one_that_was_found_before_the_sweep_was_interrupted(tmp_path: Path) -> None:
+    sweep = sweep_with(method={"choice": ["learned", "pca"]})
+    ledger = opened(sweep, tmp_path)
+    ledger.study.enqueue_trial({"method": "pca"})
+    given = ledger.next()
+    assert given is not None
+    ledger.reported(given.trial_id, 400, 0.99, stopped=False)
+    ledger.end(given.trial_id, TrialOutcome.COMPLETED, "", report_at(400, 0.99))
+    asha = LedgerAsha(sweep, ledger)
+    asha.on_trial_add(None, trial("learned"))
+    assert asha.on_trial_result(None, trial("learned"), at(300, 0.5)) == TrialScheduler.CONTINUE
 
 
-def test_a_finite_space_is_run_through_once_in_order(finite: Sweep, folder: SweepFolder) -> None:
-    search = DirectionSearch(finite, folder.study, parallel=2)
-    assert asked(search, *"abcdef") == ALL
-    assert search.suggest("a") == search.suggest("a"), "asked again, a trial is what it was"
-    assert len(load_study(finite.name, folder.study).trials) == 6
+VALUES = [0.3, 0.9, 0.2, 0.5, 0.6, 0.1]
 
 
-def test_a_restored_search_goes_on_where_it_was(finite: Sweep, folder: SweepFolder, tmp_path: Path) -> None:
-    """The kill came after `d` had been asked for and `e` enqueued, of both of which the snapshot knows nothing."""
-    search = DirectionSearch(finite, folder.study, parallel=2)
-    asked(search, "a", "b", "c")
-    search.on_trial_complete("a", result())
-    search.save(str(tmp_path / "searcher.pkl"))
-    asked(search, "d")
-    search._enqueue_next()
-
-    again = DirectionSearch(finite, folder.study, parallel=2)
-    again.restore(str(tmp_path / "searcher.pkl"))
-    assert sorted(asked(again, "D", "E", "F"), key=ALL.index) == ALL[3:]
-    states = [trial.state for trial in load_study(finite.name, folder.study).trials]
-    assert TrialState.WAITING not in states
+@pytest.mark.parametrize("interrupted_before", [1, 3, 5])
+def test_asha_decides_as_if_it_had_never_been_interrupted(tmp_path: Path, interrupted_before: int) -> None:
+    """Trials report at 100; those that go on are at 300 in the same order. One that goes on repeats its last report."""
+    decisions = []
+    for name, interrupted in (("plain", None), ("interrupted", interrupted_before)):
+        (tmp_path / name).mkdir()
+        sweep = sweep_with()
+        decisions.append(_decided(sweep, tmp_path / name, interrupted))
+    assert decisions[0] == decisions[1] and set(decisions[0]) == {TrialScheduler.CONTINUE, TrialScheduler.STOP}
 
 
-def test_a_space_larger_than_the_budget_is_searched(sweep: Sweep, folder: SweepFolder) -> None:
-    assert DirectionSearch(sweep, folder.study, parallel=1).listed == []
-
-
-def test_ranking_is_by_mean_rank_and_completed_first(sweep: Sweep, folder: SweepFolder) -> None:
-    """b is second in one objective and first in the other; a first and third; c third and second."""
-    search = DirectionSearch(sweep, folder.study, parallel=1)
-    ends = {
-        "a": result(identifiability=0.95, kid=0.9),
-        "b": result(identifiability=0.94, kid=0.1),
-        "c": result(identifiability=0.5, kid=0.3),
-        "d": result(step=10),
-        "e": None,
-    }
-    for name, end in ends.items():
-        search.suggest(name)
-        search.on_trial_complete(name, end)
-    ranked = rows(folder, sweep)
-    assert [row.trial_id for row in ranked] == ["b", "a", "c", "e", "d"]
-    assert [row.trial_id for row in ranked if row.on_front] == ["b", "a"]
-    assert [row.state for row in ranked] == ["completed"] * 3 + ["failed", "pruned"]
-    assert [row.seconds for row in ranked] == [2.0] * 3 + [None, 2.0]
-
-
-def test_a_sweep_without_trials_has_no_rows(sweep: Sweep, folder: SweepFolder) -> None:
-    assert rows(folder, sweep) == []
+def _decided(sweep: Sweep, folder: Path, interrupted: int | None) -> list[str]:
+    ledger, decided, names = opened(sweep, folder), [], []
+    asha = LedgerAsha(sweep, ledger)
+    for n, value in enumerate(VALUES):
+        if n == interrupted:
+            asha = LedgerAsha(sweep, opened(sweep, folder))
+            for name in names:
+                asha.on_trial_add(None, trial(name, attempt=2))
+                assert asha.on_trial_result(None, trial(name, attempt=2), at(100, 0.0)) == TrialScheduler.CONTINUE
+        given = ledger.next()
+        assert given is not None
+        names.append(given.trial_id)
+        asha.on_trial_add(None, trial(given.trial_id))
+        decided.append(asha.on_trial_result(None, trial(given.trial_id), at(100, value)))
+        ledger.reported(given.trial_id, 100, value, decided[-1] == TrialScheduler.STOP)
+    decided += [asha.on_trial_result(None, trial(name), at(300, v)) for name, v in zip(names, VALUES, strict=True)]
+    return decided

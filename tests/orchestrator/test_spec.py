@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 HEADINGS = ["Purpose", "Command", "Hardware", "Time", "Result"]
 KEYS = (
     "name, model, predictor, method, seed, sampler, train, search, objectives, scheduler, budget, evaluate, resources, "
-    "deepspeed, gradient, tracking, export"
+    "deepspeed, gradient, recovery, tracking, export"
 )
 SEARCHABLE = ", ".join(PARAMETERS)
 METHOD_NAMES = "learned, pca, jacobian, supervised, random"
@@ -425,9 +426,30 @@ FILES = [
     (b"a: \x00", "{path}: is not YAML: unacceptable character #x0000: special characters are not allowed"),
     (
         b"a: !!python/name:os.system",
-        "{path}: is not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system' "
-        "(line 1, column 4)",
+        "{path}: is no sweep: tags such as 'tag:yaml.org,2002:python/name:os.system' are not read (line 1, column 4)",
     ),
+    (b"a: !!bool x", "{path}: is no sweep: tags such as 'tag:yaml.org,2002:bool' are not read (line 1, column 4)"),
+    (b"#" * (1 << 20) + b"\n", "{path}: is no sweep: it is longer than 1048576 bytes"),
+    (b"[" * 10_000, "{path}: is no sweep: more than 20 lists and mappings inside each other (line 1, column 21)"),
+    (b"- " * 10_000, "{path}: is no sweep: more than 20 lists and mappings inside each other (line 1, column 41)"),
+    (
+        b"[" + b"1," * 5_000 + b"]",
+        "{path}: is no sweep: more than 5000 values, counting those that aliases repeat (line 1, column 10000)",
+    ),
+    (
+        b"a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+        + b"".join(b"%c: &%c [%s]\n" % (n, n, b",".join([b"*%c" % (n - 1)] * 10)) for n in b"bcd"),
+        "{path}: is no sweep: more than 5000 values, counting those that aliases repeat (line 4, column 14)",
+    ),
+    (b"[&a 1" + b", *a" * 101 + b"]", "{path}: is no sweep: more than 100 aliases (line 1, column 408)"),
+    (b"a: &a {<<: *a}", "{path}: is no sweep: *a stands inside what it repeats (line 1, column 12)"),
+    (b"a: " + b"x" * 5_000, "{path}: is no sweep: text of more than 4096 characters (line 1, column 4)"),
+    (b"a: 0x" + b"f" * 5_000, "{path}: is no sweep: a number of more than 100 characters (line 1, column 4)"),
+    (b"a: " + b"9" * 5_000, "{path}: is no sweep: a number of more than 100 characters (line 1, column 4)"),
+    (b'a: "\\0"', "{path}: is no sweep: text with control characters, '\\x00' (line 1, column 4)"),
+    (b'a: "\\ud800"', "{path}: is no sweep: text with control characters, '\\ud800' (line 1, column 4)"),
+    (b'"a\\eb": 1', "{path}: is no sweep: text with control characters, 'a\\x1bb' (line 1, column 1)"),
+    (b"? [a]\n: 1", "{path}: is not YAML: found unhashable key (line 1, column 3)"),
 ]
 
 
@@ -440,17 +462,6 @@ def test_a_file_that_is_no_sweep(tmp_path: Path, content: bytes, sentence: str) 
     assert caught.value.problems == [sentence.format(path=path)]
 
 
-def test_a_file_nested_beyond_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless(*_: object, **__: object) -> None:
-        raise RecursionError  # what PyYAML does after half a minute of ten thousand brackets
-
-    monkeypatch.setattr(yaml, "compose", endless)
-    (tmp_path / "x.yaml").write_text("[")
-    with pytest.raises(SpecError) as caught:
-        load(tmp_path / "x.yaml")
-    assert caught.value.problems == [f"{tmp_path / 'x.yaml'}: is not YAML: it is nested too deeply"]
-
-
 def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as missing:
         load(tmp_path / "no.yaml")
@@ -458,6 +469,11 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as folder:
         load(tmp_path)
     assert str(folder.value) == f"{tmp_path}: cannot be read: Is a directory"
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(SpecError) as endless:
+            load(other)
+        assert str(endless.value) == f"{other}: cannot be read: It is not an ordinary file"
 
 
 def test_a_key_given_twice_is_a_mistake_wherever_it_stands(tmp_path: Path) -> None:
@@ -471,14 +487,14 @@ def test_a_key_given_twice_is_a_mistake_wherever_it_stands(tmp_path: Path) -> No
     ]
 
 
-def test_a_value_that_contains_itself_is_told_in_a_short_line(tmp_path: Path) -> None:
+def test_an_alias_and_a_merge_key_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text(BASE + "loop: &loop {again: *loop}\n")
-    with pytest.raises(SpecError) as caught:
-        load(path)
-    assert caught.value.problems == [
-        f"loop: is not a known key (got {{again: {{again: {{again: {{...}}}}}}}}); allowed: {KEYS}"
-    ]
+    path.write_text(
+        "name: &n a\nmodel: *n\nsearch: {}\nbudget: &b {trials: 1}\ntrain: {batch: 8}\nexport: {register: *n}"
+    )
+    assert load(path).model == "a" and load(path).export.register_as == "a"
+    path.write_text(BASE + "train: &t {batch: 8}\nsampler: {<<: {steps: 5}, steps: 6}")
+    assert load(path).sampler.steps == 6
 
 
 OVERRIDES = [
@@ -491,6 +507,16 @@ OVERRIDES = [
     ),
     ("model.x=1", "--set model.x=1: model holds no keys to set (it is 'toyfaces')"),
     ("train.batch=0", "train.batch: is out of range (got 0); allowed: an integer >= 1"),
+    (f"{'a.' * 20}b=1", f"--set {'a.' * 20}b=1: is refused: more than 20 keys inside each other"),
+    ("seed=&a [*a]", "--set seed=&a [*a]: is refused: *a stands inside what it repeats (line 1, column 5)"),
+    (
+        f"seed={'9' * 200}",
+        f"--set seed={'9' * 75}...: is refused: a number of more than 100 characters (line 1, column 1)",
+    ),
+    (
+        "seed=!!int x",
+        "--set seed=!!int x: is refused: tags such as 'tag:yaml.org,2002:int' are not read (line 1, column 1)",
+    ),
     ("train={batch: 1, batch: 2}", "train.batch: is given twice (lines 1 and 1)"),
     (
         "train.bach=2",
@@ -512,6 +538,63 @@ def test_a_wrong_override_is_told(base: Path, override: str, sentence: str) -> N
     with pytest.raises(SpecError) as caught:
         load(base, [override])
     assert caught.value.problems == [sentence]
+
+
+HOSTILE = [
+    (
+        "train: {batch: 1000000000000}",
+        "train.batch: is more than 2147483647 (got 1000000000000); allowed: an integer >= 1",
+    ),
+    (
+        "search: {pca.samples: {int: [2, 1000000000000000000000000000000]}}",
+        "search.pca.samples.int[1]: is more than 2147483647 (got 1000000000000000000000000000000); "
+        "allowed: an integer >= 2",
+    ),
+    (
+        "resources: {gpus_per_trial: 1.0e+300}",
+        f"resources.gpus_per_trial: is more than 2147483647 (got 1e+300); allowed: {GPUS}",
+    ),
+    (
+        f"gradient: {{memory: {'9' * 400}GiB}}",
+        f"gradient.memory: is not an amount of memory (got '{'9' * 76}...); allowed: {SIZE}",
+    ),
+    (f"model: {'x' * 1025}", f"model: is longer than 1024 characters (got '{'x' * 76}...); allowed: {TEXT}"),
+    (
+        "tracking: {experiment: ../../x}",
+        "tracking.experiment: cannot be a folder of the embedded store (got '../../x'); "
+        "allowed: at most 100 characters without / and \\, not . or .., or a tracking.uri",
+    ),
+    ("export: {register: a/b}", "export.register: cannot name a model (got 'a/b'); allowed: text without / and :"),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), HOSTILE)
+def test_values_that_would_cost_too_much_or_leave_their_folder(text: str, sentence: str) -> None:
+    assert mistakes_of(text) == [sentence]
+
+
+def test_the_shares_of_a_huge_batch_are_found_at_once() -> None:
+    assert (
+        len(
+            sweep_of("{train: {batch: 2147483640}, search: {consistency_weight: 0}, budget: {trials: 1}}").micro_batches
+        )
+        == 256
+    )
+
+
+def test_an_experiment_of_a_server_may_have_any_name() -> None:
+    assert sweep_of("tracking: {uri: 'http://x', experiment: /Users/me/x}").experiment == "/Users/me/x"
+
+
+def test_parameters_that_all_wait_for_each_other_are_checked_at_once() -> None:
+    """Every way through such conditions would take longer than anyone waits."""
+    names = [name for name in PARAMETERS if PARAMETERS[name].methods == PARAMETERS["start"].methods]
+    many = [name for name in PARAMETERS if name not in names] + names
+    values = {name: PARAMETERS[name].default or 0 for name in many}
+    search = {name: {"choice": [values[name]], "when": {n: values[n] for n in many[:k]}} for k, name in enumerate(many)}
+    with pytest.raises(SpecError) as caught:
+        parse({"name": "a", "model": "b", "search": search})
+    assert "waits for itself" not in str(caught.value)
 
 
 def test_overrides_are_set_before_validation(base: Path) -> None:
@@ -568,6 +651,14 @@ def test_defaults() -> None:
         "resources": {"gpus_per_trial": 0.0, "cpus_per_worker": 1},
         "deepspeed": {"zero": 1, "offload_optimizer": "none", "precision": "fp32"},
         "gradient": {"policy": "auto", "memory": "auto", "lean": True},
+        "recovery": {
+            "crashes": 2,
+            "out_of_memory": 3,
+            "preemptions": None,
+            "stalled_minutes": 30.0,
+            "checkpoint_every": None,
+            "keep_trials": 10,
+        },
         "tracking": {"uri": None, "experiment": "a"},
         "export": {"register": None},
     }
@@ -631,6 +722,7 @@ FULL = """
  budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12, strength: 0.5},
  resources: {gpus_per_trial: 2, cpus_per_worker: 2},
  deepspeed: {zero: 0, offload_optimizer: cpu, precision: bf16}, gradient: {policy: auto, memory: 2GiB, lean: true},
+ recovery: {crashes: 1, out_of_memory: 1, preemptions: 1, stalled_minutes: 5, checkpoint_every: 3, keep_trials: 2},
  tracking: {uri: u, experiment: e}, export: {register: r}}
 """
 # What says how the same numbers are computed.
@@ -640,7 +732,15 @@ MEANS: dict[str, Any] = {
     "gradient.policy": "keep_steps",
     "gradient.memory": "1GB",
     "gradient.lean": False,
+    "recovery.crashes": 0,
+    "recovery.out_of_memory": 0,
+    "recovery.preemptions": None,
+    "recovery.stalled_minutes": 0.5,
+    "recovery.checkpoint_every": None,
+    "recovery.keep_trials": 1,
 }
+# What decides which trials there are and when they end, not what one of them comes to.
+OF_THE_SWEEP = ("name", "method", "search", "objectives", "scheduler", "budget", "resources", "tracking", "export")
 CHANGES: dict[str, Any] = {
     "name": "z",
     "model": "z",
@@ -722,6 +822,27 @@ def test_identity_changes_with_what_decides_results(path: str) -> None:
     target[last] = changes[path]
     assert (parse(changed).identity() == before) == (path in MEANS)
     assert len(before) == 64
+
+
+@pytest.mark.parametrize("path", [*CHANGES, *MEANS])
+def test_a_trial_is_another_where_it_would_come_to_something_else(path: str) -> None:
+    """Not where another sweep runs it, or by other means: its parameters are given beside these."""
+    data, changes = yaml.safe_load(FULL), CHANGES | MEANS
+    before = parse(data).trial_key({"directions": 8}, "w")
+    *parents, last = path.split(".")
+    target = data
+    for part in parents:
+        target = target[part]
+    target[last] = changes[path]
+    same = path in MEANS or path.partition(".")[0] in OF_THE_SWEEP or path == "evaluate.every"
+    assert (parse(data).trial_key({"directions": 8}, "w") == before) == same
+
+
+def test_a_trial_is_another_with_other_parameters_or_weights() -> None:
+    sweep = sweep_of("{}")
+    keys = {sweep.trial_key(*each) for each in [({"a": 1}, "w"), ({"a": 2}, "w"), ({"a": 1}, "v"), ({"a": 1.0}, "w")]}
+    assert len(keys) == 4
+    assert sweep.trial_key({"a": 1, "b": 2}, "w") == sweep.trial_key({"b": 2, "a": 1}, "w")
 
 
 def _reversed(data: Any) -> Any:

@@ -1,7 +1,5 @@
 """One trial of each method that does not train: found once, measured once, reported once."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +12,10 @@ from core.lean import LeanDenoiser
 from core.methods import random
 from core.metrics import evaluate, moved
 from orchestrator import trial
+from orchestrator.checkpoints import CheckpointError, TrialFolder
+from orchestrator.outcome import Preempted
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial import Bench, random_like, run_trial
+from orchestrator.trial import Bench, Surroundings, random_like, run_trial
 
 
 def sweep_with(model: object, **sections: Any) -> Sweep:
@@ -23,19 +23,13 @@ def sweep_with(model: object, **sections: Any) -> Sweep:
     return parse(base | {"evaluate": {"seeds": 6}, "train": {"iterations": 7}} | sections)
 
 
-class Listener:
-    """Keeps what a trial reports."""
+def reports_of(folder: Path, parameters: dict[str, Any], sweep: Sweep, **more: Any) -> list[dict[str, Any]]:
+    """What a trial in that folder reports, to its end."""
+    return list(run_trial(parameters, sweep, TrialFolder(folder), **more))
 
-    def __init__(self) -> None:
-        self.reports: list[tuple[Mapping[str, Any], DirectionSet, list[str]]] = []
 
-    def report(self, metrics: Mapping[str, Any], folder: Path) -> None:
-        files = sorted(file.name for file in folder.iterdir())
-        self.reports.append((metrics, DirectionSet.load(folder / "directions"), files))
-
-    @contextmanager
-    def checkpoint(self) -> Iterator[None]:
-        yield None
+def set_of(folder: Path) -> DirectionSet:
+    return DirectionSet.load(TrialFolder(folder).result() / "directions")
 
 
 PARAMETERS = [
@@ -46,19 +40,22 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=lambda given: given["method"])
-def test_a_method_that_does_not_train_reports_once(tiny_model: Path, parameters: dict[str, Any]) -> None:
-    listener = Listener()
-    run_trial(parameters, sweep_with(tiny_model, method=parameters["method"]), listener)
-    [(told, directions, files)] = listener.reports
-    assert files == ["directions", "seconds.json", "traversal.png"]
-    assert told["global_step"] == 7 and told["curve"] == [] and told["find_seconds"] > 0
-    assert told["metrics"].items() <= told.items() and directions.metrics == told["metrics"]
+def test_a_method_that_does_not_train_reports_once(
+    tiny_model: Path, tmp_path: Path, parameters: dict[str, Any]
+) -> None:
+    [told] = reports_of(tmp_path, parameters, sweep_with(tiny_model, method=parameters["method"]))
+    files, directions = sorted(file.name for file in TrialFolder(tmp_path).result().iterdir()), set_of(tmp_path)
+    assert files == ["directions", "manifest.json", "state.json", "traversal.png"]
+    assert told["global_step"] == 7 and told["curve"] == told["notes"] == [] and told["find_seconds"] > 0
+    assert directions.metrics == told["metrics"]
     assert len(directions) == 3 and directions.provenance["method"] == parameters["method"]
     assert directions.provenance["settings"]["seed"] == 1
 
 
-def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listener, find, measure = Listener(), random.find, cast(Any, evaluate)
+def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, measure = random.find, cast(Any, evaluate)
     tried: list[int] = []
 
     def tight_find(denoiser: Any, schedule: Any, settings: Any, batch: int, cache: Any) -> DirectionSet:
@@ -75,19 +72,17 @@ def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(tiny_model: Path, m
 
     monkeypatch.setattr(random, "find", tight_find)
     monkeypatch.setattr(trial, "evaluate", tight_evaluate)
-    run_trial(PARAMETERS[0], sweep_with(tiny_model, method="random"), listener)
-    [(told, _, _)] = listener.reports
+    [told] = reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"))
     assert tried == [64, 32, 16, 16, 8]
     assert told["memory"] == {"sampler_batch": 8, "out_of_memory_retries": 3}
 
 
 @pytest.mark.slow
-def test_the_supervised_method_asks_the_models_predictor() -> None:
-    listener = Listener()
+def test_the_supervised_method_asks_the_models_predictor(tmp_path: Path) -> None:
     parameters = {"method": "supervised", "supervised.attribute": "smile", "supervised.samples": 16}
-    run_trial({**parameters, "supervised.extremes": 4}, sweep_with("toyfaces", method="supervised"), listener)
-    [(told, directions, _)] = listener.reports
-    assert directions.names == ("smile",) and "disentanglement" in told["metrics"]
+    sweep = sweep_with("toyfaces", method="supervised")
+    [told] = reports_of(tmp_path, {**parameters, "supervised.extremes": 4}, sweep)
+    assert set_of(tmp_path).names == ("smile",) and "disentanglement" in told["metrics"]
 
 
 def test_every_trial_runs_lean_unless_told_otherwise(tiny_model: Path) -> None:
@@ -96,10 +91,10 @@ def test_every_trial_runs_lean_unless_told_otherwise(tiny_model: Path) -> None:
     assert lean.denoiser.digest == plain.denoiser.digest
 
 
-def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path) -> None:
-    listener, sweep = Listener(), sweep_with(tiny_model, method="random", evaluate={"seeds": 6, "strength": 0.05})
-    run_trial(PARAMETERS[0], sweep, listener)
-    bench, [(told, directions, _)] = Bench.load(sweep), listener.reports
+def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path, tmp_path: Path) -> None:
+    sweep = sweep_with(tiny_model, method="random", evaluate={"seeds": 6, "strength": 0.05})
+    [told] = reports_of(tmp_path, PARAMETERS[0], sweep)
+    bench, directions = Bench.load(sweep), set_of(tmp_path)
     unscaled = DirectionSet(directions.table, torch.ones_like(directions.sigma), directions.timesteps)
     assert torch.equal(bench.scaled(sweep_with(tiny_model), unscaled).sigma, unscaled.sigma)
     assert directions.metrics == told["metrics"]
@@ -114,15 +109,40 @@ def test_the_second_trial_of_a_node_draws_no_unshifted_sample(
     run = unshifted._chain
     monkeypatch.setattr(unshifted, "_chain", lambda *given: (drawn.append(len(given[2])), run(*given))[1])
     sweep = sweep_with(tiny_model, method="random", evaluate={"seeds": 6, "strength": 0.05})
-    alone, first, second = Listener(), Listener(), Listener()
-    run_trial(PARAMETERS[0], sweep, alone)
+    [alone] = reports_of(tmp_path / "alone", PARAMETERS[0], sweep)
     drawn.clear()
-    run_trial(PARAMETERS[0], sweep, first, SampleCache(tmp_path))
+    [first] = reports_of(tmp_path / "first", PARAMETERS[0], sweep, cache=SampleCache(tmp_path / "cache"))
     assert 256 + 72 + 6 + 24 == sum(drawn)  # spread, calibration, evaluation, reference
     drawn.clear()
-    run_trial(PARAMETERS[0], sweep, second, SampleCache(tmp_path))
+    [second] = reports_of(tmp_path / "second", PARAMETERS[0], sweep, cache=SampleCache(tmp_path / "cache"))
     assert not drawn
-    assert alone.reports[0][0]["metrics"] == first.reports[0][0]["metrics"] == second.reports[0][0]["metrics"]
+    assert alone["metrics"] == first["metrics"] == second["metrics"]
+
+
+def test_a_finished_trial_repeats_its_report_and_loads_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That report may never have arrived."""
+    sweep = sweep_with(tiny_model, method="random")
+    [first] = reports_of(tmp_path, PARAMETERS[0], sweep)
+    monkeypatch.setattr(Bench, "load", lambda *_: pytest.fail("the model was loaded"))
+    assert reports_of(tmp_path, PARAMETERS[0], sweep) == [first]
+
+
+def test_a_trial_asked_to_end_while_it_measures_ends_there(tiny_model: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+    around = Surroundings(lambda: len(calls) > 5, lambda: calls.append(1))
+    with pytest.raises(Preempted):
+        reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"), around=around)
+    assert len(calls) == 6 and TrialFolder(tmp_path).latest().path is None
+
+
+def test_where_no_checkpoint_is_sound_it_does_not_start_over(tiny_model: Path, tmp_path: Path) -> None:
+    sweep = sweep_with(tiny_model, method="random")
+    reports_of(tmp_path, PARAMETERS[0], sweep)
+    (TrialFolder(tmp_path).result() / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is sound .checkpoint_00000007: state.json has 2 bytes instead of "):
+        reports_of(tmp_path, PARAMETERS[0], sweep)
 
 
 def test_the_baseline_has_as_many_directions_of_the_same_mean_length(tiny_model: Path) -> None:

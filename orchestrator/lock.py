@@ -1,0 +1,83 @@
+"""One process at a time drives a sweep. The kernel keeps the lock, so that a dead process cannot hold it."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from core.errors import UserError
+
+_PATIENCE_S = 1.0  # another process that only looks who holds the lock has it for a moment
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The process that drives a sweep, or did."""
+
+    pid: int
+    host: str
+    since: str  # local time
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+@contextmanager
+def driving(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock for the duration of a block. Raises UserError, naming who has it, where another process does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        if not _taken(file, fcntl.LOCK_EX):
+            raise UserError(
+                f"{what} is being run by {_named(file) or 'another process'}; wait for it, or stop it first"
+            )
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.truncate(0)
+        file.write(json.dumps(asdict(Driver(os.getpid(), socket.gethostname(), now))))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def driver(path: Path) -> Driver | None:
+    """Who holds the lock at this moment; None where nobody does."""
+    try:
+        with open(path) as file:
+            if _lock(file, fcntl.LOCK_SH):
+                return None
+            return _named(file) or Driver(0, "an unknown machine", "an unknown time")
+    except FileNotFoundError:
+        return None
+
+
+def _taken(file: IO[str], kind: int) -> bool:
+    until = time.monotonic() + _PATIENCE_S
+    while not _lock(file, kind):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _named(file: IO[str]) -> Driver | None:
+    file.seek(0)
+    try:
+        return Driver(**json.loads(file.read()))
+    except (ValueError, TypeError):  # it has only just taken the lock
+        return None

@@ -1,0 +1,276 @@
+"""What is written down of a trial agrees, wherever its sweep was killed."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from optuna.trial import TrialState
+
+from core.errors import UserError
+from orchestrator import disk
+from orchestrator.books import Books
+from orchestrator.checkpoints import TrialFolder
+from orchestrator.ledger import Assignment, Ends, Ledger
+from orchestrator.outcome import ADVICE, TrialOutcome
+from orchestrator.spec import Sweep, parse
+from orchestrator.store import SweepFolder
+from orchestrator.study import create_study
+from tests.orchestrator.conftest import Told, keep, report_at
+
+OUT = TrialOutcome
+
+
+@pytest.fixture
+def sweep() -> Sweep:
+    search = {"shift_scale": {"float": [0.5, 2.0]}}
+    objectives = [{"identifiability": "max"}, {"fidelity_kid": "min"}]
+    data: dict[str, Any] = {"name": "a", "model": "toyfaces", "train": {"iterations": 100}, "search": search}
+    return parse(data | {"objectives": objectives, "recovery": {"keep_trials": 2}})
+
+
+@pytest.fixture
+def books(sweep: Sweep, tmp_path: Path) -> Books:
+    folder = SweepFolder(tmp_path, "a")
+    folder.create(sweep, "weights")
+    folder.add(experiment_id="1", parent_run="parent")
+    create_study(sweep, folder.study)
+    return opened(sweep, folder)
+
+
+def opened(sweep: Sweep, folder: SweepFolder) -> Books:
+    """As the next start opens them."""
+    return Books(sweep, folder, Ledger(sweep, folder.study, "weights"), cast(Any, Told()))
+
+
+def again(books: Books) -> Books:
+    return opened(books.sweep, books.folder)
+
+
+def calls(books: Books) -> list[tuple[Any, ...]]:
+    return cast(Told, books.outbox).calls
+
+
+def begin(books: Books) -> Assignment:
+    given = books.ledger.next()
+    assert given is not None
+    return given
+
+
+def trial_of(books: Books, given: Assignment) -> TrialFolder:
+    return books.folder.trial(given.trial_id)
+
+
+def states(books: Books) -> list[TrialState]:
+    return [row.state for row in books.ledger.study.trials]
+
+
+def test_mlflow_is_told_first_and_then_the_ledger(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill between the two leaves a row that is running, which the next start puts right."""
+    given = begin(books)
+    books.started(given.trial_id, given.parameters, 1)
+    keep(trial_of(books, given), 50, report_at(50))
+    ledger = cast(Any, books.ledger)
+    for name in ("reported", "end"):
+        monkeypatch.setattr(ledger, name, lambda *_, name=name, **__: calls(books).append((f"ledger.{name}", None)))
+    books.reported(given.trial_id, report_at(50))
+    books.ended(given.trial_id, OUT.COMPLETED, "", report_at(100), final=True)
+    told = ["start", "metrics", "tags", "folder", "image", "ledger.reported", "end", "ledger.end"]
+    assert [call[0] for call in calls(books)] == told
+
+
+def test_a_report_is_put_down_once(books: Books) -> None:
+    given = begin(books)
+    checkpoint = keep(trial_of(books, given), 50, report_at(50, 0.7))
+    assert books.reported(given.trial_id, report_at(50, 0.7))
+    assert not books.reported(given.trial_id, report_at(50, 0.7)), "a trial that goes on repeats its last report"
+    metrics, tags, folder, image = calls(books)
+    values = {"step": 50, "identifiability": 0.7, "fidelity_kid": 0.1, "find_seconds": 2.0}
+    assert metrics == ("metrics", given.trial_id, [{"step": 50, "training/loss": 1.0}, values], 1050)
+    assert tags == ("tags", given.trial_id, {"micro_batch": "2"})
+    assert folder == ("folder", given.trial_id, checkpoint / "directions", "directions")
+    assert image == ("image", given.trial_id, checkpoint / "traversal.png", "traversal", 50, 1050)
+    assert books.ledger.reports(given.trial_id) == {"50": {"value": 0.7, "stopped": False}}
+
+
+def test_a_full_disk_is_waited_for(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_RETRY_S", 0.0)
+    fails = [OSError(28, "No space left on device"), OSError(28, "No space left on device")]
+
+    def start(*_: object) -> None:
+        if fails:
+            raise fails.pop()
+
+    monkeypatch.setattr(books.outbox, "start", start, raising=False)
+    books.started("t", {}, 1)
+    assert not fails
+
+
+@pytest.mark.parametrize(
+    ("outcome", "final", "status", "goes_on"),
+    [
+        (OUT.COMPLETED, False, "FINISHED", None),
+        (OUT.PRUNED, False, "FINISHED", None),
+        (OUT.DIVERGED, False, "FAILED", None),
+        (OUT.FAILED, False, "KILLED", Ends(crashes=1)),
+        (OUT.FAILED, True, "FAILED", None),
+        (OUT.PREEMPTED, False, "KILLED", Ends(preemptions=1)),
+    ],
+)
+def test_how_an_attempt_ends(
+    books: Books, outcome: TrialOutcome, final: bool, status: str, goes_on: Ends | None
+) -> None:
+    given = begin(books)
+    assert books.ended(given.trial_id, outcome, "why", report_at(100), final) == goes_on
+    [(what, trial_id, told, tags, _)] = calls(books)
+    assert (what, trial_id, told, tags) == ("end", given.trial_id, status, {"outcome": outcome, "reason": "why"})
+    assert books.ledger.left() and (TrialState.WAITING in states(books)) == (goes_on is not None)
+
+
+def test_the_best_keep_their_sets_and_nobody_the_state_of_networks(books: Books) -> None:
+    trials = []
+    for value in (0.5, 0.9, 0.7):
+        given = begin(books)
+        trials.append(trial_of(books, given))
+        keep(trials[-1], 100, report_at(100, value))
+        books.reported(given.trial_id, report_at(100, value))
+        books.ended(given.trial_id, OUT.COMPLETED, "", report_at(100, value))
+    worst, best, second = trials
+    assert not list(worst.path.glob("checkpoint_*"))
+    for each in (best, second):
+        assert each.result().name == "checkpoint_00000100" and not (each.result() / "engines").exists()
+
+
+def test_one_that_goes_on_keeps_what_it_needs(books: Books) -> None:
+    given = begin(books)
+    checkpoint = keep(trial_of(books, given), 50, report_at(50))
+    books.ended(given.trial_id, OUT.FAILED, "", report_at(50))
+    assert (checkpoint / "engines").is_dir()
+
+
+def settled(books: Books) -> Books:
+    """Settling twice leaves what settling once leaves."""
+    books = again(books)
+    books.settle()
+    before = [(row.number, row.state, row.values) for row in books.ledger.study.trials]
+    later = again(books)
+    assert later.settle() == [] and calls(later) == []
+    assert [(row.number, row.state, row.values) for row in later.ledger.study.trials] == before
+    return books
+
+
+def test_a_trial_that_had_finished_and_was_not_told(books: Books) -> None:
+    given = begin(books)
+    keep(trial_of(books, given), 100, report_at(100, 0.8, 0.2))
+    after = settled(books)
+    [row] = after.ledger.study.trials
+    assert (row.state, row.values) == (TrialState.COMPLETE, [0.8, 0.2])
+    assert cast(Told, after.outbox).kinds(given.trial_id) == ["metrics", "tags", "folder", "image", "end"]
+    assert not (trial_of(after, given).result() / "engines").exists()
+
+
+def test_one_whose_last_report_is_known_is_only_ended(books: Books) -> None:
+    given = begin(books)
+    keep(trial_of(books, given), 100, report_at(100))
+    books.reported(given.trial_id, report_at(100))
+    after = settled(books)
+    assert states(after) == [TrialState.COMPLETE] and cast(Told, after.outbox).kinds(given.trial_id) == ["end"]
+
+
+def test_a_trial_that_had_been_stopped(books: Books) -> None:
+    given = begin(books)
+    keep(trial_of(books, given), 50, report_at(50))
+    books.reported(given.trial_id, report_at(50), stopped=True)
+    after = settled(books)
+    assert states(after) == [TrialState.PRUNED]
+    [end] = calls(after)
+    assert end[2:4] == ("FINISHED", {"outcome": OUT.PRUNED, "reason": ADVICE[OUT.PRUNED]})
+
+
+@pytest.mark.parametrize("kept", [None, 30, 50])
+def test_a_trial_on_its_way_goes_on(books: Books, kept: int | None) -> None:
+    """Without a checkpoint, with one between two reports, with one of a report."""
+    given = begin(books)
+    if kept:
+        keep(trial_of(books, given), kept, report_at(50) if kept == 50 else None)
+    after = settled(books)
+    assert states(after) == [TrialState.FAIL, TrialState.WAITING]
+    next_one = begin(after)
+    assert (next_one.trial_id, next_one.ends) == (given.trial_id, Ends(preemptions=1))
+    assert trial_of(after, given).latest().step == (kept or 0)
+
+
+def test_a_trial_whose_checkpoints_are_damaged_is_not_lost_here(books: Books) -> None:
+    """It will say so itself when it goes on."""
+    given = begin(books)
+    (keep(trial_of(books, given), 100, report_at(100)) / "state.json").write_text("")
+    assert states(settled(books)) == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_a_kill_between_its_end_and_its_row(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = begin(books)
+    keep(trial_of(books, given), 100, report_at(100))
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(books.ledger.study, "tell", killed)
+        with pytest.raises(KeyboardInterrupt):
+            books.ended(given.trial_id, OUT.COMPLETED, "", report_at(100))
+    assert states(settled(books)) == [TrialState.COMPLETE]
+
+
+def test_a_kill_between_its_row_and_its_folder(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = begin(books)
+    keep(trial_of(books, given), 100, report_at(100))
+    monkeypatch.setattr(Books, "_tidy", lambda *_: None)
+    books.ended(given.trial_id, OUT.COMPLETED, "", report_at(100))
+    monkeypatch.undo()
+    assert not (trial_of(settled(books), given).result() / "engines").exists()
+
+
+def test_a_report_that_asha_has_not_seen_is_left_for_it(books: Books) -> None:
+    """The trial repeats it when it goes on. In the books already, it would never be compared."""
+    given = begin(books)
+    keep(trial_of(books, given), 50, report_at(50))
+    after = settled(books)
+    assert after.ledger.history("learned")[given.trial_id] == []
+
+
+def test_when_the_time_is_up_nothing_goes_on(books: Books) -> None:
+    given = begin(books)
+    keep(trial_of(books, given), 50, report_at(50))
+    assert books.settle("the hours are over") == []
+    [row] = books.ledger.study.trials
+    assert (row.state, row.user_attrs["reason"]) == (TrialState.PRUNED, "the hours are over")
+
+
+class Store:
+    """As much of a tracking store as `end_runs` asks."""
+
+    def __init__(self, running: list[str], parent: str) -> None:
+        self.trials, self.parent = running, parent
+
+    def running(self, experiment: str, parent: str) -> list[tuple[str, str]]:
+        assert (experiment, parent) == ("1", "parent")
+        return [(f"run of {trial}", trial) for trial in self.trials]
+
+    def status(self, run: str) -> str:
+        return self.parent
+
+
+@pytest.mark.parametrize(
+    ("running", "parent", "ended"),
+    [(["t1", "t2"], "RUNNING", ["t1", "t2", None]), (["t1"], "KILLED", ["t1"]), ([], "FINISHED", [])],
+)
+def test_runs_that_nobody_runs_are_ended(books: Books, running: list[str], parent: str, ended: list[str]) -> None:
+    assert books.end_runs(cast(Any, Store(running, parent))) == len(ended)
+    assert [call[:3] for call in calls(books)] == [("end", trial, "KILLED") for trial in ended]
+
+
+def test_a_store_that_does_not_answer_ends_nothing(books: Books) -> None:
+    def away(*_: object) -> None:
+        raise UserError("it does not answer")
+
+    assert books.end_runs(cast(Any, SimpleNamespace(running=away))) == 0 and calls(books) == []

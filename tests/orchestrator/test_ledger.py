@@ -1,0 +1,307 @@
+"""The book of a sweep is true, whatever was killed on the way, and what comes next does not depend on that."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from orchestrator import ledger as module
+from orchestrator.ledger import Assignment, Ends, Ledger
+from orchestrator.outcome import ADVICE, TrialOutcome
+from orchestrator.spec import Sweep, parse
+from orchestrator.study import create_study
+from tests.orchestrator.conftest import report_at
+
+OUT = TrialOutcome
+
+
+def sweep_with(**sections: Any) -> Sweep:
+    base: dict[str, Any] = {"name": "searched", "model": "toyfaces", "train": {"iterations": 100}}
+    search = {"directions": {"choice": [8, 16]}, "shift_scale": {"float": [0.5, 2.0]}}
+    objectives = [{"identifiability": "max"}, {"fidelity_kid": "min"}]
+    return parse(base | {"search": search, "objectives": objectives} | sections)
+
+
+@pytest.fixture
+def sweep() -> Sweep:
+    return sweep_with()
+
+
+def opened(sweep: Sweep, folder: Path) -> Ledger:
+    """The ledger as every start of a sweep opens it."""
+    create_study(sweep, folder / "study.db")
+    ledger = Ledger(sweep, folder / "study.db", "weights")
+    ledger.close_strays()
+    return ledger
+
+
+def begun(ledger: Ledger) -> Assignment:
+    given = ledger.next()
+    assert given is not None
+    return given
+
+
+def interrupt(ledger: Ledger, trial_id: str) -> None:
+    """As `settle` does with a trial that was running when its sweep was killed."""
+    ledger.end(trial_id, OUT.PREEMPTED, "", again=ledger.may_go_on(trial_id, OUT.PREEMPTED))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (OUT.COMPLETED, TrialState.COMPLETE),
+        (OUT.PRUNED, TrialState.PRUNED),
+        (OUT.FAILED, TrialState.FAIL),
+        (OUT.DIVERGED, TrialState.FAIL),
+        (OUT.OUT_OF_MEMORY, TrialState.FAIL),
+        (OUT.PREEMPTED, TrialState.FAIL),
+    ],
+)
+def test_states(sweep: Sweep, tmp_path: Path, outcome: TrialOutcome, state: TrialState) -> None:
+    ledger = opened(sweep, tmp_path)
+    given = begun(ledger)
+    assert {"method", "directions", "shift_scale"} <= given.parameters.keys()
+    assert list(ledger.running()) == [given.trial_id]
+    ledger.end(given.trial_id, outcome, "why", report_at(100, 0.9, 0.2))
+    [row] = opened(sweep, tmp_path).study.trials
+    assert row.state == state
+    assert row.values == ([0.9, 0.2] if outcome == OUT.COMPLETED else None)  # Optuna learns from whole trials only
+    told = {name: row.user_attrs[name] for name in (module.OUTCOME, module.REASON, module.STEP, module.SECONDS)}
+    assert list(told.values()) == [outcome, "why", 100, 2.0]
+    assert not ledger.running()
+
+
+@pytest.mark.parametrize(
+    ("report", "outcome", "reason"),
+    [
+        (report_at(100), OUT.COMPLETED, ADVICE[OUT.COMPLETED]),
+        (report_at(30), OUT.PRUNED, ADVICE[OUT.PRUNED]),
+        (report_at(100, kid=math.nan), OUT.DIVERGED, "fidelity_kid is nan at iteration 100"),
+        (report_at(30, math.inf), OUT.DIVERGED, "identifiability is inf at iteration 30"),
+        ({"global_step": 100, "metrics": {"identifiability": 0.9}}, OUT.DIVERGED, "fidelity_kid is None at "),
+    ],
+)
+def test_a_trial_is_whole_where_every_objective_is_a_number(
+    sweep: Sweep, tmp_path: Path, report: dict[str, Any], outcome: TrialOutcome, reason: str
+) -> None:
+    found, why = opened(sweep, tmp_path).judge(report)
+    assert found == outcome and why.startswith(reason)
+
+
+FINITE: dict[str, Any] = {
+    "method": {"choice": ["learned", "pca"]},
+    "search": {"seed": {"choice": [0, 1]}, "start": {"choice": ["pca", "random"]}, "pca.samples": 64},
+}
+ALL = [
+    *(("learned", seed, start) for seed in (0, 1) for start in ("pca", "random")),
+    *(("pca", seed, None) for seed in (0, 1)),
+]
+
+
+def test_a_finite_space_is_run_through_once_in_order(tmp_path: Path) -> None:
+    sweep = sweep_with(**FINITE)
+    ledger = opened(sweep, tmp_path)
+    given = [begun(ledger) for _ in ALL]
+    assert [(each.parameters["method"], each.parameters["seed"], each.parameters.get("start")) for each in given] == ALL
+    assert ledger.next() is None and ledger.left(), "they are running"
+    for each in given:
+        ledger.end(each.trial_id, OUT.COMPLETED, "", report_at(100))
+    assert ledger.next() is None and not ledger.left()
+    assert len({each.trial_id for each in given}) == len(ledger.study.trials) == 6
+
+
+def test_a_finite_space_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed once with a configuration enqueued and not asked for, and once asked for and without an id."""
+    sweep = sweep_with(**FINITE)
+    ledger = opened(sweep, tmp_path)
+    begun(ledger)
+    ledger._enqueue_next()
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "suggest", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.next()
+    ledger = opened(sweep, tmp_path)
+    given = [begun(ledger).parameters for _ in ALL[1:]]
+    assert [(each["method"], each["seed"], each.get("start")) for each in given] == ALL[1:]
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attempts"),
+    [(OUT.FAILED, 2), (OUT.OUT_OF_MEMORY, 3), (OUT.PREEMPTED, 4), (OUT.DIVERGED, 1), (OUT.PRUNED, 1)],
+)
+def test_what_ends_before_its_time_goes_on_as_often_as_the_sweep_says(
+    tmp_path: Path, outcome: TrialOutcome, attempts: int
+) -> None:
+    ledger = opened(sweep_with(recovery={"crashes": 1, "out_of_memory": 2, "preemptions": 3}), tmp_path)
+    given = [begun(ledger)]
+    while (again := ledger.may_go_on(given[0].trial_id, outcome)) is not None:
+        ledger.end(given[0].trial_id, outcome, "", again=again)
+        assert [row.state for row in ledger.study.trials[-2:]] == [TrialState.FAIL, TrialState.WAITING]
+        given.append(begun(ledger))
+    assert [each.ends.attempt for each in given] == list(range(1, attempts + 1))
+    assert {(each.trial_id, str(each.parameters)) for each in given} == {(given[0].trial_id, str(given[0].parameters))}
+    assert len(ledger.begun()) == 1 and len(ledger.study.trials) == attempts
+
+
+def test_by_default_interruptions_are_not_counted(sweep: Sweep, tmp_path: Path) -> None:
+    ledger = opened(sweep, tmp_path)
+    for attempt in range(1, 8):
+        given = begun(ledger)
+        assert given.ends == Ends(preemptions=attempt - 1)
+        interrupt(ledger, given.trial_id)
+    assert ledger.left()
+
+
+def test_each_cause_has_a_budget_of_its_own(sweep: Sweep, tmp_path: Path) -> None:
+    ledger = opened(sweep, tmp_path)
+    for outcome in (OUT.FAILED, OUT.OUT_OF_MEMORY, OUT.FAILED, OUT.PREEMPTED):
+        given = begun(ledger)
+        ledger.end(given.trial_id, outcome, "", again=ledger.may_go_on(given.trial_id, outcome))
+    given = begun(ledger)
+    assert given.ends == Ends(crashes=2, out_of_memory=1, preemptions=1) and given.ends.attempt == 5
+    assert ledger.may_go_on(given.trial_id, OUT.FAILED) is None
+    assert ledger.may_go_on(given.trial_id, OUT.OUT_OF_MEMORY) == Ends(2, 2, 1)
+
+
+def test_a_kill_between_the_next_attempt_and_the_end_of_this_one(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(sweep, tmp_path)
+    given = begun(ledger)
+    ledger.reported(given.trial_id, 50, 0.4, stopped=False)
+    monkeypatch.setattr(ledger.study, "tell", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(ledger, given.trial_id)
+    assert [row.state for row in ledger.study.trials] == [TrialState.RUNNING, TrialState.WAITING]
+    ledger = opened(sweep, tmp_path)
+    assert [row.state for row in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    again = begun(ledger)
+    assert (again.trial_id, again.parameters, again.ends.attempt) == (given.trial_id, given.parameters, 2)
+    assert list(ledger.reports(given.trial_id)) == ["50"]
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_a_trial_killed_before_it_had_an_id_is_proposed_again(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    (tmp_path / "other").mkdir()
+    ledger, other = opened(sweep, tmp_path), opened(sweep, tmp_path / "other")
+    for _ in range(count):
+        assert _finish(ledger) == _finish(other)
+    with monkeypatch.context() as broken:
+        broken.setattr(sweep.__class__, "trial_key", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.next()
+    ledger = opened(sweep, tmp_path)
+    assert ledger.study.trials[-1].state == TrialState.FAIL
+    assert begun(ledger).parameters == begun(other).parameters
+
+
+def _finish(ledger: Ledger, interruptions: int = 0) -> str:
+    """Run the next trial to its end; what it comes to follows from its parameters."""
+    given = begun(ledger)
+    for _ in range(interruptions):
+        interrupt(ledger, given.trial_id)
+        assert begun(ledger).trial_id == given.trial_id
+    scale = float(given.parameters["shift_scale"])
+    ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100, scale, abs(scale - 1)))
+    return given.trial_id
+
+
+def test_what_is_proposed_does_not_depend_on_interruptions(tmp_path: Path) -> None:
+    """The first five are drawn at random, those after them follow from what the others came to."""
+    search = {"shift_scale": {"float": [0.5, 2.0]}, "directions": {"int": [4, 40]}}
+    sweep = sweep_with(search=search)
+    for name in ("plain", "interrupted"):
+        (tmp_path / name).mkdir()
+    plain = opened(sweep, tmp_path / "plain")
+    expected = [_finish(plain) for _ in range(9)]
+    found = []
+    for n in range(9):
+        ledger = opened(sweep, tmp_path / "interrupted")
+        found.append(_finish(ledger, interruptions=n % 3))
+    assert found == expected and len(set(expected)) == 9
+
+
+def _end(ledger: Ledger, given: Assignment) -> None:
+    value = float(given.parameters["shift_scale"]) * int(given.parameters["directions"])
+    ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100, value))
+
+
+def test_no_configuration_is_run_twice(tmp_path: Path) -> None:
+    """There are nine; after the fifth trial Optuna itself would repeat the best."""
+    search = {"directions": {"choice": [4, 8, 16]}, "start": {"choice": ["pca", "random", "flattest"]}}
+    ledger = opened(sweep_with(search=search, budget={"trials": 8}), tmp_path)
+    assert not ledger.listed
+    ids = []
+    while (given := ledger.next()) is not None and len(ids) < 20:
+        ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100, float(given.parameters["directions"])))
+        ids.append(given.trial_id)
+    assert len(ids) == len(set(ids)) == 8 and not ledger.left()
+    repeated = [row for row in ledger.study.trials if module.SAME_AS in row.user_attrs]
+    assert all(row.state == TrialState.FAIL and row.user_attrs[module.SAME_AS] in ids for row in repeated)
+
+
+def test_a_space_with_nothing_new_in_it_ends_the_search(tmp_path: Path) -> None:
+    """Of a range that holds two numbers nobody knows that before."""
+    search = {"shift_scale": {"float": [1.0, math.nextafter(1.0, 2.0)]}}
+    ledger = opened(sweep_with(search=search, budget={"trials": 9}), tmp_path)
+    ids = list(_all_of(ledger))
+    assert 1 <= len(ids) <= 2 and ledger.exhausted and not ledger.left()
+
+
+def _all_of(ledger: Ledger) -> Iterator[str]:
+    while (given := ledger.next()) is not None:
+        ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100))
+        yield given.trial_id
+
+
+def test_a_waiting_configuration_that_is_there_already_is_passed_over(sweep: Sweep, tmp_path: Path) -> None:
+    """Of a sweep that was forked, say."""
+    ledger = opened(sweep, tmp_path)
+    for _ in range(2):
+        ledger.study.enqueue_trial({"directions": 8, "shift_scale": 1.0})
+    first, second = begun(ledger), ledger.next()
+    assert second is not None and second.trial_id != first.trial_id
+
+
+def test_what_a_waiting_configuration_leaves_open_follows_from_the_seed(sweep: Sweep, tmp_path: Path) -> None:
+    drawn = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        ledger = opened(sweep, tmp_path / name)
+        ledger.study.enqueue_trial({"directions": 8})
+        drawn.append(begun(ledger).parameters)
+    assert drawn[0] == drawn[1]
+
+
+def test_reports_are_the_history(sweep: Sweep, tmp_path: Path) -> None:
+    ledger = opened(sweep, tmp_path)
+    given = begun(ledger)
+    before = ledger.progress()
+    for step, value in ((50, 0.5), (10, 0.1), (20, None)):
+        ledger.reported(given.trial_id, step, value, stopped=step == 50)
+    assert opened(sweep, tmp_path).history() == {given.trial_id: [(10, 0.1), (50, 0.5)]}
+    assert ledger.reports(given.trial_id)["50"] == {"value": 0.5, "stopped": True}
+    assert ledger.progress() == before + 3
+    ledger.end(given.trial_id, OUT.PRUNED, "")
+    assert ledger.progress() == before + 4
+
+
+def test_the_time_spent_adds_up_over_starts(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    for before in (0.0, 90.0):
+        ledger = opened(sweep, tmp_path)
+        assert ledger.spent() == before
+        for passed in (30.0, 60.0):  # kept once a minute
+            clock[0] += passed
+            ledger.count_time()
+    assert opened(sweep, tmp_path).spent() == 180.0

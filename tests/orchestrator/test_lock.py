@@ -1,0 +1,77 @@
+"""One process at a time drives a sweep, and a dead one holds nobody up."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.errors import UserError
+from orchestrator import lock
+from orchestrator.lock import driver, driving
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from orchestrator.lock import driving
+with driving(Path(sys.argv[1]), "sweep 'a'"):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """The lock in the hands of another process, until its input ends."""
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "holds\n"
+        yield process
+        process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.2)
+
+
+def test_a_second_process_is_refused_by_name_and_free_after_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "lock"
+    with held(path) as process:
+        found = driver(path)
+        assert found is not None and found.pid == process.pid
+        sentence = rf"^sweep 'a' is being run by process {process.pid} on .*, since .*; wait for it, or stop it first$"
+        with pytest.raises(UserError, match=sentence), driving(path, "sweep 'a'"):
+            pytest.fail("two at a time")
+        assert driver(path) == found, "who was refused took nothing away"
+    assert driver(path) is None
+    with driving(path, "sweep 'a'"):
+        mine = driver(path)
+        assert mine is not None and mine.pid == os.getpid()
+    assert path.read_text() == ""
+
+
+def test_the_kernel_frees_what_a_killed_process_held(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with held(path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert str(process.pid) in path.read_text(), "its name is still there"
+        assert driver(path) is None
+        with driving(path, "sweep 'a'"):
+            assert driver(path) is not None
+
+
+def test_nobody_drives_where_there_is_no_lock(tmp_path: Path) -> None:
+    assert driver(tmp_path / "lock") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), driving(tmp_path / "lock", "sweep 'a'"):
+        raise RuntimeError
+    assert driver(tmp_path / "lock") is None

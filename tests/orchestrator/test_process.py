@@ -1,0 +1,115 @@
+"""Which process makes an attempt, how it ended, and that no other process is ended in its place."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core.errors import NonFiniteError, UserError
+from orchestrator.checkpoints import CheckpointError
+from orchestrator.outcome import Preempted, TrialOutcome
+from orchestrator.process import STEPS, End, Process, end_if_hanging, end_of, end_process, write_end
+
+OUT = TrialOutcome
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+def recorded(child: subprocess.Popen[bytes], folder: Path) -> Process:
+    """As a child would have put itself down."""
+    process = replace(Process.this(1), pid=child.pid, born=psutil.Process(child.pid).create_time())
+    process.write(folder)
+    return process
+
+
+def test_a_process_is_found_again(tmp_path: Path) -> None:
+    mine = Process.this(3)
+    mine.write(tmp_path)
+    assert Process.of(tmp_path) == mine and (mine.pid, mine.attempt) == (os.getpid(), 3)
+    found = mine.find()
+    assert found is not None and found.pid == os.getpid()
+
+
+def test_a_process_that_is_left_over_is_ended(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    recorded(child, tmp_path)
+    end_process(tmp_path)
+    assert not psutil.pid_exists(child.pid)
+    end_process(tmp_path)  # it has gone
+
+
+@pytest.mark.parametrize("other", [{"born": 1.0}, {"host": "another machine"}])
+def test_another_process_with_its_number_is_left_alone(
+    tmp_path: Path, child: subprocess.Popen[bytes], other: dict[str, object]
+) -> None:
+    replace(recorded(child, tmp_path), **other).write(tmp_path)  # type: ignore[arg-type]
+    end_process(tmp_path)
+    assert child.poll() is None
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", '{"pid": 1}'])
+def test_where_nobody_is_put_down_nobody_is_ended(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "process.json").write_text(content)
+    assert Process.of(tmp_path) is None
+    end_process(tmp_path)
+
+
+def test_a_process_that_is_suspended_is_ended_from_outside(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    recorded(child, tmp_path)
+    end_if_hanging(tmp_path, 100)
+    (tmp_path / STEPS).touch()
+    end_if_hanging(tmp_path, 100)
+    assert child.poll() is None, "it has made a step"
+    os.utime(tmp_path / STEPS, (0, time.time() - 200))
+    end_if_hanging(tmp_path, 100)
+    assert not psutil.pid_exists(child.pid)
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (Preempted(), End(OUT.PREEMPTED, "was asked to end, and saved what it had")),
+        (NonFiniteError("loss became nan"), End(OUT.DIVERGED, "loss became nan")),
+        (MemoryError("not even one sample fits"), End(OUT.OUT_OF_MEMORY, "not even one sample fits")),
+        (ValueError("first\nlast"), End(OUT.FAILED, "last")),
+        (UserError("the mask is missing"), End(OUT.FAILED, "the mask is missing", final=True)),
+        (CheckpointError("none is sound"), End(OUT.FAILED, "none is sound", final=True)),
+    ],
+)
+def test_an_attempt_tells_how_it_ends(tmp_path: Path, error: Exception, end: End) -> None:
+    write_end(tmp_path, 2, error)
+    assert end_of(tmp_path, 2, None) == end
+    assert end_of(tmp_path, 3, None).reason.startswith("its process ended without a word"), "that was another attempt"
+
+
+def test_a_process_that_was_killed_tells_nothing(tmp_path: Path) -> None:
+    silent = End(OUT.FAILED, "its process ended without a word (killed, or crashed in a library)")
+    assert end_of(tmp_path, 1, None) == end_of(tmp_path, 1, str(tmp_path / "missing")) == silent
+    (tmp_path / "ended.json").write_text(json.dumps({"attempt": 1})[:-4])
+    assert end_of(tmp_path, 1, None) == silent
+
+
+def test_one_that_hung_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / STEPS).write_text(
+        'Timeout (0:00:01)!\nThread 0x1 (most recent call first):\n  File "a.py", line 3 in f'
+    )
+    assert end_of(tmp_path, 1, None).reason == (
+        "made no step for too long (recovery.stalled_minutes); it stood at a.py, line 3 in f"
+    )
+
+
+def test_one_that_ray_ended_for_want_of_memory(tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text("ray.exceptions.OutOfMemoryError: Task was killed")
+    assert end_of(tmp_path, 1, str(tmp_path / "error.txt")).outcome == OUT.OUT_OF_MEMORY

@@ -1,0 +1,122 @@
+"""A trial that goes on comes to the very numbers that it would have come to, to the last bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# DeepSpeed is kept out of the process that runs the tests. `stop_in` is the iteration in which a trial is asked to end,
+# `stop_measuring` the one whose measurement is under way then. Every start is a new generator over the same folder.
+SCRIPT = """
+import json, pathlib, sys
+from core import DirectionSet
+from core.methods import learned
+from orchestrator import trial
+from orchestrator.checkpoints import TrialFolder
+from orchestrator.outcome import Preempted
+from orchestrator.spec import parse
+from orchestrator.trial import Surroundings, run_trial
+
+model, root, cases = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
+sweep = parse({"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
+               "train": {"iterations": 4, "batch": 4, "micro_batch": 2, "pool": 32},
+               "evaluate": {"every": 2, "seeds": 6}, "gradient": {"policy": "full_graph"}})
+iterate, evaluate = learned.Learner.iterate, trial.evaluate
+
+def start(folder, stop_in=None, stop_measuring=None):
+    asked, reached, ran, reports = [], [0], [], []
+    def iterated(self, n):
+        ran.append(n + 1)
+        reached[0] = n + 1
+        asked.extend([1] if n + 1 == stop_in else [])
+        return iterate(self, n)
+    def measured(*given, **more):
+        asked.extend([1] if reached[0] == stop_measuring else [])
+        return evaluate(*given, **more)
+    learned.Learner.iterate, trial.evaluate = iterated, measured
+    ended = "whole"
+    try:
+        for report in run_trial({"method": "learned", "directions": 3}, sweep, folder,
+                                around=Surroundings(lambda: bool(asked))):
+            reports.append({name: report[name] for name in ("global_step", "curve", "metrics", "notes")})
+    except Preempted:
+        ended = "preempted"
+    return {"ended": ended, "ran": ran, "reports": reports, "step": folder.latest().step}
+
+def case(name, starts, damage=None):
+    folder = TrialFolder(root / name)
+    told = []
+    for given in starts:
+        told.append(start(folder, **given))
+        if damage and len(told) == 1:
+            (folder.path / damage).write_bytes(b"damaged")
+    try:
+        found = DirectionSet.load(folder.result() / "directions")
+        table = [found.table.numpy().tobytes().hex(), found.sigma.numpy().tobytes().hex()]
+    except Exception as error:
+        table = repr(error)
+    return {"starts": told, "table": table}
+
+print("RESULT", json.dumps({name: case(name, **given) for name, given in cases.items()}))
+"""
+CASES: dict[str, Any] = {
+    "plain": {"starts": [{}]},
+    "between": {"starts": [{"stop_in": 1}, {"stop_in": 3}, {}]},
+    "measuring": {"starts": [{"stop_measuring": 2}, {}]},
+    "at_the_end": {"starts": [{"stop_measuring": 4}, {}]},
+    "damaged": {"starts": [{}, {}], "damage": "checkpoint_00000004/state.json"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("trials")
+    command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(folder), json.dumps(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    found: dict[str, dict[str, Any]] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+def reports_of(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """What all starts of a trial reported, a report that was repeated once."""
+    found = {report["global_step"]: report for start in run["starts"] for report in start["reports"]}
+    return [{**report, "notes": []} for report in found.values()]
+
+
+def test_a_trial_reports_and_checkpoints(runs: dict[str, dict[str, Any]]) -> None:
+    [plain] = runs["plain"]["starts"]
+    assert (plain["ended"], plain["ran"], plain["step"]) == ("whole", [1, 2, 3, 4], 4)
+    curves = [[point["step"] for point in report["curve"]] for report in plain["reports"]]
+    assert curves == [[1, 2], [3, 4]]
+
+
+def test_one_stopped_between_two_reports(runs: dict[str, dict[str, Any]]) -> None:
+    """It saves at the end of the iteration, and runs none twice."""
+    run = runs["between"]
+    ended = [(start["ended"], start["ran"], start["step"]) for start in run["starts"]]
+    assert ended == [("preempted", [1], 1), ("preempted", [2, 3], 3), ("whole", [4], 4)]
+    assert reports_of(run) == reports_of(runs["plain"]) and run["table"] == runs["plain"]["table"]
+
+
+@pytest.mark.parametrize("case", ["measuring", "at_the_end"])
+def test_one_stopped_while_it_measures(runs: dict[str, dict[str, Any]], case: str) -> None:
+    run = runs[case]
+    assert [start["ended"] for start in run["starts"]] == ["preempted", "whole"]
+    assert [n for start in run["starts"] for n in start["ran"]] == [1, 2, 3, 4], "what it has trained is kept"
+    assert reports_of(run) == reports_of(runs["plain"]) and run["table"] == runs["plain"]["table"]
+
+
+def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(runs: dict[str, dict[str, Any]]) -> None:
+    run = runs["damaged"]
+    second = run["starts"][1]
+    assert second["ran"] == [3, 4] and [report["global_step"] for report in second["reports"]] == [2, 4]
+    [note] = [note for report in second["reports"] for note in report["notes"]]  # told once
+    assert note.startswith("checkpoint_00000004 is damaged (state.json ") and "the one before it is taken" in note
+    assert reports_of(run) == reports_of(runs["plain"]) and run["table"] == runs["plain"]["table"]

@@ -1,0 +1,101 @@
+"""When a sweep starts nothing more."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator import stopping as module
+from orchestrator.stopping import Stopping
+from orchestrator.store import SweepFolder
+
+
+@pytest.fixture
+def stopping(tmp_path: Path) -> Stopping:
+    folder = SweepFolder(tmp_path, "a")
+    folder.path.mkdir()
+    return Stopping(folder, Console(file=io.StringIO(), width=200))
+
+
+def told(stopping: Stopping) -> str:
+    assert isinstance(stopping.console.file, io.StringIO)
+    return stopping.console.file.getvalue()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_every_trial_to_save_and_end(stopping: Stopping, number: int) -> None:
+    before = signal.getsignal(number)
+    stopping.folder.stop.touch()  # of a start that was killed
+    with stopping:
+        assert not stopping.folder.stop.exists() and not stopping.over()
+        with stopping.search():
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        assert stopping.folder.stop.exists() and stopping.over()
+        assert "Stopping: trials save and end, within 60 s; once more to end at once" in told(stopping)
+    assert not stopping.folder.stop.exists() and signal.getsignal(number) == before
+
+
+def test_where_no_trial_runs_there_is_nothing_to_wait_for(stopping: Stopping) -> None:
+    with stopping, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert not stopping.over()
+
+
+def test_the_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from rich.console import Console
+from orchestrator.stopping import Stopping
+from orchestrator.store import SweepFolder
+folder = SweepFolder(Path(sys.argv[1]), "a")
+folder.path.mkdir()
+with Stopping(folder, Console()) as stopping, stopping.search():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        print("still here", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and done.stdout.count("still here") == 1
+
+
+def test_trials_that_do_not_end_in_time_are_ended(stopping: Stopping, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopper = stopping.stopper()
+    assert not stopper("t", {}) and not stopper.stop_all()
+    stopping.asked = time.monotonic()
+    assert not stopper.stop_all(), "they have a minute"
+    stopping.asked -= module.GRACE_S + 1
+    assert stopper.stop_all()
+
+
+def test_the_hours_of_the_budget_count_what_was_spent_before(stopping: Stopping) -> None:
+    stopping.limit(None, 1e9)
+    assert not stopping.time_is_up()
+    stopping.limit(1.0, 3590)
+    assert not stopping.over()
+    stopping.limit(1.0, 3601)
+    assert stopping.over() and stopping.stopper().stop_all()
+
+
+def test_a_disk_that_is_nearly_full_holds_up_what_is_new_and_says_so_once(
+    stopping: Stopping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 0.0)
+    free = [1 << 40]
+    monkeypatch.setattr(module, "free_bytes", lambda path: free[0])
+    assert not stopping.held()
+    for free[0], held in ((1 << 20, True), (2 << 20, True), (1 << 39, False), (1 << 38, False)):
+        assert stopping.held() == held
+    where = stopping.folder.path
+    assert told(stopping).splitlines() == [
+        f"Disk: only 1 MiB are free at {where}; no new trial starts until there is more",
+        f"Disk: {(1 << 39) >> 20} MiB are free at {where}; it goes on",
+    ]
