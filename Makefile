@@ -1,13 +1,14 @@
 # make sweep   create the environment, run the five-minute example, say where the results are
 # make test    all tests
 # make check   what CI checks beside the tests
+# make faults  real sweeps under real faults, about 12 minutes; LONG=1 for twice the kills
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: sweep test check install ops format clean
+.PHONY: sweep test check faults install ops format clean
 
 sweep: ops
 	orchestrate sweep sweeps/toyfaces.yaml
@@ -20,6 +21,9 @@ check: install
 	ruff format --check .
 	mypy
 	lint-imports
+
+faults: ops
+	python -m tests.faults $(if $(LONG),--long)
 
 install: $(VENV)/installed
 

@@ -12,12 +12,14 @@ nothing else: what is not there, or is damaged, is computed.
 import fcntl
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from core.files import TEMPORARY, atomic_file
 
+_POLL_S = 0.1
 _HEADER = 512  # bytes of a file beside its tensor, at most
 
 Compute = Callable[[], Mapping[str, Tensor]]
@@ -49,6 +52,8 @@ class SampleCache:
 
     Samples are kept `block` at a time, however many are drawn at once.
 
+    waiting: called again and again while another process computes what is needed.
+
     It never takes more than half of what the disk has free for it. A file that is being read may go as well: whoever
     has it mapped keeps its pages.
     """
@@ -56,6 +61,7 @@ class SampleCache:
     folder: Path
     limit_bytes: int = 20 << 30
     block: int = 64
+    waiting: Callable[[], None] = lambda: None
 
     def __contains__(self, entry: Entry) -> bool:
         """Whether all files of the entry are there, not whether they are sound."""
@@ -177,12 +183,21 @@ class SampleCache:
             yield False
             return
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = True
-            except OSError:
-                held = False
-            yield held
+            while not (held := _locks(file)) and held is not None and wait:
+                self.waiting()
+                time.sleep(_POLL_S)
+            yield bool(held)
+
+
+def _locks(file: IO[str]) -> bool | None:
+    """Whether the lock of a file is this process's now; None where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _checksum(tensor: Tensor) -> str:

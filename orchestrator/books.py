@@ -13,7 +13,7 @@ from typing import Any
 from core.errors import UserError
 from orchestrator.checkpoints import CheckpointError, keep_best
 from orchestrator.disk import with_space
-from orchestrator.ledger import MEMORY, METRICS, SECONDS, STEP, Ends, Ledger
+from orchestrator.ledger import ENDS, MEMORY, METRICS, SECONDS, STEP, Ends, Ledger, parameters_of
 from orchestrator.outbox import Outbox
 from orchestrator.outcome import ADVICE, TrialOutcome
 from orchestrator.process import end_process
@@ -81,6 +81,9 @@ class Books:
         again = None if final else self.ledger.may_go_on(trial_id, outcome)
         status = "KILLED" if again else _STATUS.get(outcome, "FAILED")
         tags = {"outcome": str(outcome), "reason": reason}
+        if not self.ledger.reports(trial_id):  # it may have ended before it began
+            row = self.ledger.running()[trial_id]
+            self.started(trial_id, parameters_of(row), Ends(**row.user_attrs.get(ENDS, {})).attempt)
         with_space(lambda: self.outbox.end(trial_id, status, tags, int(time.time() * 1000)))
         self.ledger.end(trial_id, outcome, reason, report, again)
         if again is None:
@@ -90,11 +93,14 @@ class Books:
     def _tidy(self, trial_id: str) -> None:
         """Of trials that are over only the best keep their sets; nobody needs the state of their networks."""
         try:
-            self.folder.trial(trial_id).ended()
+            with_space(self.folder.trial(trial_id).ended)
         except CheckpointError:  # there is nothing sound to keep
             pass
-        best = [row.trial_id for row in ranked(self.ledger.study, self.sweep) if row.over]
-        keep_best([self.folder.trial(each) for each in best], self.sweep.recovery.keep_trials)
+        over = [row for row in ranked(self.ledger.study, self.sweep) if row.over]
+        front = [row for row in over if row.on_front]  # ranks change with every trial; the best is always among these
+        order = [*front, *(row for row in over if not row.on_front)]
+        count = max(self.sweep.recovery.keep_trials, len(front))
+        keep_best([self.folder.trial(row.trial_id) for row in order], count)
 
     def settle(self, over: str | None = None) -> list[str]:
         """Close every row that is running, for nothing runs. Returns the trials that go on.
@@ -102,6 +108,8 @@ class Books:
         over: why the sweep has ended for good; trials on their way are then pruned for that reason.
         """
         self.ledger.close_strays()
+        if over is not None:
+            self.ledger.take_waiting()
         for trial_id, row in self.ledger.begun().items():
             if row.state.is_finished() and self.folder.trial(trial_id).resumable():  # killed before it was tidied
                 self._tidy(trial_id)

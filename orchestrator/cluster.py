@@ -14,8 +14,11 @@ from pathlib import Path
 
 import psutil
 
+from core.errors import UserError, first_line
+
 _LONGEST_TEMP = 40  # characters; what Ray adds has to fit into the path of a socket, 107 in all
 _PREFIX = "hso-"
+_ROOT = Path(tempfile.gettempdir())
 _PROCESSES = ("raylet", "gcs_server")
 
 
@@ -52,12 +55,14 @@ class Cluster:
         configure(self.address)
         if self.address is None:
             _make_folder()
+            _use_temporary(_folder())  # what trials leave there when they are killed goes with the rest
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         if self.address is None:
+            _use_temporary(_ROOT)
             shutil.rmtree(_folder(), ignore_errors=True)
 
     def start(self) -> None:
@@ -67,7 +72,10 @@ class Cluster:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder tells what failed, in a line
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if self.address is not None:
-            ray.init(address=self.address, **quiet)
+            try:
+                ray.init(address=self.address, **quiet)
+            except (ValueError, ConnectionError, RuntimeError) as error:
+                raise UserError(f"--address: no Ray answers at {self.address} ({first_line(error)})") from None
             return
         ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **quiet)
         children = psutil.Process().children(recursive=True)
@@ -87,8 +95,12 @@ class Cluster:
 
 
 def _folder() -> Path:
-    root = Path(tempfile.gettempdir())
-    return (root if len(str(root)) <= _LONGEST_TEMP else Path("/tmp")) / f"{_PREFIX}{os.getpid()}"
+    return (_ROOT if len(str(_ROOT)) <= _LONGEST_TEMP else Path("/tmp")) / f"{_PREFIX}{os.getpid()}"
+
+
+def _use_temporary(folder: Path) -> None:
+    """Where this process, and those that it starts from now on, put temporary files."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def _make_folder() -> None:

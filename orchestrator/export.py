@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from core.cache import SampleCache
@@ -20,6 +21,7 @@ from core.errors import UserError
 from core.files import atomic_folder, open_regular, write_json
 from core.metrics import METRICS
 from core.randomness import REPORT_SEEDS
+from orchestrator.bench import Bench, random_like
 from orchestrator.books import Books
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.disk import with_space
@@ -28,7 +30,6 @@ from orchestrator.ranking import Row, ranked, rows
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking
-from orchestrator.trial import Bench, random_like
 
 
 def crown(books: Books) -> Row | None:
@@ -41,8 +42,14 @@ def crown(books: Books) -> Row | None:
     if best is None:
         books.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(books))
         return None
+    with tempfile.TemporaryDirectory() as temporary:
+        _measure_and_keep(books, best, _result(folder, best.trial_id, Path(temporary)))
+    return best
+
+
+def _measure_and_keep(books: Books, best: Row, checkpoint: Path) -> None:
+    sweep, folder = books.sweep, books.folder
     bench, drawing = Bench.load(sweep, SampleCache(folder.cache)), Drawing(sweep)
-    checkpoint = folder.trial(best.trial_id).result()
     found = DirectionSet.load(checkpoint / "directions")
     champion = drawing.run(lambda fitting: bench.measure(fitting, found, REPORT_SEEDS)).metrics
     random = drawing.run(lambda fitting: bench.scaled(fitting, random_like(bench, found, fitting)))
@@ -54,7 +61,6 @@ def crown(books: Books) -> Row | None:
     with_space(lambda: _record(books, champion, baseline, best))
     result = {"trial": best.trial_id, "champion": champion, "random": baseline}
     with_space(lambda: write_json(folder.result, result))
-    return best
 
 
 def _enthrone(champion: DirectionSet, traversal: Path, to: Path) -> None:
@@ -79,7 +85,7 @@ def _record(books: Books, champion: Mapping[str, float], baseline: Mapping[str, 
 def _last_end(books: Books) -> int:
     """When the last trial ended, in milliseconds."""
     ends = [row.datetime_complete for row in books.ledger.begun().values() if row.datetime_complete]
-    return int(max(ends).timestamp() * 1000)
+    return int(max(ends, default=datetime.now()).timestamp() * 1000)
 
 
 def export(folder: SweepFolder, to: Path, run: str | None = None, top: int | None = None) -> list[Path]:
@@ -128,20 +134,25 @@ def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
 
 def _write_trial(folder: SweepFolder, trial_id: str, to: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            result = folder.trial(trial_id).result()
-        except CheckpointError:  # not among the best any more: MLflow has it
-            result = _fetched(folder, trial_id, Path(temporary))
+        result = _result(folder, trial_id, Path(temporary))
         directions = DirectionSet.load(result / "directions")
         directions = replace(directions, provenance={**directions.provenance, "sweep": folder.name, "trial": trial_id})
         write_bundle(directions, result / "traversal.png", to)
+
+
+def _result(folder: SweepFolder, trial_id: str, temporary: Path) -> Path:
+    """A folder with a trial's set and picture: its checkpoint, or what MLflow has where that is not kept any more."""
+    try:
+        return folder.trial(trial_id).result()
+    except CheckpointError:
+        return _fetched(folder, trial_id, temporary)
 
 
 def _fetched(folder: SweepFolder, trial_id: str, to: Path) -> Path:
     """A trial's set and picture out of MLflow. Raises UserError where they are not there either."""
     sweep, state = folder.sweep(), folder.read()
     tracking = _tracking(folder, sweep)
-    child = tracking.child(state["experiment_id"], state["parent_run"], trial_id)
+    child = tracking.find(state["experiment_id"], state["parent_run"], trial_id)
     if child is None:
         raise UserError(f"trial '{trial_id}' of sweep '{folder.name}' has no direction set, on disk or in MLflow")
     tracking.download(child.info.run_id, "directions", to)

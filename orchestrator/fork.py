@@ -37,12 +37,12 @@ def forked(sweep: Sweep, root: Path) -> tuple[SweepFolder | None, Sweep]:
     return source, new
 
 
-def carry_over(source: SweepFolder, sweep: Sweep, study: optuna.Study) -> None:
+def carry_over(source: SweepFolder, sweep: Sweep, study: optuna.Study, weights: str) -> None:
     """Put what the old sweep has found into the study of the new one, each trial once, where its space holds it."""
     before = source.sweep()
     there = {row.user_attrs[CARRIED] for row in study.get_trials(deepcopy=False) if CARRIED in row.user_attrs}
     best = [row for row in ranked(open_study(before.name, source.study), before) if row.state == "completed"]
-    comparable = before.trial_key({}, "") == sweep.trial_key({}, "")
+    comparable = before.trial_key({}, source.read()["weights"]) == sweep.trial_key({}, weights)
     for row in best if comparable else best[: min(_TRIED_FIRST, trials(sweep))]:
         known = _in_space(row.parameters, sweep)
         values = [row.metrics.get(objective.metric) for objective in sweep.objectives]

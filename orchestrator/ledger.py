@@ -102,6 +102,11 @@ class Ledger:
         self.exhausted = True
         return None
 
+    def take_waiting(self) -> None:
+        """Make every waiting attempt a running one, for the sweep has ended and they are to be closed."""
+        while self._rows(TrialState.WAITING):
+            self._take()
+
     def left(self) -> bool:
         """Whether a trial is still to be run, or to be run on."""
         if self.running() or self._rows(TrialState.WAITING):
@@ -118,10 +123,10 @@ class Ledger:
         self._counted = time.monotonic()
         return float(self.study.user_attrs.get(_SPENT, 0.0))
 
-    def count_time(self) -> None:
+    def count_time(self, at_least: float = _COUNT_S) -> None:
         """Keep, once a minute, how long the sweep has been under way."""
         passed = time.monotonic() - self._counted
-        if passed >= _COUNT_S:
+        if passed >= at_least:
             self.study.set_user_attr(_SPENT, self.spent() + passed)
 
     def _take(self) -> Assignment | None:
@@ -155,7 +160,7 @@ class Ledger:
 
     def _enqueue_next(self) -> None:
         """Make the next trial the first configuration that none has yet."""
-        taken = {frozenset(row.params.items()) for row in self.begun().values()}
+        taken = {frozenset(parameters_of(row).items()) for row in self.begun().values()}
         values = next(values for values in self.listed if frozenset(values.items()) not in taken)
         self.study.enqueue_trial(values)
 

@@ -31,12 +31,12 @@ class Driver:
 @contextmanager
 def driving(path: Path, what: str) -> Iterator[None]:
     """Hold the lock for the duration of a block. Raises UserError, naming who has it, where another process does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        if not _taken(file, fcntl.LOCK_EX):
-            raise UserError(
-                f"{what} is being run by {_named(file) or 'another process'}; wait for it, or stop it first"
-            )
+    with _opened(path) as file:
+        if not _taken(file):
+            holder = _named(file) or "another process"
+            raise UserError(f"{what} is being run by {holder}; wait for it, or stop it first")
+        if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+            raise UserError(f"{what} has just been given up by another process; start it again")
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         file.truncate(0)
         file.write(json.dumps(asdict(Driver(os.getpid(), socket.gethostname(), now))))
@@ -45,6 +45,11 @@ def driving(path: Path, what: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def _opened(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "a+")
 
 
 def driver(path: Path) -> Driver | None:
@@ -58,9 +63,9 @@ def driver(path: Path) -> Driver | None:
         return None
 
 
-def _taken(file: IO[str], kind: int) -> bool:
+def _taken(file: IO[str]) -> bool:
     until = time.monotonic() + _PATIENCE_S
-    while not _lock(file, kind):
+    while not _lock(file, fcntl.LOCK_EX):
         if time.monotonic() > until:
             return False
         time.sleep(0.05)

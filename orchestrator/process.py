@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,12 +34,12 @@ class Process:
 
     pid: int
     host: str
-    born: float
+    born: str
     attempt: int
 
     @classmethod
     def this(cls, attempt: int) -> "Process":
-        return cls(os.getpid(), socket.gethostname(), psutil.Process().create_time(), attempt)
+        return cls(os.getpid(), socket.gethostname(), _born(os.getpid()), attempt)
 
     @classmethod
     def of(cls, folder: Path) -> "Process | None":
@@ -54,10 +55,17 @@ class Process:
     def find(self) -> psutil.Process | None:
         """The process, where it is alive and on this machine."""
         try:
-            found = psutil.Process(self.pid) if self.host == socket.gethostname() else None
-            return found if found and abs(found.create_time() - self.born) < 1 else None
-        except psutil.NoSuchProcess:
-            return None
+            if self.host == socket.gethostname() and _born(self.pid) == self.born:
+                return psutil.Process(self.pid)
+        except (psutil.NoSuchProcess, OSError):
+            pass
+        return None
+
+
+def _born(pid: int) -> str:
+    """When a process began, in ticks since this machine did: no clock that is set changes that."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return f"{stat.rpartition(')')[2].split()[19]} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
 
 
 def end_process(folder: Path) -> None:
@@ -70,16 +78,33 @@ def end_process(folder: Path) -> None:
             process.wait(30)
         except psutil.NoSuchProcess:
             pass
+        except psutil.TimeoutExpired:
+            raise RuntimeError(f"process {process.pid} of trial {folder.name} cannot be ended") from None
 
 
-def end_if_hanging(folder: Path, limit_s: float) -> None:
-    """End a process that has made no step for so long, though it should have ended itself: it is suspended, say."""
-    try:
-        idle = time.time() - (folder / STEPS).stat().st_mtime
-    except OSError:
-        return
-    if idle > limit_s:
-        end_process(folder)
+class Hanging:
+    """Finds processes that have made no step for `limit_s`, though they should have ended themselves: suspended, say.
+
+    Measured by how long a last step stays the last, so that no clock that is set, and no sleep of the machine, counts.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.seen: dict[Path, tuple[float, float]] = {}  # folder -> last step, when that was first seen
+
+    def end(self, folder: Path) -> None:
+        """End the process of a trial if it hangs."""
+        try:
+            step = (folder / STEPS).stat().st_mtime
+        except OSError:
+            return
+        now = time.monotonic()
+        last, since = self.seen.get(folder, (None, now))
+        if step != last:
+            self.seen[folder] = step, now
+        elif step > 0 and now - since > self.limit_s:  # 0: it waits for the driver
+            with suppress(RuntimeError):
+                end_process(folder)
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,8 @@ def end_of(folder: Path, attempt: int, error_file: str | None) -> End:
             return End(TrialOutcome(found["outcome"]), str(found["reason"]), bool(found["final"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    where = stood(folder / STEPS)
+    recorded = Process.of(folder)
+    where = stood(folder / STEPS) if recorded and recorded.attempt == attempt else None
     if where is not None:
         return End(TrialOutcome.FAILED, f"made no step for too long (recovery.stalled_minutes); it stood at {where}")
     if error_file and Path(error_file).is_file() and "OutOfMemoryError" in Path(error_file).read_text(errors="replace"):

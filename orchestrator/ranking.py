@@ -6,6 +6,7 @@ between them; the first objective breaks ties.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
@@ -13,7 +14,19 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.ledger import ENDS, MEMORY, METRICS, OUTCOME, REASON, SECONDS, STEP, Ends, newest_rows, parameters_of
+from orchestrator.ledger import (
+    ENDS,
+    MEMORY,
+    METRICS,
+    OUTCOME,
+    REASON,
+    REPORTS,
+    SECONDS,
+    STEP,
+    Ends,
+    newest_rows,
+    parameters_of,
+)
 from orchestrator.lock import driver
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
@@ -83,7 +96,7 @@ def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool) -> Row
         state,
         trial.params or parameters_of(trial),
         told.get(METRICS, {}),
-        int(told.get(STEP, 0)) or max(map(int, told.get("reports", {})), default=0),
+        int(told.get(STEP, 0)) or max(map(int, told.get(REPORTS, {})), default=0),
         on_front,
         told.get(SECONDS),
         told.get(MEMORY, {}),
@@ -103,8 +116,13 @@ def _beats(one: FrozenTrial, other: FrozenTrial, sweep: Sweep) -> bool:
 
 
 def _by_mean_rank(completed: list[Row], sweep: Sweep) -> list[Row]:
-    costs = [_costs(row, sweep) for row in completed]
+    costs = _columns([_costs(row, sweep) for row in completed])
     return sorted(completed, key=lambda row: (_ahead(_costs(row, sweep), costs), _costs(row, sweep)))
+
+
+def _columns(costs: list[list[float]]) -> list[list[float]]:
+    """The costs of many trials, sorted for each objective."""
+    return [sorted(column) for column in zip(*costs, strict=True)]
 
 
 def _costs(row: Row, sweep: Sweep) -> list[float]:
@@ -112,14 +130,14 @@ def _costs(row: Row, sweep: Sweep) -> list[float]:
     return [row.metrics[objective.metric] * (-1 if objective.mode == "max" else 1) for objective in sweep.objectives]
 
 
-def _ahead(costs: list[float], others: list[list[float]]) -> int:
+def _ahead(costs: list[float], columns: list[list[float]]) -> int:
     """In how many objectives of how many others these costs are beaten: the sum of the ranks, from 0."""
-    return sum(theirs < ours for other in others for ours, theirs in zip(costs, other, strict=True))
+    return sum(bisect_left(column, cost) for cost, column in zip(costs, columns, strict=True))
 
 
 def by_method(ranked: list[Row], sweep: Sweep) -> list[MethodRow]:
     """One row for each method of the sweep, ordered by the mean rank of its completed trials; then those with none."""
-    costs = [_costs(row, sweep) for row in ranked if row.state == "completed"]
+    costs = _columns([_costs(row, sweep) for row in ranked if row.state == "completed"])
     keyed: list[tuple[float, MethodRow]] = []
     for method in sweep.methods:
         its_own = [row for row in ranked if row.parameters.get("method", method) == method]

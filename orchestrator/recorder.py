@@ -11,7 +11,7 @@ from rich.console import Console
 from orchestrator.books import Books
 from orchestrator.ledger import METRICS, STEP
 from orchestrator.outcome import TrialOutcome
-from orchestrator.process import end_if_hanging, end_of
+from orchestrator.process import Hanging, end_of
 from orchestrator.space import searched
 
 _LOOK_S = 5.0  # between two looks at the processes of trials
@@ -27,6 +27,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.iterations, self.objective = sweep.train.iterations, sweep.objectives[0].metric
         self.searched = searched(sweep.space)
         self.started, self.looked = time.monotonic(), 0.0
+        self.hanging = Hanging(sweep.recovery.stalled_minutes * 60 + _LATE_S)
 
     def get_state(self) -> dict[str, Any] | None:
         return None  # the books are all there is
@@ -41,8 +42,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             self.looked = time.monotonic()
             for trial in trials:
                 if trial.status == "RUNNING":
-                    limit = self.books.sweep.recovery.stalled_minutes * 60 + _LATE_S
-                    end_if_hanging(self._folder(trial), limit)
+                    self.hanging.end(self._folder(trial))
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = trial.config
@@ -71,6 +71,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def _ended(self, trial: Any, outcome: TrialOutcome, reason: str, final: bool = False) -> None:
         report: Mapping[str, Any] | None = trial.last_result if METRICS in (trial.last_result or {}) else None
+        if trial.config["trial_id"] not in self.books.ledger.running():
+            return
         again = self.books.ended(trial.config["trial_id"], outcome, reason, report, final)
         plain = outcome in (TrialOutcome.COMPLETED, TrialOutcome.PRUNED)
         self._say(trial, outcome, "" if plain else reason + ("; it will go on" if again else ""))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from core.errors import UserError
 from orchestrator.books import Books
 from orchestrator.layout import counted
 from orchestrator.ledger import Ledger
@@ -23,9 +24,15 @@ def repair(root: Path, name: str | None, console: Console) -> None:
         if holder := driver(folder.lock):
             console.print(f"{each}: is being run by {holder}; nothing to repair", highlight=False)
             continue
-        with driving(folder.lock, f"sweep '{each}'"):
-            for line in _repaired(folder, console):
-                console.print(f"{each}: {line}", highlight=False, soft_wrap=True)
+        try:
+            with driving(folder.lock, f"sweep '{each}'"):
+                lines = _repaired(folder, console)
+        except UserError as error:
+            if name:
+                raise
+            lines = [str(error)]
+        for line in lines:
+            console.print(f"{each}: {line}", highlight=False, soft_wrap=True)
 
 
 def _repaired(folder: SweepFolder, console: Console) -> list[str]:

@@ -29,7 +29,7 @@ def show(folder: SweepFolder, console: Console) -> None:
         front = [row.trial_id for row in ranked if row.on_front]
         names = " and ".join(objective.metric for objective in sweep.objectives)
         console.print(f"Pareto front of {names}: {', '.join(front) or 'empty'} (marked *)")
-    if (folder.path / "result.json").is_file():
+    if folder.result.is_file():
         result = folder.read("result.json")
         console.print(comparison_table(result))
         console.print(f"Champion: trial {result['trial']}, in {folder.champion}")

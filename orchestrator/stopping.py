@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -50,8 +50,9 @@ class Stopping:
         if not self.searching:
             raise KeyboardInterrupt
         self.asked = time.monotonic()
-        self.folder.stop.touch()
-        self.console.print(f"Stopping: trials save and end, within {GRACE_S:.0f} s; once more to end at once")
+        with suppress(OSError, RuntimeError):  # a full disk; a line that was being printed
+            self.folder.stop.touch()
+            self.console.print(f"Stopping: trials save and end, within {GRACE_S:.0f} s; once more to end at once")
 
     @contextmanager
     def search(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from orchestrator.cluster import Cluster
 from orchestrator.disk import full
 from orchestrator.engine import compiler_missing
 from orchestrator.fork import carry_over, forked
+from orchestrator.layout import counted
 from orchestrator.ledger import Ledger
 from orchestrator.lock import driver, driving
 from orchestrator.outbox import Outbox
@@ -51,6 +52,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
 
     fork: where the sweep's folder holds another sweep of that name, start a new one that learns from it.
     """
+    root = root.resolve()  # trials may run elsewhere
     source, sweep = forked(sweep, root) if fork else (None, sweep)
     folder = SweepFolder(root, sweep.name)
     if folder.exists():
@@ -68,6 +70,9 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     if not folder.exists():
         tracking.check()
     with driving(folder.lock, f"sweep '{sweep.name}'"):
+        if folder.exists():  # begun meanwhile by somebody who has ended meanwhile
+            folder.refuse_changed(sweep)
+            folder.refuse_other_weights(model.weights)
         try:
             with Cluster(address) as cluster, Stopping(folder, console, model.set_bytes) as stopping:
                 slots = _slots(sweep)
@@ -134,13 +139,12 @@ def _prepare(sweep: Sweep, folder: SweepFolder, tracking: Tracking, weights: str
     if "study" not in state:
         study = create_study(sweep, folder.study)
         if source is not None:
-            carry_over(source, sweep, study)
+            carry_over(source, sweep, study, weights)
         state = folder.add(study=folder.study.name)
     if "parent_run" not in state:
         experiment = tracking.experiment(sweep.experiment)
         tags = {"sweep": sweep.name, "sweep_id": state["id"], "identity": sweep.identity(), "model": sweep.model}
-        parent = tracking.parent(experiment, state["id"])  # of a start that was killed right here
-        parent = parent or tracking.start_parent(experiment, sweep.name, tags, sweep.resolved())
+        parent = tracking.start_parent(experiment, sweep.name, tags, sweep.resolved())
         folder.add(tracking_uri=tracking.shown, experiment_id=experiment, parent_run=parent)
 
 
@@ -151,13 +155,21 @@ def _outbox(folder: SweepFolder, tracking: Tracking, console: Console) -> Outbox
 
 def _slots(sweep: Sweep) -> int:
     """How many trials the cluster can hold at a time."""
-    have, need = ray.cluster_resources(), _resources(sweep)
-    fits = [int(have.get(kind.upper(), 0) // amount) for kind, amount in need.items() if amount]
-    if min(fits) < 1:
-        wanted = " and ".join(f"{amount:g} {kind.upper()}" for kind, amount in need.items() if amount)
+    have, need = ray.cluster_resources(), {kind: amount for kind, amount in _resources(sweep).items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = sum(min(_times(node.get(kind.upper(), 0), amount) for kind, amount in need.items()) for node in nodes)
+    if fits < 1:
+        wanted = " and ".join(f"{amount:g} {kind.upper()}" for kind, amount in need.items())
         there = " and ".join(f"{have.get(kind.upper(), 0):g} {kind.upper()}" for kind in need)
-        raise UserError(f"resources: a trial asks for {wanted}; this cluster has {there}")
-    return min(min(fits), trials(sweep))
+        raise UserError(
+            f"resources: a trial asks for {wanted}; this cluster has {there}, in {counted(len(nodes), 'machine')}"
+        )
+    return min(fits, trials(sweep))
+
+
+def _times(there: float, amount: float) -> int:
+    """How often an amount fits; 0.2 fits five times into 1."""
+    return int(there / amount + 1e-9)
 
 
 def _resources(sweep: Sweep) -> dict[str, float]:
@@ -179,6 +191,7 @@ def _search(books: Books, course: Course) -> None:
                 _tune(books, course)
         except Exception as raised:
             error = raised
+        ledger.count_time(0)
         if stopping.over():
             break
         books.settle()

@@ -148,14 +148,18 @@ class Tracking:
     @_told
     def start_parent(self, experiment_id: str, name: str, tags: Mapping[str, str], spec: Mapping[str, Any]) -> str:
         shown, tagged = self.scrub(dict(spec)), self.scrub({"role": "sweep", **tags})
-        run = _patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
-        _patiently(lambda: self._params(run.info.run_id, flatten(shown)))
-        self.client.log_dict(run.info.run_id, shown, "sweep.json")
-        return str(run.info.run_id)
+        run_id = self._parent(experiment_id, tagged.get("sweep_id"))  # of a start that was killed right here
+        if run_id is None:
+            run = _patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
+            run_id = str(run.info.run_id)
+        _patiently(lambda: self._params(run_id, flatten(shown)))
+        self.client.log_dict(run_id, shown, "sweep.json")
+        return run_id
 
-    @_told
-    def parent(self, experiment_id: str, sweep_id: str) -> str | None:
+    def _parent(self, experiment_id: str, sweep_id: str | None) -> str | None:
         """The run that was made for a sweep, if there is one."""
+        if sweep_id is None:
+            return None
         rule = f"tags.role = 'sweep' and tags.sweep_id = '{sweep_id}'"
         runs = self.client.search_runs([experiment_id], rule, max_results=1)
         return str(runs[0].info.run_id) if runs else None
@@ -227,6 +231,11 @@ class Tracking:
         rule = f"tags.`{PARENT}` = '{parent}' and tags.trial_id = '{trial_id}'"
         runs = self.client.search_runs([experiment_id], rule, max_results=1, order_by=["attributes.start_time ASC"])
         return runs[0] if runs else None
+
+    @_told
+    def find(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:
+        """`child`, for whoever tells a person what went wrong."""
+        return self.child(experiment_id, parent, trial_id)
 
     @_told
     def children(self, experiment_id: str, parent: str) -> list[Run]:

@@ -21,96 +21,23 @@ from typing import Any
 
 import torch
 
-from core import predictors
 from core.cache import SampleCache
-from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError
 from core.files import write_json
-from core.lean import lean
-from core.methods import METHODS, learned, random
-from core.metrics import Evaluation, calibrate, evaluate
-from core.pictures import traversal, traversal_grid
-from core.precision import use_precision
+from core.methods import METHODS, learned
 from core.randomness import SELECT_SEEDS
-from core.schedule import Schedule
-from core.zoo.attributes import Attributes
 from orchestrator.attempt import Attempt
+from orchestrator.bench import Bench
 from orchestrator.checkpoints import TrialFolder
 from orchestrator.disk import with_space
-from orchestrator.drawing import Drawing, NothingFits, release
+from orchestrator.drawing import Drawing, NothingFits, release, with_batch
 from orchestrator.engine import Engines
 from orchestrator.footprint import Case, device_bytes
 from orchestrator.outcome import Preempted, out_of_memory
 from orchestrator.settings import settings_of
 from orchestrator.spec import Sweep
 from orchestrator.trial_state import Report, State
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a trial works with: the frozen model, its chain, its attribute predictor if it has one, and the unshifted
-    samples that are there already.
-    """
-
-    denoiser: Denoiser
-    schedule: Schedule
-    attributes: Attributes | None
-    cache: SampleCache | None = None
-
-    @classmethod
-    def load(cls, sweep: Sweep, cache: SampleCache | None = None) -> "Bench":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        denoiser = Denoiser.from_pretrained(sweep.model, use_precision(sweep.train.precision), device)
-        if sweep.gradient.lean:
-            denoiser = lean(denoiser)
-        schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
-        return cls(denoiser, schedule, predictors.load(sweep.predictor, sweep.model, device), cache)
-
-    def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
-        """The set as strong as `evaluate.strength` says, or as it is where the sweep says nothing."""
-        strength, sampler = sweep.evaluate.strength, sweep.sampler
-        if strength is None:
-            return directions
-        return calibrate(
-            self.denoiser,
-            self.schedule,
-            directions,
-            strength,
-            injection=sampler.injection,
-            window=sampler.window,
-            batch=sampler.batch,
-            cache=self.cache,
-        )
-
-    def measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
-        """Every metric of a set on the first `evaluate.seeds` of a range of held-out seeds."""
-        count = sweep.evaluate.seeds
-        return evaluate(
-            self.denoiser,
-            self.schedule,
-            directions,
-            seeds[:count],
-            reference_seeds=seeds[count : 5 * count],
-            attributes=self.attributes,
-            injection=sweep.sampler.injection,
-            window=sweep.sampler.window,
-            batch=sweep.sampler.batch,
-            cache=self.cache,
-        )
-
-    def draw(self, sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
-        """traversal.png: every direction across its scales, on a fixed seed."""
-        sampler = sweep.sampler
-        images = traversal(
-            self.denoiser,
-            self.schedule,
-            directions,
-            injection=sampler.injection,
-            window=sampler.window,
-            batch=sampler.batch,
-        )
-        traversal_grid(images, directions).save(folder / "traversal.png")
 
 
 @dataclass
@@ -195,12 +122,13 @@ def run_trial(
     if parameters["method"] == "learned":
         yield from _learn(work, parameters, smaller)
     else:
-        yield _find(work, parameters)
+        yield _find(work, parameters, smaller)
 
 
-def _find(work: Work, parameters: Mapping[str, Any]) -> Report:
+def _find(work: Work, parameters: Mapping[str, Any], smaller: int) -> Report:
     """A method that does not train: one finding, which counts as a whole trial's."""
-    method, state, drawing = parameters["method"], State(work.sweep.train.iterations), Drawing(work.sweep)
+    method, state = parameters["method"], State(work.sweep.train.iterations)
+    drawing = Drawing(with_batch(work.sweep, max(1, work.sweep.sampler.batch >> smaller)))
     more = {"attributes": work.bench.attributes} if method == "supervised" else {}
     settings = settings_of(parameters, work.sweep)
 
@@ -345,10 +273,3 @@ def _report(
     told = {**report, "notes": list(work.notes)}
     work.notes.clear()
     return told
-
-
-def random_like(bench: Bench, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
-    """The honest baseline of a set: as many random directions, of the same mean length."""
-    settings = random.Settings(len(directions), seed=sweep.seed)
-    found = random.find(bench.denoiser, bench.schedule, settings, sweep.sampler.batch, bench.cache)
-    return replace(found, sigma=found.sigma * (directions.sigma.mean() / found.sigma.mean()))

@@ -33,6 +33,12 @@ class Watchdog:
             faulthandler.dump_traceback_later(self.limit_s, exit=True, file=self.file)
             os.utime(self.file.fileno())
 
+    def rest(self) -> None:
+        """From now until the next step it waits for somebody else, for however long; time 0 says so."""
+        faulthandler.cancel_dump_traceback_later()
+        os.utime(self.file.fileno(), (0, 0))
+        self.last = 0.0
+
     def close(self) -> None:
         faulthandler.cancel_dump_traceback_later()
         self.file.close()

@@ -35,6 +35,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self.reports: Iterator[dict[str, Any]] | None = None
 
     def step(self) -> dict[str, Any]:
+        self.watchdog.step()
         try:
             if self.reports is None:
                 self.reports = self._begin()
@@ -42,7 +43,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         except Exception as error:
             write_end(self.trial.path, self.config["attempt"], error)
             raise
-        self.watchdog.step()
+        self.watchdog.rest()
         return {**report, **report[METRICS], "done": report[STEP] >= self.sweep.train.iterations}
 
     def cleanup(self) -> None:
@@ -54,7 +55,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         from orchestrator.trial import Surroundings, run_trial  # torch and all: it takes a while
 
         around = Surroundings(self._shall_stop, self._moved)
-        cache, smaller = SampleCache(self.folder.cache), self.config["out_of_memory"]
+        cache = SampleCache(self.folder.cache, waiting=around.step)
+        smaller = self.config["out_of_memory"]
         return run_trial(self.config["parameters"], self.sweep, self.trial, cache, around, smaller)
 
     def _moved(self) -> None:

@@ -75,7 +75,7 @@ def test_mlflow_is_told_first_and_then_the_ledger(books: Books, monkeypatch: pyt
         monkeypatch.setattr(ledger, name, lambda *_, name=name, **__: calls(books).append((f"ledger.{name}", None)))
     books.reported(given.trial_id, report_at(50))
     books.ended(given.trial_id, OUT.COMPLETED, "", report_at(100), final=True)
-    told = ["start", "metrics", "tags", "folder", "image", "ledger.reported", "end", "ledger.end"]
+    told = ["start", "metrics", "tags", "folder", "image", "ledger.reported", "start", "end", "ledger.end"]
     assert [call[0] for call in calls(books)] == told
 
 
@@ -122,7 +122,8 @@ def test_how_an_attempt_ends(
 ) -> None:
     given = begin(books)
     assert books.ended(given.trial_id, outcome, "why", report_at(100), final) == goes_on
-    [(what, trial_id, told, tags, _)] = calls(books)
+    [start, (what, trial_id, told, tags, _)] = calls(books)
+    assert start[:2] == ("start", given.trial_id), "MLflow may not know of it yet"
     assert (what, trial_id, told, tags) == ("end", given.trial_id, status, {"outcome": outcome, "reason": "why"})
     assert books.ledger.left() and (TrialState.WAITING in states(books)) == (goes_on is not None)
 

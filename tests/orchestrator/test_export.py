@@ -14,8 +14,8 @@ from core import DirectionSet
 from core.errors import UserError
 from core.methods import random
 from core.metrics import evaluate
+from orchestrator import bench as bench_module
 from orchestrator import export as module
-from orchestrator import trial
 from orchestrator.books import Books
 from orchestrator.export import card, crown, export, write_bundle
 from orchestrator.ledger import Ledger
@@ -189,7 +189,7 @@ def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> Books:
         }
     )
     folder, ledger = begun(tmp_path / "runs", sweep)
-    [trial_id], bench = ledger.running(), trial.Bench.load(sweep)
+    [trial_id], bench = ledger.running(), bench_module.Bench.load(sweep)
     keep_set(folder, trial_id, 400, random.find(bench.denoiser, bench.schedule, random.Settings(2)))
     ledger.end(trial_id, TrialOutcome.COMPLETED, "", report_at(400, value))
     return Books(sweep, folder, ledger, cast(Any, Told()))
@@ -207,7 +207,7 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return measure(*given, batch=batch, **more)
 
-    monkeypatch.setattr(trial, "evaluate", tight)
+    monkeypatch.setattr(bench_module, "evaluate", tight)
     books = finished(tiny_model, tmp_path)
     best = crown(books)
     assert tried == [64, 32, 16, 16]  # the champion, then the baseline

@@ -47,7 +47,7 @@ def carried(source: SweepFolder, root: Path, sweep: Sweep) -> Ledger:
     folder = SweepFolder(root, "a-2")
     folder.create(sweep, "weights")
     for _ in range(2):
-        carry_over(source, sweep, create_study(sweep, folder.study))
+        carry_over(source, sweep, create_study(sweep, folder.study), "weights")
     return Ledger(sweep, folder.study, "weights")
 
 

@@ -288,7 +288,7 @@ def test_reports_are_the_history(sweep: Sweep, tmp_path: Path) -> None:
     before = ledger.progress()
     for step, value in ((50, 0.5), (10, 0.1), (20, None)):
         ledger.reported(given.trial_id, step, value, stopped=step == 50)
-    assert opened(sweep, tmp_path).history() == {given.trial_id: [(10, 0.1), (50, 0.5)]}
+    assert opened(sweep, tmp_path).history("learned") == {given.trial_id: [(10, 0.1), (50, 0.5)]}
     assert ledger.reports(given.trial_id)["50"] == {"value": 0.5, "stopped": True}
     assert ledger.progress() == before + 3
     ledger.end(given.trial_id, OUT.PRUNED, "")

@@ -17,7 +17,7 @@ import gc, json, pathlib, sys, tempfile, weakref
 import torch
 from core import DirectionSet, unshifted
 from core.methods import learned
-from orchestrator import trial
+from orchestrator import bench
 from orchestrator.checkpoints import TrialFolder
 from orchestrator.outcome import classify
 from orchestrator.spec import parse
@@ -28,7 +28,7 @@ model, cases = sys.argv[1], json.loads(sys.argv[2])
 rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
 parameters = {"method": "learned", "directions": 3, **rates}
 sample, chain, iterate = learned.sample, unshifted._chain, learned.Learner.iterate
-evaluate, traversal = trial.evaluate, trial.traversal
+evaluate, traversal = bench.evaluate, bench.traversal
 ran, alive, most_alive = [], weakref.WeakSet(), []
 
 def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None, measures=None, pictures=None,
@@ -59,7 +59,7 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
             return work(*given, batch=batch, **more)
         return measure
     learned.sample, unshifted._chain = guarded, drawn
-    trial.evaluate, trial.traversal = measured(evaluate, measures), measured(traversal, pictures)
+    bench.evaluate, bench.traversal = measured(evaluate, measures), measured(traversal, pictures)
     def iterated(self, n):
         ran.append(n)
         alive.add(self)

@@ -15,7 +15,8 @@ import pytest
 from core.errors import NonFiniteError, UserError
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.outcome import Preempted, TrialOutcome
-from orchestrator.process import STEPS, End, Process, end_if_hanging, end_of, end_process, write_end
+from orchestrator.process import STEPS, End, Hanging, Process, _born, end_of, end_process, write_end
+from orchestrator.watchdog import Watchdog
 
 OUT = TrialOutcome
 
@@ -29,7 +30,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 def recorded(child: subprocess.Popen[bytes], folder: Path) -> Process:
     """As a child would have put itself down."""
-    process = replace(Process.this(1), pid=child.pid, born=psutil.Process(child.pid).create_time())
+    process = replace(Process.this(1), pid=child.pid, born=_born(child.pid))
     process.write(folder)
     return process
 
@@ -49,7 +50,7 @@ def test_a_process_that_is_left_over_is_ended(tmp_path: Path, child: subprocess.
     end_process(tmp_path)  # it has gone
 
 
-@pytest.mark.parametrize("other", [{"born": 1.0}, {"host": "another machine"}])
+@pytest.mark.parametrize("other", [{"born": "1 another start of the machine"}, {"host": "another machine"}])
 def test_another_process_with_its_number_is_left_alone(
     tmp_path: Path, child: subprocess.Popen[bytes], other: dict[str, object]
 ) -> None:
@@ -67,14 +68,33 @@ def test_where_nobody_is_put_down_nobody_is_ended(tmp_path: Path, content: str |
 
 
 def test_a_process_that_is_suspended_is_ended_from_outside(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    """When its last step has stayed the last for long enough, whatever the clock says it was made at."""
     recorded(child, tmp_path)
-    end_if_hanging(tmp_path, 100)
-    (tmp_path / STEPS).touch()
-    end_if_hanging(tmp_path, 100)
+    hanging = Hanging(0.2)
+    hanging.end(tmp_path)
+    for age in (1000, 900):
+        os.utime(tmp_path / STEPS if age < 1000 else _touched(tmp_path / STEPS), (0, time.time() - age))
+        hanging.end(tmp_path)
+        time.sleep(0.3)
     assert child.poll() is None, "it has made a step"
-    os.utime(tmp_path / STEPS, (0, time.time() - 200))
-    end_if_hanging(tmp_path, 100)
+    hanging.end(tmp_path)
     assert not psutil.pid_exists(child.pid)
+
+
+def test_a_process_that_waits_for_the_driver_does_not_hang(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    recorded(child, tmp_path)
+    watchdog, hanging = Watchdog(30, tmp_path / STEPS), Hanging(0.1)
+    watchdog.rest()
+    for _ in range(3):
+        hanging.end(tmp_path)
+        time.sleep(0.15)
+    watchdog.close()
+    assert child.poll() is None
+
+
+def _touched(path: Path) -> Path:
+    path.touch()
+    return path
 
 
 @pytest.mark.parametrize(
@@ -102,6 +122,7 @@ def test_a_process_that_was_killed_tells_nothing(tmp_path: Path) -> None:
 
 
 def test_one_that_hung_is_told_with_its_line(tmp_path: Path) -> None:
+    Process.this(1).write(tmp_path)
     (tmp_path / STEPS).write_text(
         'Timeout (0:00:01)!\nThread 0x1 (most recent call first):\n  File "a.py", line 3 in f'
     )

@@ -11,11 +11,12 @@ from core.cache import SampleCache
 from core.lean import LeanDenoiser
 from core.methods import random
 from core.metrics import evaluate, moved
-from orchestrator import trial
+from orchestrator import bench as bench_module
+from orchestrator.bench import Bench, random_like
 from orchestrator.checkpoints import CheckpointError, TrialFolder
 from orchestrator.outcome import Preempted
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial import Bench, Surroundings, random_like, run_trial
+from orchestrator.trial import Surroundings, run_trial
 
 
 def sweep_with(model: object, **sections: Any) -> Sweep:
@@ -71,7 +72,7 @@ def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(
         return measure(*given, batch=batch, **more)
 
     monkeypatch.setattr(random, "find", tight_find)
-    monkeypatch.setattr(trial, "evaluate", tight_evaluate)
+    monkeypatch.setattr(bench_module, "evaluate", tight_evaluate)
     [told] = reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"))
     assert tried == [64, 32, 16, 16, 8]
     assert told["memory"] == {"sampler_batch": 8, "out_of_memory_retries": 3}
