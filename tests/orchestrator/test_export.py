@@ -142,7 +142,7 @@ class NoRuns:
     def children(self, *_: str) -> list[Any]:
         return []
 
-    def child(self, *_: str) -> None:
+    def find(self, *_: str) -> None:
         return None
 
 
