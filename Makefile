@@ -1,7 +1,7 @@
 # make sweep   create the environment, run the five-minute example, say where the results are
 # make test    all tests
 # make check   what CI checks beside the tests
-# make faults  real sweeps under real faults, about 12 minutes; LONG=1 for twice the kills
+# make faults  real sweeps under real faults, about a quarter of an hour; LONG=1 for twice the kills
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
