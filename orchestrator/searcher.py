@@ -51,9 +51,6 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
     def save(self, checkpoint_path: str) -> None:
         """Nothing: see the class."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep is resumed from its ledger")
-
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: see the class."""
 
