@@ -60,9 +60,8 @@ class Campaign:
         while self.shots:
             if not self.sweep.running():
                 code = self.sweep.ended()
-                if code == 2 and not self.begun():  # it does not begin without its store, and says so
-                    check("tracking.uri: the MLflow store" in self.sweep.said()[-600:], self.sweep.said()[-300:])
-                    until(self.server.up, 120, "the server again")
+                if code == 2 and not self.begun():
+                    self._was_refused()
                     code = -signal.SIGKILL
                 check(code in (0, -signal.SIGKILL), f"the sweep ended with {code}: {self.sweep.said()[-300:]}")
                 if code == 0:
@@ -79,12 +78,22 @@ class Campaign:
         """Before the first trial, wherever that start is by then."""
         self.shots.remove("driver")
         self.sweep.start()
-        until(self.sweep.folder.lock.exists, 100, "the first start")
+        until(lambda: self.sweep.folder.lock.exists() or not self.sweep.running(), 200, "the first start")
+        while not self.sweep.running():
+            self.sweep.ended()
+            self._was_refused()
+            self.sweep.start()
+            until(lambda: self.sweep.folder.lock.exists() or not self.sweep.running(), 200, "the first start")
         time.sleep(self.chance.uniform(0, 5))
         self.sweep.send(signal.SIGKILL)
         self.sweep.ended()
         self.killed["driver"] += 1
         self._after_the_driver()
+
+    def _was_refused(self) -> None:
+        """A sweep does not begin without its store, and says so."""
+        check("tracking.uri: the MLflow store" in self.sweep.said()[-600:], self.sweep.said()[-300:])
+        until(self.server.up, 120, "the server again")
 
     def _kill_the_crowning(self) -> None:
         """After the last trial: the champion is measured, written and recorded in these seconds."""
