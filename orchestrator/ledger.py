@@ -58,6 +58,7 @@ _COUNTED = {
     TrialOutcome.OUT_OF_MEMORY: "out_of_memory",
     TrialOutcome.PREEMPTED: "preemptions",
 }
+_STATES = {TrialOutcome.COMPLETED: TrialState.COMPLETE, TrialOutcome.PRUNED: TrialState.PRUNED}
 
 
 @dataclass(frozen=True)
@@ -267,9 +268,6 @@ def parameters_of(row: FrozenTrial) -> dict[str, Any]:
 def newest_rows(study: optuna.Study) -> dict[str, FrozenTrial]:
     """The newest attempt at each trial, by the trial's id, in the order in which the trials began."""
     return {row.user_attrs[TRIAL]: row for row in study.get_trials(deepcopy=False) if TRIAL in row.user_attrs}
-
-
-_STATES = {TrialOutcome.COMPLETED: TrialState.COMPLETE, TrialOutcome.PRUNED: TrialState.PRUNED}
 
 
 def _searched_values(sweep: Sweep) -> list[dict[str, Value]]:

@@ -48,7 +48,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         config = trial.config
         self.books.started(config["trial_id"], config["parameters"], config["attempt"])
         chosen = {name: config["parameters"][name] for name in self.searched if name in config["parameters"]}
-        begins = "starts" if config["attempt"] == 1 else f"goes on ({config['attempt']}. attempt)"
+        begins = "starts" if config["attempt"] == 1 else f"goes on (attempt {config['attempt']})"
         self._say(trial, begins, ", ".join(f"{name}={_short(value)}" for name, value in chosen.items()))
 
     def on_trial_result(

@@ -73,6 +73,9 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
         if folder.exists():  # begun meanwhile by somebody who has ended meanwhile
             folder.refuse_changed(sweep)
             folder.refuse_other_weights(model.weights)
+        if folder.result.is_file():
+            report.show(folder, console)
+            return sweep.name
         try:
             with Cluster(address) as cluster, Stopping(folder, console, model.set_bytes) as stopping:
                 slots = _slots(sweep)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults import machine
+
 if TYPE_CHECKING:
     from orchestrator.checkpoints import TrialFolder
 
@@ -37,22 +39,8 @@ export: {{register: tiny-directions}}
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with random weights: 8x8 images, h of 8x2x2."""
-    import torch
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(4, 8, 8),
-        down_block_types=("DownBlock2D",) * 3,
-        up_block_types=("UpBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=8,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny model"  # a space: paths are quoted where they must be
-    DDIMPipeline(unet, DDIMScheduler()).save_pretrained(folder)
-    return folder
+    # A space: paths are quoted where they must be.
+    return machine.tiny_model(tmp_path_factory.mktemp("models") / "tiny model")
 
 
 @pytest.fixture

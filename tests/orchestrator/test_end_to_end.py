@@ -110,7 +110,7 @@ def test_the_same_command_goes_on_after_a_kill(sweep_file: Path, orchestrate: Or
     done = orchestrate("sweep", sweep_file)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs" / "tiny" / "sweep.json").read_text()) == before
-    assert "goes on (2. attempt)" in done.stdout
+    assert "goes on (attempt 2)" in done.stdout
     check_stores(tmp_path / "runs", trials=3)
 
 
