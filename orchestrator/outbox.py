@@ -23,7 +23,7 @@ from typing import Any
 
 from core.errors import first_line
 from core.files import TEMPORARY, write_json
-from orchestrator.spool import Record, Spool, Unreadable, pending, refused
+from orchestrator.spool import Record, Spool, Unreadable, pending
 from orchestrator.tracking import Tracking, permanent
 
 log = logging.getLogger(__name__)
@@ -114,9 +114,6 @@ class Outbox:
 
     def pending(self) -> int:
         return pending(self.path)
-
-    def refused(self) -> int:
-        return refused(self.path)
 
     @contextmanager
     def sending(self, seconds: float) -> Iterator[None]:

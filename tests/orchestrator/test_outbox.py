@@ -27,6 +27,7 @@ from core.errors import UserError
 from core.files import write_json
 from orchestrator.disk import with_space
 from orchestrator.outbox import Outbox
+from orchestrator.spool import refused
 from orchestrator.tracking import Tracking
 
 pytestmark = pytest.mark.slow  # making an MLflow database takes seconds
@@ -106,7 +107,7 @@ def _arrived_once(outbox: Outbox, folder: Path, steps: int = STEPS) -> None:
     assert [path.name for path in there.iterdir()] == ["set.json"]
     assert (there / "set.json").read_text() == str((steps - 1) // 6 * 6)
     shutil.rmtree(there)
-    assert (outbox.pending(), outbox.refused()) == (0, 0)
+    assert (outbox.pending(), refused(outbox.path)) == (0, 0)
     assert sorted(path.name for path in outbox.path.iterdir()) == ["refused", "steps"]
 
 
@@ -223,7 +224,7 @@ def test_a_refused_record_holds_nobody_up(outbox: Outbox, tmp_path: Path) -> Non
     with outbox.sending(60):
         pass
     [run] = outbox.tracking.children(outbox.experiment_id, outbox.parent_run)
-    assert run.info.status == "FINISHED" and (outbox.pending(), outbox.refused()) == (0, 4)
+    assert run.info.status == "FINISHED" and (outbox.pending(), refused(outbox.path)) == (0, 4)
     assert (outbox.path / "refused" / "00000003" / "no picture.png").is_file()
     assert "trial t2 has no run in the store" in (outbox.path / "refused" / "00000004.txt").read_text()
     said = outbox.said  # type: ignore[attr-defined]
@@ -239,7 +240,7 @@ def test_a_run_that_was_deleted(outbox: Outbox) -> None:
         for step in range(3):
             outbox.metrics("t1", [{"step": step, "loss": 1.0}])
         outbox.start("t2")
-    assert (outbox.pending(), outbox.refused()) == (0, 3)
+    assert (outbox.pending(), refused(outbox.path)) == (0, 3)
     assert len(outbox.said) == 1 and "'active' state" in outbox.said[0]  # type: ignore[attr-defined]
 
 
@@ -250,7 +251,7 @@ def test_a_store_that_does_not_know_the_sweep_is_waited_for(outbox: Outbox) -> N
     with patch("orchestrator.outbox._LONGEST_WAIT_S", 0.05):
         outbox.open()
         assert not outbox.close(2)
-    assert (outbox.pending(), outbox.refused()) == (2, 0)
+    assert (outbox.pending(), refused(outbox.path)) == (2, 0)
     assert outbox.tracking.children(outbox.experiment_id, outbox.parent_run) == []
     assert "not found" in outbox.said[0]  # type: ignore[attr-defined]
 
@@ -266,7 +267,7 @@ def test_a_damaged_record_is_set_aside(outbox: Outbox, content: str) -> None:
         pass
     tags = outbox.tracking.client.get_run(outbox.parent_run).data.tags
     assert "before" in tags and "after" in tags and "lost" not in tags
-    assert (next_one.pending(), next_one.refused()) == (0, 1)
+    assert (next_one.pending(), refused(next_one.path)) == (0, 1)
 
 
 def test_a_disk_of_ours_that_is_full_is_waited_for(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +442,7 @@ def test_a_server_whose_disk_is_full(server: Server, tmp_path: Path, impatient: 
     with outbox.sending(120):
         _tell_everything(outbox, tmp_path, 12)
         _until(lambda: len(outbox.said) > 0)  # type: ignore[attr-defined]
-        assert outbox.pending() > 12 and outbox.refused() == 0
+        assert outbox.pending() > 12 and refused(outbox.path) == 0
         server.room(resource.RLIM_INFINITY)
     _arrived_once(outbox, tmp_path, 12)
 
