@@ -36,42 +36,45 @@ Costs = Callable[[], Sequence[StepCost]]  # what each step's graph takes; counte
 
 
 class GradientPolicy(Protocol):
-    """Which steps keep their graph."""
+    """Which steps keep their graph.
 
-    @property
-    def by_blocks(self) -> bool:
-        """Whether a step that is run again keeps no graph of its blocks either."""
+    by_blocks: whether a step that is run again keeps no graph of its blocks either.
+    """
+
+    by_blocks: ClassVar[bool] = False
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
         """How many of the last steps keep their graph."""
 
+    def checkpoint(self, step: Step, i: int, x: Tensor) -> Tensor:
+        """step(i, x), of which nothing but x is kept and which runs again on the way back."""
+        # The chain draws no random numbers (its noise is given), so there is no generator state to keep.
+        x_prev: Tensor = checkpoint(step, i, x, use_reentrant=False, preserve_rng_state=False)
+        return x_prev
+
 
 @dataclass(frozen=True)
-class FullGraph:
+class FullGraph(GradientPolicy):
     """Keep every step's graph: fastest, memory T A. Also the right choice where nothing is differentiated."""
-
-    by_blocks: ClassVar[bool] = False
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
         return steps
 
 
 @dataclass(frozen=True)
-class CheckpointSteps:
+class CheckpointSteps(GradientPolicy):
     """Keep only x_t and run each step but the last again on the way back.
 
     The idea of Zhang et al. (arXiv 2310.09912): any gradient through the whole generative process, in nearly the
     memory of a single step.
     """
 
-    by_blocks: ClassVar[bool] = False
-
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
         return min(1, steps)
 
 
 @dataclass(frozen=True)
-class KeepSteps:
+class KeepSteps(GradientPolicy):
     """Keep the graphs of as many of the last steps as `memory` bytes hold, and of one in any case.
 
     "auto" is what the device has free when the chain starts, less a tenth and what a step takes beside its graph. More
@@ -79,7 +82,6 @@ class KeepSteps:
     """
 
     memory: int | Literal["auto"] = "auto"
-    by_blocks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.memory != "auto" and self.memory < 0:
@@ -93,7 +95,7 @@ class KeepSteps:
 
 
 @dataclass(frozen=True)
-class CheckpointBlocks:
+class CheckpointBlocks(GradientPolicy):
     """Run each step again, block by block: for models of which not even one step's graph fits."""
 
     by_blocks: ClassVar[bool] = True
@@ -120,8 +122,7 @@ def run(policy: GradientPolicy, step: Step, x: Tensor, steps: range, costs: Cost
     else:
         recomputed = len(steps) - policy.kept(costs, len(steps), x.device)
     for i in steps[:recomputed]:
-        # The chain draws no random numbers (its noise is given), so there is no generator state to keep.
-        x = checkpoint(step, i, x, use_reentrant=False, preserve_rng_state=False)
+        x = policy.checkpoint(step, i, x)
     for i in steps[recomputed:]:
         x = step(i, x)
     return x

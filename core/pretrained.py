@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file
 
 from core.errors import ModelError, first_line
 from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
@@ -67,12 +68,23 @@ def _download(hub_id: str, weights: bool) -> Path:
 
 
 def load_unet(folder: Path, name: str) -> UNet2DModel:
+    """The network on the CPU, its weights mapped from their file: the processes of a machine share one copy."""
     read_config(folder, name)
     try:
-        with _quiet():
-            return UNet2DModel.from_pretrained(_unet_folder(folder), use_safetensors=True, low_cpu_mem_usage=False)
+        return _mapped(_unet_folder(folder))
     except Exception as error:
         raise ModelError(f"model '{name}' cannot be read from {_unet_folder(folder)}: {first_line(error)}") from error
+
+
+def _mapped(folder: Path) -> UNet2DModel:
+    unet = empty_unet(UNet2DModel.load_config(folder))
+    weights = load_file(folder / _REQUIRED[1])
+    unet._fix_state_dict_keys_on_load(weights)  # the published models have the old names of attention's parts
+    # What is float32 already stays mapped.
+    found = unet.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False, assign=True)
+    if found.missing_keys:
+        raise ValueError(f"it lacks {found.missing_keys[0]}")
+    return unet.eval()
 
 
 def _unet_folder(folder: Path) -> Path:

@@ -8,12 +8,12 @@ magnitude of 1 is the distance of a typical sample from the mean, at every step 
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from core.chain import Shift
 from core.errors import UserError
 from core.linalg import principal_components, store_height
 from core.pursuit import flattest_sources
@@ -129,12 +129,17 @@ class ShiftControl(nn.Module):
             self.time_embedding = nn.Linear(32, width)
             self.correction = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size))
 
-    def table(self) -> Tensor:
-        """Unit directions [K, S, C, H, W], S = 1 where shared by all steps, else T."""
+    def forward(self) -> Tensor:
+        """Unit directions [K, S, C, H, W], S = 1 where shared by all steps, else T.
+
+        Parameters are read here alone: an engine that partitions them has them whole while a module is called.
+        """
         # At least float32: orthonormality is lost in half precision.
         coordinates = self.coordinates.to(torch.promote_types(self.coordinates.dtype, torch.float32))
         if self.parametrisation == "time":
-            hidden = self.direction_embedding.weight[:, None] + self.time_embedding(self.time_features)
+            every = torch.arange(len(coordinates), device=coordinates.device)
+            features = self.time_features.to(self.time_embedding.weight.dtype)  # engines cast no buffers
+            hidden = self.direction_embedding(every)[:, None] + self.time_embedding(features)
             coordinates = coordinates + self.correction(hidden).to(coordinates.dtype)
         if self.orthonormal:
             basis, upper = torch.linalg.qr(coordinates.permute(1, 2, 0))  # [S, D, K]
@@ -146,9 +151,9 @@ class ShiftControl(nn.Module):
         table: Tensor = unit.reshape(*unit.shape[:2], *self.h_shape)
         return table
 
-    def forward(self, k: Tensor, magnitude: Tensor) -> Shift:
-        """The shift of directions k [N] at magnitudes [N], in units of the spread."""
-        chosen = self.table()[k]  # [N, S, C, H, W]
+    def at(self, k: Tensor, magnitude: Tensor) -> Callable[[int], Tensor]:
+        """The shift (core.chain.Shift) of directions k [N] at magnitudes [N], in units of the spread."""
+        chosen: Tensor = self()[k]  # [N, S, C, H, W]
 
         def delta_h(i: int) -> Tensor:
             direction = chosen[:, i if chosen.shape[1] > 1 else 0]

@@ -37,7 +37,7 @@ def trained_bytes(
     k = torch.zeros(micro_batch, dtype=torch.long, device="meta")
     magnitude = torch.empty(micro_batch, device="meta")
     with torch.enable_grad(), followed([*own, images, shifted, k, magnitude]) as ledger:
-        shift = explorer.shift(k, magnitude)
+        shift = explorer.shift.at(k, magnitude)
         logits, strength = explorer.reconstructor(images, shifted)
         loss = logits.sum() + strength.sum() + sum(shift(i).sum() for i in range(len(schedule)))
         if settings.consistency_weight > 0:

@@ -20,6 +20,7 @@ _THEN = {
     "full_graph": "checkpoint_steps",
     "keep_steps": "checkpoint_steps",
     "checkpoint_steps": "checkpoint_blocks",
+    "deepspeed": "checkpoint_blocks",
 }
 
 

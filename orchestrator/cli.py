@@ -16,6 +16,7 @@ _EPILOG = """\
 examples:
   orchestrate sweep sweeps/toyfaces.yaml            search; the same command again resumes
   orchestrate plan sweeps/celeba.yaml               what would run, without running it
+  orchestrate launch sweeps/celeba.yaml --on slurm  the files that run it on a cluster
   orchestrate report toyfaces                       the ranked trials and the Pareto front
   orchestrate export toyfaces --to out/             the best direction set, ready to use
   orchestrate ui                                    compare everything in MLflow
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, verb, summary in (
         ("sweep", _sweep, "run a sweep; the same command again resumes it, or shows its result"),
         ("plan", _plan, "show what a sweep would do, without running anything"),
+        ("launch", _launch, "write what runs a sweep on Slurm, Kubernetes or machines of Ray's; submits nothing"),
     ):
         with_spec = add(name, verb, summary)
         with_spec.add_argument("spec", type=Path, metavar="SPEC", help="the sweep's YAML file")
@@ -81,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
             with_spec.add_argument(
                 "--device-memory", type=_size, metavar="SIZE", help="of a GPU to plan for, e.g. 24GB"
             )
+        if name == "launch":
+            with_spec.add_argument("--on", required=True, choices=("slurm", "kuberay", "ray"), help="which cluster")
+            with_spec.add_argument("--to", type=Path, metavar="DIR", help="a new folder (default: NAME-CLUSTER)")
+            with_spec.add_argument("--dry-run", action="store_true", help="print the files, write nothing")
         if name == "sweep":
             with_spec.add_argument("--dry-run", action="store_true", help="the same as plan")
             with_spec.add_argument("--address", help="a running Ray cluster (default: Ray on this machine)")
@@ -133,6 +139,16 @@ def _plan(given: argparse.Namespace) -> int:
     from orchestrator.spec import load
 
     show(load(given.spec, given.set), _console(), _root(given), getattr(given, "device_memory", None))
+    return 0
+
+
+def _launch(given: argparse.Namespace) -> int:
+    from orchestrator.launch import launch
+    from orchestrator.spec import load
+
+    sweep = load(given.spec, given.set)
+    folder = given.to or Path(f"{sweep.name}-{given.on}")
+    print(launch(sweep, given.on, folder, _root(given), given.dry_run))
     return 0
 
 

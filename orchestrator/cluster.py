@@ -10,11 +10,15 @@ import secrets
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 
 from core.errors import UserError, first_line
+
+T = TypeVar("T")
 
 _LONGEST_TEMP = 40  # characters; what Ray adds has to fit into the path of a socket, 107 in all
 _PREFIX = "hso-"
@@ -26,6 +30,16 @@ class RayLost(RuntimeError):
     """Ray has ended under the sweep."""
 
 
+# For the processes of trials; those on other machines get it by way of Ray.
+_OF_TRIALS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial reads ./paths where the user wrote them
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing asks for them
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the recorder watches, for trials of any kind
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",  # until machines are there, and have imported everything
+}
+
+
 def configure(address: str | None) -> None:
     """What Ray reads from its environment when it is imported; to be called before that."""
     wanted = {
@@ -33,9 +47,8 @@ def configure(address: str | None) -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our recorder is the log
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # trials shall save first: orchestrator.stopping
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nothing reads Tune's own record of the sweep
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial reads ./paths where the user wrote them
+        **_OF_TRIALS,
     }
     if address is None:
         wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # with which Ray stays on the loopback
@@ -73,7 +86,7 @@ class Cluster:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if self.address is not None:
             try:
-                ray.init(address=self.address, **quiet)
+                ray.init(address=self.address, runtime_env={"env_vars": _OF_TRIALS}, **quiet)
             except (ValueError, ConnectionError, RuntimeError) as error:
                 raise UserError(f"--address: no Ray answers at {self.address} ({first_line(error)})") from None
             return
@@ -86,6 +99,16 @@ class Cluster:
 
         self.processes = []
         ray.shutdown()
+
+    def run(self, resources: Mapping[str, float], work: Callable[..., T], *given: Any) -> T:
+        """What `work` gives where there is a device for it: in this process, or with these resources of a cluster."""
+        if self.address is None:
+            return work(*given)
+        import ray
+
+        remote = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))(work)
+        result: T = ray.get(remote.remote(*given))
+        return result
 
     def look(self) -> None:
         """Raise RayLost where a Ray of our own has lost a process: nothing that it runs can be relied on any more."""

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,11 +31,14 @@ from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking
 
+Measured = tuple[dict[str, float], dict[str, float]]  # the champion's metrics, and the baseline's
 
-def crown(books: Books) -> Row | None:
+
+def crown(books: Books, run: Callable[..., Measured] = lambda work, *given: work(*given)) -> Row | None:
     """Make the best completed trial's set the champion, measured on seeds that chose nothing; None if none completed.
 
-    Beside it stands the honest baseline: random directions, as many and as long, on the same seeds.
+    Beside it stands the honest baseline: random directions, as many and as long, on the same seeds. run: where it is
+    measured.
     """
     sweep, folder = books.sweep, books.folder
     best = next((row for row in ranked(books.ledger.study, sweep) if row.state == "completed"), None)
@@ -43,17 +46,30 @@ def crown(books: Books) -> Row | None:
         books.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(books))
         return None
     with tempfile.TemporaryDirectory() as temporary:
-        _measure_and_keep(books, best, _result(folder, best.trial_id, Path(temporary)))
+        checkpoint = _result(folder, best.trial_id, Path(temporary))
+        found = DirectionSet.load(checkpoint / "directions")
+        champion, baseline = run(_measured, sweep, folder.cache, found)
+        _keep(books, best, checkpoint, found, champion, baseline)
     return best
 
 
-def _measure_and_keep(books: Books, best: Row, checkpoint: Path) -> None:
-    sweep, folder = books.sweep, books.folder
-    bench, drawing = Bench.load(sweep, SampleCache(folder.cache)), Drawing(sweep)
-    found = DirectionSet.load(checkpoint / "directions")
+def _measured(sweep: Sweep, cache: Path, found: DirectionSet) -> Measured:
+    """The metrics of a set and of its baseline, on the seeds that chose nothing."""
+    bench, drawing = Bench.load(sweep, SampleCache(cache)), Drawing(sweep)
     champion = drawing.run(lambda fitting: bench.measure(fitting, found, REPORT_SEEDS)).metrics
     random = drawing.run(lambda fitting: bench.scaled(fitting, random_like(bench, found, fitting)))
-    baseline = drawing.run(lambda fitting: bench.measure(fitting, random, REPORT_SEEDS)).metrics
+    return champion, drawing.run(lambda fitting: bench.measure(fitting, random, REPORT_SEEDS)).metrics
+
+
+def _keep(
+    books: Books,
+    best: Row,
+    checkpoint: Path,
+    found: DirectionSet,
+    champion: Mapping[str, float],
+    baseline: Mapping[str, float],
+) -> None:
+    sweep, folder = books.sweep, books.folder
     named = replace(
         found, metrics=champion, provenance={**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
     )

@@ -176,12 +176,17 @@ def _drawing(case: Case, memory: int) -> tuple[int, int]:
 
 
 def _optimiser_bytes(sweep: Sweep) -> int:
-    """What DeepSpeed and Adam hold for each parameter on the device, beside itself and its gradient."""
+    """What DeepSpeed and Adam hold for each parameter on the device, beside itself and its gradient, at most.
+
+    ZeRO-3 is counted as if whole parameters were there all the time, though they are only while they are used.
+    """
     engine, workers = sweep.deepspeed, sweep.resources.workers
     if engine.zero == 0:
         return 8 if engine.precision == "fp32" else 16  # Adam's moments; and a float32 copy and its gradient
-    away = engine.offload_optimizer == "cpu" and sweep.resources.gpus_per_trial > 0
-    return 8 + (0 if away else -(-12 // workers))  # a bucket and what it is reduced to; moments and a float32 copy
+    gpu = sweep.resources.gpus_per_trial > 0
+    adam = 0 if gpu and engine.offload_optimizer != "none" else 12  # moments and a float32 copy
+    part = 4 if engine.zero == 3 and not (gpu and engine.offload_param != "none") else 0
+    return 8 + -(-(adam + part) // workers)  # a bucket and what it is reduced to
 
 
 def _tried(case: Case, policy: str, sizes: Iterable[int], device: int) -> Iterator[Footprint]:

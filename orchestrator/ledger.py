@@ -19,12 +19,12 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.database import Where
 from orchestrator.outcome import ADVICE, TrialOutcome
 from orchestrator.space import configurations, fits, searched, suggest, trials
 from orchestrator.spec import Sweep, Value
@@ -73,13 +73,14 @@ class Assignment:
 class Ledger:
     """The book of one sweep, open for writing. Only the process that holds the sweep's lock may have it so.
 
-    weights: the digest of the model's; parallel: how many trials run at a time; tell: where it says that it waits.
+    where: its study; weights: the digest of the model's; parallel: how many trials run at a time; tell: where it says
+    that it waits.
     """
 
-    def __init__(self, sweep: Sweep, path: Path, weights: str, parallel: int = 1, tell: Tell | None = None) -> None:
+    def __init__(self, sweep: Sweep, where: Where, weights: str, parallel: int = 1, tell: Tell | None = None) -> None:
         self.sweep, self.weights, self.parallel = sweep, weights, parallel
         self.listed = _searched_values(sweep) if fits(sweep) else []
-        self.study = open_study(sweep.name, path, tell)
+        self.study = open_study(sweep.name, where, tell)
         self._counted = time.monotonic()
         self.exhausted = False  # nothing is proposed any more that there is not already
 

@@ -8,8 +8,15 @@ from core.errors import NonFiniteError
 class Preempted(Exception):
     """The trial was asked to end, and has saved what it had."""
 
-    def __init__(self) -> None:
-        super().__init__("was asked to end, and saved what it had")
+    def __str__(self) -> str:
+        return "was asked to end, and saved what it had"
+
+
+class MachineLost(Exception):
+    """A machine that the trial ran on is gone, or about to go."""
+
+    def __str__(self) -> str:
+        return "lost a machine that it ran on"
 
 
 class TrialOutcome(StrEnum):
@@ -35,7 +42,7 @@ def classify(error: BaseException) -> TrialOutcome:
     """The outcome that an exception out of a trial stands for, looking through what wraps it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, Preempted):
+        if isinstance(cause, Preempted | MachineLost):
             return TrialOutcome.PREEMPTED
         if isinstance(cause, NonFiniteError):
             return TrialOutcome.DIVERGED

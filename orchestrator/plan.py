@@ -15,6 +15,7 @@ from orchestrator.layout import add_row, counted, facts_table, table_of
 from orchestrator.secrets import redacted
 from orchestrator.space import configurations, fits, ordered, sample, size, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
+from orchestrator.spec.sections import DeepSpeed
 
 
 def show(sweep: Sweep, console: Console, root: Path = Path("runs"), device_memory: str | None = None) -> None:
@@ -110,9 +111,15 @@ def _training(sweep: Sweep) -> dict[str, str]:
     return {
         "training": f"{counted(train.iterations, 'iteration')}, {cut}",
         "precision": f"denoiser {train.precision}, trained parts {engine.precision}",
-        "DeepSpeed": f"ZeRO-{engine.zero}, optimizer offload {engine.offload_optimizer}",
+        "DeepSpeed": _engine(engine),
         "gradient": f"{gradient.policy}{kept}{', lean denoiser' if gradient.lean else ''}",
     }
+
+
+def _engine(engine: DeepSpeed) -> str:
+    parameters = "" if engine.offload_param == "none" else f", param offload {engine.offload_param}"
+    clipped = "" if engine.gradient_clipping is None else f", gradients clipped to norm {engine.gradient_clipping:g}"
+    return f"ZeRO-{engine.zero}, optimizer offload {engine.offload_optimizer}{parameters}{clipped}"
 
 
 def _results(sweep: Sweep, root: Path) -> dict[str, str]:

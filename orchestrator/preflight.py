@@ -32,11 +32,6 @@ class Checked:
 
 def check_model(sweep: Sweep) -> Checked:
     """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
-    if sweep.resources.workers > 1:
-        raise UserError(
-            f"resources.gpus_per_trial: got {sweep.resources.gpus_per_trial:g}; trials of more than one GPU can be "
-            "planned but not run yet: set it to 1 or less"
-        )
     denoiser = Denoiser.from_pretrained(sweep.model)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
     attributes = predictors.load(sweep.predictor, sweep.model)

@@ -2,8 +2,9 @@
 
 In the trial's folder, beside its checkpoints:
 
-    process.json   which process it is
+    process.json   which process it is; of a trial that several processes share the first, others process.<rank>.json
     steps          changed with every step; where the process was ended for making none, the stacks of its threads
+    stop.<n>       there when attempt n shall save and end, though the sweep goes on
     ended.json     how the attempt ended, by its own account; missing where it was killed
 """
 
@@ -21,7 +22,7 @@ from core.errors import UserError
 from core.files import write_json
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.disk import with_space
-from orchestrator.outcome import TrialOutcome, classify, sentence
+from orchestrator.outcome import MachineLost, TrialOutcome, classify, sentence
 from orchestrator.watchdog import stood
 
 STEPS = "steps"
@@ -36,21 +37,35 @@ class Process:
     host: str
     born: str
     attempt: int
+    rank: int = 0
+    node: str | None = None  # Ray's name for the machine
 
     @classmethod
-    def this(cls, attempt: int) -> "Process":
-        return cls(os.getpid(), socket.gethostname(), _born(os.getpid()), attempt)
+    def this(cls, attempt: int, rank: int = 0, node: str | None = None) -> "Process":
+        return cls(os.getpid(), socket.gethostname(), _born(os.getpid()), attempt, rank, node)
 
     @classmethod
-    def of(cls, folder: Path) -> "Process | None":
+    def of(cls, folder: Path, rank: int = 0) -> "Process | None":
         """The process that makes the attempt at a trial, or made it."""
         try:
-            return cls(**json.loads((folder / _PROCESS).read_text()))
+            return cls(**json.loads((folder / _file(rank)).read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
+    @classmethod
+    def all_of(cls, folder: Path) -> list["Process"]:
+        """All processes that share the attempt, or shared one before."""
+        ranks = (int(path.suffixes[0][1:]) for path in folder.glob("process.*.json") if path.suffixes[0][1:].isdigit())
+        found = (cls.of(folder, rank) for rank in sorted({0, *ranks}))
+        return [process for process in found if process is not None]
+
     def write(self, folder: Path) -> None:
-        with_space(lambda: write_json(folder / _PROCESS, asdict(self)))
+        with_space(lambda: write_json(folder / _file(self.rank), asdict(self)))
+
+    def remove(self, folder: Path) -> None:
+        """Its record, where that is still its own."""
+        if Process.of(folder, self.rank) == self:
+            (folder / _file(self.rank)).unlink(missing_ok=True)
 
     def find(self) -> psutil.Process | None:
         """The process, where it is alive and on this machine."""
@@ -62,17 +77,24 @@ class Process:
         return None
 
 
+def _file(rank: int) -> str:
+    return f"process.{rank}.json" if rank else _PROCESS
+
+
 def _born(pid: int) -> str:
     """When a process began, in ticks since this machine did: no clock that is set changes that."""
     stat = Path(f"/proc/{pid}/stat").read_text()
     return f"{stat.rpartition(')')[2].split()[19]} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
 
 
+def stop_file(folder: Path, attempt: int) -> Path:
+    """The file that asks an attempt to save and end."""
+    return folder / f"stop.{attempt}"
+
+
 def end_process(folder: Path) -> None:
     """End what still makes an attempt at a trial, on this machine, and see it gone."""
-    recorded = Process.of(folder)
-    process = recorded.find() if recorded else None
-    if process is not None:
+    for process in filter(None, (recorded.find() for recorded in Process.all_of(folder))):
         try:
             process.kill()
             process.wait(30)
@@ -80,6 +102,15 @@ def end_process(folder: Path) -> None:
             pass
         except psutil.TimeoutExpired:
             raise RuntimeError(f"process {process.pid} of trial {folder.name} cannot be ended") from None
+
+
+def take_back(folder: Path, attempt: int, processes: int) -> None:
+    """Have the processes that share an attempt end with their next step, on whatever machine they are.
+
+    Each of them sees that the trial is another's now: this one's.
+    """
+    for rank in range(processes):
+        Process.this(attempt, rank).write(folder)
 
 
 class Hanging:
@@ -123,6 +154,11 @@ def write_end(folder: Path, attempt: int, error: Exception) -> None:
     with_space(lambda: write_json(folder / _ENDED, end))
 
 
+def lost_machine(told: str) -> bool:
+    """Whether this is how Ray tells that the machine of a process is gone."""
+    return "node has died" in told or "node was terminated" in told
+
+
 def end_of(folder: Path, attempt: int, error_file: str | None) -> End:
     """How this attempt ended, by what it left behind; error_file: Ray's own account of it."""
     try:
@@ -135,6 +171,9 @@ def end_of(folder: Path, attempt: int, error_file: str | None) -> End:
     where = stood(folder / STEPS) if recorded and recorded.attempt == attempt else None
     if where is not None:
         return End(TrialOutcome.FAILED, f"made no step for too long (recovery.stalled_minutes); it stood at {where}")
-    if error_file and Path(error_file).is_file() and "OutOfMemoryError" in Path(error_file).read_text(errors="replace"):
+    told = Path(error_file).read_text(errors="replace") if error_file and Path(error_file).is_file() else ""
+    if "OutOfMemoryError" in told:
         return End(TrialOutcome.OUT_OF_MEMORY, "its machine ran out of memory, and Ray ended it")
+    if lost_machine(told):
+        return End(TrialOutcome.PREEMPTED, str(MachineLost()))
     return End(TrialOutcome.FAILED, "its process ended without a word (killed, or crashed in a library)")

@@ -67,7 +67,7 @@ def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
     """Completed trials, best first, then the others. Raises UserError where the study is missing or damaged."""
     if "study" not in folder.read():
         return []
-    study = open_study(sweep.name, folder.study)
+    study = open_study(sweep.name, folder.book)
     return ranked(study, sweep, driven=driver(folder.lock) is not None)
 
 

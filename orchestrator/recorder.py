@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from rich.console import Console
 from orchestrator.books import Books
 from orchestrator.ledger import METRICS, STEP
 from orchestrator.outcome import TrialOutcome
-from orchestrator.process import Hanging, end_of
+from orchestrator.placement import leaving
+from orchestrator.process import Hanging, Process, end_of, stop_file
 from orchestrator.space import searched
 
 _LOOK_S = 5.0  # between two looks at the processes of trials
@@ -40,9 +42,20 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.each_step()
         if time.monotonic() - self.looked > _LOOK_S:
             self.looked = time.monotonic()
+            away = leaving()
             for trial in trials:
                 if trial.status == "RUNNING":
                     self.hanging.end(self._folder(trial))
+                    self._leave(trial, away)
+
+    def _leave(self, trial: Any, away: set[str]) -> None:
+        """Have a trial save and end before a machine that it runs on goes away."""
+        folder, attempt = self._folder(trial), trial.config["attempt"]
+        request = stop_file(folder, attempt)
+        nodes = {process.node for process in Process.all_of(folder) if process.attempt == attempt}
+        if nodes & away and not request.exists():
+            with suppress(OSError):
+                request.touch()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = trial.config

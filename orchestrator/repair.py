@@ -41,7 +41,7 @@ def _repaired(folder: SweepFolder, console: Console) -> list[str]:
         return ["was interrupted before its first trial; the same command starts it"]
     tracking = Tracking(sweep.tracking.uri, folder.root)
     outbox = Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
-    ledger = Ledger(sweep, folder.study, state["weights"], tell=console.print)
+    ledger = Ledger(sweep, folder.book, state["weights"], tell=console.print)
     books, running, ended = Books(sweep, folder, ledger, outbox), list(ledger.running()), 0
     with outbox.sending(_FLUSH_S):
         going_on = books.settle()

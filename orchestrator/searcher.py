@@ -19,13 +19,16 @@ from orchestrator.spec import Sweep
 class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
     """Hands out what the ledger says comes next.
 
-    held: whether nothing new may start at this moment (a full disk); over: whether nothing shall start any more.
+    held: whether nothing new may start at this moment (a full disk); over: whether nothing shall start any more;
+    room: how many trials may be under way, which changes as machines come and go.
     Tune's record of this search is not kept: the ledger is all there is.
     """
 
-    def __init__(self, ledger: Ledger, held: Callable[[], bool], over: Callable[[], bool]) -> None:
+    def __init__(
+        self, ledger: Ledger, held: Callable[[], bool], over: Callable[[], bool], room: Callable[[], int]
+    ) -> None:
         super().__init__()
-        self.ledger, self.held, self.over = ledger, held, over
+        self.ledger, self.held, self.over, self.room = ledger, held, over, room
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles what it is given, and nobody reads that
@@ -33,7 +36,8 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.over():
             return str(Searcher.FINISHED)
-        if self.held():
+        running = self.ledger.running()
+        if self.held() or len(running) >= self.room():
             return None
         given = self.ledger.next()
         if given is not None:
@@ -43,7 +47,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
                 "attempt": given.ends.attempt,
                 "out_of_memory": given.ends.out_of_memory,
             }
-        return None if self.ledger.running() else str(Searcher.FINISHED)  # one that runs may have to be run again
+        return None if running else str(Searcher.FINISHED)  # one that runs may have to be run again
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the recorder closes the row, with what it knows of the reason."""

@@ -1,11 +1,25 @@
 """From a trial's parameters to the settings of its method: names lose the method's prefix, words become values."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
+from torch import Tensor
+
+from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, Step
 from core.methods import METHODS
 from orchestrator.spec import Sweep
+
+
+@dataclass(frozen=True)
+class DeepSpeedSteps(CheckpointSteps):
+    """CheckpointSteps by DeepSpeed's own checkpointing, which moves a GPU's x_t to the CPU's memory."""
+
+    def checkpoint(self, step: Step, i: int, x: Tensor) -> Tensor:
+        from orchestrator.engine import checkpoint  # a plan is made without DeepSpeed
+
+        return checkpoint(step, i, x)
+
 
 POLICIES: dict[str, GradientPolicy] = {
     "auto": KeepSteps(),  # until the device is known: orchestrator.footprint
@@ -13,6 +27,7 @@ POLICIES: dict[str, GradientPolicy] = {
     "keep_steps": KeepSteps(),
     "checkpoint_steps": CheckpointSteps(),
     "checkpoint_blocks": CheckpointBlocks(),
+    "deepspeed": DeepSpeedSteps(),
 }
 
 

@@ -1,7 +1,7 @@
 """What a sweep keeps in its own folder, `<root>/<name>/`: the one place that knows the file names.
 
 sweep.json    the resolved specification, its identity, versions, and where its MLflow runs are
-study.db      Optuna: what has become of every trial
+study.db      Optuna: what has become of every trial; not there where the sweep file names a database for it
 trials/       a folder for each trial, with its checkpoints
 outbox/       what MLflow has not got yet
 champion/     the exported best set
@@ -25,6 +25,7 @@ from typing import Any
 from core.errors import UserError
 from core.files import atomic_file
 from orchestrator.checkpoints import TrialFolder
+from orchestrator.database import Database, Where, place
 from orchestrator.secrets import redacted
 from orchestrator.spec import Sweep, deciding, parse
 from orchestrator.spec.domains import Slug
@@ -57,6 +58,24 @@ class SweepFolder:
     @property
     def study(self) -> Path:
         return self.path / "study.db"
+
+    @property
+    def book(self) -> Where:
+        """Where the study of this sweep is."""
+        return self._book(self.read()["spec"].get("study", {}).get("uri"))
+
+    def book_of(self, sweep: Sweep) -> Where:
+        """Where a sweep file that goes on with it says it is. Raises UserError where that is another place."""
+        before, now = self.book, self._book(sweep.study.uri)
+        if "study" in self.read() and place(before) != place(now):
+            raise UserError(
+                f"study.uri: the trials of sweep '{self.name}' are in {place(before)}, not in {place(now)}; put "
+                f"study.uri back, give the new sweep another name, or remove {self.path} to start over"
+            )
+        return now
+
+    def _book(self, uri: str | None) -> Where:
+        return self.study if uri is None else Database(uri, f"{self.name}-{self.read()['id']}")
 
     @property
     def lock(self) -> Path:
@@ -138,9 +157,9 @@ class SweepFolder:
         return content
 
     def _write(self, content: dict[str, Any]) -> None:
-        """sweep.json; for its owner alone where it holds the password of a tracking store."""
-        uri = content["spec"]["tracking"]["uri"]
-        secret = uri is not None and redacted(uri) != uri
+        """sweep.json; for its owner alone where it holds the password of a store."""
+        uris = [content["spec"].get(store, {}).get("uri") for store in ("tracking", "study")]
+        secret = any(uri is not None and redacted(uri) != uri for uri in uris)
         with atomic_file(self.path / "sweep.json", mode=0o600 if secret else 0o644) as temporary:
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
@@ -160,6 +179,12 @@ class SweepFolder:
                 f"{', '.join(changed)}; start a new one that learns from it with --fork, give it another name, or "
                 f"remove {self.path}"
             )
+
+    def keep_address(self, sweep: Sweep) -> None:
+        """Go by the sweep file's address of the study from now on: it may have another password."""
+        content = self.read()
+        if content["spec"].get("study", {}) != sweep.resolved()["study"]:
+            self._write({**content, "spec": {**content["spec"], "study": sweep.resolved()["study"]}})
 
     def refuse_other_weights(self, weights: str) -> None:
         """Raise UserError if the model is no longer the one that the sweep was started with."""

@@ -7,10 +7,10 @@ own is read back: every start is a new Tune experiment over what the ledger says
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from rich.console import Console
 
@@ -18,13 +18,16 @@ from core.errors import UserError, first_line
 from orchestrator import export, report
 from orchestrator.books import Books
 from orchestrator.cluster import Cluster
+from orchestrator.database import place
 from orchestrator.disk import full
 from orchestrator.engine import compiler_missing
 from orchestrator.fork import carry_over, forked
-from orchestrator.layout import counted
+from orchestrator.gang import GangDriver
+from orchestrator.inspection import inspect
 from orchestrator.ledger import Ledger
 from orchestrator.lock import driver, driving
 from orchestrator.outbox import Outbox
+from orchestrator.placement import Room, fitting, of_trial, of_worker, refuse_unfit
 from orchestrator.preflight import check_model
 from orchestrator.recorder import Recorder
 from orchestrator.searcher import LedgerAsha, LedgerSearch
@@ -33,7 +36,7 @@ from orchestrator.spec import Sweep
 from orchestrator.spool import pending
 from orchestrator.stopping import Stopping
 from orchestrator.store import SweepFolder
-from orchestrator.study import create_study, refuse_damaged
+from orchestrator.study import check_place, create_study, refuse_damaged
 from orchestrator.tracking import Tracking
 from orchestrator.worker import TrialWorker
 
@@ -58,7 +61,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     if folder.exists():
         folder.refuse_changed(sweep)
         if "study" in folder.read():
-            refuse_damaged(folder.study, sweep.name)
+            refuse_damaged(folder.book_of(sweep), sweep.name)
     if holder := driver(folder.lock):
         raise UserError(f"sweep '{sweep.name}' is being run by {holder}; wait for it, or stop it first")
     tracking = Tracking(sweep.tracking.uri, root)
@@ -69,6 +72,8 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     folder.refuse_other_weights(model.weights)
     if not folder.exists():
         tracking.check()
+    if not folder.exists() or "study" not in folder.read():
+        check_place(sweep)
     with driving(folder.lock, f"sweep '{sweep.name}'"):
         if folder.exists():  # begun meanwhile by somebody who has ended meanwhile
             folder.refuse_changed(sweep)
@@ -78,9 +83,12 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
             return sweep.name
         try:
             with Cluster(address) as cluster, Stopping(folder, console, model.set_bytes) as stopping:
-                slots = _slots(sweep)
+                refuse_unfit(sweep)
+                if address is not None:
+                    console.print("Asking every machine whether it is ready ...", style="dim")
+                    inspect(sweep, root, model.weights)
                 _prepare(sweep, folder, tracking, model.weights, source)
-                _go(Course(sweep, folder, cluster, stopping, console, slots), tracking, model.weights)
+                _go(Course(sweep, folder, cluster, stopping, console), tracking, model.weights)
         finally:
             folder.remove_if_empty()
     return sweep.name
@@ -95,24 +103,24 @@ class Course:
     cluster: Cluster
     stopping: Stopping
     console: Console
-    slots: int  # trials at a time
 
 
 def _go(course: Course, tracking: Tracking, weights: str) -> None:
     """From what the books say to the result; whatever ends it on the way, the books are true."""
     sweep, folder, console = course.sweep, course.folder, course.console
     outbox, patience = _outbox(folder, tracking, console), _FLUSH_S
+    slots = min(fitting(sweep), trials(sweep))
     outbox.open()
     try:
-        books = Books(sweep, folder, Ledger(sweep, folder.study, weights, course.slots, console.print), outbox)
-        console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {course.slots} at a time, in {folder.path}")
+        books = Books(sweep, folder, Ledger(sweep, folder.book, weights, slots, console.print), outbox)
+        console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
         missing = compiler_missing()
         if missing and sweep.deepspeed.offload_optimizer == "cpu":
             console.print(missing)
         outbox.start(None)
         try:
             _search(books, course)
-            best = export.crown(books)
+            best = export.crown(books, partial(course.cluster.run, of_worker(sweep)))
         except BaseException:
             books.settle()
             outbox.end(None, "KILLED", {"outcome": "interrupted"})
@@ -138,12 +146,13 @@ def _show(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Consol
 def _prepare(sweep: Sweep, folder: SweepFolder, tracking: Tracking, weights: str, source: SweepFolder | None) -> None:
     """What a sweep needs before its first trial. Each step finds what an interrupted start has left of it."""
     folder.create(sweep, weights)
+    folder.keep_address(sweep)
     state = folder.read()
     if "study" not in state:
-        study = create_study(sweep, folder.study)
+        study = create_study(sweep, folder.book)
         if source is not None:
             carry_over(source, sweep, study, weights)
-        state = folder.add(study=folder.study.name)
+        state = folder.add(study=place(folder.book))
     if "parent_run" not in state:
         experiment = tracking.experiment(sweep.experiment)
         tags = {"sweep": sweep.name, "sweep_id": state["id"], "identity": sweep.identity(), "model": sweep.model}
@@ -154,29 +163,6 @@ def _prepare(sweep: Sweep, folder: SweepFolder, tracking: Tracking, weights: str
 def _outbox(folder: SweepFolder, tracking: Tracking, console: Console) -> Outbox:
     state = folder.read()
     return Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
-
-
-def _slots(sweep: Sweep) -> int:
-    """How many trials the cluster can hold at a time."""
-    have, need = ray.cluster_resources(), {kind: amount for kind, amount in _resources(sweep).items() if amount}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = sum(min(_times(node.get(kind.upper(), 0), amount) for kind, amount in need.items()) for node in nodes)
-    if fits < 1:
-        wanted = " and ".join(f"{amount:g} {kind.upper()}" for kind, amount in need.items())
-        there = " and ".join(f"{have.get(kind.upper(), 0):g} {kind.upper()}" for kind in need)
-        raise UserError(
-            f"resources: a trial asks for {wanted}; this cluster has {there}, in {counted(len(nodes), 'machine')}"
-        )
-    return min(fits, trials(sweep))
-
-
-def _times(there: float, amount: float) -> int:
-    """How often an amount fits; 0.2 fits five times into 1."""
-    return int(there / amount + 1e-9)
-
-
-def _resources(sweep: Sweep) -> dict[str, float]:
-    return {"cpu": float(sweep.resources.cpus_per_worker), "gpu": sweep.resources.gpus_per_trial}
 
 
 def _search(books: Books, course: Course) -> None:
@@ -227,17 +213,17 @@ def _tune(books: Books, course: Course) -> None:
         books.ledger.count_time()
 
     shutil.rmtree(folder.tune, ignore_errors=True)
+    worker = GangDriver if sweep.resources.workers > 1 else TrialWorker
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(TrialWorker, sweep=sweep, folder=folder),
-            {kind: amount for kind, amount in _resources(sweep).items() if amount},
+            tune.with_parameters(worker, sweep=sweep, folder=folder, home=Path.cwd()),
+            of_trial(sweep),
         ),
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearch(books.ledger, stopping.held, stopping.over),
+            search_alg=LedgerSearch(books.ledger, stopping.held, stopping.over, Room(sweep, course.console.print)),
             scheduler=LedgerAsha(sweep, books.ledger) if sweep.scheduler else None,
             num_samples=-1,  # the search says when it is over
-            max_concurrent_trials=course.slots,
-            reuse_actors=False,  # DeepSpeed keeps state in its process
+            reuse_actors=worker is TrialWorker,  # it has the model loaded for the next trial
             trial_dirname_creator=_trial_name,
             trial_name_creator=_trial_name,
         ),

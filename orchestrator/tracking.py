@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -79,6 +80,25 @@ def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate
     return told
 
 
+def _refusal(error: Exception, shown: str) -> str | None:
+    """What a server wants that answers and will not serve us, and what to do; None where it is another failure."""
+    said, code = str(error), getattr(error, "error_code", "")
+    if "Invalid Host header" in said:
+        host = urlsplit(shown).netloc.rpartition("@")[2]
+        return f"does not know itself by that name; start it with --allowed-hosts '{host}', or call it by another name"
+    if code == "UNAUTHENTICATED" or "error code 401 " in said:
+        return (
+            "wants to know who asks; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN, to what it accepts"
+        )
+    if code == "PERMISSION_DENIED" or "error code 403 " in said:
+        return (
+            "refuses this user; have the right to read and make experiments granted, or set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to one that has it"
+        )
+    return None
+
+
 def store_uri(uri: str | None, root: Path) -> str:
     """A server's address, or the embedded store under `root`."""
     return uri or f"sqlite:///{root.resolve()}/mlflow.db"
@@ -118,7 +138,9 @@ class Tracking:
             self.client.search_experiments(max_results=1)
             return
         except Exception as error:
-            kind = type(error).__name__
+            kind, refusal = type(error).__name__, _refusal(error, self.shown)
+        if refusal is not None:
+            raise UserError(f"tracking.uri: the MLflow store {self.shown} {refusal}")
         raise UserError(
             f"tracking.uri: the MLflow store {self.shown} does not answer ({kind}); "
             "start it, correct the address, or leave uri out to use the embedded store"

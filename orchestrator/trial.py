@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from core.cache import SampleCache
+from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError
 from core.files import write_json
@@ -30,6 +31,7 @@ from core.randomness import SELECT_SEEDS
 from orchestrator.attempt import Attempt
 from orchestrator.bench import Bench
 from orchestrator.checkpoints import TrialFolder
+from orchestrator.crew import ALONE, Crew
 from orchestrator.disk import with_space
 from orchestrator.drawing import Drawing, NothingFits, release, with_batch
 from orchestrator.engine import Engines
@@ -44,11 +46,12 @@ from orchestrator.trial_state import Report, State
 class Surroundings:
     """What a trial listens to and tells while it works.
 
-    stop: whether it shall save and end; alive: called whenever it has made a step.
+    stop: whether it shall save and end; alive: called whenever it has made a step; crew: the processes it is shared by.
     """
 
     stop: Callable[[], bool] = lambda: False
     alive: Callable[[], None] = lambda: None
+    crew: Crew = ALONE
     training: bool = False  # an iteration has begun and not ended: nothing may interrupt it
 
     def step(self, *_: object) -> None:
@@ -63,6 +66,15 @@ class Surroundings:
         yield
         self.training = False
 
+    @contextmanager
+    def watching(self, denoiser: Denoiser) -> Iterator[None]:
+        """A step is every call of the network."""
+        hook = denoiser.unet.time_embedding.register_forward_pre_hook(self.step)
+        try:
+            yield
+        finally:
+            hook.remove()
+
 
 @dataclass(frozen=True)
 class Work:
@@ -74,21 +86,39 @@ class Work:
     around: Surroundings
     notes: list[str]  # what was amiss with its checkpoints, and has not been told
 
+    @property
+    def crew(self) -> Crew:
+        return self.around.crew
+
+    def alone(self) -> "Work":
+        """The same for one process by itself."""
+        return replace(self, around=replace(self.around, crew=ALONE))
+
+    def latest(self) -> tuple[Path | None, State]:
+        """The newest sound checkpoint, if there is one, and how the trial stands."""
+        found = self.crew.lead(self.folder.latest)
+        self.notes.extend(found.damaged)
+        return found.path, State.read(found.path) if found.path else State()
+
     def save(self, state: State, engines: Engines | None, measured: Path | None = None) -> None:
-        """A checkpoint; it waits for space where the disk is full."""
+        """A checkpoint; it waits for space where the disk is full. Every process has a part in it, the first writes."""
+        gathered = engines.snapshot(state.iteration) if engines is not None else None
 
         def write(folder: Path) -> None:
             if measured is not None:
                 shutil.copytree(measured, folder, dirs_exist_ok=True)
-            if engines is not None:
-                engines.save(folder / "engines", state.iteration)
+            if gathered is not None:
+                gathered.write(folder / "engines")
             write_json(folder / "state.json", asdict(state))
 
-        score = None
-        if state.report is not None:
-            metric, mode = self.sweep.compared
-            score = state.report["metrics"][metric] * (1 if mode == "max" else -1)
-        with_space(lambda: self.folder.save(state.iteration, write, score), self.around.alive, self.around.stop)
+        def keep() -> None:
+            score = None
+            if state.report is not None:
+                metric, mode = self.sweep.compared
+                score = state.report["metrics"][metric] * (1 if mode == "max" else -1)
+            with_space(lambda: self.folder.save(state.iteration, write, score), self.around.alive, self.around.stop)
+
+        self.crew.lead(keep)
 
 
 def run_trial(
@@ -98,17 +128,20 @@ def run_trial(
     cache: SampleCache | None = None,
     around: Surroundings | None = None,
     smaller: int = 0,
+    load: Callable[[Sweep, SampleCache | None], Bench] = Bench.load,
 ) -> Iterator[Report]:
     """Run one trial of `sweep` with the given parameters from where its folder says it stands; yields its reports.
 
     A trial that goes on repeats its last report first, which may never have arrived. cache: where unshifted samples,
-    which are the same for every trial, are read and kept; smaller: how often its process has run out of memory.
+    which are the same for every trial, are read and kept; smaller: how often its process has run out of memory; load:
+    where the model comes from. Every process of a trial that is shared runs this, and yields the same reports.
 
     Raises Preempted, after saving, when it was asked to stop.
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
-    around, found = around or Surroundings(), folder.latest()
+    around = around or Surroundings()
+    found = around.crew.lead(folder.latest)
     state = State.read(found.path) if found.path else State()
     notes = list(found.damaged)
     if state.report is not None:
@@ -116,13 +149,12 @@ def run_trial(
         notes = []
         if state.iteration >= sweep.train.iterations:
             return
-    bench = Bench.load(sweep, cache)
-    bench.denoiser.unet.time_embedding.register_forward_pre_hook(around.step)  # once in every call of the network
-    work = Work(bench, sweep, folder, around, notes)
-    if parameters["method"] == "learned":
-        yield from _learn(work, parameters, smaller)
-    else:
-        yield _find(work, parameters, smaller)
+    work = Work(load(sweep, cache), sweep, folder, around, notes)
+    with around.watching(work.bench.denoiser):
+        if parameters["method"] == "learned":
+            yield from _learn(work, parameters, smaller)
+        else:
+            yield around.crew.lead(lambda: _find(work.alone(), parameters, smaller))
 
 
 def _find(work: Work, parameters: Mapping[str, Any], smaller: int) -> Report:
@@ -154,8 +186,8 @@ def _learn(work: Work, parameters: Mapping[str, Any], smaller: int) -> Iterator[
             yield from _train(work, attempt, drawing, asked)
             return
         except Exception as error:
-            if not out_of_memory(error) or isinstance(error, NothingFits):
-                raise
+            if not out_of_memory(error) or isinstance(error, NothingFits) or work.crew.world > 1:
+                raise  # the other processes of a trial wait for this one's gradient: all of them start anew
             training, work.around.training = work.around.training, False
             attempt = attempt.after(drawing).smaller(sweep.micro_batches, training)
         release()
@@ -167,13 +199,12 @@ def _first_attempt(work: Work, parameters: Mapping[str, Any], asked: Mapping[str
     Once smaller for every time that the process itself has run out of memory.
     """
     bench, sweep, settings = work.bench, work.sweep, settings_of(parameters, work.sweep)
-    found = work.folder.latest()
-    parts = State.read(found.path).parts if found.path else None
+    parts = work.latest()[1].parts
     if parts is not None and parts["means"] == asked["means"]:
         attempt, seen = Attempt.resumed(settings, parts), parts["smaller"]
     else:
         case, held = Case(bench.denoiser.blueprint(), bench.schedule, sweep, settings), bench.denoiser.weight_bytes()
-        attempt, seen = Attempt.first(case, device_bytes(sweep, bench.denoiser.device, held)), 0
+        attempt, seen = Attempt.first(case, work.crew.least(device_bytes(sweep, bench.denoiser.device, held))), 0
     for _ in range(seen, asked["smaller"]):
         attempt = attempt.smaller(sweep.micro_batches, training=True)
     return attempt
@@ -183,6 +214,7 @@ def _means(sweep: Sweep) -> dict[str, Any]:
     """What may be changed in a sweep file that is under way, and decides how a trial trains."""
     return {
         "gradient": sweep.gradient.model_dump(),
+        "engine": {**sweep.deepspeed.model_dump(), "workers": sweep.resources.workers},
         "micro_batch": sweep.train.micro_batch,
         "batch": sweep.sampler.batch,
     }
@@ -193,28 +225,34 @@ def _train(work: Work, attempt: Attempt, drawing: Drawing, asked: Mapping[str, A
 
     Memory that runs out while a report is measured costs no training: `drawing` starts the measurement over.
     """
-    sweep, settings, bench = drawing.sweep, attempt.settings, work.bench
-    found = work.folder.latest()
-    state = State.read(found.path) if found.path else State()
+    sweep, settings, bench, crew = drawing.sweep, attempt.settings, work.bench, work.crew
+    path, state = work.latest()
     state.parts = {**attempt.kept(), **asked}
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with state.running():
             learner = learned.Learner(
-                bench.denoiser, bench.schedule, settings, engines.make, draw_batch=drawing.batch, cache=bench.cache
+                bench.denoiser,
+                bench.schedule,
+                settings,
+                engines.make,
+                crew.rank,
+                crew.world,
+                drawing.batch,
+                bench.cache,
             )
-        if found.path:
-            engines.load(found.path / "engines")
+        if path is not None:
+            engines.load(path / "engines")
             if state.report is None and _due(sweep, state.iteration):  # it was asked to end while it was measured
                 yield from _measured(work, drawing, state, learner, engines, attempt)
         for n in range(state.iteration, settings.iterations):
             with state.running(), work.around.iterating():
-                state.curve.append({"step": n + 1, **learner.iterate(n)})
+                state.curve.append({"step": n + 1, **crew.mean(learner.iterate(n))})
             state.iteration, state.report = n + 1, None
             work.around.alive()
             if _due(sweep, n + 1):
                 yield from _measured(work, drawing, state, learner, engines, attempt)
-            elif work.around.stop():
+            elif crew.any(work.around.stop()):
                 work.save(state, engines)
                 raise Preempted
             elif sweep.recovery.checkpoint_every and (n + 1) % sweep.recovery.checkpoint_every == 0:
@@ -252,6 +290,19 @@ def _report(
 
     Only what draws samples starts over where memory runs out, so that nothing is saved or reported twice.
     """
+    with tempfile.TemporaryDirectory() as temporary:
+        measured = Path(temporary)
+        report = work.crew.lead(lambda: _measure(work, drawing, state, directions, attempt, measured))
+        work.save(replace(state, report=report, curve=[]), engines, measured)
+    told = {**report, "notes": list(work.notes)}
+    work.notes.clear()
+    return told
+
+
+def _measure(
+    work: Work, drawing: Drawing, state: State, directions: DirectionSet, attempt: Attempt | None, folder: Path
+) -> Report:
+    """The report; the set that it is of, and its picture, go into the folder."""
     sampler, bench = drawing.sweep.sampler, work.bench
     # The set carries its window, so that it is the same edit in any pipeline.
     origin = {**directions.provenance, "injection": sampler.injection, "window": sampler.window}
@@ -262,14 +313,14 @@ def _report(
         if not math.isfinite(value):
             raise NonFiniteError(f"{name} became {value} at iteration {state.iteration}")
     described = replace(scaled, metrics=metrics)
-    report = {"global_step": state.iteration, "find_seconds": state.seconds, "curve": state.curve, "metrics": metrics}
-    with tempfile.TemporaryDirectory() as temporary:
-        (Path(temporary) / "directions").mkdir()
-        described.write(Path(temporary) / "directions")
-        drawing.run(lambda sweep: bench.draw(sweep, described, Path(temporary)))
-        report["memory"] = attempt.after(drawing).told() if attempt else drawing.told()
-        report["milliseconds"] = int(time.time() * 1000)
-        work.save(replace(state, report=report, curve=[]), engines, Path(temporary))
-    told = {**report, "notes": list(work.notes)}
-    work.notes.clear()
-    return told
+    (folder / "directions").mkdir()
+    described.write(folder / "directions")
+    drawing.run(lambda sweep: bench.draw(sweep, described, folder))
+    return {
+        "global_step": state.iteration,
+        "find_seconds": state.seconds,
+        "curve": state.curve,
+        "metrics": metrics,
+        "memory": attempt.after(drawing).told() if attempt else drawing.told(),
+        "milliseconds": int(time.time() * 1000),
+    }

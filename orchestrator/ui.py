@@ -24,7 +24,13 @@ _TRAINING = "workflowType=machine_learning"  # MLflow's workspace for training, 
 def serve(root: Path, port: int, console: Console) -> int:
     """Serve until interrupted. Raises UserError where there is nothing to serve or the port is taken."""
     root = root.resolve()
+    elsewhere = [f"  {name}: {uri}" for name, uri in _elsewhere(root).items()]
     if not (root / "mlflow.db").is_file():
+        if elsewhere:  # there is nothing to serve: their servers have pages of their own
+            console.print(
+                "\n".join(["These sweeps are recorded elsewhere; open:", *elsewhere]), soft_wrap=True, highlight=False
+            )
+            return 0
         raise UserError(f"no embedded store in {root}; run a sweep first, or name its folder with --root")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -33,6 +39,8 @@ def serve(root: Path, port: int, console: Console) -> int:
     console.print(f"MLflow: {address}   (Ctrl-C ends it)")
     for link in links(root, address):
         console.print(f"  {link}", soft_wrap=True, highlight=False)
+    for line in elsewhere:
+        console.print(line, soft_wrap=True, highlight=False)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(None, root)]
     command += ["--default-artifact-root", (root / "mlartifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port)]
     return _until_interrupted([*command, "--workers", "1"])
@@ -63,6 +71,16 @@ def _end_with(parent: int) -> Callable[[], None] | None:
             os._exit(1)
 
     return ask
+
+
+def _elsewhere(root: Path) -> dict[str, str]:
+    """The sweeps under a root whose runs another store has, and which."""
+    found: dict[str, str] = {}
+    for path in sorted(root.glob("*/sweep.json")):
+        uri = SweepFolder(root, path.parent.name).read().get("tracking_uri")
+        if uri not in (None, store_uri(None, root)):
+            found[path.parent.name] = str(uri)
+    return found
 
 
 def links(root: Path, address: str) -> list[str]:

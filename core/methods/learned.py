@@ -183,7 +183,7 @@ class Learner:
 
     def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Tensor:
         settings = self.settings
-        shift = self.explorer.shift(k, magnitude * settings.shift_scale)
+        shift = self.explorer.shift.at(k, magnitude * settings.shift_scale)
         z = None
         if self.schedule.eta > 0:
             seeds = [self.pool.seeds[row] for row in rows.tolist()]
@@ -259,7 +259,7 @@ class Learner:
     def directions(self) -> DirectionSet:
         """The directions as they are now; scale 1.0 is the largest magnitude they were trained with."""
         shift, steps = self.explorer.shift, len(self.schedule)
-        table = shift.table().expand(-1, steps, -1, -1, -1)
+        table = shift().expand(-1, steps, -1, -1, -1)
         sigma = (self.settings.shift_scale * shift.spread).expand(len(table), steps)
         settings = {**asdict(self.settings), "gradient": type(self.settings.gradient).__name__}
         return DirectionSet(

@@ -35,7 +35,7 @@ def find(
     shift = ShiftControl(settings.directions, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)
     steps = len(schedule)
     return DirectionSet(
-        shift.table().detach().expand(-1, steps, -1, -1, -1).clone(),
+        shift().detach().expand(-1, steps, -1, -1, -1).clone(),
         (settings.shift_scale * spread.float()).expand(settings.directions, steps).clone(),
         schedule.timesteps,
         provenance=provenance("random", denoiser, schedule, asdict(settings)),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.spec.distributions import Distribution, Fixed, countable
 from orchestrator.spec.problems import Path, Problem, complaint, shown
+from orchestrator.spec.sections import DeepSpeed
 from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.tables import PARAMETERS, Value
 
@@ -14,8 +15,10 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
     """Every mistake between parts of the sweep, but for those that rest on a value already known to be wrong."""
     found = [
         *_batches(sweep),
+        *_workers(sweep),
         *_compared(sweep),
         *_kept(sweep),
+        *_engine(sweep),
         *_grace(sweep),
         *_untrained(sweep),
         *_useless(sweep),
@@ -38,14 +41,24 @@ def _touches(path: Path, bad: Path) -> bool:
 
 def _batches(sweep: Sweep) -> Iterator[Check]:
     batch, workers, micro = sweep.train.batch, sweep.resources.workers, sweep.train.micro_batch
-    share = ("train", "batch"), ("resources", "gpus_per_trial")
+    share = ("train", "batch"), ("resources", "gpus_per_trial"), ("resources", "workers")
     if batch % workers:
-        allowed = f"a multiple of {workers}, one share for each GPU"
-        yield share, Problem(("train", "batch"), complaint("does not split over the GPUs of a trial", batch, allowed))
+        allowed = f"a multiple of {workers}, one share for each worker"
+        text = complaint("does not split over the workers of a trial", batch, allowed)
+        yield share, Problem(("train", "batch"), text)
     elif micro is not None and (batch // workers) % micro:
-        of = f"train.batch of {batch}" + (f" over {workers} GPUs" if workers > 1 else "")
+        of = f"train.batch of {batch}" + (f" over {workers} workers" if workers > 1 else "")
         text = complaint("does not divide a worker's batch", micro, f"a divisor of {batch // workers} ({of})")
         yield (*share, ("train", "micro_batch")), Problem(("train", "micro_batch"), text)
+
+
+def _workers(sweep: Sweep) -> Iterator[Check]:
+    """Two processes on one GPU would wait for each other for ever."""
+    gpus, workers = sweep.resources.gpus_per_trial, sweep.resources.workers
+    each = max(1, int(gpus))
+    if gpus and workers != each:
+        text = complaint("does not fit the GPUs of a trial", workers, f"{each}, or null: one worker for each GPU")
+        yield (("resources", "workers"), ("resources", "gpus_per_trial")), Problem(("resources", "workers"), text)
 
 
 def _compared(sweep: Sweep) -> Iterator[Check]:
@@ -73,6 +86,31 @@ def _kept(sweep: Sweep) -> Iterator[Check]:
         text = f"has no effect with policy {gradient.policy}"
         text = complaint(text, gradient.memory, "auto, or gradient.policy: auto or keep_steps")
         yield (path, ("gradient", "policy")), Problem(path, text)
+
+
+def _engine(sweep: Sweep) -> Iterator[Check]:
+    for name, what, allowed in unworkable(sweep.deepspeed):
+        path = ("deepspeed", name)
+        text = complaint(what, getattr(sweep.deepspeed, name), allowed)
+        yield tuple(("deepspeed", field) for field in DeepSpeed.model_fields), Problem(path, text)
+
+
+def unworkable(engine: DeepSpeed) -> Iterator[tuple[str, str, str]]:
+    """(field, what is wrong with it, what is allowed) of each combination that DeepSpeed does not do."""
+    optimizer, parameters, zero = engine.offload_optimizer, engine.offload_param, engine.zero
+    if optimizer != "none" and zero == 0:
+        what = "has no effect with ZeRO-0, which leaves Adam's state in one piece"
+        yield "offload_optimizer", what, "none, or deepspeed.zero: 1, 2 or 3"
+    elif optimizer == "nvme" and zero < 3:
+        what = f"has no effect with ZeRO-{zero}, which offloads to the CPU's memory alone"
+        yield "offload_optimizer", what, "none, cpu, or deepspeed.zero: 3"
+    if parameters != "none" and zero < 3:
+        what = f"has no effect with ZeRO-{zero}, which leaves parameters in one piece"
+        yield "offload_param", what, "none, or deepspeed.zero: 3"
+    if "nvme" not in (optimizer, parameters) and engine.nvme_path is not None:
+        yield "nvme_path", "has no effect where nothing is offloaded to nvme", "null"
+    elif "nvme" in (optimizer, parameters) and engine.nvme_path is None:
+        yield "nvme_path", "says nowhere to offload to", "a folder on a disk of the machine"
 
 
 def _grace(sweep: Sweep) -> Iterator[Check]:

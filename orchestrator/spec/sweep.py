@@ -22,6 +22,7 @@ from orchestrator.spec.problems import Findings, Problem, Refused, complaint
 from orchestrator.spec.reading import without
 from orchestrator.spec.sections import (
     Budget,
+    Cluster,
     DeepSpeed,
     Evaluate,
     Export,
@@ -32,22 +33,28 @@ from orchestrator.spec.sections import (
     Sampler,
     Scheduler,
     Section,
+    Study,
     Tracking,
     Train,
 )
 from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
 
 # Part of every identity. Raise it when the meaning of a sweep file changes.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # What says how the same numbers are computed, not which: results differ by rounding alone. No part of the identity, so
 # that a sweep that has run out of memory or patience, or moves to another device, goes on with the trials it has.
-MEANS = (("gradient",), ("train", "micro_batch"), ("sampler", "batch"), ("recovery",))
+MEANS = (
+    *((section,) for section in ("gradient", "recovery", "study", "resources", "cluster")),
+    ("train", "micro_batch"),
+    ("sampler", "batch"),
+    *(("deepspeed", key) for key in ("zero", "offload_optimizer", "offload_param", "nvme_path")),
+)
 
 
 # What decides which trials there are and what becomes of them, not what one of them comes to.
 OF_THE_SWEEP = (
-    *((key,) for key in ("name", "method", "search", "objectives", "scheduler", "budget", "resources")),
+    *((key,) for key in ("name", "method", "search", "objectives", "scheduler", "budget")),
     *((key,) for key in ("tracking", "export")),
     ("evaluate", "every"),
 )
@@ -145,7 +152,9 @@ class Sweep(Section):
     deepspeed: DeepSpeed = DeepSpeed()
     gradient: Gradient = Gradient()
     recovery: Recovery = Recovery()
+    cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+    study: Study = Study()
     export: Export = Export()
 
     @property

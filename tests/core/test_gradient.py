@@ -34,7 +34,7 @@ def loss_of(
 ) -> Tensor:
     x = noise(range(2), denoiser.sample_shape, torch.float64)
     z = step_noise(range(2), denoiser.sample_shape, len(schedule), torch.float64) if schedule.eta else None
-    delta = shift(torch.tensor([0, 2]), torch.tensor([0.7, -0.4], dtype=torch.float64))
+    delta = shift.at(torch.tensor([0, 2]), torch.tensor([0.7, -0.4], dtype=torch.float64))
     x_0 = sample(denoiser, schedule, x, delta, injection, policy, window, z)
     return (x_0 * noise([7, 8], denoiser.sample_shape, torch.float64)).sum()
 

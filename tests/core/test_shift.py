@@ -17,7 +17,7 @@ def control(kind: str = "shared", count: int = 5, **changes: object) -> ShiftCon
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("orthonormal", [True, False])
 def test_directions_are_of_unit_length(kind: str, orthonormal: bool) -> None:
-    table = control(kind, orthonormal=orthonormal).table()
+    table = control(kind, orthonormal=orthonormal)()
     assert table.shape == (5, 1 if kind == "shared" else 3, *SHAPE)
     assert torch.allclose(table.flatten(2).norm(dim=2), torch.ones(table.shape[:2]))
     products = torch.einsum("isd,jsd->sij", table.flatten(2), table.flatten(2))
@@ -28,7 +28,7 @@ def test_directions_are_of_unit_length(kind: str, orthonormal: bool) -> None:
 def test_shift_is_linear_in_the_magnitude_and_scaled_by_the_spread(kind: str) -> None:
     shift = control(kind)
     k = torch.tensor([4, 4, 1])
-    delta = shift(k, torch.tensor([0.5, -1.0, 2.0]))
+    delta = shift.at(k, torch.tensor([0.5, -1.0, 2.0]))
     for i, spread in enumerate((3.0, 2.0, 1.0)):
         lengths = delta(i).flatten(1).norm(dim=1)
         assert torch.allclose(lengths, spread * torch.tensor([0.5, 1.0, 2.0]), rtol=1e-5)
@@ -38,7 +38,7 @@ def test_shift_is_linear_in_the_magnitude_and_scaled_by_the_spread(kind: str) ->
 def test_orthonormal_directions_stay_where_their_coordinates_point() -> None:
     shift = control(count=2)
     first = shift.coordinates[0, 0]
-    assert torch.allclose(shift.table()[0, 0].flatten(), first / first.norm(), atol=1e-6)
+    assert torch.allclose(shift()[0, 0].flatten(), first / first.norm(), atol=1e-6)
 
 
 def test_coordinates_start_with_unit_variance() -> None:
@@ -75,12 +75,12 @@ def test_more_directions_than_samples_are_filled_up() -> None:
 def test_too_many_orthonormal_directions_are_refused() -> None:
     with pytest.raises(UserError, match="directions: got 17; h has 16 dimensions"):
         control(count=17)
-    assert control(count=17, orthonormal=False).table().shape[0] == 17
+    assert control(count=17, orthonormal=False)().shape[0] == 17
 
 
 def test_directions_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    first = control("time", seed=3).table()
+    first = control("time", seed=3)()
     torch.manual_seed(2)
-    assert torch.equal(control("time", seed=3).table(), first)
-    assert not torch.equal(control("time", seed=4).table(), first)
+    assert torch.equal(control("time", seed=3)(), first)
+    assert not torch.equal(control("time", seed=4)(), first)

@@ -12,6 +12,7 @@ from orchestrator.attempt import Attempt
 from orchestrator.drawing import Drawing
 from orchestrator.footprint import choose
 from orchestrator.forecast import case_of
+from orchestrator.settings import DeepSpeedSteps
 from orchestrator.spec import parse
 
 SIZES = (12, 6, 4, 2)
@@ -47,6 +48,11 @@ def test_the_smallest_goes_on_step_by_step_then_block_by_block(policy: str, grad
     assert last.retries == 2
     with pytest.raises(MemoryError, match="^not even micro_batch 2 with policy checkpoint_blocks fits: use a device "):
         last.smaller(SIZES, training=True)
+
+
+def test_from_deepspeeds_checkpointing_it_goes_on_block_by_block() -> None:
+    last = attempt("deepspeed", DeepSpeedSteps(), 2).smaller(SIZES, training=True)
+    assert (last.policy, last.settings.gradient) == ("checkpoint_blocks", CheckpointBlocks())
 
 
 def test_drawing_and_training_give_way_apart() -> None:
@@ -98,6 +104,7 @@ def test_it_tells_how_it_trains() -> None:
         ("keep_steps", KeepSteps()),
         ("checkpoint_steps", CheckpointSteps()),
         ("checkpoint_blocks", CheckpointBlocks()),
+        ("deepspeed", DeepSpeedSteps()),
     ],
 )
 def test_it_goes_on_from_a_checkpoint_as_it_was(policy: str, gradient: GradientPolicy) -> None:

@@ -252,7 +252,7 @@ def test_an_engine_meets_a_full_disk_as_an_error_of_the_disk(small_disk: Path) -
 
     trial = TrialFolder(small_disk / "abc")
     with pytest.raises(OSError) as error:
-        trial.save(1, lambda folder: statefile.write({"x": torch.zeros(50_000)}, folder / "engines"))
+        trial.save(1, lambda folder: statefile.write(folder / "engines", {"x": torch.zeros(50_000)}, {}))
     assert error.value.errno == errno.ENOSPC and names(trial) == []
 
 

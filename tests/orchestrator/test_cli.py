@@ -98,7 +98,7 @@ def test_what_is_not_there_gets_one_sentence(
         ("search.directions=33", "search.directions: got 33; h of "),
         ("objectives=[{coverage: max}]", "objectives: 'coverage' needs an attribute predictor, and model "),
         ("sampler.window=[3, 1]", "window [3, 1] holds none of the chain's timesteps [500, 0]"),
-        ("resources.gpus_per_trial=2", "resources.gpus_per_trial: got 2; trials of more than one GPU can be planned"),
+        ("resources.gpus_per_trial=2", "resources: a trial asks for 2 processes of 1 CPU and 1 GPU; this cluster has "),
         ("resources.cpus_per_worker=4096", "resources: a trial asks for 4096 CPU; this cluster has "),
     ],
 )

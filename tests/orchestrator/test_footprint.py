@@ -12,6 +12,7 @@ from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepStep
 from orchestrator import footprint as module
 from orchestrator.footprint import Case, Footprint, choose, device_bytes, footprint, heaviest, next_fitting, usable
 from orchestrator.forecast import case_of
+from orchestrator.settings import DeepSpeedSteps
 from orchestrator.spec import Sweep, parse
 
 HUGE = 1 << 40
@@ -135,6 +136,32 @@ def test_an_optimiser_on_the_cpu_is_not_on_the_gpu(told: Callable[..., Case]) ->
         for resources, deepspeed in ((gpu, offload), (gpu, {"zero": 2}), ({}, offload))
     ]
     assert trained[0] < trained[1] == trained[2]
+
+
+def test_what_is_partitioned_takes_less_with_every_worker(told: Callable[..., Case]) -> None:
+    def trained(gpus: int, **deepspeed: object) -> int:
+        case = told(resources={"gpus_per_trial": gpus}, deepspeed=deepspeed)
+        return footprint(case, "checkpoint_steps", 4, HUGE).trained
+
+    assert trained(1, zero=2) > trained(2, zero=2) > trained(4, zero=2) > trained(4, zero=2, offload_optimizer="cpu")
+    assert trained(4, zero=2) == trained(4, zero=3) - count(told) > trained(4, zero=3, offload_optimizer="cpu")
+    whole = {"zero": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
+    assert trained(1, **whole) == trained(4, **whole) == trained(1, zero=2, offload_optimizer="cpu")
+
+
+def count(told: Callable[..., Case]) -> int:
+    """Parameters that are trained, from what two optimisers take for each."""
+    four, eight = (
+        footprint(told(deepspeed={"zero": 0, "precision": kind}), "checkpoint_steps", 4, HUGE).trained
+        for kind in ("fp32", "bf16")
+    )
+    return (eight - four) // 8
+
+
+def test_deepspeeds_checkpointing_is_planned_as_step_by_step(told: Callable[..., Case]) -> None:
+    theirs, ours = (choose(told(gradient={"policy": name}), HUGE) for name in ("deepspeed", "checkpoint_steps"))
+    assert (theirs.policy, theirs.gradient) == ("deepspeed", DeepSpeedSteps())
+    assert theirs.chain == ours.chain
 
 
 def test_a_sweep_is_planned_for_the_heaviest_of_its_trials(told: Callable[..., Case]) -> None:

@@ -27,7 +27,7 @@ SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 HEADINGS = ["Purpose", "Command", "Hardware", "Time", "Result"]
 KEYS = (
     "name, model, predictor, method, seed, sampler, train, search, objectives, scheduler, budget, evaluate, resources, "
-    "deepspeed, gradient, recovery, tracking, export"
+    "deepspeed, gradient, recovery, cluster, tracking, study, export"
 )
 SEARCHABLE = ", ".join(PARAMETERS)
 METHOD_NAMES = "learned, pca, jacobian, supervised, random"
@@ -119,11 +119,38 @@ SENTENCES = [
         "sampler: {injection: Symetric}",
         "sampler.injection: is not known (got 'Symetric'); allowed: symmetric, asymmetric; did you mean 'symmetric'?",
     ),
-    ("deepspeed: {zero: 3}", "deepspeed.zero: is not supported yet (got 3); allowed: an integer >= 0 and <= 2"),
+    ("deepspeed: {zero: 4}", "deepspeed.zero: is out of range (got 4); allowed: an integer >= 0 and <= 3"),
+    (
+        "deepspeed: {zero: 0, offload_optimizer: cpu}",
+        "deepspeed.offload_optimizer: has no effect with ZeRO-0, which leaves Adam's state in one piece (got 'cpu'); "
+        "allowed: none, or deepspeed.zero: 1, 2 or 3",
+    ),
+    (
+        "deepspeed: {zero: 2, offload_optimizer: nvme, nvme_path: /d}",
+        "deepspeed.offload_optimizer: has no effect with ZeRO-2, which offloads to the CPU's memory alone "
+        "(got 'nvme'); allowed: none, cpu, or deepspeed.zero: 3",
+    ),
+    (
+        "deepspeed: {zero: 2, offload_param: cpu}",
+        "deepspeed.offload_param: has no effect with ZeRO-2, which leaves parameters in one piece (got 'cpu'); "
+        "allowed: none, or deepspeed.zero: 3",
+    ),
+    (
+        "deepspeed: {zero: 3, offload_param: nvme}",
+        "deepspeed.nvme_path: says nowhere to offload to (got null); allowed: a folder on a disk of the machine",
+    ),
+    (
+        "deepspeed: {zero: 3, offload_param: cpu, nvme_path: /d}",
+        "deepspeed.nvme_path: has no effect where nothing is offloaded to nvme (got '/d'); allowed: null",
+    ),
+    (
+        "deepspeed: {gradient_clipping: 0}",
+        "deepspeed.gradient_clipping: is out of range (got 0); allowed: a number > 0, or null",
+    ),
     (
         "gradient: {policy: keep_step}",
         "gradient.policy: is not known (got 'keep_step'); allowed: auto, full_graph, keep_steps, checkpoint_steps, "
-        "checkpoint_blocks; did you mean 'keep_steps'?",
+        "checkpoint_blocks, deepspeed; did you mean 'keep_steps'?",
     ),
     (
         "gradient: {memroy: auto}",
@@ -195,12 +222,12 @@ SENTENCES = [
     (
         "{train: {batch: 16, micro_batch: 8}, resources: {gpus_per_trial: 4}}",
         "train.micro_batch: does not divide a worker's batch (got 8); "
-        "allowed: a divisor of 4 (train.batch of 16 over 4 GPUs)",
+        "allowed: a divisor of 4 (train.batch of 16 over 4 workers)",
     ),
     (
         "resources: {gpus_per_trial: 3}",
-        "train.batch: does not split over the GPUs of a trial (got 16); "
-        "allowed: a multiple of 3, one share for each GPU",
+        "train.batch: does not split over the workers of a trial (got 16); "
+        "allowed: a multiple of 3, one share for each worker",
     ),
     # search
     (
@@ -648,8 +675,15 @@ def test_defaults() -> None:
         "scheduler": None,
         "budget": {"trials": 16, "hours": None},
         "evaluate": {"every": 400, "seeds": 24, "strength": None},
-        "resources": {"gpus_per_trial": 0.0, "cpus_per_worker": 1},
-        "deepspeed": {"zero": 1, "offload_optimizer": "none", "precision": "fp32"},
+        "resources": {"gpus_per_trial": 0.0, "cpus_per_worker": 1, "workers": None},
+        "deepspeed": {
+            "zero": 1,
+            "offload_optimizer": "none",
+            "offload_param": "none",
+            "nvme_path": None,
+            "gradient_clipping": None,
+            "precision": "fp32",
+        },
         "gradient": {"policy": "auto", "memory": "auto", "lean": True},
         "recovery": {
             "crashes": 2,
@@ -659,7 +693,15 @@ def test_defaults() -> None:
             "checkpoint_every": None,
             "keep_trials": 10,
         },
+        "cluster": {
+            **dict.fromkeys(["nodes", "gpus_per_node", "cpus_per_node", "memory_per_node", "hours", "root", "setup"]),
+            **dict.fromkeys(["image", "partition", "account", "namespace", "volume", "secret", "user", "instance"]),
+            "retries": 20,
+            "hosts": [],
+            "region": "us-west-2",
+        },
         "tracking": {"uri": None, "experiment": "a"},
+        "study": {"uri": None},
         "export": {"register": None},
     }
 
@@ -721,12 +763,29 @@ FULL = """
  objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
  budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12, strength: 0.5},
  resources: {gpus_per_trial: 2, cpus_per_worker: 2},
- deepspeed: {zero: 0, offload_optimizer: cpu, precision: bf16}, gradient: {policy: auto, memory: 2GiB, lean: true},
+ deepspeed: {zero: 3, offload_optimizer: cpu, offload_param: none, gradient_clipping: 2, precision: bf16},
+ gradient: {policy: auto, memory: 2GiB, lean: true},
  recovery: {crashes: 1, out_of_memory: 1, preemptions: 1, stalled_minutes: 5, checkpoint_every: 3, keep_trials: 2},
- tracking: {uri: u, experiment: e}, export: {register: r}}
+ cluster: {nodes: 2, gpus_per_node: 2, cpus_per_node: 4, memory_per_node: 8GB, hours: 1, root: /r, setup: s, image: i,
+           partition: p, account: a, namespace: n, volume: v, secret: s, user: u, instance: i, retries: 1, hosts: [h],
+           region: r},
+ tracking: {uri: u, experiment: e}, study: {uri: 'postgresql://h/d'}, export: {register: r}}
 """
 # What says how the same numbers are computed.
 MEANS: dict[str, Any] = {
+    "deepspeed.zero": 2,
+    "deepspeed.offload_optimizer": "none",
+    "deepspeed.offload_param": "cpu",
+    "resources.gpus_per_trial": 0,
+    "resources.cpus_per_worker": 3,
+    "resources.workers": 2,
+    "study.uri": None,
+    **{f"cluster.{key}": 3 for key in ("nodes", "gpus_per_node", "cpus_per_node", "hours", "retries")},
+    **{f"cluster.{key}": "z" for key in ("setup", "image", "partition", "account", "namespace", "volume", "secret")},
+    **{f"cluster.{key}": "z" for key in ("user", "instance", "region")},
+    "cluster.memory_per_node": "9GB",
+    "cluster.root": "/z",
+    "cluster.hosts": ["z"],
     "sampler.batch": 16,
     "train.micro_batch": 8,
     "gradient.policy": "keep_steps",
@@ -740,7 +799,7 @@ MEANS: dict[str, Any] = {
     "recovery.keep_trials": 1,
 }
 # What decides which trials there are and when they end, not what one of them comes to.
-OF_THE_SWEEP = ("name", "method", "search", "objectives", "scheduler", "budget", "resources", "tracking", "export")
+OF_THE_SWEEP = ("name", "method", "search", "objectives", "scheduler", "budget", "tracking", "export")
 CHANGES: dict[str, Any] = {
     "name": "z",
     "model": "z",
@@ -781,10 +840,7 @@ CHANGES: dict[str, Any] = {
     "evaluate.every": 6,
     "evaluate.seeds": 13,
     "evaluate.strength": 0.6,
-    "resources.gpus_per_trial": 1,
-    "resources.cpus_per_worker": 3,
-    "deepspeed.zero": 1,
-    "deepspeed.offload_optimizer": "none",
+    "deepspeed.gradient_clipping": None,
     "deepspeed.precision": "fp32",
     "tracking.uri": None,
     "tracking.experiment": "f",
@@ -804,8 +860,16 @@ def test_the_changes_cover_every_field() -> None:
     fields = _leaves(sweep_of("{}").resolved()) | _leaves(parse(yaml.safe_load(FULL)).resolved())
     untold = fields - set(CHANGES) - set(MEANS) - {"method.choice", "search.directions.log", "search.directions.choice"}
     assert {field for field in untold if not any(change.startswith(f"{field}.") for change in CHANGES)} == {
-        "search.parametrisation.when.method"
+        "deepspeed.nvme_path",
+        "search.parametrisation.when.method",
     }
+
+
+def test_the_folder_on_an_nvme_disk_is_no_part_of_the_identity() -> None:
+    one, other = (
+        sweep_of(f"{{deepspeed: {{zero: 3, offload_param: nvme, nvme_path: {path}}}}}") for path in ("/d", "/e")
+    )
+    assert one.identity() == other.identity() == sweep_of("{deepspeed: {zero: 3}}").identity()
 
 
 @pytest.mark.parametrize("path", [*CHANGES, *MEANS])

@@ -1,5 +1,6 @@
 """The study's file is refused as it is where it is damaged, and waited for where another process has it."""
 
+import random
 import sqlite3
 import threading
 import time
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
+from sqlalchemy.engine.default import DefaultDialect
 
 from core.errors import UserError
 from orchestrator import study as module
@@ -139,6 +141,35 @@ def test_a_file_that_another_process_holds_is_waited_for(path: Path, call: str) 
         assert time.monotonic() - began > 1.2
     assert said == ["study: database is locked; waiting, nothing is lost"]
     assert len(open_study("a", path).trials) == (5 if call == "ask" else 4)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.RUNNING])
+def test_an_answer_that_is_lost_leaves_one_row(path: Path, monkeypatch: pytest.MonkeyPatch, state: TrialState) -> None:
+    """A disk often fails right after what was asked is done."""
+    study, commit, commits = open_study("a", path), DefaultDialect.do_commit, 0
+    chance = random.Random(0)
+
+    def lost(self: Any, connection: Any) -> None:
+        nonlocal commits
+        commit(self, connection)
+        commits += 1
+        if chance.random() < 0.4:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("optuna.storages._rdb.storage.time.sleep", lambda _: None)
+    monkeypatch.setattr(DefaultDialect, "do_commit", lost)
+    study.enqueue_trial({"x": 0.5}, user_attrs={"mine": 1})
+    trial = study.ask()
+    assert trial.suggest_float("x", 0, 1) == 0.5 and trial.user_attrs == {"mine": 1}
+    other = study.ask()
+    other.suggest_float("x", 0, 1)
+    if state == TrialState.COMPLETE:
+        study.tell(trial, 0.25)
+        with pytest.raises(UpdateFinishedTrialError):
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    assert commits > 10
+    assert [row.state for row in open_study("a", path).trials][3:] == [state, TrialState.RUNNING]
 
 
 @pytest.mark.usefixtures("impatient")

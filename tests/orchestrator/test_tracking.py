@@ -1,6 +1,8 @@
 """The MLflow store: runs by explicit id, calls that may arrive twice, failures in a sentence."""
 
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest.mock import patch
 
@@ -188,6 +190,42 @@ def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tracking.uri: the MLflow store http://127.0.0.1:9 does not answer"):
         Tracking("http://127.0.0.1:9", tmp_path).check()
     assert not (tmp_path / "mlflow.db").exists()
+
+
+REFUSALS = {
+    (
+        401,
+        "You are not authenticated.",
+    ): "wants to know who asks; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASS",
+    (403, "Permission denied"): "refuses this user; have the right to read and make experiments granted, or set ",
+    (403, '{"error_code": "PERMISSION_DENIED", "message": "no"}'): "refuses this user; have the right ",
+    (403, "Invalid Host header - possible DNS rebinding attack"): "start it with --allowed-hosts '127.0.0.1:",
+}
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_a_server_that_refuses_says_what_to_do(tmp_path: Path, answer: tuple[int, str]) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(answer[0])
+            self.end_headers()
+            self.wfile.write(answer[1].encode())
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(UserError) as told:
+                Tracking(f"http://anna:geheim@127.0.0.1:{server.server_port}", tmp_path).check()
+        finally:
+            server.shutdown()
+    text = str(told.value)
+    assert REFUSALS[answer] in text and "\n" not in text and "geheim" not in text
+    assert text.startswith(f"tracking.uri: the MLflow store http://***@127.0.0.1:{server.server_port} ")
 
 
 def test_nested_settings_become_flat_parameters(root: Path) -> None:

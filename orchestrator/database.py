@@ -1,0 +1,139 @@
+"""A PostgreSQL database that holds the studies of many sweeps: its address, whether it answers, what of it passes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from core.errors import UserError, first_line
+from orchestrator.secrets import redacted, scrub
+
+_DRIVER = "postgresql+psycopg"
+# A server that is cut off without a word is given up after a minute; Linux alone would wait for hours.
+_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+# Classes of SQLSTATE where waiting helps: connections, resources such as disk space, an administrator's doing, and a
+# transaction that got into another's way; last, a standby that has not taken over yet, and a lock.
+_PASSING = ("08", "53", "57", "40", "25006", "55P03")
+_MAKING_TABLES = 4_921_337_114  # the key of the lock under which Optuna's tables are made, for this database
+
+
+@dataclass(frozen=True)
+class Database:
+    """A study in a database, by a name that no other sweep's has."""
+
+    uri: str = field(repr=False)
+    study: str
+
+    @property
+    def shown(self) -> str:
+        """The address without its secrets, the same however the driver and the password are given."""
+        return redacted(_plain(self.uri))
+
+    @property
+    def url(self) -> str:
+        """The address for SQLAlchemy, which is to use psycopg 3."""
+        return _plain(self.uri).replace("postgresql", _DRIVER, 1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How connections are made. What the address says of them itself is left alone."""
+        return {name: value for name, value in _PATIENCE.items() if name not in make_url(self.url).query}
+
+    def scrub(self, told: str) -> str:
+        """A library's text without the secrets of the address."""
+        return str(scrub(told, self.uri))
+
+    def check(self) -> None:
+        """Raise UserError, in one sentence, where no study can be kept in this database."""
+        with self._connected() as connection:
+            if not connection.scalar(text("SELECT to_regclass('studies') IS NOT NULL")):
+                may = text("SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)")
+                table, right = "", "may make tables in it"
+            else:
+                may = text("SELECT has_table_privilege('studies', 'SELECT, INSERT, UPDATE')")
+                table, right = "table studies of the ", "may write to it"
+            if not connection.scalar(may):
+                raise UserError(
+                    f"study.uri: this user may not write to the {table}database {self.shown}; "
+                    f"name one that {right}, or have the right granted"
+                )
+
+    def holds(self) -> bool:
+        """Whether the study is there. Raises UserError where the database does not answer."""
+        with self._connected() as connection:
+            if not connection.scalar(text("SELECT to_regclass('studies') IS NOT NULL")):
+                return False
+            found = text("SELECT 1 FROM studies WHERE study_name = :name")
+            return connection.scalar(found, {"name": self.study}) is not None
+
+    @contextmanager
+    def making_tables(self) -> Iterator[None]:
+        """Hold a lock that the server frees when its holder is gone: of two that make the same tables one fails."""
+        with self._connected() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MAKING_TABLES})
+            yield
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        engine = self._engine()
+        try:
+            with engine.connect() as connection:
+                yield connection
+            return
+        except SQLAlchemyError as error:
+            why = self.scrub(reason(error))
+        raise UserError(
+            f"study.uri: the database {self.shown} does not answer ({why}); start it, correct the address, or leave "
+            "uri out to keep the study in the sweep's folder"
+        )
+
+    def _engine(self) -> Engine:
+        try:
+            return create_engine(self.url, poolclass=NullPool, connect_args=self.options)
+        except ImportError:
+            why = "PostgreSQL needs psycopg; install it with: pip install 'psycopg[binary]'"
+        except (ArgumentError, ValueError):
+            why = f"{self.shown} is no address of a database; allowed: postgresql://user@host:port/database"
+        raise UserError(f"study.uri: {why}")
+
+
+Where = Path | Database  # of a study: a file, or a database that many sweeps share
+
+
+def place(where: Where) -> str:
+    """Where a study is, for people, and to tell one place from another."""
+    return where.name if isinstance(where, Path) else where.shown
+
+
+def passing(error: BaseException) -> str | None:
+    """Why a call to a PostgreSQL server failed, where it may work the next time; None where it will not."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, DBAPIError):
+        # Optuna asks a second time, in a session that is over by then, and that is what it raises.
+        found = found.__cause__ or found.__context__
+    if found is None or not type(found.orig).__module__.startswith("psycopg"):
+        return None
+    state = getattr(found.orig, "sqlstate", None)
+    lost = found.connection_invalidated or (state is None and "OperationalError" in type(found).__name__)
+    return reason(found) if lost or str(state).startswith(_PASSING) else None
+
+
+def reason(error: Exception) -> str:
+    """What the driver said, without SQLAlchemy's own words and addresses of help."""
+    return first_line(error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error)
+
+
+def _plain(uri: str) -> str:
+    return uri.replace(f"{_DRIVER}://", "postgresql://", 1) if uri.startswith(f"{_DRIVER}://") else uri

@@ -1,0 +1,98 @@
+"""What a trial holds of a cluster, and how many fit: all processes of a trial, or none."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.tune import PlacementGroupFactory
+
+from core.errors import UserError
+from orchestrator.layout import counted
+from orchestrator.space import trials
+from orchestrator.spec import Sweep
+
+_LOOK_S = 2.0
+HEAD = {"node:__internal_head__": 0.0001}  # a resource that Ray gives to the head of a cluster alone
+
+
+def of_worker(sweep: Sweep) -> dict[str, float]:
+    """What one process of a trial holds, by Ray's names."""
+    gpus = sweep.resources.gpus_per_trial / sweep.resources.workers
+    return {"CPU": float(sweep.resources.cpus_per_worker), **({"GPU": gpus} if gpus else {})}
+
+
+def of_trial(sweep: Sweep) -> PlacementGroupFactory:
+    """What Ray Tune holds for a trial.
+
+    Where several processes share it, only that of the process which looks after them (orchestrator.gang): it is on the
+    head and takes nothing that workers wait for.
+    """
+    return PlacementGroupFactory([HEAD if sweep.resources.workers > 1 else of_worker(sweep)])
+
+
+def fitting(sweep: Sweep) -> int:
+    """How many trials the machines that are there now hold at a time."""
+    return trials_on(sweep, (node["Resources"] for node in alive()))
+
+
+def trials_on(sweep: Sweep, machines: Iterable[Mapping[str, float]]) -> int:
+    """How many trials fit on machines with these resources; the processes of one may be on several."""
+    return sum(_places(sweep, machine) for machine in machines) // sweep.resources.workers
+
+
+def hosts(sweep: Sweep, nodes: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a cluster's nodes those that have room for a process of a trial."""
+    return [node for node in nodes if _places(sweep, node["Resources"])]
+
+
+def _places(sweep: Sweep, machine: Mapping[str, float]) -> int:
+    """How many processes of trials a machine holds."""
+    return min(_times(machine.get(kind, 0), amount) for kind, amount in of_worker(sweep).items())
+
+
+class Room:
+    """How many trials may be under way: as many as fit at the moment, for machines come and go."""
+
+    def __init__(self, sweep: Sweep, tell: Callable[[str], object]) -> None:
+        self.sweep, self.tell = sweep, tell
+        self.now, self.looked = -1, 0.0
+
+    def __call__(self) -> int:
+        if time.monotonic() - self.looked > _LOOK_S:
+            before, self.now = self.now, min(fitting(self.sweep), trials(self.sweep))
+            self.looked = time.monotonic()
+            if before >= 0 and self.now != before:
+                room = counted(self.now, "trial")
+                self.tell(f"The cluster has {counted(len(alive()), 'machine')} now, with room for {room} at a time")
+        return self.now
+
+
+def refuse_unfit(sweep: Sweep) -> None:
+    """Raise UserError where not one trial fits the cluster."""
+    if fitting(sweep):
+        return
+    workers, have, each = sweep.resources.workers, ray.cluster_resources(), of_worker(sweep)
+    wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+    asked = wanted if workers == 1 else f"{counted(workers, 'process', 'processes')} of {wanted}"
+    there = " and ".join(f"{have.get(kind, 0):g} {kind}" for kind in each)
+    raise UserError(
+        f"resources: a trial asks for {asked}; this cluster has {there}, in {counted(len(alive()), 'machine')}"
+    )
+
+
+def alive() -> list[dict[str, Any]]:
+    """The machines of the cluster, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def leaving() -> set[str]:
+    """The ids of machines that are about to go: a spot instance that is reclaimed, a node that is drained."""
+    # What Ray Train asks, too; nothing public says it.
+    draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
+    return set(draining)
+
+
+def _times(there: float, amount: float) -> int:
+    """How often an amount fits; 0.2 fits five times into 1."""
+    return int(there / amount + 1e-9)
