@@ -2,13 +2,14 @@
 # make test    all tests
 # make check   what CI checks beside the tests
 # make faults  real sweeps under real faults, about a quarter of an hour; LONG=1 for twice the kills
+# make cluster-test  real sweeps on real Ray clusters on this machine, of hosts of their own where root runs it
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: sweep test check faults install ops format clean
+.PHONY: sweep test check faults cluster-test install ops format clean
 
 sweep: ops
 	orchestrate sweep sweeps/toyfaces.yaml
@@ -24,6 +25,9 @@ check: install
 
 faults: ops
 	python -m tests.faults $(if $(LONG),--long)
+
+cluster-test: ops
+	python -m tests.cluster
 
 install: $(VENV)/installed
 

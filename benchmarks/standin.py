@@ -71,11 +71,13 @@ class Timed(TrialWorker):
 
     def _once(self, what: str, owner: Any, name: str) -> None:
         """Put down the first call of something."""
-        call, told = getattr(owner, name), []
+        call = getattr(owner, name)
+        told: list[str] = []
 
         def first(*given: Any, **more: Any) -> Any:
             if not told:
-                told.append(self._mark(what))
+                told.append(what)
+                self._mark(what)
             return call(*given, **more)
 
         setattr(owner, name, first)

@@ -7,21 +7,23 @@ Ray Tune, Optuna's study, the books, the outbox, MLflow's embedded store, ASHA a
 """
 
 import argparse
+import heapq
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from functools import partial
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -86,7 +88,7 @@ class Meter:
     calls: dict[str, int] = field(default_factory=dict)
 
     def watch(self, owner: Any, name: str) -> None:
-        call, label = getattr(owner, name), f"{owner.__name__}.{name}"
+        call, label = getattr(owner, name), f"{owner.__name__.rpartition('.')[2]}.{name}"
         self.seconds[label] = self.cpu[label] = self.calls[label] = 0
 
         def timed(*given: Any, **more: Any) -> Any:
@@ -110,11 +112,13 @@ class Log:
     started: list[float] = field(default_factory=list)
     ended: list[dict[str, Any]] = field(default_factory=list)
     processes: set[int] = field(default_factory=set)
+    last: float = 0.0  # when the last trial ended, in the time of files
     waiting: int = 0  # records in the outbox, at most
 
     def on_end(self) -> None:
         point = {"at": time.perf_counter(), "cpu": time.process_time(), "rss": psutil.Process().memory_info().rss}
         self.ended.append({**point, "seconds": dict(self.meter.seconds), "own": dict(self.meter.cpu)})
+        self.last = time.time()
         self.waiting = max(self.waiting, len(os.listdir(self.folder / "outbox")))
 
 
@@ -130,7 +134,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from orchestrator.spec import parse
 
         os.environ[TEMPLATE] = str(_template(root / "template"))
-        sweep.TrialWorker = getattr(standin, load.worker)  # type: ignore[misc]
+        setattr(sweep, "TrialWorker", getattr(standin, load.worker))  # noqa: B010
         meter, folder = Meter(), root / "standin"
         for owner, names in (
             (searcher.LedgerSearch, ["suggest"]),
@@ -154,10 +158,6 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
 @contextmanager
 def _ray(load: Load) -> Iterator[str | None]:
     """The address of a cluster of raylets; None, with a Ray of the sweep's own that has so many slots."""
-    from orchestrator.cluster import configure
-
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    configure("a cluster" if load.machines else None)
     import ray
 
     if not load.machines:
@@ -233,8 +233,8 @@ def _account(load: Load, log: Log, began: float, folder: Path) -> dict[str, Any]
     return {
         "load": asdict(load),
         "whole": time.perf_counter() - began,
-        "tune": meter.seconds["orchestrator.sweep._tune"],
-        "crown": meter.seconds["orchestrator.export.crown"],
+        "tune": meter.seconds["sweep._tune"],
+        "crown": meter.seconds["export.crown"],
         "flush": meter.seconds["Outbox.close"],
         "trials": log.ended[-1]["at"] - first,
         "processes": len(log.processes),
@@ -246,6 +246,7 @@ def _account(load: Load, log: Log, began: float, folder: Path) -> dict[str, Any]
         "bytes": {name: _size(path) for name, path in paths.items()},
         "marks": [json.loads(line) for line in _lines(folder / MARKS)],
         "cached": [path.stat().st_mtime for path in (folder.parent / "cache").glob("*.safetensors")],
+        "last": log.last,
         "average": os.getloadavg()[0],
     }
 
@@ -259,7 +260,7 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _in_this_process(load: str, out: str) -> None:
+def record(load: str, out: str) -> None:
     """What `driven` starts a process for."""
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         found = drive(Load(**json.loads(load)), Path(folder) / "runs")
@@ -273,7 +274,11 @@ def driven(load: Load) -> dict[str, Any]:
     """What `drive` gives, from a process of its own, and what else this machine was busy with."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        call = f"from benchmarks.sweep import _in_this_process as f; f({json.dumps(asdict(load))!r}, {str(out)!r})"
+        address = "a cluster" if load.machines else None
+        call = (  # Ray reads its environment when it is imported
+            f"from orchestrator.cluster import configure; configure({address!r})\n"
+            f"from benchmarks.sweep import record; record({json.dumps(asdict(load))!r}, {str(out)!r})"
+        )
         before = os.getloadavg()[0]
         done = subprocess.run([sys.executable, "-c", call], env=_environment(), capture_output=True, text=True)
         if done.returncode:
@@ -284,3 +289,354 @@ def driven(load: Load) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def resident(model: str | Path, leaner: bool, workers: int) -> dict[str, float]:
+    """Private bytes (USS) of the processes that hold a model, at each stage: the mean."""
+    call = f"from benchmarks.standin import hold; hold({str(model)!r}, {leaner})"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": _environment()}
+    held = [subprocess.Popen([sys.executable, "-c", call], **pipes) for _ in range(workers)]  # type: ignore[call-overload]
+    found = {}
+    for stage in STAGES:
+        for process in held:
+            assert process.stdout.readline() == "ready\n", "a process that holds the model has ended"
+        found[stage] = fmean(psutil.Process(process.pid).memory_full_info().uss for process in held)
+        for process in held:
+            process.stdin.write("\n")
+            process.stdin.flush()
+    for process in held:
+        process.communicate()
+    return found
+
+
+def larger(folder: Path) -> Path:
+    """A model of the published 256x256 ones' shape at half the width, with random weights."""
+    from benchmarks.sides import celeba
+
+    denoiser = celeba(2, 64, "cpu")
+    denoiser.unet.save_pretrained(folder / "unet")
+    denoiser.scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+@dataclass(frozen=True)
+class Race:
+    """Trials with learning curves made up, `slots` at a time, under ASHA."""
+
+    trials: int
+    slots: int
+    iterations: int
+    every: int
+    grace: int
+    reduction: int
+
+    @property
+    def least(self) -> float:
+        """Steps with / without, where exactly one of `reduction` goes on from each rung."""
+        rungs: int = round(math.log(self.iterations / self.grace, self.reduction))
+        steps = [self.grace * self.reduction**k for k in range(rungs)] + [self.iterations]
+        parts = [(b - a) / self.reduction**k for k, (a, b) in enumerate(zip([0, *steps], steps, strict=False))]
+        return float(sum(parts) / self.iterations)
+
+
+def raced(race: Race, seed: int) -> tuple[float, float]:
+    """Training steps with ASHA / without it; and the place of the best trial that was not stopped, 0 for the best."""
+    from orchestrator.searcher import LedgerAsha
+    from orchestrator.spec import parse
+
+    content = spec(Load(race.trials, 1, race.slots)) | {
+        "train": {"iterations": race.iterations, "batch": 16, "micro_batch": 16},
+        "scheduler": {"asha": {"metric": "identifiability", "grace": race.grace, "reduction": race.reduction}},
+    }
+    asha: Any = LedgerAsha(parse(content), SimpleNamespace(history=lambda _: {}))  # type: ignore[arg-type]
+    chance, steps, whole = Random(seed), 0, []
+    ends = [chance.betavariate(2, 3) for _ in range(race.trials)]
+    paces = [race.iterations * chance.uniform(0.1, 0.5) for _ in range(race.trials)]
+    waiting = [(chance.random(), number, 0) for number in range(race.slots)]
+    following = iter(range(race.slots, race.trials))
+    while waiting:
+        now, number, step = heapq.heappop(waiting)
+        step, name = step + race.every, str(number)
+        trial = SimpleNamespace(trial_id=name, config={"trial_id": name, "parameters": {"method": "learned"}})
+        if step == race.every:
+            asha.on_trial_add(None, trial)
+        value = ends[number] * (1 - math.exp(-step / paces[number])) + chance.gauss(0, 0.01)
+        steps += race.every
+        go_on = asha.on_trial_result(None, trial, {"global_step": step, "identifiability": value}) == "CONTINUE"
+        if step >= race.iterations:
+            whole.append(number)
+        elif go_on:
+            heapq.heappush(waiting, (now + chance.uniform(0.9, 1.1), number, step))
+            continue
+        if (fresh := next(following, None)) is not None:
+            heapq.heappush(waiting, (now + chance.uniform(0.9, 1.1), fresh, 0))
+    order = sorted(range(race.trials), key=lambda number: -ends[number])
+    return steps / (race.trials * race.iterations), min(map(order.index, whole))
+
+
+# --- the page
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    overhead: Load = Load(64, 5.0, 2, reports=3)
+    scale: Load = Load(1000, 0.1, 4)
+    points: Sequence[int] = (100, 250, 500, 1000)
+    clusters: Sequence[Load] = (Load(256, 1.0, 64, machines=16), Load(256, 1.0, 64, machines=1))
+    start: Load = Load(4, 0.0, 1, worker="Timed")
+    workers: Sequence[int] = (1, 2, 4)
+    large: bool = True
+    races: Sequence[Race] = (
+        Race(64, 8, 150, 50, 50, 3),
+        Race(64, 8, 405, 15, 15, 3),
+        Race(64, 8, 1215, 15, 15, 3),
+        Race(256, 8, 1215, 15, 15, 3),
+    )
+
+
+QUICK = Plan(
+    overhead=Load(4, 0.2, 2),
+    scale=Load(0, 0.0, 0),
+    points=(),
+    clusters=(),
+    start=Load(2, 0.0, 1, worker="Timed"),
+    workers=(1,),
+    large=False,
+    races=(Race(32, 4, 150, 50, 50, 3),),
+)
+
+
+def overhead_rows(found: dict[str, Any]) -> list[str]:
+    """A sweep beside its ideal, its processes' start and its end counted or not."""
+    load = Load(**found["load"])
+    spans = [
+        ("first trial's start to last one's end", found["trials"], "<= 10 %"),
+        ("Ray Tune alone, with the start and end of its processes", found["tune"], ""),
+        ("the whole command: with imports, Ray, MLflow, the champion on the reporting seeds", found["whole"], ""),
+    ]
+    rows = [
+        f"| {what} | {seconds:.1f} | {load.ideal:.1f} | {100 * (seconds / load.ideal - 1):.1f} % | {goal} |"
+        for what, seconds, goal in spans
+    ]
+    return ["| from, to | seconds | ideal | overhead | goal |", "|---" * 5 + "|", *rows]
+
+
+_OF_THE_DRIVER = {
+    "LedgerSearch.suggest": "asked for a trial (each step of Tune asks; Optuna's proposal included)",
+    "Ledger.next": "of that, the proposal and its row",
+    "Books.started": "a start, put down",
+    "Books.reported": "a report, put down: outbox and ledger",
+    "Books.ended": "an end, put down: outbox, ledger, tidying up",
+    "Books._tidy": "of that, tidying up",
+    "Ledger.running": "reading the ledger, in all of the above",
+    "Outbox._put": "writing records of the outbox, in all of the above",
+    "Outbox._deliver": "sending them to MLflow, in a thread beside",
+}
+
+
+def driver_rows(found: dict[str, Any], points: Sequence[int]) -> list[str]:
+    """Milliseconds of a trial in each part of the driver: the whole sweep's mean, and the thread's own by windows."""
+    count, ends = len(found["ended"]), [*points]
+    heads = [f"own, {a}-{b}" for a, b in zip([1, *ends], ends, strict=False)]
+    rows = [f"| in the driver, ms a trial | {' | '.join(['by the clock', 'own time', *heads])} |"]
+    rows.append("|---" * (3 + len(ends)) + "|")
+    for name, what in _OF_THE_DRIVER.items():
+        cells = [1000 * found[kind][name] / count for kind in ("seconds", "cpu")]
+        cells += [1000 * (b["own"][name] - a["own"][name]) / n for a, b, n in _windows(found, points)]
+        rows.append(f"| {what} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    return rows
+
+
+def _windows(found: dict[str, Any], points: Sequence[int]) -> list[tuple[dict[str, Any], dict[str, Any], int]]:
+    ended, starts = found["ended"], [1, *points][: len(points)]
+    return [(ended[a - 1], ended[b - 1], b - a) for a, b in zip(starts, points, strict=True)]
+
+
+def scale_rows(found: dict[str, Any], points: Sequence[int]) -> list[str]:
+    rows = ["| trials | seconds so far | seconds a trial, since the row before | driver's CPU a trial | driver's RSS |"]
+    rows.append("|---" * 5 + "|")
+    for (a, b, n), count in zip(_windows(found, points), points, strict=True):
+        each, own = (b["at"] - a["at"]) / n, (b["cpu"] - a["cpu"]) / n
+        rows.append(f"| {count} | {b['at']:.1f} | {each:.3f} | {own:.3f} s | {b['rss'] / MIB:.0f} MiB |")
+    return rows
+
+
+def sizes(found: dict[str, Any]) -> str:
+    each = ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in found["bytes"].items())
+    return f"On disk at the end: {each}. Records that waited in the outbox at most: {found['waiting']}."
+
+
+def cluster_rows(found: Sequence[dict[str, Any]]) -> list[str]:
+    rows = ["| raylets | slots | trials | seconds | ideal | processes | ms a trial | driver's CPU a trial | load |"]
+    rows.append("|---" * 9 + "|")
+    for each in found:
+        load, ended = Load(**each["load"]), each["ended"]
+        own = (ended[-1]["cpu"] - ended[0]["cpu"]) / (len(ended) - 1)
+        extra = 1000 * (each["trials"] - load.ideal) / load.trials
+        rows.append(
+            f"| {load.machines} | {load.slots} | {load.trials} | {each['trials']:.1f} | {load.ideal:.1f} "
+            f"| {each['processes']} | {extra:.0f} | {1000 * own:.0f} ms | {_busy(each)} |"
+        )
+    return rows
+
+
+def start_rows(found: dict[str, Any]) -> list[str]:
+    """Seconds from when Tune asked for a trial, for each trial in the order of asking."""
+    trials: dict[str, dict[str, float]] = {}
+    for told in found["marks"]:
+        trials.setdefault(told["trial"], {}).setdefault(told["what"], told["time"])
+    stages = ["begins", "imported", "loaded", "called", "trains"]
+    names = ["its process is there", "imports", "model", "first network call", "first iteration"]
+    rows = [f"| trial | {' | '.join(names)} | to the first call / first trial's |", "|---" * 7 + "|"]
+    order = sorted(trials.values(), key=lambda marks: marks["asked"])
+    for number, marks in enumerate(order, start=1):
+        since = [marks[stage] - marks["asked"] for stage in stages]
+        share = since[3] / (order[0]["called"] - order[0]["asked"])
+        rows.append(f"| {number} | {' | '.join(f'{seconds:.2f}' for seconds in since)} | {share:.3f} |")
+    return rows
+
+
+def drawn_once(found: dict[str, Any]) -> str:
+    """How many of the files with unshifted samples were there after the first trial, and how many came with others."""
+    asked = sorted(told["time"] for told in found["marks"] if told["what"] == "asked")
+    first = sum(written < asked[1] for written in found["cached"])
+    later = sum(asked[1] <= written < found["last"] for written in found["cached"])
+    return f"Files of unshifted samples written by the first trial: {first}; by the {len(asked) - 1} after it: {later}."
+
+
+def memory_rows(name: str, model: str | Path, workers: Sequence[int]) -> list[str]:
+    from core import Denoiser
+
+    size = Denoiser.from_pretrained(model).weight_bytes()
+    rows = []
+    for count in workers:
+        plain, leaner = resident(model, False, count), resident(model, True, count)
+        extra = (plain["loaded"] - plain["imported"]) / size
+        merged = (leaner["loaded"] - leaner["imported"]) / size
+        rows.append(
+            f"| {name}, {size / MIB:.1f} MiB | {count} | {plain['imported'] / MIB:.0f} MiB "
+            f"| {plain['loaded'] / MIB:.0f} MiB | {extra:.2f} | {merged:.2f} | {plain['drawn'] / MIB:.0f} MiB |"
+        )
+    return rows
+
+
+def race_rows(races: Sequence[Race], seeds: int = 10) -> list[str]:
+    rows = ["| trials | iterations | grace | reduction | steps with / without | at least | place |"]
+    rows.append("|---" * 7 + "|")
+    for race in races:
+        found = [raced(race, seed) for seed in range(seeds)]
+        share, place = fmean(share for share, _ in found), fmean(place for _, place in found)
+        cells = f"{race.trials} | {race.iterations} | {race.grace} | {race.reduction}"
+        rows.append(f"| {cells} | {share:.3f} | {race.least:.3f} | {place:.1f} |")
+    return rows
+
+
+def _busy(found: dict[str, Any]) -> str:
+    return f"{found['load_before']:.1f} to {found['average']:.1f}"
+
+
+def document(plan: Plan) -> str:
+    """The page."""
+    parts = ["# What the orchestrator costs", _HEAD, _overhead(driven(plan.overhead))]
+    if plan.scale.trials:
+        parts.append(_scale(driven(plan.scale), plan.points))
+    if plan.clusters:
+        parts.append(_clusters([driven(load) for load in plan.clusters]))
+    parts += [_start(driven(plan.start)), _memory(plan), _races(plan), _conditions()]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = """Trials are stood in for by processes that sleep, keep checkpoints of a real size and report plausible
+numbers; Ray Tune, Optuna's study on SQLite, the books, the outbox, MLflow's embedded store, ASHA and the trials'
+processes are the real ones. No trial is stopped, so that an ideal is trials * seconds / slots. "Load" is the machine's
+load average before and after: what else ran on it counts against every figure here."""
+
+
+def _overhead(found: dict[str, Any]) -> str:
+    load = Load(**found["load"])
+    what = f"{load.trials} trials of {load.seconds:g} s, {load.reports} reports each, in {load.slots} slots"
+    return f"""## Overhead: {what}
+
+{chr(10).join(overhead_rows(found))}
+
+Processes that ran them: {found["processes"]}. Load: {_busy(found)}.
+
+{chr(10).join(driver_rows(found, ()))}"""
+
+
+def _scale(found: dict[str, Any], points: Sequence[int]) -> str:
+    load = Load(**found["load"])
+    return f"""## Scale: {load.trials} trials of {load.seconds:g} s in {load.slots} slots
+
+{chr(10).join(scale_rows(found, points))}
+
+{chr(10).join(driver_rows(found, points))}
+
+{sizes(found)} Processes: {found["processes"]}. Load: {_busy(found)}."""
+
+
+def _clusters(found: Sequence[dict[str, Any]]) -> str:
+    return f"""## A cluster of fake machines
+
+All raylets on this machine, a slot for each fake CPU; from the first trial's start to the last one's end, so the start
+of the processes, which this machine's cores do one after the other, is most of it.
+
+{chr(10).join(cluster_rows(found))}"""
+
+
+def _start(found: dict[str, Any]) -> str:
+    return f"""## Start of a trial
+
+Real trials of toyfaces, method learned, one after the other in one process; seconds since Tune asked for the trial.
+Goal: the second's first call of the network after <= 0.2 of the first's.
+
+{chr(10).join(start_rows(found))}
+
+{drawn_once(found)} Processes: {found["processes"]}. Load: {_busy(found)}."""
+
+
+def _memory(plan: Plan) -> str:
+    rows = memory_rows("toyfaces", "toyfaces", plan.workers)
+    if plan.large:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += memory_rows("celebahq's shape at half the width", larger(Path(folder)), plan.workers)
+    heads = ["model", "processes", "private, imports alone", "with the model", "more / model", "more / model, lean"]
+    return f"""## Memory of a model in several processes
+
+Private memory (USS) of a process, the mean of all. Goal: more / model <= 0.2 for two processes and beyond. Of a single
+process everything is private, the pages of the file included.
+
+{chr(10).join([f"| {' | '.join([*heads, 'after a call'])} |", "|---" * 7 + "|", *rows])}"""
+
+
+def _races(plan: Plan) -> str:
+    return f"""## Steps that ASHA saves
+
+Learning curves made up (a * (1 - exp(-t / pace)), a of Beta(2, 3), noise of 0.01), {plan.races[0].slots} at a time,
+means of 10 draws. Goal: <= 0.30 with reduction 3 and enough rungs. Place: of the best trial that was trained to the
+end, 0 being the best of all.
+
+{chr(10).join(race_rows(plan.races))}"""
+
+
+def _conditions() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "optuna", "mlflow", "diffusers"))
+    hardware = f"{os.cpu_count()} cores of {machine(torch.device('cpu'))}"
+    return f"""Measured on {datetime.now(UTC):%Y-%m-%d} on {hardware}, {packages}.
+Command: `python -m benchmarks.sweep`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    page = document(QUICK if quick else Plan())
+    if not quick:
+        (RESULTS / "sweep_cpu.md").write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ be done twice and leaves what doing it once leaves.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import UserError
@@ -35,6 +35,7 @@ class Books:
     folder: SweepFolder
     ledger: Ledger
     outbox: Outbox
+    emptied: set[str] = field(default_factory=set)  # trials that were not good enough to keep their sets
 
     def started(self, trial_id: str, parameters: Mapping[str, Any], attempt: int) -> None:
         """An attempt at a trial has begun."""
@@ -100,7 +101,9 @@ class Books:
         front = [row for row in over if row.on_front]  # ranks change with every trial; the best is always among these
         order = [*front, *(row for row in over if not row.on_front)]
         count = max(self.sweep.recovery.keep_trials, len(front))
-        keep_best([self.folder.trial(row.trial_id) for row in order], count)
+        lost = [row.trial_id for row in order[count:] if row.trial_id not in self.emptied]
+        keep_best([self.folder.trial(trial_id) for trial_id in lost], 0)
+        self.emptied.update(lost)
 
     def settle(self, over: str | None = None) -> list[str]:
         """Close every row that is running, for nothing runs. Returns the trials that go on.

@@ -6,26 +6,32 @@ lost ends the attempt; the next one, which the ledger counts, goes on from the t
 as before and not necessarily the same machines.
 """
 
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+import ray
 from ray import train, tune
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.outcome import MachineLost, TrialOutcome, classify
-from orchestrator.placement import HEAD, of_worker
-from orchestrator.process import lost_machine, take_back, write_end
+from orchestrator.placement import HEAD, HELD, alive, give_back, of_worker
+from orchestrator.process import Process, lost_machine, take_back, write_end
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.worker import Post, as_result, at_home
 
 _ASK_S = 0.5
 _FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have done their work; that are told to end at once
+_ANSWER_S = 90.0  # for a machine to say that it is there; Ray finds one that is gone sooner
 _COLLECTIVE_S = 24 * 3600  # a worker that hangs is ended by its own watchdog
 # Of the errors of several workers the first of these is the cause; the others end because one has.
 _TELLING = (TrialOutcome.OUT_OF_MEMORY, TrialOutcome.DIVERGED, TrialOutcome.PREEMPTED, TrialOutcome.FAILED)
@@ -36,16 +42,17 @@ class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
         self.sweep, self.trial = sweep, folder.trial(config["trial_id"])
+        self.machines = {node["NodeID"] for node in alive()}
         self.trial.path.mkdir(parents=True, exist_ok=True)
         # Outside of what Tune holds for this process, which has no room for another.
         options = {"num_cpus": 0, "resources": HEAD, "scheduling_strategy": "DEFAULT"}
         self.reports = Queue(actor_options=options)
         self.error: Exception | None = None
         self.complete = False  # the last report has come
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _share,
             train_loop_config={"config": dict(config), "sweep": sweep, "folder": folder, "home": home},
-            torch_config=TorchConfig(timeout_s=_COLLECTIVE_S),
+            torch_config=_Torch(timeout_s=_COLLECTIVE_S, held=self.trial.path / HELD),
             scaling_config=_scaling(sweep),
             run_config=RunConfig(
                 name=config["trial_id"],
@@ -73,10 +80,20 @@ class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             except Empty:
                 if not running:
                     break
-        error = _cause(self.error or RuntimeError("its processes ended without a report"))
+        error = self._cause()
         if not isinstance(error, RayActorError):  # one that was killed gives no reason
             write_end(self.trial.path, self.config["attempt"], error)
         raise error
+
+    def _cause(self) -> Exception:
+        """What the attempt ended of. Of a machine that is lost the others know only that it does not answer."""
+        error = _cause(self.error or RuntimeError("its processes ended without a report"))
+        if classify(error) != TrialOutcome.FAILED:
+            return error
+        attempt = self.config["attempt"]
+        nodes = {each.node for each in Process.all_of(self.trial.path) if each.attempt == attempt and each.node}
+        # Before its processes have said where they are, it may be any.
+        return error if _answer(nodes or self.machines) else MachineLost()
 
     def cleanup(self) -> None:
         """See all processes gone, for Ray Train gives back what they hold only where it ends by itself."""
@@ -84,6 +101,7 @@ class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if self.thread.is_alive():
             take_back(self.trial.path, self.config["attempt"], self.sweep.resources.workers)
             self.thread.join(_END_S)
+        give_back(self.trial.path)
         self.reports.shutdown(force=True)
 
 
@@ -92,6 +110,44 @@ def _scaling(sweep: Sweep) -> ScalingConfig:
     return ScalingConfig(
         num_workers=sweep.resources.workers, use_gpu="GPU" in each, resources_per_worker=each, placement_strategy="PACK"
     )
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without the process that Ray Train leaves behind, for each attempt, where no dashboard runs.
+
+    It would free what an attempt holds that was killed; the recorder does (orchestrator.placement).
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()
+        return [each for each in made if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: "_Torch") -> None:
+        state = worker_group.get_worker_group_state()
+        backend_config.held.write_text(state.placement_group_handle.placement_group.id.hex())
+        worker_group.execute(_use_network)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class _Torch(TorchConfig):  # type: ignore[misc]
+    """torch.distributed over the network that Ray uses. held: the file that says what the attempt holds."""
+
+    held: Path = Path(HELD)
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+def _use_network() -> None:
+    """Name it to gloo, which asks what the name of its host stands for otherwise: often for the loopback."""
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 class _PassOn(UserCallback):  # type: ignore[misc]
@@ -136,3 +192,21 @@ def _bare(error: Exception) -> Exception:
     if isinstance(error, RayActorError) and lost_machine(str(error)):
         return MachineLost()
     return error
+
+
+def _answer(nodes: Iterable[str]) -> bool:
+    """Whether these machines are there. Each is asked, for Ray takes a while to find that one is gone."""
+    here = ray.remote(num_cpus=0, max_retries=0)(_nothing)
+    asked = [
+        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
+    ]
+    answers, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+    try:
+        ray.get(answers)
+    except RayError:
+        return False
+    return not silent
+
+
+def _nothing() -> None:
+    pass

@@ -83,6 +83,8 @@ def render(sweep: Sweep, target: str, folder: Path, root: Path) -> Launch:
     problems += _unwritable(**{"--to": folder, "the working folder": working, "--root": root})
     if problems:
         raise SpecError(problems)
+    # Said in the file that goes along, so that the sweep asks an autoscaler for as many.
+    sized = sweep.model_copy(update={"cluster": sweep.cluster.model_copy(update={"nodes": shape.nodes})})
     values = {
         "name": sweep.name,
         "object": object_name(sweep.name),
@@ -90,7 +92,7 @@ def render(sweep: Sweep, target: str, folder: Path, root: Path) -> Launch:
         "shape": shape,
         "root": str(root),
         "sweep_file": f"{sweep.name}.yaml",
-        "sweep_text": sweep_text(sweep),
+        "sweep_text": sweep_text(sized),
     }
     return {"slurm": _slurm, "kuberay": _kuberay, "ray": _ray}[target](sweep, values, folder, working)
 

@@ -17,7 +17,8 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -82,6 +83,7 @@ class Ledger:
         self.listed = _searched_values(sweep) if fits(sweep) else []
         self.study = open_study(sweep.name, where, tell)
         self._counted = time.monotonic()
+        self._begun: dict[str, FrozenTrial] | None = None  # as they were read since the last change
         self.exhausted = False  # nothing is proposed any more that there is not already
 
     def next(self) -> Assignment | None:
@@ -133,6 +135,10 @@ class Ledger:
 
     def _take(self) -> Assignment | None:
         """The attempt that the study proposes; None, and a row that says so, where the trial is there already."""
+        with self._changing():
+            return self._asked()
+
+    def _asked(self) -> Assignment | None:
         trial = self.study.ask()
         parameters = suggest(trial, self.sweep.space)
         ends = Ends(**trial.user_attrs.get(ENDS, {}))
@@ -143,7 +149,7 @@ class Ledger:
                 self.study.tell(trial, state=TrialState.FAIL)
                 return None
             trial.set_user_attr(TRIAL, trial_id)
-        return Assignment(self._row(trial.number).user_attrs[TRIAL], parameters, ends)
+        return Assignment(trial.user_attrs[TRIAL], parameters, ends)
 
     def _sampler(self, begun: int, time_asked: int) -> optuna.samplers.BaseSampler:
         text = f"{self.sweep.seed}/{begun}/{time_asked}"
@@ -210,11 +216,12 @@ class Ledger:
         row, result = self.running()[trial_id], result or {}
         told = {OUTCOME: str(outcome), REASON: reason, STEP: int(result.get(STEP, 0)), SECONDS: result.get(SECONDS)}
         self._note(row, told | {METRICS: dict(result.get(METRICS, {})), MEMORY: dict(result.get(MEMORY, {}))})
-        if again is not None:
-            # Written before its predecessor is closed: whoever finds both (`close_strays`) closes the older one.
-            kept = {TRIAL: trial_id, ENDS: asdict(again), REPORTS: row.user_attrs.get(REPORTS, {})}
-            self.study.enqueue_trial(parameters_of(row), user_attrs=kept)
-        self.study.tell(row.number, self._values(outcome, result), state=_STATES.get(outcome, TrialState.FAIL))
+        with self._changing():
+            if again is not None:
+                # Written before its predecessor is closed: whoever finds both (`close_strays`) closes the older one.
+                kept = {TRIAL: trial_id, ENDS: asdict(again), REPORTS: row.user_attrs.get(REPORTS, {})}
+                self.study.enqueue_trial(parameters_of(row), user_attrs=kept)
+            self.study.tell(row.number, self._values(outcome, result), state=_STATES.get(outcome, TrialState.FAIL))
 
     def judge(self, result: Mapping[str, Any]) -> tuple[TrialOutcome, str]:
         """How a trial ended that ended by itself or was stopped, from its last report, and why."""
@@ -239,7 +246,8 @@ class Ledger:
             if row.number not in known:
                 if TRIAL not in row.user_attrs and CARRIED in row.user_attrs:  # nothing would propose it again
                     self.study.enqueue_trial(row.system_attrs["fixed_params"], user_attrs=row.user_attrs)
-                self.study.tell(row.number, state=TrialState.FAIL)
+                with self._changing():
+                    self.study.tell(row.number, state=TrialState.FAIL)
 
     def running(self) -> dict[str, FrozenTrial]:
         """The rows of the attempts that are being made, or were when the sweep was killed."""
@@ -247,17 +255,25 @@ class Ledger:
 
     def begun(self) -> dict[str, FrozenTrial]:
         """Every trial's newest row."""
-        return newest_rows(self.study)
+        if self._begun is None:
+            self._begun = newest_rows(self.study)
+        return self._begun
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around what changes rows: they are read again after it, and only then, for nobody else writes them."""
+        try:
+            yield
+        finally:
+            self._begun = None
 
     def _note(self, row: FrozenTrial, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            self.study._storage.set_trial_user_attr(row._trial_id, name, value)
+        with self._changing():
+            for name, value in values.items():
+                self.study._storage.set_trial_user_attr(row._trial_id, name, value)
 
     def _rows(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)
-
-    def _row(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
 
 
 def parameters_of(row: FrozenTrial) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.tune import PlacementGroupFactory
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from core.errors import UserError
 from orchestrator.layout import counted
@@ -13,6 +16,7 @@ from orchestrator.space import trials
 from orchestrator.spec import Sweep
 
 _LOOK_S = 2.0
+HELD = "held"  # in a trial's folder: what its processes hold together, by Ray's name
 HEAD = {"node:__internal_head__": 0.0001}  # a resource that Ray gives to the head of a cluster alone
 
 
@@ -33,7 +37,18 @@ def of_trial(sweep: Sweep) -> PlacementGroupFactory:
 
 def fitting(sweep: Sweep) -> int:
     """How many trials the machines that are there now hold at a time."""
-    return trials_on(sweep, (node["Resources"] for node in alive()))
+    return trials_on(sweep, _machines())
+
+
+def expected(sweep: Sweep) -> int:
+    """How many trials `cluster.nodes` machines like the largest one will hold, for which an autoscaler may be asked."""
+    largest = max(_machines(), key=lambda machine: _places(sweep, machine), default={})
+    return trials_on(sweep, [largest] * (sweep.cluster.nodes or 0))
+
+
+def _machines() -> list[Mapping[str, float]]:
+    away = leaving()
+    return [node["Resources"] for node in alive() if node["NodeID"] not in away]
 
 
 def trials_on(sweep: Sweep, machines: Iterable[Mapping[str, float]]) -> int:
@@ -52,15 +67,19 @@ def _places(sweep: Sweep, machine: Mapping[str, float]) -> int:
 
 
 class Room:
-    """How many trials may be under way: as many as fit at the moment, for machines come and go."""
+    """How many trials may be under way: as many as fit at the moment, for machines come and go.
 
-    def __init__(self, sweep: Sweep, tell: Callable[[str], object]) -> None:
-        self.sweep, self.tell = sweep, tell
+    scales: machines that are not there yet come when a trial waits for them.
+    """
+
+    def __init__(self, sweep: Sweep, tell: Callable[[str], object], scales: bool = False) -> None:
+        self.sweep, self.tell, self.scales = sweep, tell, scales
         self.now, self.looked = -1, 0.0
 
     def __call__(self) -> int:
         if time.monotonic() - self.looked > _LOOK_S:
-            before, self.now = self.now, min(fitting(self.sweep), trials(self.sweep))
+            fits = max(fitting(self.sweep), expected(self.sweep) if self.scales else 0)
+            before, self.now = self.now, min(fits, trials(self.sweep))
             self.looked = time.monotonic()
             if before >= 0 and self.now != before:
                 room = counted(self.now, "trial")
@@ -79,6 +98,18 @@ def refuse_unfit(sweep: Sweep) -> None:
     raise UserError(
         f"resources: a trial asks for {asked}; this cluster has {there}, in {counted(len(alive()), 'machine')}"
     )
+
+
+def give_back(folder: Path) -> None:
+    """Free what the processes of an attempt hold that has ended, and end those that are left.
+
+    Ray frees it only where the process that asked for it ends by itself, or with the whole sweep.
+    """
+    with suppress(OSError):
+        name = (folder / HELD).read_text()
+        with suppress(Exception):  # it may be free already, or of another cluster
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+        (folder / HELD).unlink()
 
 
 def alive() -> list[dict[str, Any]]:

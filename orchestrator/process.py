@@ -176,4 +176,6 @@ def end_of(folder: Path, attempt: int, error_file: str | None) -> End:
         return End(TrialOutcome.OUT_OF_MEMORY, "its machine ran out of memory, and Ray ended it")
     if lost_machine(told):
         return End(TrialOutcome.PREEMPTED, str(MachineLost()))
+    if "error raised in its creation task" in told:
+        return End(TrialOutcome.FAILED, f"its process did not start: {told.strip().splitlines()[-1]}")
     return End(TrialOutcome.FAILED, "its process ended without a word (killed, or crashed in a library)")

@@ -8,6 +8,7 @@ between them; the first objective breaks ties.
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from operator import le
 from statistics import mean, stdev
 from typing import Any
 
@@ -75,7 +76,7 @@ def ranked(study: optuna.Study, sweep: Sweep, driven: bool = True) -> list[Row]:
     """The trials in a study, as `rows`; driven: whether a process runs those that the study holds running."""
     trials = newest_rows(study)
     completed = [trial for trial in trials.values() if trial.state == TrialState.COMPLETE]
-    front = {trial.number for trial in completed if not any(_beats(other, trial, sweep) for other in completed)}
+    front = _front(completed, sweep)
     found = [_row(trial_id, trial, trial.number in front, driven) for trial_id, trial in trials.items()]
     done = [row for row in found if row.state == "completed"]
     others = sorted((row for row in found if row.state != "completed"), key=lambda row: (row.state, -row.iteration))
@@ -106,13 +107,18 @@ def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool) -> Row
     )
 
 
-def _beats(one: FrozenTrial, other: FrozenTrial, sweep: Sweep) -> bool:
-    """Whether a trial is at least as good in every objective, and better in one."""
-    pairs = [
-        (ours, theirs) if objective.mode == "max" else (theirs, ours)
-        for objective, ours, theirs in zip(sweep.objectives, one.values, other.values, strict=True)
-    ]
-    return all(ours >= theirs for ours, theirs in pairs) and any(ours > theirs for ours, theirs in pairs)
+def _front(completed: list[FrozenTrial], sweep: Sweep) -> set[int]:
+    """The numbers of the trials that no other beats: at least as good in every objective, and better in one."""
+    signs = [-1 if objective.mode == "max" else 1 for objective in sweep.objectives]
+    costs = {
+        trial.number: [sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in completed
+    }
+    front: list[int] = []
+    for number in sorted(costs, key=costs.__getitem__):  # whatever beats a trial comes before it
+        own = costs[number]
+        if not any(costs[best] != own and all(map(le, costs[best], own)) for best in front):
+            front.append(number)
+    return set(front)
 
 
 def _by_mean_rank(completed: list[Row], sweep: Sweep) -> list[Row]:

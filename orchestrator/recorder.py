@@ -12,7 +12,7 @@ from rich.console import Console
 from orchestrator.books import Books
 from orchestrator.ledger import METRICS, STEP
 from orchestrator.outcome import TrialOutcome
-from orchestrator.placement import leaving
+from orchestrator.placement import give_back, leaving
 from orchestrator.process import Hanging, Process, end_of, stop_file
 from orchestrator.space import searched
 
@@ -79,6 +79,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self._ended(trial, outcome, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        give_back(self._folder(trial))
         end = end_of(self._folder(trial), trial.config["attempt"], trial.error_file)
         self._ended(trial, end.outcome, end.reason, end.final)
 
@@ -97,7 +98,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         name = trial.config["trial_id"]
         self.console.print(
-            f"{minutes:4}:{seconds:02}  trial {name}  {what:<18} {more}".rstrip(), highlight=False, soft_wrap=True
+            f"{minutes:4}:{seconds:02}  trial {name}  {what:<18} {more}".rstrip(),
+            highlight=False,
+            markup=False,  # what an error says may look like it
+            soft_wrap=True,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.ledger import STEP, Ledger
@@ -59,7 +59,18 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
         """Nothing: see the class."""
 
 
-class LedgerAsha(ASHAScheduler):  # type: ignore[misc]
+class InOrder(FIFOScheduler):  # type: ignore[misc]
+    """Whatever is asked for runs, in an idle process where there is one, else in one of its own.
+
+    Tune would give an idle process to a trial whose own is on its way, end that, and start another for the next trial:
+    where trials are shorter than the start of a process, that one is never there.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """No preference: Tune starts every trial that it was given."""
+
+
+class LedgerAsha(InOrder, ASHAScheduler):  # type: ignore[misc]
     """ASHA among the trials that train, by their own ids: a trial that goes on is the one that it was.
 
     A set found at once says nothing about those still on their way.

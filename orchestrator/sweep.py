@@ -4,6 +4,7 @@
 own is read back: every start is a new Tune experiment over what the ledger says is left to do.
 """
 
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from orchestrator.books import Books
 from orchestrator.cluster import Cluster
 from orchestrator.database import place
 from orchestrator.disk import full
-from orchestrator.engine import compiler_missing
+from orchestrator.engine import compiler_missing, missing
 from orchestrator.fork import carry_over, forked
 from orchestrator.gang import GangDriver
 from orchestrator.inspection import inspect
@@ -30,7 +31,7 @@ from orchestrator.outbox import Outbox
 from orchestrator.placement import Room, fitting, of_trial, of_worker, refuse_unfit
 from orchestrator.preflight import check_model
 from orchestrator.recorder import Recorder
-from orchestrator.searcher import LedgerAsha, LedgerSearch
+from orchestrator.searcher import InOrder, LedgerAsha, LedgerSearch
 from orchestrator.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.spool import pending
@@ -43,6 +44,7 @@ from orchestrator.worker import TrialWorker
 _FLUSH_S, _HASTY_FLUSH_S = 60.0, 10.0  # how long the end of a sweep waits for MLflow; where it was interrupted
 _FRESH_STARTS = 3  # of Tune, one after the other, without any trial getting further
 _WAIT_S = 5.0  # before a new start where the disk is full
+_ON_THEIR_WAY = "100000"  # processes at a time, at most: the search says how many; Tune would start one by one
 _TIME_IS_UP = "stopped early: the hours of the budget were over"
 
 
@@ -87,6 +89,8 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
                 if address is not None:
                     console.print("Asking every machine whether it is ready ...", style="dim")
                     inspect(sweep, root, model.weights)
+                elif lacking := missing(sweep.deepspeed):
+                    raise UserError(lacking)
                 _prepare(sweep, folder, tracking, model.weights, source)
                 _go(Course(sweep, folder, cluster, stopping, console), tracking, model.weights)
         finally:
@@ -114,9 +118,8 @@ def _go(course: Course, tracking: Tracking, weights: str) -> None:
     try:
         books = Books(sweep, folder, Ledger(sweep, folder.book, weights, slots, console.print), outbox)
         console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
-        missing = compiler_missing()
-        if missing and sweep.deepspeed.offload_optimizer == "cpu":
-            console.print(missing)
+        if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_missing()):
+            console.print(slower)
         outbox.start(None)
         try:
             _search(books, course)
@@ -213,6 +216,8 @@ def _tune(books: Books, course: Course) -> None:
         books.ledger.count_time()
 
     shutil.rmtree(folder.tune, ignore_errors=True)
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", _ON_THEIR_WAY)
+    room = Room(sweep, course.console.print, scales=course.cluster.address is not None)
     worker = GangDriver if sweep.resources.workers > 1 else TrialWorker
     tuner = tune.Tuner(
         tune.with_resources(
@@ -220,8 +225,8 @@ def _tune(books: Books, course: Course) -> None:
             of_trial(sweep),
         ),
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearch(books.ledger, stopping.held, stopping.over, Room(sweep, course.console.print)),
-            scheduler=LedgerAsha(sweep, books.ledger) if sweep.scheduler else None,
+            search_alg=LedgerSearch(books.ledger, stopping.held, stopping.over, room),
+            scheduler=LedgerAsha(sweep, books.ledger) if sweep.scheduler else InOrder(),
             num_samples=-1,  # the search says when it is over
             reuse_actors=worker is TrialWorker,  # it has the model loaded for the next trial
             trial_dirname_creator=_trial_name,

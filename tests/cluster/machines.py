@@ -34,6 +34,7 @@ _RAY = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_KNOCK = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
 _ASK = """
 import json, logging, sys
 import ray
@@ -126,7 +127,9 @@ class Cluster:
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.place / "token")}
         try:
             self._prepare()
-            self.machine("head").start(["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"], self.environment)
+            self.machine("head").start(
+                ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"], self.environment
+            )
             until(self._answers, _UP_S, "the head of the cluster")
             for name in others:
                 self.join(name)
@@ -142,10 +145,8 @@ class Cluster:
 
     def _answers(self) -> bool:
         check(self.head.process is not None and self.head.process.poll() is None, "the head did not start")
-        done = subprocess.run(
-            [*self.head.prefix, sys.executable, "-c", "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),1)",
-             self.head.address, str(self.port)], capture_output=True,
-        )  # fmt: skip
+        command = [*self.head.prefix, sys.executable, "-c", _KNOCK, self.head.address, str(self.port)]
+        done = subprocess.run(command, capture_output=True)
         return done.returncode == 0
 
     def join(self, name: str) -> None:

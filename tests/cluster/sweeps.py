@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.layout import counted
 from orchestrator.process import Process
+from tests.cluster.machines import Cluster
 from tests.faults import stores
 from tests.faults.sweep_under_test import SweepUnderTest, check, until
-from tests.cluster.machines import Cluster
 
 INJECT = Path(__file__).parent / "inject"
 _START_S = 240.0  # for a gang, on a machine that has much else to do
@@ -71,25 +73,21 @@ class ClusterSweep(SweepUnderTest):
 
     def crew(self, folder: Path) -> dict[int, tuple[Process, psutil.Process]]:
         """The processes that work at a trial, by rank, on whichever machine."""
-        found = {}
+        found, begun = {}, {each.pid for each in self.iterations(folder.name)}
         for told in Process.all_of(folder):
             with suppress(psutil.Error):
                 process = psutil.Process(told.pid)
-                if process.status() != psutil.STATUS_ZOMBIE and str(folder.name) in self._named(told.pid):
+                if process.status() != psutil.STATUS_ZOMBIE and told.pid in begun:
                     found[told.rank] = told, process
         newest = max((told.attempt for told, _ in found.values()), default=0)
         return {rank: each for rank, each in found.items() if each[0].attempt == newest}
-
-    def _named(self, pid: int) -> set[str]:
-        """The trials that a process has begun iterations of."""
-        return {trial.name for trial in self.watch.iterdir() if any(e.pid == pid for e in self.iterations(trial.name))}
 
     def at_work(self, workers: int, iterations: int = 3) -> Path | None:
         """A trial whose newest attempt has begun so many iterations, on all of its processes."""
         for folder in self.trial_folders():
             crew = self.crew(folder)
-            begun = [sum(each.pid == process.pid for each in self.iterations(folder.name)) for _, process in crew.values()]
-            if len(crew) == workers and min(begun) >= iterations:
+            begun = Counter(each.pid for each in self.iterations(folder.name))
+            if len(crew) == workers and all(begun[process.pid] >= iterations for _, process in crew.values()):
                 return folder
         return None
 
@@ -125,10 +123,17 @@ class Blow:
     lost: int  # iterations that were made again
 
     def __str__(self) -> str:
-        return f"told after {self.told_s:.0f} s, at work again after {self.resumed_s:.0f} s, {self.lost} iterations lost"
+        lost = counted(self.lost, "iteration")
+        return f"told after {self.told_s:.0f} s, at work again after {self.resumed_s:.0f} s, {lost} lost"
 
 
-def strike(sweep: ClusterSweep, workers: int, blow: Callable[[Path], object], outcome: str, then: Callable[[], object] = lambda: None) -> Blow:  # fmt: skip # noqa: E501
+def strike(
+    sweep: ClusterSweep,
+    workers: int,
+    blow: Callable[[Path], object],
+    outcome: str,
+    then: Callable[[], object] = lambda: None,
+) -> Blow:
     """Do something to a trial at work, and see it told and gone on with. then: what is done when it has been told."""
     folder = sweep.working(workers)
     trial, before, began = folder.name, sweep.tells(folder.name, outcome), time.time()
@@ -161,7 +166,7 @@ def one_at_a_time(sweep: ClusterSweep) -> None:
         for rank in {each.rank for each in sweep.iterations(folder.name)}:
             order = [each.pid for each in sweep.iterations(folder.name) if each.rank == rank]
             changes = [pid for number, pid in enumerate(order) if number == 0 or order[number - 1] != pid]
-            check(len(changes) == len(set(changes)), f"trial {folder.name}, rank {rank}: two processes at once: {changes}")
+            check(len(changes) == len(set(changes)), f"two at once at trial {folder.name}, rank {rank}: {changes}")
 
 
 def accounted(sweep: ClusterSweep) -> None:

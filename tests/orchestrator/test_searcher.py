@@ -28,9 +28,12 @@ def opened(sweep: Sweep, folder: Path) -> Ledger:
 
 def test_it_hands_out_what_comes_next_until_all_is_done(tmp_path: Path) -> None:
     ledger, held, over = opened(sweep_with(budget={"trials": 1}), tmp_path), [True], [False]
-    search = LedgerSearch(ledger, lambda: held[0], lambda: over[0])
+    room = [0]
+    search = LedgerSearch(ledger, lambda: held[0], lambda: over[0], lambda: room[0])
     assert search.suggest("t") is None, "the disk is full"
     held[0] = False
+    assert search.suggest("t") is None and not ledger.begun(), "no machine has room"
+    room[0] = 2
     given = search.suggest("t")
     assert isinstance(given, dict) and given["attempt"] == 1 and given["out_of_memory"] == 0
     assert given["parameters"]["method"] == "learned" and given["trial_id"] in ledger.running()
@@ -45,7 +48,7 @@ def test_it_hands_out_what_comes_next_until_all_is_done(tmp_path: Path) -> None:
 
 def test_when_the_sweep_is_over_nothing_starts(tmp_path: Path) -> None:
     ledger = opened(sweep_with(), tmp_path)
-    assert LedgerSearch(ledger, lambda: False, lambda: True).suggest("t") == Searcher.FINISHED
+    assert LedgerSearch(ledger, lambda: False, lambda: True, lambda: 1).suggest("t") == Searcher.FINISHED
     assert not ledger.begun()
 
 
