@@ -3,6 +3,8 @@
 python -m benchmarks.sweep            writes results/sweep_cpu.md
 python -m benchmarks.sweep --quick    a few trials of each kind, printed and not kept
 
+With --records an interrupted benchmark goes on where it stopped: what was measured is kept in that folder.
+
 Ray Tune, Optuna's study, the books, the outbox, MLflow's embedded store, ASHA and the processes of trials are real.
 """
 
@@ -31,6 +33,7 @@ import torch
 
 from benchmarks.common import RESULTS, machine
 from benchmarks.standin import MARKS, SECONDS, STAGES, TEMPLATE, mark
+from core.files import write_json
 
 MIB = 1 << 20
 _PART = 50  # iterations between two reports of a stand-in
@@ -112,13 +115,11 @@ class Log:
     started: list[float] = field(default_factory=list)
     ended: list[dict[str, Any]] = field(default_factory=list)
     processes: set[int] = field(default_factory=set)
-    last: float = 0.0  # when the last trial ended, in the time of files
     waiting: int = 0  # records in the outbox, at most
 
     def on_end(self) -> None:
         point = {"at": time.perf_counter(), "cpu": time.process_time(), "rss": psutil.Process().memory_info().rss}
         self.ended.append({**point, "seconds": dict(self.meter.seconds), "own": dict(self.meter.cpu)})
-        self.last = time.time()
         self.waiting = max(self.waiting, len(os.listdir(self.folder / "outbox")))
 
 
@@ -245,8 +246,6 @@ def _account(load: Load, log: Log, began: float, folder: Path) -> dict[str, Any]
         "calls": meter.calls,
         "bytes": {name: _size(path) for name, path in paths.items()},
         "marks": [json.loads(line) for line in _lines(folder / MARKS)],
-        "cached": [path.stat().st_mtime for path in (folder.parent / "cache").glob("*.safetensors")],
-        "last": log.last,
         "average": os.getloadavg()[0],
     }
 
@@ -270,8 +269,11 @@ def record(load: str, out: str) -> None:
 # --- in the process that measures
 
 
-def driven(load: Load) -> dict[str, Any]:
+def driven(load: Load, records: Path | None = None) -> dict[str, Any]:
     """What `drive` gives, from a process of its own, and what else this machine was busy with."""
+    name = "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in asdict(load).values())
+    if records is not None and (records / f"{name}.json").is_file():
+        return dict(json.loads((records / f"{name}.json").read_text()))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         address = "a cluster" if load.machines else None
@@ -283,8 +285,11 @@ def driven(load: Load) -> dict[str, Any]:
         done = subprocess.run([sys.executable, "-c", call], env=_environment(), capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
-        found: dict[str, Any] = json.loads(out.read_text())
-    return {**found, "load_before": before}
+        found: dict[str, Any] = json.loads(out.read_text()) | {"load_before": before}
+    if records is not None:
+        records.mkdir(parents=True, exist_ok=True)
+        write_json(records / f"{name}.json", found)
+    return found
 
 
 def _environment() -> dict[str, str]:
@@ -384,7 +389,7 @@ class Plan:
     overhead: Load = Load(64, 5.0, 2, reports=3)
     scale: Load = Load(1000, 0.1, 4)
     points: Sequence[int] = (100, 250, 500, 1000)
-    clusters: Sequence[Load] = (Load(256, 1.0, 64, machines=16), Load(256, 1.0, 64, machines=1))
+    clusters: Sequence[Load] = (Load(64, 1.0, 16, machines=8), Load(64, 1.0, 16, machines=1))
     start: Load = Load(4, 0.0, 1, worker="Timed")
     workers: Sequence[int] = (1, 2, 4)
     large: bool = True
@@ -398,7 +403,6 @@ class Plan:
 
 QUICK = Plan(
     overhead=Load(4, 0.2, 2),
-    scale=Load(0, 0.0, 0),
     points=(),
     clusters=(),
     start=Load(2, 0.0, 1, worker="Timed"),
@@ -498,14 +502,6 @@ def start_rows(found: dict[str, Any]) -> list[str]:
     return rows
 
 
-def drawn_once(found: dict[str, Any]) -> str:
-    """How many of the files with unshifted samples were there after the first trial, and how many came with others."""
-    asked = sorted(told["time"] for told in found["marks"] if told["what"] == "asked")
-    first = sum(written < asked[1] for written in found["cached"])
-    later = sum(asked[1] <= written < found["last"] for written in found["cached"])
-    return f"Files of unshifted samples written by the first trial: {first}; by the {len(asked) - 1} after it: {later}."
-
-
 def memory_rows(name: str, model: str | Path, workers: Sequence[int]) -> list[str]:
     from core import Denoiser
 
@@ -537,14 +533,14 @@ def _busy(found: dict[str, Any]) -> str:
     return f"{found['load_before']:.1f} to {found['average']:.1f}"
 
 
-def document(plan: Plan) -> str:
+def document(plan: Plan, records: Path | None = None) -> str:
     """The page."""
-    parts = ["# What the orchestrator costs", _HEAD, _overhead(driven(plan.overhead))]
-    if plan.scale.trials:
-        parts.append(_scale(driven(plan.scale), plan.points))
+    parts = ["# What the orchestrator costs", _HEAD, _overhead(driven(plan.overhead, records))]
+    if plan.points:
+        parts.append(_scale(driven(plan.scale, records), plan.points))
     if plan.clusters:
-        parts.append(_clusters([driven(load) for load in plan.clusters]))
-    parts += [_start(driven(plan.start)), _memory(plan), _races(plan), _conditions()]
+        parts.append(_clusters([driven(load, records) for load in plan.clusters]))
+    parts += [_start(driven(plan.start, records)), _memory(plan), _races(plan), _conditions()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -594,7 +590,7 @@ Goal: the second's first call of the network after <= 0.2 of the first's.
 
 {chr(10).join(start_rows(found))}
 
-{drawn_once(found)} Processes: {found["processes"]}. Load: {_busy(found)}."""
+Processes: {found["processes"]}. Load: {_busy(found)}."""
 
 
 def _memory(plan: Plan) -> str:
@@ -631,9 +627,10 @@ Command: `python -m benchmarks.sweep`."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
-    page = document(QUICK if quick else Plan())
-    if not quick:
+    parser.add_argument("--records", type=Path)
+    given = parser.parse_args()
+    page = document(QUICK if given.quick else Plan(), given.records)
+    if not given.quick:
         (RESULTS / "sweep_cpu.md").write_text(page)
     print(page)
 

@@ -213,7 +213,8 @@ def _root(given: argparse.Namespace) -> Path:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+    # No markup: what errors and folders say may look like it.
+    return Console(markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 if __name__ == "__main__":

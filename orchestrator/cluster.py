@@ -47,7 +47,8 @@ def configure(address: str | None) -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our recorder is the log
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # trials shall save first: orchestrator.stopping
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nothing reads Tune's own record of the sweep
-        "RAY_DEDUP_LOGS": "0",
+        "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # processes that start side by side
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what raylets tell of processes that end: the recorder does
         **_OF_TRIALS,
     }
     if address is None:

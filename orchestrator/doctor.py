@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 _PACKAGES = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 _LEAST_DISK_GB = 5
@@ -15,8 +16,8 @@ def show(root: Path, build: bool, console: Console) -> int:
     """Print every check; returns 1 if one failed."""
     checks = [*_packages(), _device(), _operators(build, console), _disk(root)]
     for good, what, cure in checks:
-        mark = "[green]ok[/green]  " if good else "[red]fix[/red] "
-        console.print(f"{mark} {what}{'' if good or not cure else f' -> {cure}'}", highlight=False)
+        mark = ("ok   ", "green") if good else ("fix  ", "red")
+        console.print(Text.assemble(mark, what, "" if good or not cure else f" -> {cure}"))
     return 0 if all(good for good, _, _ in checks) else 1
 
 

@@ -22,9 +22,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.outcome import MachineLost, TrialOutcome, classify
+from orchestrator.outcome import MachineLost, Preempted, TrialOutcome, classify
 from orchestrator.placement import HEAD, HELD, alive, give_back, of_worker
-from orchestrator.process import Process, lost_machine, take_back, write_end
+from orchestrator.process import Process, lost_machine, stop_file, take_back, write_end
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.worker import Post, as_result, at_home
@@ -33,6 +33,8 @@ _ASK_S = 0.5
 _FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have done their work; that are told to end at once
 _ANSWER_S = 90.0  # for a machine to say that it is there; Ray finds one that is gone sooner
 _COLLECTIVE_S = 24 * 3600  # a worker that hangs is ended by its own watchdog
+_SILENT = "one of its processes ended without a word (killed, or crashed in a library)"
+_CUT = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset by peer")  # how the others see that
 # Of the errors of several workers the first of these is the cause; the others end because one has.
 _TELLING = (TrialOutcome.OUT_OF_MEMORY, TrialOutcome.DIVERGED, TrialOutcome.PREEMPTED, TrialOutcome.FAILED)
 
@@ -41,7 +43,7 @@ class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """One attempt at a trial. Each `step` waits for the next report."""
 
     def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
-        self.sweep, self.trial = sweep, folder.trial(config["trial_id"])
+        self.sweep, self.folder, self.trial = sweep, folder, folder.trial(config["trial_id"])
         self.machines = {node["NodeID"] for node in alive()}
         self.trial.path.mkdir(parents=True, exist_ok=True)
         # Outside of what Tune holds for this process, which has no room for another.
@@ -78,9 +80,9 @@ class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
                 self.complete = result["done"]
                 return result
             except Empty:
-                if not running:
+                if not running or self._is_to_wait_no_more():
                     break
-        error = self._cause()
+        error = Preempted() if running else self._cause()
         if not isinstance(error, RayActorError):  # one that was killed gives no reason
             write_end(self.trial.path, self.config["attempt"], error)
         raise error
@@ -90,15 +92,24 @@ class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         error = _cause(self.error or RuntimeError("its processes ended without a report"))
         if classify(error) != TrialOutcome.FAILED:
             return error
-        attempt = self.config["attempt"]
-        nodes = {each.node for each in Process.all_of(self.trial.path) if each.attempt == attempt and each.node}
-        # Before its processes have said where they are, it may be any.
-        return error if _answer(nodes or self.machines) else MachineLost()
+        nodes = {each.node for each in self._processes() if each.node}
+        if not _answer(nodes or self.machines):  # before its processes have said where they are, it may be any
+            return MachineLost()
+        return RuntimeError(_SILENT) if any(word in str(error) for word in _CUT) else error
+
+    def _processes(self) -> list[Process]:
+        """The processes of this attempt that have begun."""
+        return [each for each in Process.all_of(self.trial.path) if each.attempt == self.config["attempt"]]
+
+    def _is_to_wait_no_more(self) -> bool:
+        """Whether the attempt shall end before there was room for any of its processes, which would see that."""
+        stops = self.folder.stop, stop_file(self.trial.path, self.config["attempt"])
+        return any(each.exists() for each in stops) and not self._processes()
 
     def cleanup(self) -> None:
         """See all processes gone, for Ray Train gives back what they hold only where it ends by itself."""
         self.thread.join(_FAREWELL_S if self.complete else 0)
-        if self.thread.is_alive():
+        if self.thread.is_alive() and self._processes():
             take_back(self.trial.path, self.config["attempt"], self.sweep.resources.workers)
             self.thread.join(_END_S)
         give_back(self.trial.path)

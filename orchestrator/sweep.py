@@ -4,7 +4,6 @@
 own is read back: every start is a new Tune experiment over what the ledger says is left to do.
 """
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from core.errors import UserError, first_line
+from core.errors import UserError
 from orchestrator import export, report
 from orchestrator.books import Books
 from orchestrator.cluster import Cluster
@@ -28,6 +27,7 @@ from orchestrator.inspection import inspect
 from orchestrator.ledger import Ledger
 from orchestrator.lock import driver, driving
 from orchestrator.outbox import Outbox
+from orchestrator.outcome import sentence
 from orchestrator.placement import Room, fitting, of_trial, of_worker, refuse_unfit
 from orchestrator.preflight import check_model
 from orchestrator.recorder import Recorder
@@ -44,7 +44,6 @@ from orchestrator.worker import TrialWorker
 _FLUSH_S, _HASTY_FLUSH_S = 60.0, 10.0  # how long the end of a sweep waits for MLflow; where it was interrupted
 _FRESH_STARTS = 3  # of Tune, one after the other, without any trial getting further
 _WAIT_S = 5.0  # before a new start where the disk is full
-_ON_THEIR_WAY = "100000"  # processes at a time, at most: the search says how many; Tune would start one by one
 _TIME_IS_UP = "stopped early: the hours of the budget were over"
 
 
@@ -189,7 +188,7 @@ def _search(books: Books, course: Course) -> None:
         books.settle()
         idle = 0 if ledger.progress() > before or (error and full(error)) else idle + 1
         if ledger.left():
-            why = first_line(error) if error else "it gave no reason"
+            why = sentence(error) if error else "it gave no reason"
             if idle >= _FRESH_STARTS:
                 raise RuntimeError(f"Ray Tune ends before any trial gets further ({why})") from error
             course.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
@@ -216,7 +215,6 @@ def _tune(books: Books, course: Course) -> None:
         books.ledger.count_time()
 
     shutil.rmtree(folder.tune, ignore_errors=True)
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", _ON_THEIR_WAY)
     room = Room(sweep, course.console.print, scales=course.cluster.address is not None)
     worker = GangDriver if sweep.resources.workers > 1 else TrialWorker
     tuner = tune.Tuner(

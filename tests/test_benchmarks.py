@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import jacobian, pca
+from benchmarks import jacobian, pca, sweep
 from benchmarks.ablation import BASE, CHANGES
 from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
@@ -122,3 +122,19 @@ def test_the_chains_tables_have_a_row_for_each_case() -> None:
     assert len(timed("narrow", case, 1)) == 1
     assert len(precisions("narrow", case)) == 3
     assert len(ablated(case, 1)) == 3
+
+
+def test_what_a_sweep_costs_is_measured_on_a_real_one() -> None:
+    """Its trials only sleep; the tables have their rows, and processes are used for more than one trial."""
+    found = sweep.driven(sweep.Load(4, 0.1, 1, reports=2))
+    assert found["processes"] == 1 and len(found["ended"]) == 4 and found["calls"]["Books.reported"] == 8
+    assert 0 < 0.4 < found["trials"] < found["tune"] < found["whole"]
+    for rows in (sweep.overhead_rows(found), sweep.driver_rows(found, (2, 4)), sweep.scale_rows(found, (2, 4))):
+        assert len({row.count("|") for row in rows}) == 1
+
+
+def test_steps_that_asha_saves_are_at_least_what_every_rung_lets_through() -> None:
+    race = sweep.Race(trials=27, slots=1, iterations=90, every=10, grace=10, reduction=3)
+    assert race.least == pytest.approx((10 + 20 / 3 + 60 / 9) / 90)
+    share, place = sweep.raced(race, seed=0)
+    assert race.least <= share < 0.6 and place < 14

@@ -27,7 +27,7 @@ from tests.faults import stores
 from tests.faults.machine import facts, tiny_model
 from tests.faults.rows import Scenario, failed
 
-_PACE_S = 0.7  # an iteration takes at least that, so that there is time to strike
+_PACE_S = 1.5  # an iteration takes at least that, so that there is time to strike
 _KINDS = {"one-host": Cluster, "hosts": Hosts}
 _FLOWS = ("undisturbed", "struck", "stopped", "single")
 

@@ -16,7 +16,7 @@ GANGS, ALONE = ("resources.workers=2",), ()
 TRIALS = 3
 _LOST = "preempted +lost a machine"
 _SAVED = "preempted +(lost a machine|was asked to end)"
-_KILLED = "failed +its process ended without a word"
+_KILLED = "failed +(one of its processes|its process) ended without a word"
 _DEADLINE_S = 60
 
 
@@ -35,10 +35,10 @@ UNDISTURBED = {
 }
 STRUCK = {
     "process": Row("a process of a trial killed", "one crash counted; goes on, result equal"),
-    "late": Row("a machine joins in mid-sweep", "told; it gets work"),
     "drain": Row("a machine drained (`ray drain-node`)", "saves and goes on elsewhere, no crash, no iteration lost"),
     "cut": Row("a machine cut off from the network, and back later", "a preemption; who was cut off writes nothing"),
-    "lost": Row("a machine killed in mid-trial, another one later", "a preemption; waits until there is room again"),
+    "lost": Row("a machine killed in mid-trial, another one comes", "a preemption; waits until there is room again"),
+    "late": Row("... which has never been there before", "told; the trial goes on there"),
     "gang": Row("the process that looks after a trial killed", "one crash counted; what the trial held is free again"),
     "driver": Row("the driver killed, the same command again", "goes on from the last checkpoint"),
     "all": Row("after all of these", "every trial done once, all stores agree, results equal to the last digit"),
@@ -96,10 +96,9 @@ def struck(
     sweep, cluster = stage.sweep("struck", GANGS, trials), stage.cluster
     flows: dict[str, Callable[[], object]] = {
         "process": lambda: strike(sweep, 2, lambda folder: kill(sweep.crew(folder)[1][1]), _KILLED),
-        "late": lambda: _late(sweep),
         "drain": lambda: _drained(sweep, 2),
         "cut": lambda: _cut(sweep, 2),
-        "lost": lambda: _lost(sweep, 2),
+        "lost": lambda: _lost(sweep, 2, (lambda: _late(scenario, sweep)) if "late" in only else None),
         "gang": lambda: _gang_driver(sweep),
         "driver": lambda: _driver(sweep),
     }
@@ -185,18 +184,22 @@ def quiet(sweep: ClusterSweep) -> None:
 def _machine(sweep: ClusterSweep, folder: Path, rank: int = -1) -> str:
     """The name of the machine that the last process of a trial is on."""
     machines = sweep.machines_of(folder)
-    node = machines[max(machines) if rank < 0 else rank]
-    return next(labels["machine"] for each, _, _, labels, _ in sweep.on.ask()["nodes"] if each == node)
+    return sweep.on.names[machines[max(machines) if rank < 0 else rank]]
 
 
-def _lost(sweep: ClusterSweep, workers: int) -> Blow:
+def _back(sweep: ClusterSweep, name: str) -> None:
+    sweep.on.join(name)
+    sweep.on.came(name)
+
+
+def _lost(sweep: ClusterSweep, workers: int, then: Callable[[], object] | None = None) -> Blow:
     struck: list[str] = []
 
     def blow(folder: Path) -> None:
         struck.append(_machine(sweep, folder))
         sweep.on.machines[struck[0]].kill()
 
-    return strike(sweep, workers, blow, _LOST, lambda: sweep.on.join(struck[0]))
+    return strike(sweep, workers, blow, _LOST, then or (lambda: _back(sweep, struck[0])))
 
 
 def _cut(sweep: ClusterSweep, workers: int) -> Blow:
@@ -211,7 +214,7 @@ def _cut(sweep: ClusterSweep, workers: int) -> Blow:
         cluster.mend(struck[0])
         time.sleep(10)  # what was cut off finds that it is not wanted any more
         cluster.machines[struck[0]].kill()
-        cluster.join(struck[0])
+        _back(sweep, struck[0])
 
     return strike(sweep, workers, blow, _LOST, back)
 
@@ -225,20 +228,21 @@ def _drained(sweep: ClusterSweep, workers: int) -> Blow:
 
     def another() -> None:
         sweep.on.machines[drained[0]].kill()
-        sweep.on.join(drained[0])
+        _back(sweep, drained[0])
 
     done = strike(sweep, workers, blow, _SAVED, another)
     check(done.lost == 0, f"{done.lost} iterations were lost")
     return done
 
 
-def _late(sweep: ClusterSweep) -> str:
-    sweep.working(2)
-    before = sweep.said().count("The cluster has")
-    began = time.monotonic()
-    sweep.on.join("n3")
-    until(lambda: sweep.said().count("The cluster has") > before, 90, "the new machine is told of")
-    return f"told after {time.monotonic() - began:.0f} s"
+def _late(scenario: rows.Scenario, sweep: ClusterSweep) -> None:
+    """A machine that was never there comes while a trial waits for one."""
+    with scenario.row("late"):
+        began, before = time.monotonic(), sweep.said().count("with room for 1 trial")
+        sweep.on.join("n3")
+        until(lambda: sweep.said().count("with room for 1 trial") > before, 90, "the new machine is told of")
+        measured(scenario, "late", f"told after {time.monotonic() - began:.0f} s")
+        sweep.on.came("n3")
 
 
 def _gang_driver(sweep: ClusterSweep) -> Blow:

@@ -102,6 +102,7 @@ class Cluster:
     environment: dict[str, str] = field(default_factory=dict)
     machines: dict[str, Machine] = field(default_factory=dict)
     port: int = 6379
+    names: dict[str, str] = field(default_factory=dict)  # of machines that were seen, by Ray's name for them
     kind = "raylets on one host"
 
     def machine(self, name: str) -> Machine:
@@ -160,16 +161,20 @@ class Cluster:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**self.environment, **_RAY})
         check("TOLD" in done.stdout, f"the cluster does not answer: {done.stderr[-300:]}")
         told: dict[str, Any] = json.loads(done.stdout.rpartition("TOLD")[2])
+        self.names |= {node: labels["machine"] for node, _, _, labels, alive in told["nodes"] if alive}
         return told
 
     def wait(self, done: Callable[[dict[str, Any]], bool], what: str, seconds: float = _UP_S) -> None:
         until(lambda: done(self.ask()), seconds, what)
 
+    def came(self, name: str) -> None:
+        """Wait until a machine that was started is there."""
+        before = set(self.names)
+        self.wait(lambda _: any(self.names[node] == name for node in set(self.names) - before), f"machine {name}")
+
     def node(self, name: str) -> str:
-        """Ray's name for a machine that is there."""
-        return next(
-            node for node, _, _, labels, alive in self.ask()["nodes"] if alive and labels.get("machine") == name
-        )
+        """Ray's name for the newest machine of a name."""
+        return [node for node, each in self.names.items() if each == name][-1]
 
     def drain(self, name: str, seconds: int) -> None:
         """Tell Ray that a machine goes away."""

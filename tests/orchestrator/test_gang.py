@@ -81,7 +81,8 @@ def test_a_lost_connection_is_a_lost_machine_where_one_does_not_answer(
         Process.this(attempt, rank, node).write(tmp_path)
     gone = Driver(tmp_path, failures(raised(GLOO)), False, monkeypatch)
     assert isinstance(gone._cause(), MachineLost) and gone.asked == [{"a", "b"}]
-    assert Driver(tmp_path, failures(raised(GLOO)), True, monkeypatch)._cause() is GLOO
+    killed = Driver(tmp_path, failures(raised(GLOO)), True, monkeypatch)._cause()
+    assert str(killed) == "one of its processes ended without a word (killed, or crashed in a library)"
 
 
 def test_before_its_processes_have_said_where_they_are_it_may_be_any_machine(
@@ -100,3 +101,15 @@ def test_an_actor_that_does_not_answer_is_no_verdict(tmp_path: Path, monkeypatch
     silent = WorkerHealthCheckFailedError("failed", ActorUnavailableError("Socket closed", None))
     assert isinstance(Driver(tmp_path, failures(silent), False, monkeypatch)._cause(), MachineLost)
     assert isinstance(Driver(tmp_path, failures(silent), True, monkeypatch)._cause(), ActorUnavailableError)
+
+
+def test_an_attempt_that_waits_for_machines_ends_when_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(tmp_path, None, True, monkeypatch)
+    driver.folder = SimpleNamespace(stop=tmp_path / "stop")
+    assert not driver._is_to_wait_no_more()
+    driver.folder.stop.touch()
+    assert driver._is_to_wait_no_more()
+    Process.this(2, 0, "a").write(tmp_path)  # which sees that itself, and saves
+    assert not driver._is_to_wait_no_more()
