@@ -8,7 +8,7 @@ as before and not necessarily the same machines.
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from typing import Any
 import psutil
 import ray
 from ray import train, tune
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.outcome import MachineLost, Preempted, TrialOutcome, classify
-from orchestrator.placement import HEAD, HELD, alive, give_back, of_worker
+from orchestrator.placement import HEAD, HELD, alive, answer, give_back, of_worker
 from orchestrator.process import Process, lost_machine, stop_file, take_back, write_end
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
@@ -31,7 +30,6 @@ from orchestrator.worker import Post, as_result, at_home
 
 _ASK_S = 0.5
 _FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have done their work; that are told to end at once
-_ANSWER_S = 90.0  # for a machine to say that it is there; Ray finds one that is gone sooner
 _COLLECTIVE_S = 24 * 3600  # a worker that hangs is ended by its own watchdog
 _SILENT = "one of its processes ended without a word (killed, or crashed in a library)"
 _CUT = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset by peer")  # how the others see that
@@ -93,7 +91,7 @@ class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if classify(error) != TrialOutcome.FAILED:
             return error
         nodes = {each.node for each in self._processes() if each.node}
-        if not _answer(nodes or self.machines):  # before its processes have said where they are, it may be any
+        if not answer(nodes or self.machines):  # before its processes have said where they are, it may be any
             return MachineLost()
         return RuntimeError(_SILENT) if any(word in str(error) for word in _CUT) else error
 
@@ -203,21 +201,3 @@ def _bare(error: Exception) -> Exception:
     if isinstance(error, RayActorError) and lost_machine(str(error)):
         return MachineLost()
     return error
-
-
-def _answer(nodes: Iterable[str]) -> bool:
-    """Whether these machines are there. Each is asked, for Ray takes a while to find that one is gone."""
-    here = ray.remote(num_cpus=0, max_retries=0)(_nothing)
-    asked = [
-        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
-    ]
-    answers, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
-    try:
-        ray.get(answers)
-    except RayError:
-        return False
-    return not silent
-
-
-def _nothing() -> None:
-    pass

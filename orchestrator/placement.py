@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.errors import UserError
 from orchestrator.layout import counted
@@ -16,6 +18,7 @@ from orchestrator.space import trials
 from orchestrator.spec import Sweep
 
 _LOOK_S = 2.0
+_ANSWER_S = 90.0  # for a machine to say that it is there; Ray finds one that is gone sooner
 HELD = "held"  # in a trial's folder: what its processes hold together, by Ray's name
 HEAD = {"node:__internal_head__": 0.0001}  # a resource that Ray gives to the head of a cluster alone
 
@@ -122,6 +125,29 @@ def leaving() -> set[str]:
     # What Ray Train asks, too; nothing public says it.
     draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
     return set(draining)
+
+
+def is_there(node: str) -> bool:
+    """Whether a machine answers; the only one does."""
+    return len(alive()) == 1 and alive()[0]["NodeID"] == node or answer([node])
+
+
+def answer(nodes: Iterable[str]) -> bool:
+    """Whether these machines are there. Each is asked, for Ray takes a while to find that one is gone."""
+    here = ray.remote(num_cpus=0, max_retries=0)(_nothing)
+    asked = [
+        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
+    ]
+    answers, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+    try:
+        ray.get(answers)
+    except RayError:
+        return False
+    return not silent
+
+
+def _nothing() -> None:
+    pass
 
 
 def _times(there: float, amount: float) -> int:

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,8 +160,11 @@ def lost_machine(told: str) -> bool:
     return "node has died" in told or "node was terminated" in told
 
 
-def end_of(folder: Path, attempt: int, error_file: str | None) -> End:
-    """How this attempt ended, by what it left behind; error_file: Ray's own account of it."""
+def end_of(folder: Path, attempt: int, error_file: str | None, there: Callable[[str], bool] = lambda node: True) -> End:
+    """How this attempt ended, by what it left behind.
+
+    error_file: Ray's own account of it; there: whether a machine that a silent process ran on still answers.
+    """
     try:
         found = json.loads((folder / _ENDED).read_text())
         if found["attempt"] == attempt:
@@ -178,4 +182,6 @@ def end_of(folder: Path, attempt: int, error_file: str | None) -> End:
         return End(TrialOutcome.PREEMPTED, str(MachineLost()))
     if "error raised in its creation task" in told:
         return End(TrialOutcome.FAILED, f"its process did not start: {told.strip().splitlines()[-1]}")
+    if recorded and recorded.attempt == attempt and recorded.node and not there(recorded.node):
+        return End(TrialOutcome.PREEMPTED, str(MachineLost()))
     return End(TrialOutcome.FAILED, "its process ended without a word (killed, or crashed in a library)")

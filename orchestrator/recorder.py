@@ -12,7 +12,7 @@ from rich.console import Console
 from orchestrator.books import Books
 from orchestrator.ledger import METRICS, STEP
 from orchestrator.outcome import TrialOutcome
-from orchestrator.placement import give_back, leaving
+from orchestrator.placement import give_back, is_there, leaving
 from orchestrator.process import Hanging, Process, end_of, stop_file
 from orchestrator.space import searched
 
@@ -80,7 +80,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         give_back(self._folder(trial))
-        end = end_of(self._folder(trial), trial.config["attempt"], trial.error_file)
+        end = end_of(self._folder(trial), trial.config["attempt"], trial.error_file, is_there)
         self._ended(trial, end.outcome, end.reason, end.final)
 
     def _ended(self, trial: Any, outcome: TrialOutcome, reason: str, final: bool = False) -> None:

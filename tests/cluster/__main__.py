@@ -1,8 +1,8 @@
 """`make cluster-test`: real sweeps on real Ray clusters of this machine; prints what held, and keeps it in results.md.
 
     python -m tests.cluster                       both kinds of cluster, one after the other
-    python -m tests.cluster --only one-host       one kind; results.md stays as it is
-    python -m tests.cluster --rows drain,cut      of the faults that strike shared trials only these
+    python -m tests.cluster --only hosts          one kind
+    python -m tests.cluster --rows drain,cut      of the faults that strike shared trials only these; nothing is kept
 
 Network namespaces need root, and are left out without. Exits with 1 where a promise does not hold; the files of such a
 run are kept. Nothing that was started is left, however it ends.
@@ -107,7 +107,7 @@ def main() -> int:
     found = {kind: play(kind, place / kind[:1], model, given) for kind in kinds}
     told, minutes = table(found), (time.monotonic() - began) / 60
     print(told, f"\n{minutes:.1f} minutes", sep="\n")
-    if not (given.only or given.rows or given.flows):
+    if not (given.rows or given.flows):
         (Path(__file__).parent / "results.md").write_text(_head(minutes) + told + "\n")
     if any(failed(played) for played in found.values()):
         print(f"NOT all held; everything is kept in {place}", file=sys.stderr)

@@ -71,7 +71,7 @@ class Driver(GangDriver):  # type: ignore[misc]
             self.asked.append(set(nodes))
             return there
 
-        monkeypatch.setattr(gang, "_answer", answer)
+        monkeypatch.setattr(gang, "answer", answer)
 
 
 def test_a_lost_connection_is_a_lost_machine_where_one_does_not_answer(

@@ -134,3 +134,12 @@ def test_one_that_hung_is_told_with_its_line(tmp_path: Path) -> None:
 def test_one_that_ray_ended_for_want_of_memory(tmp_path: Path) -> None:
     (tmp_path / "error.txt").write_text("ray.exceptions.OutOfMemoryError: Task was killed")
     assert end_of(tmp_path, 1, str(tmp_path / "error.txt")).outcome == OUT.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(("there", "outcome"), [(True, TrialOutcome.FAILED), (False, TrialOutcome.PREEMPTED)])
+def test_a_silent_end_is_no_crash_where_the_machine_is_silent_too(
+    tmp_path: Path, there: bool, outcome: TrialOutcome
+) -> None:
+    Process.this(2, node="n").write(tmp_path)
+    assert end_of(tmp_path, 2, None, lambda node: there).outcome == outcome
+    assert end_of(tmp_path, 3, None, lambda node: there).outcome == TrialOutcome.FAILED, "of another attempt"
