@@ -120,7 +120,9 @@ def struck(
 
 def single(scenario: rows.Scenario, stage: Stage) -> None:
     """Trials of one process each."""
-    alone, sweep = SweepUnderTest(stage.place / "local", stage.model, ALONE, trials=TRIALS), stage.sweep("one", ALONE)
+    trials = 3 * TRIALS  # two run at a time, and are still there when the last row begins
+    alone = SweepUnderTest(stage.place / "local", stage.model, ALONE, trials=trials)
+    sweep = stage.sweep("one", ALONE, trials)
     try:
         alone.start()
         alone.finish()
