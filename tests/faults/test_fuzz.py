@@ -45,4 +45,4 @@ def test_an_allocation_over_the_limit_is_caught(monkeypatch: pytest.MonkeyPatch)
 
 def test_another_error_than_the_documented_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MAX_NUMBER", 10_000)
-    assert "ValueError: Exceeds the limit (4300 digits)" in caught(fuzz_spec)
+    assert "ValueError: Exceeds the limit (4300 digits)" in caught(fuzz_spec, 20_000)
