@@ -131,7 +131,9 @@ def _train(job: Job, rank: int, model: Path, folder: Path) -> None:
         began = time.monotonic()
         losses = [_mean(learner.iterate(n)) for n in range(first, job.iterations)]
         seconds = time.monotonic() - began
-        engines.save(place / "state", job.iterations)
+        state = engines.snapshot(job.iterations)
+        if rank == 0:
+            state.write(place / "state")
         directions = learner.directions().table
         if rank == 0:
             torch.save(directions, place / "directions.pt")

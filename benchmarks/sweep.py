@@ -135,7 +135,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from orchestrator.spec import parse
 
         os.environ[TEMPLATE] = str(_template(root / "template"))
-        setattr(sweep, "TrialWorker", getattr(standin, load.worker))  # noqa: B010
+        setattr(sweep, "TrialWorker", getattr(standin, load.worker))  # noqa: B010 - a class named at run time
         meter, folder = Meter(), root / "standin"
         for owner, names in (
             (searcher.LedgerSearch, ["suggest"]),
@@ -300,7 +300,7 @@ def resident(model: str | Path, leaner: bool, workers: int) -> dict[str, float]:
     """Private bytes (USS) of the processes that hold a model, at each stage: the mean."""
     call = f"from benchmarks.standin import hold; hold({str(model)!r}, {leaner})"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": _environment()}
-    held = [subprocess.Popen([sys.executable, "-c", call], **pipes) for _ in range(workers)]  # type: ignore[call-overload]
+    held = [subprocess.Popen([sys.executable, "-c", call], **pipes) for _ in range(workers)]  # type: ignore[call-overload]  # pipes as a dict
     found = {}
     for stage in STAGES:
         for process in held:
@@ -353,7 +353,7 @@ def raced(race: Race, seed: int) -> tuple[float, float]:
         "train": {"iterations": race.iterations, "batch": 16, "micro_batch": 16},
         "scheduler": {"asha": {"metric": "identifiability", "grace": race.grace, "reduction": race.reduction}},
     }
-    asha: Any = LedgerAsha(parse(content), SimpleNamespace(history=lambda _: {}))  # type: ignore[arg-type]
+    asha: Any = LedgerAsha(parse(content), SimpleNamespace(history=lambda _: {}))  # type: ignore[arg-type]  # all it reads of a ledger
     chance, steps, whole = Random(seed), 0, []
     ends = [chance.betavariate(2, 3) for _ in range(race.trials)]
     paces = [race.iterations * chance.uniform(0.1, 0.5) for _ in range(race.trials)]

@@ -41,7 +41,7 @@ def _device() -> tuple[bool, str, str]:
 
 
 def _operators(build: bool, console: Console) -> tuple[bool, str, str]:
-    from orchestrator.engine import build_ops, compiler_missing
+    from orchestrator.operators import build_ops, compiler_missing
 
     missing = compiler_missing()
     if missing:

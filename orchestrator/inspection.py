@@ -136,10 +136,10 @@ def _model(wanted: Wanted) -> Iterator[str]:
 
 
 def _engines(wanted: Wanted) -> Iterator[str]:
-    from orchestrator import engine
+    from orchestrator import operators
 
-    missing = engine.missing(wanted.sweep.deepspeed)
+    missing = operators.missing(wanted.sweep.deepspeed)
     if missing is not None:
         yield missing
     elif wanted.sweep.deepspeed.offload_optimizer != "none":
-        engine.build_ops()
+        operators.build_ops()

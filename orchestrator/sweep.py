@@ -20,12 +20,12 @@ from orchestrator.books import Books
 from orchestrator.cluster import Cluster
 from orchestrator.database import place
 from orchestrator.disk import full
-from orchestrator.engine import compiler_missing, missing
 from orchestrator.fork import carry_over, forked
 from orchestrator.gang import GangDriver
 from orchestrator.inspection import inspect
 from orchestrator.ledger import Ledger
 from orchestrator.lock import driver, driving
+from orchestrator.operators import compiler_missing, missing
 from orchestrator.outbox import Outbox
 from orchestrator.outcome import sentence
 from orchestrator.placement import Room, fitting, of_trial, of_worker, refuse_unfit

@@ -39,7 +39,7 @@ def fresh():
 
 engines, learner = fresh()
 losses = [learner.iterate(n) for n in range(2)]
-engines.save(pathlib.Path(folder_name) / "state", 2)
+engines.snapshot(2).write(pathlib.Path(folder_name) / "state")
 losses += [learner.iterate(n) for n in range(2, 4)]
 engines.close()
 
@@ -180,7 +180,7 @@ def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_pa
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
-    code = "from orchestrator.engine import compiler_missing; print(compiler_missing())"
+    code = "from orchestrator.operators import compiler_missing; print(compiler_missing())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hidden})
     assert said.stdout.strip().endswith(
         "g++ not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
@@ -189,14 +189,14 @@ def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_pa
 
 def test_nvme_without_its_library_or_folder_is_told(tmp_path: Path) -> None:
     code = f"""
-from orchestrator import engine
+from orchestrator import engine, operators
 from orchestrator.spec.sections import DeepSpeed
 there, nowhere = (DeepSpeed(zero=3, offload_param="nvme", nvme_path=path) for path in ({str(tmp_path)!r}, "/nowhere"))
-operators = engine.deepspeed.ops.__compatible_ops__
-operators["async_io"] = False
-print(engine.missing(DeepSpeed()), engine.missing(there), sep="|", end="|")
-operators["async_io"] = True
-print(engine.missing(there), engine.missing(nowhere), sep="|")
+compatible = engine.deepspeed.ops.__compatible_ops__
+compatible["async_io"] = False
+print(operators.missing(DeepSpeed()), operators.missing(there), sep="|", end="|")
+compatible["async_io"] = True
+print(operators.missing(there), operators.missing(nowhere), sep="|")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -211,7 +211,7 @@ print(engine.missing(there), engine.missing(nowhere), sep="|")
 
 def test_a_build_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
     """torch's guard file stays behind, and with it nothing else would ever be built there."""
-    code = "import time, orchestrator.engine as e\nwith e._operators():\n  print(1, flush=True)\n  time.sleep(99)"
+    code = "import time, orchestrator.operators as o\nwith o.guarded():\n  print(1, flush=True)\n  time.sleep(99)"
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
     (tmp_path / "cpu_adam").mkdir()
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)

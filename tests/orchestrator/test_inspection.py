@@ -11,7 +11,7 @@ import pytest
 
 from core.denoiser import Denoiser
 from core.errors import UserError
-from orchestrator import engine, inspection
+from orchestrator import inspection, operators
 from orchestrator.inspection import Wanted, problems, versions
 from orchestrator.spec import parse
 
@@ -79,7 +79,7 @@ def test_a_full_disk(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_operators_are_built_before_a_trial_waits_for_them(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[bool] = []
-    monkeypatch.setattr(engine, "build_ops", lambda: built.append(True))
+    monkeypatch.setattr(operators, "build_ops", lambda: built.append(True))
     assert problems(wanted) == [] and built == []
     assert problems(with_sections(wanted, deepspeed={"offload_optimizer": "cpu"})) == [] and built == [True]
 
