@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.chain import Shift
+from core.dials import Dial
 from core.errors import DirectionSetError
 from core.files import atomic_folder, write_json
 from core.untrusted import (
     name_problem,
     read_description,
+    read_dials,
     read_metrics,
     read_names,
     read_provenance,
@@ -30,7 +32,7 @@ from core.untrusted import (
 )
 
 FORMAT = "h-space directions"
-VERSION = 1
+VERSION = 2  # 1 had no dials; it is read as a set whose scales nobody has measured
 _TENSORS = "directions.safetensors"
 _DESCRIPTION = "directions.json"
 
@@ -42,7 +44,8 @@ class DirectionSet:
     """K directions over S steps (S = T, or 1 where all steps share one).
 
     table: [K, S, C, H, W], each [C, H, W] of unit length; sigma: [K, S], the length that scale 1.0 means;
-    timesteps: the T training timesteps of the chain the set was made on.
+    timesteps: the T training timesteps of the chain the set was made on; dials: what was measured of each direction
+    (core.calibration), or nothing.
     """
 
     table: Tensor
@@ -51,6 +54,7 @@ class DirectionSet:
     names: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    dials: tuple[Dial, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -72,6 +76,10 @@ class DirectionSet:
             return problem
         if not (torch.isfinite(self.table).all() and torch.isfinite(self.sigma).all()):
             return "table or sigma holds NaN or infinite numbers"
+        if len(self.dials) not in (0, len(self.table)):
+            return (
+                f"{len(self.dials)} dials for {len(self.table)} directions; each needs one of its own, or none has one"
+            )
         return None
 
     def __len__(self) -> int:
@@ -193,6 +201,13 @@ class DirectionSet:
         sigma[k] = length.to(sigma)
         return replace(self, table=table, sigma=sigma, metrics={})
 
+    def renamed(self, names: Mapping[int | str, str]) -> "DirectionSet":
+        """The set with names given by hand: number or old name -> new name."""
+        given = {self.index(direction): name for direction, name in names.items()}
+        every = tuple(given.get(k, name) for k, name in enumerate(self.names))
+        dials = tuple(replace(dial, named_by="hand") if k in given else dial for k, dial in enumerate(self.dials))
+        return replace(self, names=every, dials=dials)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "DirectionSet":
         return replace(self, table=self.table.to(device, dtype), sigma=self.sigma.to(device, dtype))
 
@@ -217,6 +232,7 @@ class DirectionSet:
             "timesteps": list(self.timesteps),
             "metrics": dict(self.metrics),
             "provenance": dict(self.provenance),
+            "dials": [dial.to_json() for dial in self.dials],
         }
         write_json(folder / _DESCRIPTION, description)
 
@@ -236,7 +252,8 @@ class DirectionSet:
         try:
             names, timesteps = read_names(description), read_timesteps(description)
             metrics, provenance = read_metrics(description), read_provenance(description)
+            dials = read_dials(description) if version > 1 else ()
         except DirectionSetError as error:
             raise DirectionSetError(f"{folder / _DESCRIPTION} is not of a direction set: {error}") from None
         tensors = read_tensors(folder / _TENSORS, len(names), len(timesteps))
-        return cls(tensors["table"], tensors["sigma"], timesteps, names, metrics, provenance)
+        return cls(tensors["table"], tensors["sigma"], timesteps, names, metrics, provenance, dials)

@@ -1,13 +1,14 @@
-"""A predictor is a value: named scores of images, from the model's own predictor or any image classifier.
+"""A predictor is a value: named scores of images, from the model's own predictor, any image classifier, or CLIP.
 
-The classifiers are those of `transformers` (the extra `predictors`), from a folder or the hub; safetensors only, and no
-code that came with them is run.
+Classifiers and CLIP are those of `transformers` (the extra `predictors`), from a folder or the hub; safetensors only,
+and no code that came with them is run.
 """
 
 import importlib.util
+import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,36 +16,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import ModelError, first_line
+from core import clip
+from core.errors import ModelError, UserError, first_line
 from core.pictures import to_picture
 from core.zoo.attributes import Attributes, embedded
 
 _EXAMPLE = "google/vit-base-patch16-224"
-_REQUIRED = ("config.json", "preprocessor_config.json")
+_REQUIRED = (("config.json",), ("preprocessor_config.json", "processor_config.json"))  # one of each
+_TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "merges.txt", "special_tokens_map.json")
+_CLIP = "CLIPModel"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def load(predictor: str | None, model: str, device: torch.device | str = "cpu") -> Attributes | None:
+def load(
+    predictor: str | None,
+    model: str,
+    device: torch.device | str = "cpu",
+    words: Mapping[str, tuple[str, str]] | None = None,
+) -> Attributes | None:
     """The predictor of that name, on `device`; None: the one that ships with `model`, and None if it has none.
 
-    predictor: a folder or hub id of an image-classification model. Raises ModelError, in one sentence, where it is
-    missing, something else, or kept as pickles, and where `transformers` is not installed.
+    predictor: a folder or hub id of an image-classification model, or of a CLIP model, whose attributes are `words`
+    (core.clip.WORDS where None). Raises ModelError, in one sentence, where it is missing, something else, or kept as
+    pickles, and where `transformers` is not installed; UserError for words with a predictor that takes none.
     """
-    return embedded(model, device) if predictor is None else classifier(predictor, device)
+    if predictor is not None and importlib.util.find_spec("transformers") is None:
+        raise ModelError(
+            f"predictor '{predictor}' needs the package transformers: pip install 'h-space-orchestrator[predictors]'"
+        )
+    folder = None if predictor is None else _find_folder(predictor)
+    reads_words = folder is not None and predictor is not None and _kind(folder, predictor) == _CLIP
+    if words is not None and not reads_words:
+        raise UserError(
+            f"words: predictor '{predictor or model}' has attributes of its own; only a CLIP model takes words"
+        )
+    if folder is None or predictor is None:
+        return embedded(model, device)
+    _refuse_other_kinds(folder, predictor)
+    found = (
+        _clip(folder, predictor, words or clip.WORDS, device) if reads_words else classifier(folder, predictor, device)
+    )
+    _try_out(found, predictor)
+    return found
 
 
-def classifier(predictor: str, device: torch.device | str = "cpu") -> Attributes:
+def _clip(folder: Path, predictor: str, words: Mapping[str, tuple[str, str]], device: torch.device | str) -> Attributes:
+    try:
+        with _quiet():
+            return clip.attributes(folder, words, device)
+    except Exception as error:  # as below
+        raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {first_line(error)}") from error
+
+
+def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu") -> Attributes:
     """Any image classifier of `transformers`: images [N, 1 or 3, H, W] in [-1, 1] -> log-odds [N, A], one per label.
 
     The pictures go through the classifier's own preprocessing as 8-bit RGB, as the ones it was trained on did, and
     therefore no gradient comes back. See `log_odds` for what a score is.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise ModelError(
-            f"predictor '{predictor}' needs the package transformers: pip install 'h-space-orchestrator[predictors]'"
-        )
-    folder = _find_folder(predictor)
-    _refuse_other_kinds(folder, predictor)
     try:
         net, processor, missing = _read(folder, device)
     except Exception as error:  # transformers has a dozen exception types; the user has one problem
@@ -59,7 +88,6 @@ def classifier(predictor: str, device: torch.device | str = "cpu") -> Attributes
         logits: Tensor = net(**inputs.to(device)).logits
         return log_odds(logits, exclusive=_exclusive(net.config))
 
-    _try_out(score, predictor, len(names))
     return Attributes(names, score)
 
 
@@ -105,7 +133,13 @@ def _find_folder(predictor: str) -> Path:
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*_REQUIRED, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+    patterns = [
+        *itertools.chain(*_REQUIRED),
+        *_TOKENIZER,
+        "model.safetensors",
+        "model-*.safetensors",
+        "model.safetensors.index.json",
+    ]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # the hub client has a dozen exception types; the user has one problem
@@ -115,18 +149,28 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
-def _refuse_other_kinds(folder: Path, predictor: str) -> None:
-    """What can be told from the files alone, before anything is loaded."""
-    missing = [file for file in _REQUIRED if not (folder / file).is_file()]
-    if missing:
-        raise ModelError(f"predictor '{predictor}' is incomplete: {folder} lacks {' and '.join(missing)}")
+def _kind(folder: Path, predictor: str) -> str:
+    """The class of the model in a folder; no text where there is no configuration."""
+    if not (folder / "config.json").is_file():
+        return ""
     try:
         config = json.loads((folder / "config.json").read_text())
-        kind = (config.get("architectures") or ["model of unknown kind"])[0]
+        return str((config.get("architectures") or ["model of unknown kind"])[0])
     except (ValueError, AttributeError) as error:
         raise ModelError(f"predictor '{predictor}': {folder / 'config.json'} is not a model configuration") from error
-    if "ForImageClassification" not in kind:
-        raise ModelError(f"predictor '{predictor}' is a {kind}: a transformers image classifier is needed")
+
+
+def _refuse_other_kinds(folder: Path, predictor: str) -> None:
+    """What can be told from the files alone, before anything is loaded."""
+    needed = (*_REQUIRED, _TOKENIZER[:2]) if _kind(folder, predictor) == _CLIP else _REQUIRED
+    missing = [" or ".join(files) for files in needed if not any((folder / file).is_file() for file in files)]
+    if missing:
+        raise ModelError(f"predictor '{predictor}' is incomplete: {folder} lacks {' and '.join(missing)}")
+    kind = _kind(folder, predictor)
+    if "ForImageClassification" not in kind and kind != _CLIP:
+        raise ModelError(
+            f"predictor '{predictor}' is a {kind}: a transformers image classifier or a CLIP model is needed"
+        )
     if not list(folder.glob("*.safetensors")):
         pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
         only = f", only {', '.join(pickled)}, and pickles are not read: they can run code" if pickled else ""
@@ -153,12 +197,13 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, Callable[..., 
     return net.to(device).eval().requires_grad_(False), processor, sorted(report["missing_keys"])
 
 
-def _try_out(score: Callable[[Tensor], Tensor], predictor: str, labels: int) -> None:
+def _try_out(attributes: Attributes, predictor: str) -> None:
     """Score one grey picture: what does not fit together shows here and not after an hour of sampling."""
     try:
-        shape = list(score(torch.zeros(1, 3, 32, 32)).shape)
+        shape = list(attributes.score(torch.zeros(1, 3, 32, 32)).shape)
     except Exception as error:
         raise ModelError(f"predictor '{predictor}' cannot score an RGB picture: {first_line(error)}") from error
+    labels = len(attributes.names)
     if shape != [1, labels]:
         raise ModelError(f"predictor '{predictor}' gives scores of shape {shape} for one picture and {labels} labels")
 

@@ -9,7 +9,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.dials import NAMED_BY, Dial
 from core.errors import DirectionSetError
 from core.files import open_regular
 
@@ -86,18 +87,49 @@ def read_timesteps(description: Mapping[str, Any]) -> tuple[int, ...]:
 
 def read_metrics(description: Mapping[str, Any]) -> dict[str, float]:
     """What was measured of the set."""
-    metrics = _mapping(description, "metrics")
-    for name, value in metrics.items():
-        if problem := name_problem(name):
-            raise DirectionSetError(f"metrics: {problem}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-            raise DirectionSetError(f"metrics: {name} is {shown(value)}, not a finite number")
-    return metrics
+    return _numbers(description, "metrics")
 
 
 def read_provenance(description: Mapping[str, Any]) -> dict[str, Any]:
     """Where the set comes from."""
     return _mapping(description, "provenance")
+
+
+def read_dials(description: Mapping[str, Any]) -> tuple[Dial, ...]:
+    """What was measured of each direction."""
+    return tuple(_dial(entry) for entry in _listed(description, "dials"))
+
+
+def _dial(entry: Any) -> Dial:
+    wanted = {field.name for field in fields(Dial)}
+    if not isinstance(entry, dict) or entry.keys() != wanted:
+        raise DirectionSetError(f"dials: each needs {', '.join(sorted(wanted))}, nothing else")
+    numbers = {name: _number(entry, name, "dials") for name in wanted - {"effects", "named_by"}}
+    if not numbers["low"] <= 0 <= numbers["high"]:
+        raise DirectionSetError(f"dials: the range {shown(entry['low'])} to {shown(entry['high'])} does not hold 0")
+    for name in ("consistency", "distinctness"):
+        if not 0 <= numbers[name] <= 1:
+            raise DirectionSetError(f"dials: {name} is {shown(entry[name])}; allowed: 0 to 1")
+    if entry["named_by"] not in NAMED_BY:
+        raise DirectionSetError(f"dials: named_by is {shown(entry['named_by'])}; allowed: {', '.join(NAMED_BY[1:])}")
+    return Dial(**numbers, effects=_numbers(entry, "effects"), named_by=entry["named_by"])
+
+
+def _numbers(description: Mapping[str, Any], key: str) -> dict[str, float]:
+    """A mapping of names to finite numbers."""
+    numbers = _mapping(description, key)
+    for name in numbers:
+        if problem := name_problem(name):
+            raise DirectionSetError(f"{key}: {problem}")
+        _number(numbers, name, key)
+    return numbers
+
+
+def _number(numbers: Mapping[str, Any], name: str, key: str) -> float:
+    value = numbers[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+        raise DirectionSetError(f"{key}: {name} is {shown(value)}, not a finite number")
+    return value
 
 
 def read_tensors(path: Path, count: int, timesteps: int) -> dict[str, Tensor]:

@@ -47,9 +47,14 @@ def coverage(effect: Tensor, min_effect: float = 0.5, min_share: float = 0.4) ->
     A direction controls the attribute it moves most, if by at least `min_effect` standard deviations, and if that is
     at least `min_share` of all it moves. Range 0 to min(K, P); larger is better. Source: ours.
     """
+    return float(len(set(controlled(effect, min_effect, min_share)) - {None}))
+
+
+def controlled(effect: Tensor, min_effect: float = 0.5, min_share: float = 0.4) -> list[int | None]:
+    """For each direction the attribute that it controls, as `coverage` means it, or None. effect: [K, P]."""
     size, attribute = effect.abs().max(dim=1)
     controls = (size >= min_effect) & (_share(effect) >= min_share)
-    return float(len(set(attribute[controls].tolist())))
+    return [p if is_one else None for p, is_one in zip(attribute.tolist(), controls.tolist(), strict=True)]
 
 
 def _share(effect: Tensor) -> Tensor:

@@ -16,11 +16,24 @@ def globality(plain: Tensor, positive: Tensor) -> float:
     changes are not centred: a change that all directions share counts, and it is `diversity` that speaks against it.
     Source: ours; the same contrast is the training objective of NoiseCLR (arXiv 2312.05390).
     """
-    samples = len(plain)
-    change = _unit((positive - plain[:, None]).double())  # [M, K, F]
+    return float(agreement((positive - plain[:, None]).double()).mean())
+
+
+def agreement(change: Tensor) -> Tensor:
+    """Mean cosine, over pairs of samples, of what each direction changes. change: [M, K, F], M >= 2 -> [K]."""
+    samples, unit = len(change), _unit(change)
     # The sum over all ordered pairs, less each sample with itself.
-    pairs = change.sum(dim=0).square().sum(dim=1) - change.square().sum(dim=(0, 2))  # [K]
-    return float(pairs.mean() / (samples * (samples - 1)))
+    pairs = unit.sum(dim=0).square().sum(dim=1) - unit.square().sum(dim=(0, 2))
+    return pairs / (samples * (samples - 1))
+
+
+def distinctness(change: Tensor) -> Tensor:
+    """How little each direction's mean change is like another's: [K], 0 to 1. change: [M, K, F].
+
+    1 less the largest |cosine| with any other direction's; 1 for a set of one direction. Source: ours.
+    """
+    mean = _unit(change.mean(dim=0))
+    return (1 - (mean @ mean.T).abs().fill_diagonal_(0.0).amax(dim=1)).clamp(0, 1)
 
 
 def monotonicity(plain: Tensor, shifted: Tensor, scales: tuple[float, ...]) -> float:

@@ -26,7 +26,7 @@ from core.step import Injection
 SEEDS = CALIBRATION_SEEDS[:8]
 REFERENCE = CALIBRATION_SEEDS[8:72]
 ROUNDS = 6  # at most
-CLOSE = 0.02  # relative error of the strength at which the search ends
+CLOSE = 0.02  # relative error of the strength at which the search ends, if nothing else is said
 FARTHEST = 16.0  # what sigma may be multiplied or divided by: a direction that moves nothing is left at that
 
 
@@ -39,11 +39,13 @@ def calibrate(
     window: tuple[int, int] | None = None,
     batch: int = 64,
     cache: SampleCache | None = None,
+    close: float = CLOSE,
 ) -> DirectionSet:
     """The same directions with sigma such that scale 1.0 moves images by `strength`; the sign is left alone.
 
     Strength 1 is the distance of two unshifted samples, so that 0.5 moves an image half as far as another sample is
-    (`moved`). Response grows more slowly than scale, hence a secant search on logarithms, for all directions at once.
+    (`moved`). Response grows more slowly than scale, hence a secant search on logarithms, for all directions at once,
+    until all are within a relative error of `close` or ROUNDS have been drawn.
     The provenance gets `strength` and, for each direction, how far it was measured to move images in the end. Metrics
     in the set are dropped: they were measured at another scale. Raises UserError for a strength that is not positive.
     """
@@ -55,7 +57,7 @@ def calibrate(
     before: tuple[Tensor, Tensor] | None = None
     for rounds in itertools.count(1):
         response = unit.moved(_stretched(directions, stretch), injection, window).clamp(min=1e-9).log()
-        if rounds == ROUNDS or (response - goal).abs().max() < CLOSE:
+        if rounds == ROUNDS or (response - goal).abs().max() < close:
             break
         if before is not None:
             run = stretch - before[0]

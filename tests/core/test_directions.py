@@ -93,7 +93,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
         (
             "directions.json",
             '{"format": "h-space directions", "version": 9}',
-            "has format version 9; this one reads up to 1",
+            "has format version 9; this one reads up to 2",
         ),
         (
             "directions.json",
@@ -134,7 +134,7 @@ DESCRIPTIONS: list[tuple[Change, str]] = [
     (lambda d: d.update(metrics={"a": float("nan")}), "is not JSON: NaN is not a number of JSON"),
     (lambda d: d.update(provenance=5), "provenance is 5, not a mapping"),
     (lambda d: d.update(provenance=nested(25)), "has more than 20 lists and mappings inside each other"),
-    (lambda d: d.update(version=True), "has format version true; this one reads up to 1"),
+    (lambda d: d.update(version=True), "has format version true; this one reads up to 2"),
     (lambda d: d.update(format={}), "has format a mapping, not 'h-space directions'"),
     (lambda d: d.update(more="x" * (4 << 20)), "directions.json is longer than 4194304 bytes"),
 ]
@@ -337,7 +337,7 @@ def test_applied_refuses_another_models_set(tiny_denoiser: Denoiser) -> None:
 def test_description_is_plain_json(tmp_path: Path) -> None:
     a_set().save(tmp_path / "set")
     description = json.loads((tmp_path / "set" / "directions.json").read_text())
-    assert description["format"] == "h-space directions" and description["version"] == 1
+    assert description["format"] == "h-space directions" and description["version"] == 2
 
 
 def test_a_window_is_part_of_the_set() -> None:

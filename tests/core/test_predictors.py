@@ -159,8 +159,11 @@ def test_folders_that_hold_no_classifier_are_told(vit: Path) -> None:
     for content, message in (
         ("[", "config.json is not a model configuration"),
         ("[]", "config.json is not a model configuration"),
-        ("{}", "vit' is a model of unknown kind: a transformers image classifier is needed"),
-        ('{"architectures": ["BertModel"]}', "vit' is a BertModel: a transformers image classifier is needed"),
+        ("{}", "vit' is a model of unknown kind: a transformers image classifier or a CLIP model is needed"),
+        (
+            '{"architectures": ["BertModel"]}',
+            "vit' is a BertModel: a transformers image classifier or a CLIP model is needed",
+        ),
     ):
         config.write_text(content)
         with pytest.raises(ModelError, match=message):
