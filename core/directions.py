@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from core.apply_directions import shifted
 from core.chain import Shift
 from core.dials import Dial
 from core.errors import DirectionSetError
@@ -140,35 +141,9 @@ class DirectionSet:
         steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
         scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. The hooks go in any case.
         """
-        mid_block = getattr(unet, "mid_block", None)
-        if not isinstance(mid_block, nn.Module):
-            raise DirectionSetError(f"a {type(unet).__name__} has no mid block to shift: give the pipeline's UNet")
         shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
-        current: list[int] = []
-
-        def remember_timestep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            t = kwargs["timestep"] if "timestep" in kwargs else args[1]
-            nearest = float(torch.as_tensor(t).reshape(-1)[0])
-            current[:] = [min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - nearest))]
-
-        def add_shift(_module: nn.Module, _inputs: tuple[Any, ...], h: Tensor) -> Tensor:
-            delta_h = shift(current[0])
-            assert delta_h is not None
-            if delta_h.shape[1:] != h.shape[1:]:
-                raise DirectionSetError(
-                    f"the set is for h of shape {list(self.h_shape)}; this model has {list(h.shape[1:])}"
-                )
-            return h + delta_h.to(h)
-
-        hooks = [
-            unet.register_forward_pre_hook(remember_timestep, with_kwargs=True),
-            mid_block.register_forward_hook(add_shift),
-        ]
-        try:
+        with shifted(unet, shift, self.timesteps, DirectionSetError):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def within(self, window: tuple[int, int] | None) -> "DirectionSet":
         """The set whose shift is zero outside a window [high, low] of training timesteps; itself where None."""

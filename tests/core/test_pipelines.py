@@ -1,0 +1,213 @@
+"""`applied` on real, unmodified diffusers pipelines of every kind: the mid block is shifted, and left as it was."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+
+from core import Denoiser, DirectionSet, Schedule, apply_directions, noise, sample
+from core.errors import DirectionSetError
+
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def unet(channels: int = 3, size: int = 8) -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+    ).eval()
+
+
+def directions(h_shape: tuple[int, int, int], timesteps: tuple[int, ...]) -> DirectionSet:
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn(2, len(timesteps), *h_shape, generator=generator)
+    table /= table.flatten(2).norm(dim=2)[:, :, None, None, None]
+    return DirectionSet(table, torch.full((2, len(timesteps)), 20.0), timesteps, ("smile", "yaw"))
+
+
+def timesteps_of(scheduler: Any, steps: int) -> tuple[int, ...]:
+    scheduler.set_timesteps(steps)
+    return tuple(int(t) for t in scheduler.timesteps)
+
+
+def untouched(net: torch.nn.Module) -> bool:
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def draw(pipeline: Any, steps: int = STEPS, **more: Any) -> np.ndarray:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(5)
+    images = pipeline(generator=generator, num_inference_steps=steps, output_type="np", **more).images
+    return np.asarray(images)
+
+
+def ddim() -> Any:
+    return DDIMPipeline(unet(), DDIMScheduler(clip_sample=False))
+
+
+def ddpm() -> Any:
+    return DDPMPipeline(unet(), DDPMScheduler(num_train_timesteps=20))
+
+
+def latent() -> Any:
+    from diffusers import LDMPipeline
+
+    torch.manual_seed(1)
+    decoder = VQModel(
+        block_out_channels=(4,), norm_num_groups=2, layers_per_block=1, latent_channels=3, num_vq_embeddings=8
+    )
+    return LDMPipeline(decoder, unet(), DDIMScheduler(clip_sample=False))
+
+
+def stable() -> Any:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(2)
+    net = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+    ).eval()
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1, latent_channels=4).eval()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=60, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)).eval()
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+        tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    return StableDiffusionPipeline(vae, text, tokenizer, net, scheduler, None, None, requires_safety_checker=False)
+
+
+PIPELINES = {
+    "DDIM": (ddim, STEPS, {}),
+    "DDPM": (ddpm, 20, {}),
+    "latent diffusion": (latent, STEPS, {}),
+    "Stable Diffusion": (stable, STEPS, {"prompt": "a face", "guidance_scale": 3.0, "height": 8, "width": 8}),
+    "Stable Diffusion without guidance": (stable, STEPS, {"prompt": "a face", "guidance_scale": 1.0}),
+}
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_a_pipeline_is_edited_and_left_as_it_was(kind: str) -> None:
+    make, steps, more = PIPELINES[kind]
+    pipeline = make()
+    size = pipeline.unet.config.sample_size // 2
+    found = directions((8, size, size), timesteps_of(pipeline.scheduler, steps))
+    plain = draw(pipeline, steps, **more)
+    with found.applied(pipeline.unet, "smile", scale=1.0):
+        edited = draw(pipeline, steps, **more)
+    with found.applied(pipeline.unet, "smile", scale=0.0):
+        assert np.array_equal(draw(pipeline, steps, **more), plain)
+    assert np.abs(edited - plain).max() > 1e-3
+    assert untouched(pipeline.unet)
+    assert np.array_equal(draw(pipeline, steps, **more), plain)
+
+
+def test_both_halves_under_guidance_are_shifted_alike() -> None:
+    """The same as shifting h by hand in a wrapper of the mid block."""
+    pipeline = stable()
+    found = directions((8, 4, 4), timesteps_of(pipeline.scheduler, STEPS))
+    seen: list[torch.Tensor] = []
+    spy = pipeline.unet.mid_block.register_forward_hook(lambda _m, _i, h: seen.append(h.clone()))
+    with found.applied(pipeline.unet, "yaw", 0.5):
+        added = pipeline.unet.mid_block.register_forward_hook(lambda _m, _i, h: seen.append(h.clone()))
+        draw(pipeline, prompt="a face", guidance_scale=3.0)
+        added.remove()
+    spy.remove()
+    for i in range(STEPS):
+        before, after = seen[2 * i], seen[2 * i + 1]
+        assert len(before) == 2  # unconditional and conditional
+        expected = 0.5 * found.sigma[1, i] * found.table[1, i]
+        assert torch.allclose(after - before, expected.expand_as(before), atol=1e-4)
+
+
+def test_the_pipelines_sampler_draws_what_our_chain_draws() -> None:
+    pipeline = ddim()
+    denoiser = Denoiser(pipeline.unet, DDIMScheduler(clip_sample=False), "tiny")
+    schedule = Schedule.ddim(denoiser, STEPS)
+    found = directions(denoiser.h_shape, schedule.timesteps)
+    x_T = noise([7], denoiser.sample_shape)
+    ours = sample(denoiser, schedule, x_T, shift=found.shift("smile", 1.0))
+    x = x_T
+    pipeline.scheduler.set_timesteps(STEPS)
+    with torch.no_grad(), found.applied(pipeline.unet, "smile", 1.0):
+        for t in pipeline.scheduler.timesteps:
+            x = pipeline.scheduler.step(pipeline.unet(x, t).sample, t, x).prev_sample
+    assert torch.allclose(x, ours, atol=1e-4)
+
+
+def test_a_set_of_other_size_is_refused_with_the_hooks_gone() -> None:
+    pipeline = ddim()
+    wrong = directions((8, 2, 2), (900, 500, 100))
+    with pytest.raises(DirectionSetError, match=r"for h of shape \[8, 2, 2\]; this model has \[8, 4, 4\]"):
+        with wrong.applied(pipeline.unet, 0):
+            draw(pipeline)
+    assert untouched(pipeline.unet)
+
+
+def test_the_copy_in_a_bundle_does_the_same_without_this_package(tmp_path: Path) -> None:
+    """In a process where `core` and `orchestrator` cannot be imported."""
+    pipeline = ddim()
+    found = directions((8, 4, 4), timesteps_of(pipeline.scheduler, STEPS))
+    found.save(tmp_path / "set")
+    pipeline.save_pretrained(tmp_path / "model")
+    shutil.copy(apply_directions.__file__, tmp_path / "set" / "apply_directions.py")
+    script = tmp_path / "set" / "use.py"
+    script.write_text(
+        "import sys, numpy as np, torch\n"
+        "sys.modules['core'] = sys.modules['orchestrator'] = None\n"
+        "from diffusers import DDIMPipeline\n"
+        "from apply_directions import applied\n"
+        "pipeline = DDIMPipeline.from_pretrained('../model')\n"
+        "with applied(pipeline.unet, '.', {'smile': 1.0, 'yaw': -0.5}, scale=2.0, steps=8):\n"
+        "    seed = torch.Generator().manual_seed(5)\n"
+        "    images = pipeline(generator=seed, num_inference_steps=8, output_type='np').images\n"
+        "np.save('out.npy', images)\n"
+    )
+    done = subprocess.run([sys.executable, "use.py"], cwd=script.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with found.applied(pipeline.unet, {"smile": 1.0, "yaw": -0.5}, scale=2.0, steps=8):
+        expected = draw(pipeline, 8)
+    assert np.allclose(np.load(script.parent / "out.npy"), expected, atol=1e-5)
