@@ -134,15 +134,24 @@ class DirectionSet:
         return delta_h
 
     @contextmanager
-    def applied(self, unet: nn.Module, direction: Edit, scale: float = 1.0, steps: int | None = None) -> Iterator[None]:
+    def applied(
+        self,
+        unet: nn.Module,
+        direction: Edit,
+        scale: float = 1.0,
+        steps: int | None = None,
+        asymmetric: Any = None,
+    ) -> Iterator[None]:
         """Edit whatever `unet` draws inside the block, in any diffusers pipeline, unchanged.
 
         direction: a number, a name, or several with a scale each, as in `shift`.
         steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
-        scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. The hooks go in any case.
+        scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. asymmetric: the pipeline's
+        DDIMScheduler, where its predicted image alone is to be shifted; None: symmetric injection, with any sampler.
+        The hooks go in any case.
         """
         shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
-        with shifted(unet, shift, self.timesteps, DirectionSetError):
+        with shifted(unet, shift, self.timesteps, asymmetric, DirectionSetError):
             yield
 
     def within(self, window: tuple[int, int] | None) -> "DirectionSet":

@@ -24,6 +24,7 @@ from diffusers import (
 
 from core import Denoiser, DirectionSet, Schedule, apply_directions, noise, sample
 from core.errors import DirectionSetError
+from core.step import Injection
 
 STEPS = 4
 
@@ -163,19 +164,36 @@ def test_both_halves_under_guidance_are_shifted_alike() -> None:
         assert torch.allclose(after - before, expected.expand_as(before), atol=1e-4)
 
 
-def test_the_pipelines_sampler_draws_what_our_chain_draws() -> None:
+@pytest.mark.parametrize("injection", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("as_tuple", [False, True])
+def test_the_pipelines_sampler_draws_what_our_chain_draws(injection: Injection, as_tuple: bool) -> None:
     pipeline = ddim()
-    denoiser = Denoiser(pipeline.unet, DDIMScheduler(clip_sample=False), "tiny")
+    denoiser = Denoiser(pipeline.unet.double(), DDIMScheduler(clip_sample=False), "tiny")
     schedule = Schedule.ddim(denoiser, STEPS)
     found = directions(denoiser.h_shape, schedule.timesteps)
-    x_T = noise([7], denoiser.sample_shape)
-    ours = sample(denoiser, schedule, x_T, shift=found.shift("smile", 1.0))
-    x = x_T
-    pipeline.scheduler.set_timesteps(STEPS)
-    with torch.no_grad(), found.applied(pipeline.unet, "smile", 1.0):
-        for t in pipeline.scheduler.timesteps:
-            x = pipeline.scheduler.step(pipeline.unet(x, t).sample, t, x).prev_sample
-    assert torch.allclose(x, ours, atol=1e-4)
+    x_T = noise([7], denoiser.sample_shape, torch.float64)
+    ours = sample(denoiser, schedule, x_T, shift=found.shift("smile", 1.0), injection=injection)
+    x, scheduler = x_T, pipeline.scheduler
+    scheduler.set_timesteps(STEPS)
+    asymmetric = scheduler if injection == "asymmetric" else None
+    with torch.no_grad(), found.applied(pipeline.unet, "smile", 1.0, asymmetric=asymmetric):
+        for t in scheduler.timesteps:
+            output = pipeline.unet(x, t, return_dict=not as_tuple)
+            x = scheduler.step(output[0] if as_tuple else output.sample, t, x).prev_sample
+    assert torch.allclose(x, ours, atol=1e-5)
+    assert untouched(pipeline.unet)
+
+
+def test_asymmetric_injection_needs_ddims_steps() -> None:
+    pipeline = ddpm()
+    found = directions((8, 4, 4), timesteps_of(pipeline.scheduler, 20))
+    with (
+        pytest.raises(
+            DirectionSetError, match="asymmetric: got a DDPMScheduler; a DDIMScheduler is needed, with eta 0"
+        ),
+        found.applied(pipeline.unet, 0, asymmetric=pipeline.scheduler),
+    ):
+        pass
 
 
 def test_a_set_of_other_size_is_refused_with_the_hooks_gone() -> None:
