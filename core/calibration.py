@@ -4,6 +4,7 @@ A method leaves each direction as long as its own arithmetic makes it, pointing 
 its scales once, and everything that a person wants to know of a dial is read off those images.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,8 +67,8 @@ def with_dials(
 
     A direction that controls an attribute (as `coverage` counts it) and has no name yet gets the attribute's; several
     that control the same one are numbered, strongest first. The sign is such that + increases the attribute of its
-    name; without one, its strongest attribute; without attributes, the feature that changes most. A table that is
-    turned round keeps its metrics, which are measured on both signs; `Dial.own` says at which scale they were.
+    name; without one, its strongest attribute; without attributes, the feature that changes most. Turned round,
+    a set keeps the metrics it was given with; `Dial.own` says at which scale they were measured.
 
     directions: as a method left them, or with dials already, whose names by hand are kept. named_by: what to write
     down for a name that comes from `attributes`. Raises UserError for a strength that is not positive, and
@@ -118,8 +119,8 @@ def reach(distance: Sequence[float], scales: Sequence[float], still: float, limi
     """
     before, at = still, 0.0
     for scale, value in zip(scales, distance, strict=True):
-        if value > limit:
-            share = 0.0 if before >= limit else (limit - before) / (value - before)
+        if not value <= limit:  # nor where it is not finite
+            share = (limit - before) / (value - before) if before < limit and math.isfinite(value) else 0.0
             return at + share * (scale - at)
         before, at = value, scale
     return at

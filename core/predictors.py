@@ -60,6 +60,11 @@ def load(
     return found
 
 
+def is_clip(predictor: str) -> bool:
+    """Whether its attributes are words, as `load` decides it."""
+    return _kind(_find_folder(predictor), predictor) == _CLIP
+
+
 def _clip(folder: Path, predictor: str, words: Mapping[str, tuple[str, str]], device: torch.device | str) -> Attributes:
     try:
         with _quiet():

@@ -9,6 +9,7 @@ import torch
 
 from core import predictors
 from core.cache import SampleCache
+from core.calibration import STRENGTH, Calibrated, with_dials
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.lean import lean
@@ -51,6 +52,21 @@ class Bench:
             self.schedule,
             directions,
             strength,
+            injection=sampler.injection,
+            window=sampler.window,
+            batch=sampler.batch,
+            cache=self.cache,
+        )
+
+    def with_dials(self, sweep: Sweep, directions: DirectionSet) -> Calibrated:
+        """The set with its dials, at the strength that the sweep asks for if it does."""
+        sampler = sweep.sampler
+        return with_dials(
+            self.denoiser,
+            self.schedule,
+            directions,
+            self.attributes,
+            STRENGTH if sweep.evaluate.strength is None else sweep.evaluate.strength,
             injection=sampler.injection,
             window=sampler.window,
             batch=sampler.batch,

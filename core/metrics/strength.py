@@ -27,6 +27,7 @@ SEEDS = CALIBRATION_SEEDS[:8]
 REFERENCE = CALIBRATION_SEEDS[8:72]
 ROUNDS = 6  # at most
 CLOSE = 0.02  # relative error of the strength at which the search ends, if nothing else is said
+_VERY_FAR = 1e6
 FARTHEST = 16.0  # what sigma may be multiplied or divided by: a direction that moves nothing is left at that
 
 
@@ -56,7 +57,7 @@ def calibrate(
     slope = torch.ones_like(stretch)
     before: tuple[Tensor, Tensor] | None = None
     for rounds in itertools.count(1):
-        response = unit.moved(_stretched(directions, stretch), injection, window).clamp(min=1e-9).log()
+        response = _log(unit.moved(_stretched(directions, stretch), injection, window))
         if rounds == ROUNDS or (response - goal).abs().max() < close:
             break
         if before is not None:
@@ -113,6 +114,11 @@ class _Unit:
         shifted = standardise(flat, self.reference).reshape(*drawn.shifted.shape[:3], -1)  # [M, K, 2, F]
         change = (shifted - plain[:, None, None]).double().square().sum(dim=3)
         return change.mean(dim=(0, 2)).sqrt() / self.length
+
+
+def _log(response: Tensor) -> Tensor:
+    """Finite whatever was measured: images that are not finite have moved as far as there is."""
+    return response.nan_to_num(nan=_VERY_FAR, posinf=_VERY_FAR).clamp(1e-9, _VERY_FAR).log()
 
 
 def _stretched(directions: DirectionSet, log_factor: Tensor) -> DirectionSet:

@@ -1,23 +1,31 @@
 """Bundles: whole, described, verified on read."""
 
 import ast
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import jsonschema
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from core import DirectionSet
+from core.calibration import Calibrated
+from core.dials import Dial
 from core.errors import UserError
 from core.methods import random
-from core.metrics import evaluate
+from core.metrics import Traversals, evaluate
 from orchestrator import bench as bench_module
 from orchestrator import export as module
 from orchestrator.books import Books
-from orchestrator.export import card, crown, export, write_bundle
+from orchestrator.bundle import bundle, read, write
+from orchestrator.card import card
+from orchestrator.crown import crown
+from orchestrator.export import export
 from orchestrator.ledger import Ledger
 from orchestrator.outcome import TrialOutcome
 from orchestrator.ranking import rows
@@ -35,13 +43,15 @@ def directions() -> DirectionSet:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, directions: DirectionSet) -> SweepFolder:
+def folder(tmp_path: Path, tiny_model: Path) -> SweepFolder:
     """A sweep's folder with one trial that is on its way and has three checkpoints."""
-    sweep = parse({"name": "faces", "model": "toyfaces", "search": {"directions": {"choice": [2, 3]}}})
+    given = {"name": "faces", "model": str(tiny_model), "sampler": {"steps": 2}}
+    sweep = parse({**given, "search": {"directions": {"choice": [2, 3]}}})
     folder, ledger = begun(tmp_path / "runs", sweep)
-    [trial_id] = ledger.running()
+    [trial_id], bench = ledger.running(), bench_module.Bench.load(sweep)
+    found = random.find(bench.denoiser, bench.schedule, random.Settings(2))
     for number in (9, 10, 11):
-        named = DirectionSet(directions.table, directions.sigma, (500, 0), names=("a", f"of {number}"))
+        named = replace(found, names=("a", f"of {number}"))
         keep_set(folder, trial_id, number, named if number < 11 else None)
     return folder
 
@@ -74,24 +84,85 @@ def name_of(folder: SweepFolder) -> str:
     return row.trial_id
 
 
-def test_a_bundle_has_its_four_files_and_a_card(directions: DirectionSet, tmp_path: Path) -> None:
-    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
+def dialled(directions: DirectionSet) -> Calibrated:
+    """The set with dials, and images that somebody might have drawn of it."""
+    dials = (Dial(-1.0, 2.0, 0.5, 0.8, 1.5, {"smile": 0.9, "age": -0.3}, "attributes"), Dial(-3.0, 3.0, 0.9, 0.9))
+    shifted = torch.rand(2, 2, 4, 3, 8, 8) * 2 - 1
+    drawn = Traversals(torch.zeros(2, 3, 8, 8), shifted, (-2.0, -1.0, 1.0, 2.0))
+    return Calibrated(replace(directions, dials=dials), drawn)
+
+
+FILES = {
+    "README.md",
+    "apply_directions.py",
+    "directions.json",
+    "directions.safetensors",
+    "directions.schema.json",
+    "gallery.html",
+    "traversal.png",
+}
+
+
+def test_a_bundle_holds_all_that_is_needed_to_look_and_to_use(directions: DirectionSet, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    write_bundle(directions, tmp_path / "picture.png", tmp_path / "out")
-    files = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert files == ["README.md", "directions.json", "directions.safetensors", "traversal.png"]
-    text = card(directions)
+    write(bundle(dialled(directions), "a set"), tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
+    with Image.open(tmp_path / "out" / "traversal.png") as picture:
+        assert picture.width > 5 * 96  # four scales, and the unshifted image among them
+    again = read(tmp_path / "out")
+    assert again.directions.dials == dialled(directions).directions.dials
+    assert b"a set" in again.files["gallery.html"]
+
+
+def test_what_describes_a_set_keeps_the_published_schema(directions: DirectionSet, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write(bundle(dialled(directions), "a set"), tmp_path / "out")
+    schema = json.loads((tmp_path / "out" / "directions.schema.json").read_text())
+    described = json.loads((tmp_path / "out" / "directions.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    assert not list(validator.iter_errors(described))
+    for broken in ({"version": 1}, {"names": []}, {"dials": [{"low": 0.0}]}):
+        assert list(validator.iter_errors({**described, **broken})), broken
+
+
+def test_a_hubs_folder_has_front_matter_and_rules_for_large_files(directions: DirectionSet, tmp_path: Path) -> None:
+    origin = {**directions.provenance, "model": "google/ddpm-celebahq-256"}
+    (tmp_path / "out").mkdir()
+    write(bundle(dialled(replace(directions, provenance=origin)), "a set"), tmp_path / "out", style="hub")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES | {".gitattributes"}
+    _, front, text = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == "google/ddpm-celebahq-256"
+    assert yaml.safe_load(front)["library_name"] == "diffusers" and text.startswith("\n# 2 directions")
+    assert "*.safetensors filter=lfs" in (tmp_path / "out" / ".gitattributes").read_text()
+
+
+def test_a_bundle_that_lost_its_gallery_is_told(directions: DirectionSet, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write(bundle(dialled(directions), "a set"), tmp_path / "out")
+    (tmp_path / "out" / "gallery.html").unlink()
+    (tmp_path / "out" / "gallery.html").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match="out is not a whole bundle: gallery.html cannot be read"):
+        read(tmp_path / "out")
+
+
+def test_a_card_says_what_each_direction_does_best_first(directions: DirectionSet) -> None:
+    text = card(dialled(directions).directions)
     assert "# 2 directions in the h-space of `toyfaces`" in text
-    assert "| globality | 0.500 | more |" in text and "identifiability" not in text
-    assert 'direction="direction_0"' in text and "num_inference_steps=2" in text
+    assert "| globality | 0.500 | more |" in text and "| identifiability" not in text
+    first, second = (line for line in text.splitlines() if line.startswith("| `direction"))
+    assert first == "| `direction_1` | 0.81 | 0.90 | 0.90 | -3.0 to +3.0 | - |"
+    assert second == "| `direction_0` | 0.40 | 0.50 | 0.80 | -1.0 to +2.0 | `smile` +0.9, `age` -0.3 |"
+    assert "num_inference_steps=2" in text and "Nobody has measured" not in text
+    assert "Nobody has measured their scales" in card(directions)
 
 
-def test_a_card_names_the_injection_that_was_measured(directions: DirectionSet) -> None:
-    """A pipeline shifts symmetrically; what was measured otherwise is used otherwise."""
+def test_a_card_uses_the_injection_that_was_measured(directions: DirectionSet) -> None:
     asymmetric = replace(directions, provenance={**directions.provenance, "injection": "asymmetric"})
-    assert 'injection="asymmetric"' in card(asymmetric) and "applied" not in card(asymmetric)
-    code = card(asymmetric).split("```python")[1].split("```")[0]
-    compile(code, "card", "exec")
+    assert card(asymmetric).count("asymmetric=pipeline.scheduler") == 2
+    assert "asymmetric" not in card(directions)
+    for block in card(asymmetric).split("```python\n")[1:]:
+        compile(block.split("```")[0], "card", "exec")
 
 
 HOSTILE = ['a"); import os; os.system("x', "a\nb", "`code`", "``` \n# heading", "ü"]
@@ -103,14 +174,15 @@ def test_a_card_holds_no_more_than_it_says(directions: DirectionSet, name: str) 
     plain = "".join(letter for letter in name if letter.isprintable())
     told = {key: name for key in ("model", "method", "trial", "sweep", "weight_digest")}
     text = card(replace(directions, names=(plain, "b"), provenance={**directions.provenance, **told}))
-    code = text.split("```python\n")[1].split("\n```")[0]
-    [_, _, assigned, _, block] = ast.parse(code).body
-    assert isinstance(assigned, ast.Assign) and isinstance(block, ast.With)
-    call = block.items[0].context_expr
-    assert isinstance(call, ast.Call) and ast.literal_eval(call.keywords[0].value) == plain
+    alone, packaged = (block.split("\n```")[0] for block in text.split("```python\n")[1:])
+    *_, block = ast.parse(alone).body
+    assert isinstance(block, ast.With) and isinstance(block.items[0].context_expr, ast.Call)
+    assert ast.literal_eval(block.items[0].context_expr.args[2]) == plain
+    assert [type(part) for part in ast.parse(packaged).body] == [ast.ImportFrom, ast.Assign, ast.With]
     first, _, second = text.splitlines()[:3]
     assert first.startswith("# 2 directions in the h-space of `") and first.count("`") == 2
     assert second.startswith("Found by the method `") and second.count("`") == 6
+    assert text.count("```") == 6, "a block ends where the card ends it"
 
 
 def test_the_last_set_of_a_trial_is_exported(folder: SweepFolder, tmp_path: Path) -> None:
@@ -118,7 +190,9 @@ def test_the_last_set_of_a_trial_is_exported(folder: SweepFolder, tmp_path: Path
     trial_id = name_of(folder)
     assert export(folder, tmp_path / "out", run=trial_id) == [tmp_path / "out"]
     loaded = DirectionSet.load(tmp_path / "out")
-    assert loaded.names == ("a", "of 10") and loaded.provenance == {"sweep": "faces", "trial": trial_id}
+    assert loaded.names == ("a", "of 10")
+    assert (loaded.provenance["sweep"], loaded.provenance["trial"]) == ("faces", trial_id)
+    assert len(loaded.dials) == 2 and (tmp_path / "out" / "gallery.html").is_file()
 
 
 def test_what_cannot_be_exported(folder: SweepFolder, tmp_path: Path) -> None:
@@ -227,10 +301,11 @@ def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_mod
     told.calls.clear()
     books.folder.result.unlink()
     crown(books)
-    assert told.calls == first and [call[0] for call in first] == ["metrics", "folder", "image", "register", "end"]
+    kinds = ["metrics", "inputs", "folder", "image", "folder", "register", "tags", "tags", "end"]
+    assert told.calls == first and [call[0] for call in first] == kinds
     [points] = first[0][2]
     assert points["step"] == 0 and {"champion/globality", "random/globality"} <= points.keys()
-    assert first[3] == ("register", "faces", "champion") and first[4][1:3] == (None, "FINISHED")
+    assert first[5][:3] == ("register", "faces", "model") and first[8][1:3] == (None, "FINISHED")
     assert books.folder.result.is_file()
 
 

@@ -1,0 +1,144 @@
+"""The card of a direction set: what it holds, how good it is, how to use it, in Markdown that stays what it says."""
+
+import json
+from collections.abc import Iterator
+
+import yaml
+
+from core.dials import Dial
+from core.directions import DirectionSet
+from core.metrics import METRICS
+
+_SHOWN = 3  # attributes of a direction
+_LEAST = 0.2  # standard deviations that are worth a word
+
+_ALONE = """from diffusers import DDIMPipeline
+from apply_directions import applied  # the file in this folder; needs torch and safetensors alone
+
+pipeline = DDIMPipeline.from_pretrained({model})
+with applied(pipeline.unet, ".", {name}, scale=1.0{asymmetric}):
+    images = pipeline(num_inference_steps={steps}, eta={eta}).images"""
+
+_WITH_PACKAGE = """from core import DirectionSet
+
+directions = DirectionSet.load(".")
+with directions.applied(pipeline.unet, {edit}{asymmetric}):
+    images = pipeline(num_inference_steps={steps}, eta={eta}).images"""
+
+
+def card(directions: DirectionSet, for_hub: bool = False) -> str:
+    """The Markdown; for a hub with the front matter that its search reads."""
+    origin = directions.provenance
+    told = {key: _plain(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
+    parts = [
+        _front_matter(directions) if for_hub else "",
+        f"# {len(directions)} directions in the h-space of `{told['model']}`",
+        f"Found by the method `{told['method']}` in trial `{told['trial']}` of the sweep `{told['sweep']}`.\n"
+        f"Made for the weights with digest `{told['weight_digest'][:16]}` and {len(directions.timesteps)} steps.",
+        "![Every direction (down) across its scale (across)](traversal.png)",
+        "`gallery.html` shows every direction on several samples, with a slider.",
+        "## Directions",
+        _directions(directions),
+        "## Use",
+        _use(directions),
+        "## How good it is",
+        _metrics(directions),
+        "## Where it comes from",
+        f"```json\n{_fenced(json.dumps(dict(origin), indent=2, sort_keys=True, ensure_ascii=True))}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(directions: DirectionSet) -> str:
+    model = str(directions.provenance.get("model"))
+    told = {
+        "library_name": "diffusers",
+        "tags": ["h-space", "image-editing", "diffusion", "interpretability"],
+        **({"base_model": model} if model.count("/") == 1 and not model.startswith((".", "/", "~")) else {}),
+    }
+    return f"---\n{yaml.safe_dump(told, sort_keys=False)}---"
+
+
+def _directions(directions: DirectionSet) -> str:
+    if not directions.dials:
+        names = "\n".join(f"- `{_plain(name)}`" for name in directions.names)
+        return f"Nobody has measured their scales: 1.0 is what the method made of it.\n\n{names}"
+    order = sorted(range(len(directions)), key=lambda k: -directions.dials[k].score)
+    rows = "\n".join(_row(directions.names[k], directions.dials[k]) for k in order)
+    strength = directions.provenance.get("strength", 0.5)
+    return f"""Scale 1.0 moves images equally far for every direction: {strength:g} of the distance of two samples.
+Between the ends of its range the median image is as near to the model's own images as nine in ten of them are to each
+other. Score is consistency (does the same to every sample) times distinctness (no other direction does it too), 0 to 1.
+Effects are those of scale 1, in standard deviations.
+
+| direction | score | consistency | distinctness | range | effects |
+|---|---|---|---|---|---|
+{rows}"""
+
+
+def _row(name: str, dial: Dial) -> str:
+    strongest = sorted(dial.effects.items(), key=lambda item: -abs(item[1]))[:_SHOWN]
+    effects = ", ".join(f"`{_cell(attribute)}` {by:+.1f}" for attribute, by in strongest if abs(by) >= _LEAST)
+    numbers = f"{dial.score:.2f} | {dial.consistency:.2f} | {dial.distinctness:.2f}"
+    return f"| `{_cell(name)}` | {numbers} | {dial.low:+.1f} to {dial.high:+.1f} | {effects or '-'} |"
+
+
+def _use(directions: DirectionSet) -> str:
+    origin = directions.provenance
+    asymmetric = ", asymmetric=pipeline.scheduler" if origin.get("injection") == "asymmetric" else ""
+    two = dict(zip(directions.names[:2], (1.0, -0.5), strict=False))
+    values = {
+        "model": _quoted(origin.get("model")),
+        "name": _quoted(directions.names[0]),
+        "edit": "{" + ", ".join(f"{_quoted(name)}: {scale}" for name, scale in two.items()) + "}",
+        "steps": len(directions.timesteps),
+        "eta": float(origin.get("eta", 0.0)),
+        "asymmetric": asymmetric,
+    }
+    return f"""With diffusers alone:
+
+```python
+{_ALONE.format(**values)}
+```
+
+With this package, several at once (`orchestrate explore .` is a page with a slider for each):
+
+```python
+{_WITH_PACKAGE.format(**values)}
+```"""
+
+
+def _metrics(directions: DirectionSet) -> str:
+    rows = list(_metric_rows(directions))
+    if not rows:
+        return ""
+    scale = " Each direction was measured at the scale its method gave it." if directions.dials else ""
+    return f"Measured on samples that neither trained nor chose anything.{scale}\n\n" + "\n".join(
+        ["| metric | value | better |", "|---|---|---|", *rows]
+    )
+
+
+def _metric_rows(directions: DirectionSet) -> Iterator[str]:
+    for name, mode in METRICS.items():
+        if name in directions.metrics:
+            yield f"| {name} | {directions.metrics[name]:.3f} | {'more' if mode == 'max' else 'less'} |"
+
+
+def _cell(text: str) -> str:
+    """A text that stays inside its cell."""
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: object) -> str:
+    """A text that stays inside its backticks."""
+    return " ".join(str(text).replace("`", "'").split())
+
+
+def _quoted(text: object) -> str:
+    """A string of Python that cannot end the block that it stands in."""
+    return json.dumps(str(text)).replace("`", "\\u0060")
+
+
+def _fenced(text: str) -> str:
+    """A text that cannot end the block that it stands in."""
+    return text.replace("```", "'''")

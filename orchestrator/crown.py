@@ -1,0 +1,84 @@
+"""The best completed trial's set becomes the champion: measured on seeds that chose nothing, with dials, drawn."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from core.cache import SampleCache
+from core.directions import DirectionSet
+from core.files import atomic_folder, write_json
+from core.randomness import REPORT_SEEDS
+from orchestrator import bundle
+from orchestrator.bench import Bench, random_like
+from orchestrator.books import Books
+from orchestrator.disk import with_space
+from orchestrator.drawing import Drawing
+from orchestrator.export import result_of
+from orchestrator.ranking import Row, ranked
+from orchestrator.result import record
+from orchestrator.spec import Sweep
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The champion, ready to be written, and the metrics of the baseline beside it."""
+
+    champion: bundle.Bundle
+    random: Mapping[str, float]
+
+
+def crown(books: Books, run: Callable[..., Measured] = lambda work, *given: work(*given)) -> Row | None:
+    """Make the best completed trial's set the champion; None if none completed.
+
+    Beside it stands the honest baseline: random directions, as many and as long, on the same seeds. run: where it is
+    measured.
+    """
+    sweep, folder = books.sweep, books.folder
+    best = next((row for row in ranked(books.ledger.study, sweep) if row.state == "completed"), None)
+    if best is None:
+        books.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(books))
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        found = DirectionSet.load(result_of(folder, best.trial_id, Path(temporary)) / "directions")
+    origin = {**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
+    _keep(books, best, run(_measured, sweep, folder.cache, replace(found, provenance=origin)))
+    return best
+
+
+def _measured(sweep: Sweep, cache: Path, found: DirectionSet) -> Measured:
+    """On the seeds that chose nothing, the set and its baseline; with dials, the set.
+
+    The metrics are those of the set as long as its method made it: its dials turn some directions round, and some
+    metrics look at one side.
+    """
+    bench, drawing = Bench.load(sweep, SampleCache(cache)), Drawing(sweep)
+    dialled = drawing.run(lambda fitting: bench.with_dials(fitting, found))
+    turned = replace(dialled.directions, sigma=found.sigma)
+    champion = drawing.run(lambda fitting: bench.measure(fitting, turned, REPORT_SEEDS)).metrics
+    baseline = drawing.run(lambda fitting: bench.scaled(fitting, random_like(bench, found, fitting)))
+    random = drawing.run(lambda fitting: bench.measure(fitting, baseline, REPORT_SEEDS)).metrics
+    told = replace(dialled, directions=replace(dialled.directions, metrics=champion))
+    return Measured(bundle.bundle(told, f"{sweep.name}, trial {found.provenance['trial']}"), random)
+
+
+def _keep(books: Books, best: Row, measured: Measured) -> None:
+    folder, champion = books.folder, measured.champion.directions.metrics
+    with_space(lambda: _enthrone(measured.champion, folder.champion))
+    with_space(lambda: record(books, best, champion, measured.random, _last_end(books)))
+    result = {"trial": best.trial_id, "champion": dict(champion), "random": dict(measured.random)}
+    with_space(lambda: write_json(folder.result, result))
+
+
+def _enthrone(champion: bundle.Bundle, to: Path) -> None:
+    shutil.rmtree(to, ignore_errors=True)  # of a run that was interrupted right here
+    with atomic_folder(to) as temporary:
+        bundle.write(champion, temporary)
+
+
+def _last_end(books: Books) -> int:
+    """When the last trial ended, in milliseconds."""
+    ends = [row.datetime_complete for row in books.ledger.begun().values() if row.datetime_complete]
+    return int(max(ends, default=datetime.now()).timestamp() * 1000)

@@ -1,0 +1,108 @@
+"""Names by hand and by predictor end up in every file of a bundle, and what is wrong changes none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core import Denoiser, DirectionSet, Schedule, predictors
+from core.calibration import with_dials
+from core.errors import DirectionSetError, UserError
+from core.methods import random
+from core.zoo.attributes import Attributes
+from orchestrator import bundle
+from orchestrator.naming import gallery, name, parse_names
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A bundle of two directions."""
+    denoiser = Denoiser.from_pretrained(tiny_model)
+    schedule = Schedule.ddim(denoiser, 2)
+    found = random.find(denoiser, schedule, random.Settings(2, 20.0))
+    calibrated = with_dials(denoiser, schedule, found, strength=0.05)
+    (tmp_path / "set").mkdir()
+    bundle.write(bundle.bundle(calibrated, "a set"), tmp_path / "set")
+    return tmp_path / "set"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_names_by_hand_are_in_every_file(folder: Path) -> None:
+    before = DirectionSet.load(folder)
+    found = name(folder, {0: "smile", "direction_1": "turn <left>"})
+    read = DirectionSet.load(folder)
+    assert read.names == found.names == ("smile", "turn <left>")
+    assert [dial.named_by for dial in read.dials] == ["hand", "hand"]
+    assert torch.equal(read.table, before.table) and torch.equal(read.sigma, before.sigma)
+    page = (folder / "gallery.html").read_text()
+    assert "smile" in page and "turn &lt;left&gt;" in page and "turn <left>" not in page
+    assert "`smile`" in (folder / "README.md").read_text()
+
+
+def test_names_only_needs_no_model_and_leaves_no_old_gallery(folder: Path) -> None:
+    found = DirectionSet.load(folder)
+    origin = {**found.provenance, "model": "/nowhere"}
+    (folder / "directions.json").unlink()
+    (folder / "directions.safetensors").unlink()
+    replace(found, provenance=origin).write(folder)
+    with pytest.raises(UserError, match="nowhere"):
+        name(folder, {0: "smile"})
+    assert DirectionSet.load(folder).names[0] == "direction_0"
+    assert name(folder, {0: "smile"}, names_only=True).names[0] == "smile"
+    assert DirectionSet.load(folder).names[0] == "smile" and not (folder / "gallery.html").exists()
+
+
+def test_a_predictor_names_what_has_no_name_by_hand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = DirectionSet.load(folder).table
+
+    def seen(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).double() @ torch.linspace(-1, 1, images[0].numel(), dtype=torch.float64)[:, None] * 1e9
+
+    monkeypatch.setattr(predictors, "load", lambda *_: Attributes(("smile",), seen))
+    monkeypatch.setattr(predictors, "is_clip", lambda _: True)
+    name(folder, {1: "mine"})
+    read = name(folder, {}, predictor="some/clip")
+    assert read.names[1] == "mine" and read.dials[1].named_by == "hand"
+    assert set(read.dials[0].effects) == {"smile"} and read.dials[0].effects["smile"] >= 0
+    again = DirectionSet.load(folder)
+    assert torch.equal(again.table.abs(), table.abs()) and again.dials == read.dials
+
+
+def test_what_is_wrong_changes_nothing(folder: Path) -> None:
+    before = files(folder)
+    for wrong, sentence in (
+        ({"smyle": "a"}, "no direction named 'smyle'"),
+        ({5: "a"}, "direction 5 is outside the set: it has 0 to 1"),
+        ({0: "direction_1"}, "each needs one of its own"),
+        ({0: "a\nb"}, "control characters"),
+    ):
+        with pytest.raises(DirectionSetError, match=sentence):
+            name(folder, wrong)
+    with pytest.raises(UserError, match="--words: for which CLIP model"):
+        name(folder, {}, words="smile")
+    with pytest.raises(UserError, match="--names-only: names from a predictor need the model"):
+        name(folder, {}, predictor="a/b", names_only=True)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("text", ["3", "=smile", "3=", "smile"])
+def test_names_are_pairs(text: str) -> None:
+    with pytest.raises(UserError, match="names: got '.*'; allowed: OLD=NEW, as in 3=smile or direction_3=smile"):
+        parse_names([text])
+    assert parse_names(["3=smile", "yaw = turn left"]) == {3: "smile", "yaw": "turn left"}
+
+
+def test_galleries_of_one_and_of_two(folder: Path, tmp_path: Path) -> None:
+    gallery([folder, folder], tmp_path / "two.html")
+    assert (tmp_path / "two.html").read_text().count("direction_1") > (folder / "gallery.html").read_text().count(
+        "direction_1"
+    )
+    with pytest.raises(UserError, match="two.html exists; a gallery is written into a new file"):
+        gallery([folder], tmp_path / "two.html")
+    with pytest.raises(UserError, match="one set, or two"):
+        gallery([folder] * 3, tmp_path / "three.html")
+    assert not (tmp_path / "three.html").exists()
