@@ -1,0 +1,103 @@
+"""The pictures of a gallery as data URIs: a direction's frames on one sheet, and where in the image it acts."""
+
+import base64
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image
+from plotly.colors import hex_to_rgb, sequential
+from torch import Tensor
+
+from core.metrics import Traversals
+from core.pictures import to_picture
+
+LARGEST_FRAME = 160  # pixels, of the longer side; larger images are made smaller
+PIXELATED = 64  # up to here every pixel is kept, and shown as a square
+_QUALITY = 85  # of WebP, where images are not pixelated
+_LONGEST_SHEET = 16_383  # pixels; WebP's limit
+
+
+RAMP: list[str] = sequential.Inferno  # steps that look equally large
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where a direction acts: the picture, and what its brightest colour stands for, of 1 from black to white."""
+
+    uri: str
+    most: float
+
+
+def stops(traversals: Traversals) -> tuple[float, ...]:
+    """The scales of the frames of a row, the unshifted image's among them."""
+    half = len(traversals.scales) // 2
+    return (*traversals.scales[:half], 0.0, *traversals.scales[half:])
+
+
+def frames(traversals: Traversals, k: int) -> Tensor:
+    """The images of direction k: [M, stops, *shape]."""
+    half, shifted = len(traversals.scales) // 2, traversals.shifted[:, k]
+    return torch.cat([shifted[:, :half], traversals.plain[:, None], shifted[:, half:]], dim=1).float()
+
+
+def frame_size(images: Tensor) -> tuple[int, int]:
+    """Height and width in which frames [M, stops, C, H, W] are shown."""
+    rows, columns, _, height, width = images.shape
+    longest = min(LARGEST_FRAME, _LONGEST_SHEET // max(rows, columns))
+    shrink = min(1.0, longest / max(height, width))
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def pixelated(images: Tensor) -> bool:
+    """Whether images are so small that their pixels are shown as they are."""
+    return max(images.shape[-2:]) <= PIXELATED
+
+
+def sheet(images: Tensor) -> str:
+    """Frames [M, stops, C, H, W] side by side, a row for each sample."""
+    rows, columns, channels = images.shape[:3]
+    height, width = frame_size(images)
+    small = _resized(images.clamp(-1, 1).flatten(0, 1), height, width)
+    whole = small.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    picture = to_picture(whole.reshape(channels, rows * height, columns * width))
+    if pixelated(images):
+        return _uri(picture, "PNG", optimize=True)
+    return _uri(picture, "WEBP", quality=_QUALITY)
+
+
+def difference(images: Tensor, first: int, last: int) -> Difference | None:
+    """The mean absolute difference of two columns of frames, over samples and channels; None where it is no number."""
+    low, high = images[:, first].clamp(-1, 1), images[:, last].clamp(-1, 1)
+    mean = (high - low).abs().mean(dim=(0, 1)) / 2  # [H, W]
+    mean = _resized(mean[None, None], *frame_size(images))[0, 0]
+    most = float(mean.max())
+    if not np.isfinite(most):
+        return None
+    shades = (mean / most * 255 if most > 0 else mean).round().clamp(0, 255).byte()
+    picture = Image.fromarray(shades.numpy())
+    picture.putpalette(colours().tobytes())
+    return Difference(_uri(picture, "PNG", optimize=True), most)
+
+
+@cache
+def colours() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """[256, 3]: the ramp, from least to most."""
+    known = np.array([hex_to_rgb(colour) for colour in RAMP])  # [10, 3]
+    places = np.linspace(0, len(known) - 1, 256)
+    parts = [np.interp(places, range(len(known)), channel) for channel in known.T]
+    return np.stack(parts, axis=1).round().astype(np.uint8)
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    if images.shape[-2:] == (height, width):
+        return images
+    return torch.nn.functional.interpolate(images, (height, width), mode="bicubic", antialias=True)
+
+
+def _uri(picture: Image.Image, form: str, **options: int | bool) -> str:
+    buffer = BytesIO()
+    picture.save(buffer, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
