@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 
 from core.errors import UserError
 from core.schedule import Schedule
@@ -19,7 +18,7 @@ from orchestrator.footprint import (
     usable,
     without_weights,
 )
-from orchestrator.layout import add_row, table_of
+from orchestrator.layout import Grid, add_row, table_of
 from orchestrator.spec import Sweep, size_bytes
 
 VENDED = ("24GB", "40GB", "80GB", "141GB")  # GPUs as vendors state them
@@ -96,7 +95,7 @@ def devices_of(sweep: Sweep, named: str | None = None) -> list[Device]:
     return found
 
 
-def passes_table(sweep: Sweep, schedule: Schedule | None) -> Table:
+def passes_table(sweep: Sweep, schedule: Schedule | None) -> Grid:
     """The arithmetic, row by row."""
     passes = unet_passes(sweep, schedule)
     chains = f"{sweep.train.iterations} x {sweep.train.batch}"
@@ -114,17 +113,15 @@ def passes_table(sweep: Sweep, schedule: Schedule | None) -> Table:
     return table
 
 
-def memory_table(case: Case, devices: Sequence[Device]) -> Table:
+def memory_table(case: Case, devices: Sequence[Device]) -> Grid:
     """Peak bytes by parts, and what is chosen, for each device."""
     ways = [choose(case, device.bytes) for device in devices]
     share = case.sweep.resources.gpus_per_trial
     part = f" (of each GPU {share:g})" if 0 < share < 1 else ""
-    table = table_of(f"Memory of a trial of method learned, GB{part}", "", *(_heading(device) for device in devices))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    title, headings = f"Memory of a trial of method learned, GB{part}", map(_heading, devices)
+    table = table_of(title, "", *headings, numbers=True, by_column=True)
     for name, values in _parts(ways).items():
         add_row(table, name, *values)
-    table.add_section()
     for name, values in _choices(case.sweep, ways).items():
         add_row(table, name, *values)
     add_row(table, "fits", *(_verdict(case, way) for way in ways))

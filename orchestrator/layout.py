@@ -1,39 +1,155 @@
-"""How facts and tables look in the terminal."""
+"""How facts and tables look in a terminal of any width.
 
+What is wider than the terminal becomes `name: value` lines, and nothing of it is cut. A table that is drawn over and
+over leaves out columns instead (`narrowed`), the least important first.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+_GAP = 2  # cells of the terminal between two columns
 
-def facts_table(title: str, facts: dict[str, str]) -> Table:
+
+@dataclass
+class Grid:
+    """A table of plain text under a title; lines where the terminal is narrower than the table.
+
+    named: the first cell of a row is its name; numbers: all other columns are numbers, whose ends stand below each
+    other; by_column: the lines follow one column after the other.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    named: bool = True
+    numbers: bool = False
+    by_column: bool = False
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(f"\n{self.title}", style="bold")
+        if width_of([self.headings, *self.rows]) <= options.max_width:
+            yield self._table()
+        else:
+            yield from self._lines()
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+        for number, heading in enumerate(self.headings):
+            table.add_column(Text(heading), justify="right" if number and self.numbers else "left")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def _lines(self) -> Iterator[RenderableType]:
+        rows, headings = self.rows, self.headings
+        if self.by_column:
+            headings, *rows = zip(*[self.headings, *self.rows], strict=True)
+        for row in rows:
+            told = [(f"{name}: " if name else "") + cell for name, cell in zip(headings, row, strict=True) if cell]
+            if not self.named:
+                told[0] = f"- {told[0]}"
+            elif self.by_column or len(row) == 1 or not row[1]:
+                told[0] = row[0]
+            else:
+                told[:2] = [f"{row[0]}: {row[1]}"]
+            yield Text(told[0])
+            yield from (_hanging(line) for line in told[1:])
+
+
+@dataclass
+class Facts:
+    """Names and what they are, without a heading; what is long goes on below itself."""
+
+    title: str
+    facts: dict[str, str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(f"\n{self.title}", style="bold")
+        names = max(map(cell_len, self.facts), default=0) + _GAP
+        if 2 * names > options.max_width:  # the values would be thin columns of broken words
+            yield from (Text(f"{name}: {fact}") for name, fact in self.facts.items())
+            return
+        table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, fact in self.facts.items():
+            table.add_row(Text(name), Text(fact))
+        yield table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table that is drawn over and over; of little worth: it is left out first."""
+
+    heading: str
+    cells: Sequence[str]
+    worth: int = 0
+    number: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(map(cell_len, (self.heading, *self.cells)))
+
+
+def narrowed(columns: Sequence[Column], width: int) -> Table:
+    """A table of the columns that fit side by side, one line a row."""
+    kept = list(columns)
+    while len(kept) > 1 and sum(column.width + _GAP for column in kept) - _GAP > width:
+        kept.remove(min(kept, key=lambda column: column.worth))
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for column in kept:
+        table.add_column(Text(column.heading), justify="right" if column.number else "left", overflow="fold")
+    for row in zip(*(column.cells for column in kept), strict=True):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def facts_table(title: str, facts: dict[str, str]) -> Facts:
     """Names and what they are, without a heading."""
-    table = Table(
-        title=f"\n{title}", title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2, 0, 0)
-    )
-    for name, fact in facts.items():
-        add_row(table, name, fact)
-    return table
+    return Facts(title, facts)
 
 
-def table_of(title: str, *columns: str) -> Table:
-    """An empty table with these headings."""
-    table = Table(
-        title=f"\n{title}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 2, 0, 0),
-        min_width=len(title),  # of a narrow table the title would be broken
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def table_of(title: str, *columns: str, named: bool = True, numbers: bool = False, by_column: bool = False) -> Grid:
+    """An empty table with these headings; see Grid."""
+    return Grid(title, columns, named, numbers, by_column)
 
 
-def add_row(table: Table, *cells: str) -> None:
-    """Cells as plain text: a name such as [bold] is not markup."""
-    table.add_row(*(Text(cell) for cell in cells))
+def add_row(table: Grid, *cells: str) -> None:
+    """A row of plain text: a name such as [bold] is not markup."""
+    table.rows.append(cells)
+
+
+def width_of(rows: Sequence[Sequence[str]]) -> int:
+    """What these rows take side by side, without a broken line."""
+    return sum(max(map(cell_len, column)) + _GAP for column in zip(*rows, strict=True)) - _GAP
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
     """1, "trial" -> "1 trial"; 2, "trial" -> "2 trials"."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def clock(seconds: float) -> str:
+    """65 -> "1:05", 3700 -> "1:01:40", 200000 -> "55:33:20"."""
+    minutes, left = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def nbytes(count: float) -> str:
+    """Bytes for a person: "512 bytes", "1.5 MB", "20 GB"."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _hanging(line: str) -> Padding:
+    """A line that belongs to the one above it."""
+    return Padding(Text(line), (0, 0, 0, _GAP))

@@ -1,49 +1,99 @@
 """The dry run: what a sweep would do, without doing it.
 
-Most of it follows from the file alone. For method learned memory is counted on the model's architecture, for which its
-configuration is enough (`core.denoiser.Denoiser.without_weights`). Time and cost are not guessed.
+Most of it follows from the file alone, the rest is counted on the model's architecture, for which its configuration is
+enough (orchestrator.outlook). Time is not guessed: it is measured where that is asked for, and unknown where not.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from core.errors import ModelError
-from orchestrator.layout import add_row, counted, facts_table, table_of
+from orchestrator.layout import Grid, add_row, counted, facts_table, table_of
 from orchestrator.secrets import redacted
 from orchestrator.space import configurations, fits, ordered, sample, size, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
 from orchestrator.spec.sections import DeepSpeed
 
-
-def show(sweep: Sweep, console: Console, root: Path = Path("runs"), device_memory: str | None = None) -> None:
-    """Print the plan. Raises UserError where training fits no device, or not the one of `device_memory` ("24GB")."""
-    console.print(describe(sweep, root=root))
-    if "learned" not in sweep.methods:
-        console.print("\nNo training: only method learned trains.")
-        return
-    from orchestrator import forecast  # loads torch
-
-    try:
-        case = forecast.case_of(sweep)
-    except ModelError as error:
-        console.print(forecast.passes_table(sweep, None))
-        console.print(Text(f"\nMemory of a trial of method learned was not counted: {error}"))
-        return
-    console.print(forecast.passes_table(sweep, case.schedule))
-    devices = forecast.devices_of(sweep, device_memory)
-    with console.status("Counting memory ..."):
-        memory = forecast.memory_table(case, devices)
-    console.print(memory)
-    forecast.refuse_unfit(case, devices, device_memory)
+SAMPLES = 5  # configurations that are shown
 
 
-def describe(sweep: Sweep, samples: int = 5, root: Path = Path("runs")) -> RenderableType:
+def show(
+    sweep: Sweep,
+    console: Console,
+    root: Path = Path("runs"),
+    device_memory: str | None = None,
+    samples: int = SAMPLES,
+    probe: bool = False,
+    price_per_hour: float | None = None,
+) -> None:
+    """Print the plan; probe: with a short measurement.
+
+    Raises UserError where training fits no device, or not the one of `device_memory` ("24GB").
+    """
+    console.print(describe(sweep, samples, root))
+    from orchestrator import forecast, outlook  # load torch
+
+    found = outlook.look_ahead(sweep, root, console, device_memory, probe, price_per_hour)
+    for part in outlook.tables(found):
+        console.print(part)
+    if found.case is not None:
+        forecast.refuse_unfit(found.case, found.devices, device_memory)
+
+
+def as_json(
+    sweep: Sweep,
+    console: Console,
+    root: Path = Path("runs"),
+    device_memory: str | None = None,
+    samples: int = SAMPLES,
+    probe: bool = False,
+    price_per_hour: float | None = None,
+) -> str:
+    """What `show` shows, as one JSON document; `memory[].fits` says what `show` refuses.
+
+    sweep            name, identity, and the sweep file with every default filled in, without passwords
+    space            configurations (null: continuous), parameters with their values and conditions
+    samples          configurations, each a mapping of all parameters
+    trials, root     how many there will be, and where their results go
+    unet_passes, memory, disk, downloads, time, cost, not_counted        see orchestrator.outlook.document
+    """
+    from orchestrator import outlook  # loads torch
+
+    found = outlook.look_ahead(sweep, root, console, device_memory, probe, price_per_hour)
+    document = {
+        "format": 1,
+        "sweep": {"name": sweep.name, "identity": sweep.identity(), "resolved": _without_secrets(sweep)},
+        "space": {
+            "configurations": size(sweep.space),
+            "parameters": {name: sweep.space[name].resolved() for name in ordered(sweep.space)},
+        },
+        "samples": _sampled(sweep, samples),
+        "trials": trials(sweep),
+        "root": str(root),
+        **outlook.document(found),
+    }
+    return json.dumps(document, indent=2, allow_nan=False)
+
+
+def _without_secrets(sweep: Sweep) -> dict[str, Any]:
+    resolved = sweep.resolved()
+    for store in ("tracking", "study"):
+        if resolved[store]["uri"] is not None:
+            resolved[store]["uri"] = redacted(resolved[store]["uri"])
+    return resolved
+
+
+def _sampled(sweep: Sweep, samples: int) -> list[dict[str, Value]]:
+    """The first configurations, where each will be run; else some as a random search would draw them."""
+    return configurations(sweep.space)[:samples] if fits(sweep) else sample(sweep.space, samples, sweep.seed)
+
+
+def describe(sweep: Sweep, samples: int = SAMPLES, root: Path = Path("runs")) -> RenderableType:
     """The plan: what runs, over which space, what a trial holds and does, and where the results will go."""
-    parts = [
-        facts_table("Sweep", _what_runs(sweep)),
+    parts: list[RenderableType | None] = [
+        facts_table("Sweep", what_runs(sweep)),
         _space_table(sweep),
         _sample_table(sweep, samples),
         facts_table("One trial", _one_trial(sweep)),
@@ -52,7 +102,8 @@ def describe(sweep: Sweep, samples: int = 5, root: Path = Path("runs")) -> Rende
     return Group(*(part for part in parts if part is not None))
 
 
-def _what_runs(sweep: Sweep) -> dict[str, str]:
+def what_runs(sweep: Sweep) -> dict[str, str]:
+    """What is asked of a sweep, in the words of its plan."""
     sampler, window = sweep.sampler, sweep.sampler.window
     where = f" in timesteps {window[0]} to {window[1]}" if window else ""
     return {
@@ -133,14 +184,14 @@ def _results(sweep: Sweep, root: Path) -> dict[str, str]:
     return facts
 
 
-def _space_table(sweep: Sweep) -> Table:
+def _space_table(sweep: Sweep) -> Grid:
     count = size(sweep.space)
     held = "continuous" if count is None else counted(count, "configuration")
     table = table_of(f"Search space ({held})", "parameter", "values", "only when")
     for name in ordered(sweep.space):
         distribution = sweep.space[name]
         given = name in sweep.search or (name == "method" and "method" in sweep.model_fields_set)
-        values = _values(distribution) + ("" if given else " (default)")
+        values = spelled(distribution) + ("" if given else " (default)")
         when = " and ".join(
             f"{other} is {' or '.join(map(_word, wanted))}" for other, wanted in distribution.when.items()
         )
@@ -148,7 +199,8 @@ def _space_table(sweep: Sweep) -> Table:
     return table
 
 
-def _values(distribution: Distribution) -> str:
+def spelled(distribution: Distribution) -> str:
+    """The values that a parameter may have, as a person reads them."""
     match distribution:
         case Fixed(value):
             return _word(value)
@@ -160,17 +212,14 @@ def _values(distribution: Distribution) -> str:
             return f"{low:g} to {high:g}" + (", log" if log else "")
 
 
-def _sample_table(sweep: Sweep, samples: int) -> Table | None:
-    """The first configurations, where each will be run; else some as a random search would draw them.
-
-    The real sampler learns from the trials before.
-    """
+def _sample_table(sweep: Sweep, samples: int) -> Grid | None:
+    """The real sampler learns from the trials before."""
     searched = [name for name in ordered(sweep.space) if not isinstance(sweep.space[name], Fixed)]
     if not searched:
         return None
-    listed = fits(sweep)
-    table = table_of("The first configurations" if listed else "For example", *searched)
-    for configuration in configurations(sweep.space)[:samples] if listed else sample(sweep.space, samples, sweep.seed):
+    title = "The first configurations" if fits(sweep) else "For example"
+    table = table_of(title, *searched, named=False)
+    for configuration in _sampled(sweep, samples):
         add_row(table, *(_word(configuration[name]) if name in configuration else "-" for name in searched))
     return table
 

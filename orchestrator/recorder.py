@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from rich.console import Console
 
 from orchestrator.books import Books
 from orchestrator.ledger import METRICS, STEP
+from orchestrator.live import Screen
 from orchestrator.outcome import TrialOutcome
 from orchestrator.placement import give_back, is_there, leaving
 from orchestrator.process import Hanging, Process, end_of, stop_file
@@ -23,8 +23,8 @@ _LATE_S = 60.0  # beyond its own limit, a process that does not end itself is en
 class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     """Follows every trial of a sweep."""
 
-    def __init__(self, books: Books, console: Console, each_step: Callable[[], None]) -> None:
-        self.books, self.console, self.each_step = books, console, each_step
+    def __init__(self, books: Books, screen: Screen, each_step: Callable[[], None]) -> None:
+        self.books, self.screen, self.each_step = books, screen, each_step
         sweep = books.sweep
         self.iterations, self.objective = sweep.train.iterations, sweep.objectives[0].metric
         self.searched = searched(sweep.space)
@@ -40,6 +40,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.each_step()
+        self.screen.look()
         if time.monotonic() - self.looked > _LOOK_S:
             self.looked = time.monotonic()
             away = leaving()
@@ -63,16 +64,21 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         chosen = {name: config["parameters"][name] for name in self.searched if name in config["parameters"]}
         begins = "starts" if config["attempt"] == 1 else f"goes on (attempt {config['attempt']})"
         self._say(trial, begins, ", ".join(f"{name}={_short(value)}" for name, value in chosen.items()))
+        reached = max(map(int, self.books.ledger.reports(config["trial_id"])), default=0)
+        self.screen.mark(config["trial_id"], reached, anew=True)
+        self._show()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         for note in result["notes"]:
-            self._say(trial, "note", note)
+            self._say(trial, "note", note, matters=True)
         stopped = bool(result.get("done")) and result[STEP] < self.iterations
         if self.books.reported(trial.config["trial_id"], result, stopped):
             step = f"iteration {result[STEP]}/{self.iterations}"
             self._say(trial, step, f"{self.objective} {result[METRICS][self.objective]:.3f}")
+            self.screen.mark(trial.config["trial_id"], result[STEP])
+            self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         outcome, reason = self.books.ledger.judge(trial.last_result)
@@ -89,20 +95,20 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             return
         again = self.books.ended(trial.config["trial_id"], outcome, reason, report, final)
         plain = outcome in (TrialOutcome.COMPLETED, TrialOutcome.PRUNED)
-        self._say(trial, outcome, "" if plain else reason + ("; it will go on" if again else ""))
+        self._say(trial, outcome, "" if plain else reason + ("; it will go on" if again else ""), matters=not plain)
+        self._show()
 
     def _folder(self, trial: Any) -> Path:
         return self.books.folder.trial(trial.config["trial_id"]).path
 
-    def _say(self, trial: Any, what: str, more: str = "") -> None:
+    def _show(self) -> None:
+        self.screen.update(self.books.ledger.begun())
+
+    def _say(self, trial: Any, what: str, more: str = "", matters: bool = False) -> None:
+        """matters: it is told beside a table, too."""
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        name = trial.config["trial_id"]
-        self.console.print(
-            f"{minutes:4}:{seconds:02}  trial {name}  {what:<18} {more}".rstrip(),
-            highlight=False,
-            markup=False,  # what an error says may look like it
-            soft_wrap=True,
-        )
+        line = f"{minutes:4}:{seconds:02}  trial {trial.config['trial_id']}  {what:<18} {more}".rstrip()
+        (self.screen.tell if matters else self.screen.event)(line)
 
 
 def _short(value: Any) -> str:

@@ -78,6 +78,18 @@ def ordered(space: Space) -> list[str]:
     return names
 
 
+def whole(parameters: Mapping[str, Value], space: Space) -> dict[str, Value]:
+    """What a study has of a trial, with the constants, which it does not keep."""
+    found: dict[str, Value] = {}
+    for name in ordered(space):
+        distribution = space[name]
+        if name in parameters:
+            found[name] = parameters[name]
+        elif isinstance(distribution, Fixed) and _active(distribution, found):
+            found[name] = distribution.value
+    return found
+
+
 def _active(distribution: Distribution, chosen: Mapping[str, Value | None]) -> bool:
     """Does every condition hold? An inactive parameter has no value, so whatever waits for it is inactive too."""
     return all(chosen.get(other) in wanted for other, wanted in distribution.when.items())

@@ -1,11 +1,12 @@
 """Sweep file -> validated `Sweep`. Every mistake in a file is told at once, one line each.
 
-The story: `reading` (YAML and --set to plain data), `sweep` and `sections` (plain data to values, with `domains`,
-`distributions` and `tables`), `checks` (do the parts fit each other), `problems` (how a mistake is told).
+The story: `reading` (YAML and --set to plain data) and `lines` (where that stands), `sweep` and `sections` (plain data
+to values, with `domains`, `distributions` and `tables`), `checks` (do the parts fit each other), `problems` (how a
+mistake is told).
 Nothing heavy is imported here: validating a file needs neither torch nor Ray.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from orchestrator.spec.distributions import Choice, Distribution, Fixed, FloatRa
 from orchestrator.spec.domains import REFUSED, Domain, Size, size_bytes
 from orchestrator.spec.problems import Path as KeyPath
 from orchestrator.spec.problems import Problem, SpecError, complaint, nearest, shown
-from orchestrator.spec.reading import override, read, without
+from orchestrator.spec.reading import override, place_of, read, without
 from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep, deciding
 from orchestrator.spec.tables import DOMAINS, METHODS, METRICS, PARAMETERS, Value
 
@@ -52,13 +53,20 @@ _STAND_IN = {"name": "x", "model": "x", "search": {}}
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep in the YAML file `path`, with every `dotted.path=value` of `overrides` set first.
 
-    Raises SpecError with one line for every mistake.
+    Raises SpecError with one line for every mistake, which begins with where it stands: `file:line: `.
     """
-    data, repeated = read(Path(path))
-    if not isinstance(data, dict):
+    file = read(Path(path))
+    if not isinstance(file.data, dict):
         raise SpecError([f"{path}: is not a sweep: the file must hold keys such as name, model and search"])
-    data, refused = override(data, overrides)
-    return _build(data, [*repeated, *refused])
+    data, refused = override(file.data, overrides)
+    given = [place_of(text) for text in overrides]
+
+    def told(problem: Problem) -> str:
+        """What an override brought in stands on no line."""
+        elsewhere = problem in refused or any(problem.path[: len(place)] == place for place in given)
+        return str(problem) if elsewhere else f"{path}:{file.lines.of(problem.path)}: {problem}"
+
+    return _build(data, [*file.repeated, *refused], told)
 
 
 def parse(data: object) -> Sweep:
@@ -68,7 +76,8 @@ def parse(data: object) -> Sweep:
     return _build(data, [])
 
 
-def _build(data: dict[Any, Any], problems: list[Problem]) -> Sweep:
+def _build(data: dict[Any, Any], problems: list[Problem], told: Callable[[Problem], str] = str) -> Sweep:
+    """told: how a mistake is told."""
     try:
         sweep = Sweep.model_validate(data)
         wrong: list[KeyPath] = []
@@ -77,7 +86,7 @@ def _build(data: dict[Any, Any], problems: list[Problem]) -> Sweep:
         sweep, wrong = _salvaged(data, error)
     problems = [*problems, *mistakes(sweep, wrong)]
     if problems:
-        raise SpecError(map(str, problems))
+        raise SpecError(map(told, problems))
     return sweep
 
 

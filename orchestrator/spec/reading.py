@@ -6,12 +6,14 @@ A file may come from anywhere: what it can cost to read is bounded before it is 
 import copy
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from core.files import open_regular
+from orchestrator.spec.lines import Lines
 from orchestrator.spec.problems import Problem, SpecError, shown
 from orchestrator.spec.tables import METHODS
 
@@ -25,8 +27,17 @@ MAX_TEXT = 4_096  # characters of one value or key
 MAX_NUMBER = 100  # characters of a number: hexadecimal ones of any length would be read, and could not be shown
 
 
-def read(path: Path) -> tuple[Any, list[Problem]]:
-    """The content of the file, and a Problem for every key that stands in it twice."""
+@dataclass(frozen=True)
+class Document:
+    """YAML as plain data, a Problem for every key that stands in it twice, and where everything stands."""
+
+    data: Any
+    repeated: list[Problem]
+    lines: Lines
+
+
+def read(path: Path) -> Document:
+    """The content of the file. Raises SpecError where it is not YAML, or more than a sweep needs."""
     try:
         with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
@@ -71,7 +82,7 @@ def _set(data: dict[Any, Any], text: str) -> list[Problem]:
         raise _TooMuch(f"it is longer than {MAX_BYTES} bytes")
     if len(path) > MAX_DEPTH:
         raise _TooMuch(f"more than {MAX_DEPTH} keys inside each other")
-    value, repeated = _yaml(given)
+    value = _yaml(given)
     target = data
     for part in path[:-1]:
         if target.get(part) is None:
@@ -79,8 +90,13 @@ def _set(data: dict[Any, Any], text: str) -> list[Problem]:
         target = target[part]
         if not isinstance(target, dict):
             return [_wrong(text, f"{part} holds no keys to set (it is {shown(target)})")]
-    target[path[-1]] = value
-    return [problem.below(*path) for problem in repeated]
+    target[path[-1]] = value.data
+    return [problem.below(*path) for problem in value.repeated]
+
+
+def place_of(override: str) -> tuple[str, ...]:
+    """The path of `path=value`."""
+    return _keys(override.partition("=")[0])
 
 
 def _keys(dotted: str) -> tuple[str, ...]:
@@ -102,13 +118,14 @@ class _TooMuch(Exception):
     """Says in one line what YAML allows and a sweep file does not."""
 
 
-def _yaml(text: str) -> tuple[Any, list[Problem]]:
+def _yaml(text: str) -> Document:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         # Before the values are made: that puts what a merge key (<<) brings in among the keys that stand there.
         repeated = [] if node is None else list(_repeated(node, (), set()))
-        return None if node is None else loader.construct_document(node), repeated
+        data = None if node is None else loader.construct_document(node)
+        return Document(data, repeated, Lines(node, loader.written))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise _NotYaml(f"{error.problem}{_place(mark) if mark else ''}") from None
@@ -123,15 +140,18 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.depth = self.values = self.aliases = 0
         self.held: dict[Any, int] = {}  # anchor -> values that an alias of it repeats, once they are all read
+        self.written: dict[tuple[int, int], int] = {}  # where aliases stand (lines.Aliases)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # of its events the stubs say little
-        before = self.values
+        before, line = self.values, event.start_mark.line + 1
         self.values += 1
         self.depth += 1
         self._check(event)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            self.written[id(parent), index if isinstance(index, int) else id(index)] = line  # the key in a mapping
         if node is not None and not isinstance(event, yaml.AliasEvent):
             self._check_value(node)
             if event.anchor is not None:

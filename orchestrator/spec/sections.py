@@ -187,10 +187,14 @@ class Recovery(Section):
 
 
 class Tracking(Section):
-    """Where runs are recorded; a null uri is the embedded store, a null experiment the sweep's name."""
+    """Where runs are recorded; a null uri is the embedded store, a null experiment the sweep's name.
+
+    `system_metrics` is whether every trial tells what it takes of its machine.
+    """
 
     uri: Annotated[str | None, OrNull(Text())] = None
     experiment: Annotated[str | None, OrNull(Text())] = None
+    system_metrics: Annotated[bool, Truth()] = True
 
 
 class DatabaseAddress(Domain):

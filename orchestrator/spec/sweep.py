@@ -48,6 +48,7 @@ MEANS = (
     *((section,) for section in ("gradient", "recovery", "study", "resources", "cluster")),
     ("train", "micro_batch"),
     ("sampler", "batch"),
+    ("tracking", "system_metrics"),
     *(("deepspeed", key) for key in ("zero", "offload_optimizer", "offload_param", "nvme_path")),
 )
 

@@ -1,6 +1,7 @@
 """The dry run: what follows from the file. What is counted on the model is in test_forecast."""
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from orchestrator.cli import main
+from orchestrator.layout import nbytes
 from orchestrator.plan import describe, show
 from orchestrator.spec import Sweep, load, parse
+from orchestrator.upkeep import free_at
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
@@ -147,6 +151,103 @@ def test_what_is_left_to_the_device_is_told() -> None:
     text = text_of(sweep_with(train={"iterations": 10, "batch": 8}))
     assert row_of(text, "training")[1] == "10 iterations, batch 8: 1 worker x micro-batches that fit the device"
     assert row_of(text, "gradient")[1] == "auto, lean denoiser"
+
+
+def lines_of(sweep: Sweep, width: int, whole: bool) -> list[str]:
+    console, root = Console(width=width, file=io.StringIO(), record=True), Path("/a/long/root/" * 3)
+    if whole:
+        show(sweep, console, root)
+    else:
+        console.print(describe(sweep, root=root))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+@pytest.mark.parametrize(("name", "whole"), [("digits", True), ("cat", False), ("compare_digits", False)])
+def test_it_fits_the_terminal_and_nothing_is_cut(width: int, name: str, whole: bool) -> None:
+    sweep = load(ROOT / "sweeps" / f"{name}.yaml")
+    lines = lines_of(sweep, width, whole)
+    assert max(map(len, lines)) <= width
+    together = "".join("".join(lines).split())
+    cells = {"".join(cell.split()) for line in lines_of(sweep, 400, whole) for cell in line.split("  ")}
+    free = nbytes(free_at(Path("/"))).split(".")[0]
+    headings = {"parameter", "values", "onlywhen", "what", "arithmetic"}  # of tables that became lines
+    changing = ("thismachine", free)  # what is free of memory and of this disk
+    assert [c for c in cells - headings if c not in together and not c.startswith(changing)] == []
+
+
+def test_disk_downloads_and_time_are_told() -> None:
+    console = Console(width=160, file=io.StringIO(), record=True)
+    show(sweep_with(method="random", model="toyfaces"), console, price_per_hour=2.0)
+    text = console.export_text()
+    assert row_of(text, "nothing")[1] == "the model and its predictor are on this machine"
+    assert row_of(text, "a trial") == ["a trial", "unknown; --probe measures it on this machine"]
+    assert row_of(text, "cost")[1] == "unknown; --probe measures it on this machine", "never guessed"
+    assert all(row_of(text, part) for part in ("champion", "MLflow's files", "unshifted samples", "in all", "free"))
+    assert "bytes free" not in text and "while trials run" in text
+
+
+def test_what_the_model_does_not_tell_is_not_counted() -> None:
+    console = Console(width=160, file=io.StringIO(), record=True)
+    show(sweep_with(model="./nowhere"), console)
+    assert row_of(console.export_text(), "taken")[1] == "not counted, for the model is not at hand"
+
+
+def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--set", "tracking.uri=http://anna:geheim@x/?token=abcdefgh", "--set", "budget.trials=4"]
+    assert main(["plan", str(ROOT / "sweeps" / "toyfaces.yaml"), "--json", "--samples", "2", *given]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert told.err == "" and "geheim" not in told.out and "abcdefgh" not in told.out
+    sweep = load(ROOT / "sweeps" / "toyfaces.yaml", ["tracking.uri=http://anna:geheim@x/?token=abcdefgh", given[3]])
+    assert found["sweep"]["identity"] == sweep.identity() and found["sweep"]["resolved"]["sampler"]["steps"] == 6
+    assert found["space"]["configurations"] is None and found["trials"] == 4 and found["root"] == "runs"
+    assert found["space"]["parameters"]["directions"] == {"choice": [8, 12, 16]}
+    assert len(found["samples"]) == 2 and found["samples"][0]["method"] == "learned"
+    assert found["unet_passes"]["shifted"] == 14_400
+    [here] = [each for each in found["memory"] if each["device"].startswith("this ")]
+    parts = ("network", "states", "graphs", "work", "trained", "pool")
+    assert here["fits"] and here["training_bytes"] == sum(here[f"{part}_bytes"] for part in parts)
+    disk = found["disk"]
+    assert disk["total_bytes"] == sum(disk["parts_bytes"].values()) and disk["free_bytes"] > 0
+    assert (found["downloads"], found["time"], found["cost"], found["not_counted"]) == ([], None, None, None)
+
+
+def test_as_json_of_a_model_that_is_not_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(ROOT / "sweeps" / "toyfaces.yaml"), "--json", "--set", "model=./nowhere"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"] is None and found["disk"]["parts_bytes"] is None and found["disk"]["total_bytes"] is None
+    assert found["not_counted"].startswith("model './nowhere' is not there: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--samples", "-1"], "argument --samples: got '-1'; allowed: an integer from 0 to 1000"),
+        (["--samples", "x"], "argument --samples: got 'x'; allowed: an integer from 0 to 1000"),
+        (["--samples", "1001"], "argument --samples: got '1001'; allowed: an integer from 0 to 1000"),
+        (
+            ["--price-per-hour", "-1"],
+            "argument --price-per-hour: got '-1'; allowed: a number of 0 or more, such as 2.5",
+        ),
+        (
+            ["--price-per-hour", "nan"],
+            "argument --price-per-hour: got 'nan'; allowed: a number of 0 or more, such as 2.5",
+        ),
+        (["--price-per-hour", "x"], "argument --price-per-hour: got 'x'; allowed: a number of 0 or more, such as 2.5"),
+    ],
+)
+def test_what_is_asked_of_a_plan_is_checked(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", str(ROOT / "sweeps" / "toyfaces.yaml"), *[f"{arguments[0]}={arguments[1]}"]])
+    assert capsys.readouterr().err.strip().endswith(sentence)
+
+
+def test_a_dry_run_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--dry-run", str(ROOT / "sweeps" / "toyfaces.yaml")]) == 0
+    assert row_of(capsys.readouterr().out, "identity")
 
 
 def test_names_are_not_markup() -> None:

@@ -77,6 +77,10 @@ SENTENCES = [
     ("model: on", f"model: is not text (got true); allowed: {TEXT}"),
     ("predictor: 5", f"predictor: is not text (got 5); allowed: {TEXT}, or null"),
     ("tracking: {uri: 5}", f"tracking.uri: is not text (got 5); allowed: {TEXT}, or null"),
+    (
+        "tracking: {system_metrics: 10}",
+        "tracking.system_metrics: is neither true nor false (got 10); allowed: true or false",
+    ),
     ("export: {register: []}", f"export.register: is not text (got []); allowed: {TEXT}, or null"),
     # method
     (
@@ -411,12 +415,13 @@ def test_five_mistakes_are_five_lines(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(path)
     assert str(caught.value).splitlines() == [
-        f"method: is not known (got 'lerned'); allowed: {METHOD_NAMES}; did you mean 'learned'?",
-        "sampler.steps: is not an integer (got 'many'); allowed: an integer >= 1 and <= 1000",
-        "sampler.injecton: is not a known key (got 'symmetric'); allowed: steps, injection, window, eta, batch; "
-        "did you mean 'injection'?",
-        "search.shift_scale.float: is upside down (got [3, 1]); allowed: [low, high] with low < high",
-        "train.micro_batch: does not divide a worker's batch (got 5); allowed: a divisor of 16 (train.batch of 16)",
+        f"{path}:3: method: is not known (got 'lerned'); allowed: {METHOD_NAMES}; did you mean 'learned'?",
+        f"{path}:4: sampler.steps: is not an integer (got 'many'); allowed: an integer >= 1 and <= 1000",
+        f"{path}:4: sampler.injecton: is not a known key (got 'symmetric'); allowed: steps, injection, window, eta, "
+        "batch; did you mean 'injection'?",
+        f"{path}:6: search.shift_scale.float: is upside down (got [3, 1]); allowed: [low, high] with low < high",
+        f"{path}:5: train.micro_batch: does not divide a worker's batch (got 5); allowed: a divisor of 16 (train.batch "
+        "of 16)",
     ]
 
 
@@ -509,8 +514,90 @@ def test_a_key_given_twice_is_a_mistake_wherever_it_stands(tmp_path: Path) -> No
     with pytest.raises(SpecError) as caught:
         load(path)
     assert caught.value.problems == [
-        "train.batch: is given twice (lines 5 and 7)",
-        "name: is given twice (lines 1 and 8)",
+        f"{path}:7: train.batch: is given twice (lines 5 and 7)",
+        f"{path}:8: name: is given twice (lines 1 and 8)",
+    ]
+
+
+LINES = """\
+# a comment
+name: a
+model:
+  toyfaces
+sampler: &half
+  steps: 0
+  eta:
+    many
+train: {batch: 16,
+        micro_batch: 5}
+search:
+  directions: {choice: [8,
+                        1]}
+  shift_scale: &range
+    float: [3, 1]
+  discriminator_weight: *range
+  strat: random
+evaluate:
+  <<: {seeds: 2}
+  every: 0
+on: 1
+objectives:
+  - identifiability: max
+  - fidelity_kid: max
+  - &kid {strength_error: max}
+  - *kid
+resources:
+tracking: 5
+"""
+
+
+def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(LINES)
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    told = [problem.removeprefix(f"{path}:").split(": ")[:2] for problem in caught.value.problems]
+    assert sorted(told, key=lambda one: int(one[0])) == [
+        ["6", "sampler.steps"],
+        ["8", "sampler.eta"],
+        ["10", "train.micro_batch"],
+        ["13", "search.directions.choice[1]"],
+        ["15", "search.shift_scale.float"],
+        ["15", "search.discriminator_weight.float"],  # what is inside of an alias stands at its anchor
+        ["17", "search.strat"],
+        ["19", "evaluate.seeds"],  # merged in
+        ["20", "evaluate.every"],
+        ["21", "true"],
+        ["24", "objectives[1].fidelity_kid"],
+        ["25", "objectives[2].strength_error"],
+        ["25", "objectives[3].strength_error"],
+        ["28", "tracking"],
+    ]
+
+
+def test_what_is_absent_is_told_with_the_line_of_what_should_hold_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("\nname: a\nmodel: &m 5\npredictor: *m\nscheduler:\n\n  asha:\n    reduction: 3\n")
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    assert [problem.removeprefix(f"{path}:").split(": ")[:2] for problem in caught.value.problems] == [
+        ["3", "model"],
+        ["4", "predictor"],  # an alias stands where it was written
+        ["2", "search"],
+        ["7", "scheduler.asha.grace"],
+    ]
+
+
+def test_what_an_override_brings_in_stands_on_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(BASE + "train: {batch: 16, micro_batch: 8}\nsampler: {steps: 0}\n")
+    with pytest.raises(SpecError) as caught:
+        load(path, ["train.batch=12", "sampler.eta=9", "x"])
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        "--set x",
+        f"{path}:5",
+        "sampler.eta",
+        f"{path}:4",
     ]
 
 
@@ -700,7 +787,7 @@ def test_defaults() -> None:
             "hosts": [],
             "region": "us-west-2",
         },
-        "tracking": {"uri": None, "experiment": "a"},
+        "tracking": {"uri": None, "experiment": "a", "system_metrics": True},
         "study": {"uri": None},
         "export": {"register": None},
     }
@@ -769,7 +856,7 @@ FULL = """
  cluster: {nodes: 2, gpus_per_node: 2, cpus_per_node: 4, memory_per_node: 8GB, hours: 1, root: /r, setup: s, image: i,
            partition: p, account: a, namespace: n, volume: v, secret: s, user: u, instance: i, retries: 1, hosts: [h],
            region: r},
- tracking: {uri: u, experiment: e}, study: {uri: 'postgresql://h/d'}, export: {register: r}}
+ tracking: {uri: u, experiment: e, system_metrics: false}, study: {uri: 'postgresql://h/d'}, export: {register: r}}
 """
 # What says how the same numbers are computed.
 MEANS: dict[str, Any] = {
@@ -791,6 +878,7 @@ MEANS: dict[str, Any] = {
     "gradient.policy": "keep_steps",
     "gradient.memory": "1GB",
     "gradient.lean": False,
+    "tracking.system_metrics": True,
     "recovery.crashes": 0,
     "recovery.out_of_memory": 0,
     "recovery.preemptions": None,

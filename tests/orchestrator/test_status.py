@@ -1,18 +1,23 @@
 """How a sweep stands, from what is on disk."""
 
 import io
+import json
+import os
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from core.errors import UserError
+from orchestrator.cli import main
 from orchestrator.ledger import Ledger
 from orchestrator.lock import driving
 from orchestrator.outcome import TrialOutcome
 from orchestrator.spec import parse
 from orchestrator.spool import Spool
-from orchestrator.status import show
+from orchestrator.status import read, show, watch
 from orchestrator.store import SweepFolder
 from orchestrator.study import create_study
 from tests.orchestrator.conftest import report_at
@@ -55,11 +60,115 @@ def test_what_was_interrupted_runs_or_is_complete(folder: SweepFolder, tmp_path:
     assert text_of(tmp_path).startswith("a: complete; 3 of 4 trials")
 
 
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of the table, without the trials' ids."""
+    lines = text.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("trial "))
+    return [line.split()[1:] for line in lines[first + 1 : first + 4]]
+
+
 def test_one_sweep_with_its_trials(folder: SweepFolder, tmp_path: Path) -> None:
-    lines = text_of(tmp_path, "a").splitlines()
-    rows = [line.split()[1:3] for line in lines if "interrupted" in line and not line.startswith("a:")]
-    assert [state for state, _ in rows] == ["interrupted"] * 2
-    assert {iteration for _, iteration in rows} == {"100", "0"}, "the last that was reported"
+    text = text_of(tmp_path, "a")
+    assert rows_of(text) == [
+        ["interrupted", "100/400", "0.500", "0.500"],
+        ["interrupted", "0/400", "-", "-"],
+        ["completed", "400/400", "0.750", "0.750"],
+    ]
+    assert text.splitlines()[-1] == "0:00 under way in all"
+
+
+def test_a_sweep_that_runs_says_how_long_it_will(folder: SweepFolder, tmp_path: Path) -> None:
+    running = next(iter(read(folder).standing.of(over=False)))
+    began = running.began or 0.0
+    for step, when in ((50, began - 1), (100, began + 20), (120, began + 30)):
+        file = folder.trial(running.trial_id).path / f"checkpoint_{step:08d}" / "state.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        os.utime(file, (when, when))
+    with driving(folder.lock, "sweep 'a'"):
+        found, text = read(folder).standing, text_of(tmp_path, "a")
+    assert found.trials[1].iteration == 120 and found.trials[1].ends == pytest.approx(began + 30 + 280 / 2)
+    assert rows_of(text)[0][:4] == ["running", "120/400", "0.500", "0.500"]
+    assert rows_of(text)[1] == ["waiting", "0/400", "-", "-"]
+    assert "1 done, 1 running, 1 waiting, 1 left; best identifiability 0.750 (trial " in text and "about " in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+@pytest.mark.parametrize("driven", [True, False])
+def test_it_fits_the_terminal(folder: SweepFolder, tmp_path: Path, width: int, driven: bool) -> None:
+    """Of columns those of least worth are left out; all else is there."""
+    console = Console(width=width, file=io.StringIO(), record=True, force_terminal=True)
+    with driving(folder.lock, "sweep 'a'") if driven else nullcontext():
+        show(tmp_path, None, console)
+        show(tmp_path, "a", console)
+    lines = console.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    text = " ".join(" ".join(lines).split())
+    assert text.count("3 of 4 trials: 1 completed, ") == 2
+    for trial in read(folder).standing.trials:
+        [row] = [line for line in lines if line.split()[:1] == [trial.trial_id] and len(line.split()) > 2]
+        assert ("0.750" in row) == (trial.state == "completed")
+
+
+def test_as_json(folder: SweepFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "sweep.json").write_text("{")
+    assert main(["status", "--json", "--root", str(tmp_path)]) == 0
+    found, damaged = json.loads(capsys.readouterr().out)["sweeps"]
+    assert damaged["name"] == "b" and "is damaged" in damaged["error"]
+    assert found.pop("trials")[0] == {
+        "trial_id": found["best_trial"],
+        "state": "completed",
+        "over": True,
+        "iteration": 400,
+        "value": 0.75,
+        "best": 0.75,
+        "elapsed_seconds": pytest.approx(0.0, abs=60),
+        "left_seconds": None,
+    }
+    assert len(found.pop("best_trial")) == 10
+    assert found == {
+        "name": "a",
+        "state": "interrupted",
+        "driver": None,
+        "metric": "identifiability",
+        "better": "max",
+        "iterations": 400,
+        "trials_total": 4,
+        "trials_done": 1,
+        "trials_active": 2,
+        "best": 0.75,
+        "elapsed_seconds": 0.0,
+        "left_seconds": None,
+        "mlflow_records_waiting": 0,
+        "mlflow_records_refused": 0,
+    }
+
+
+def test_watching_ends_with_the_sweep_or_with_ctrl_c(
+    folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    with driving(folder.lock, "sweep 'a'") as _:
+        looks = iter([None, None])
+
+        def interrupted(_: float) -> None:
+            if next(looks, 1):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(time, "sleep", interrupted)
+        watch(tmp_path, "a", console)
+    lines = console.export_text().splitlines()
+    assert [line.startswith("a: running (process ") for line in lines].count(True) == 4, "three looks, and the end"
+    monkeypatch.undo()
+    watch(tmp_path, "a", console)  # nothing runs: it ends at once
+    assert console.export_text().splitlines()[0].startswith("a: interrupted")
+
+
+def test_watching_and_data_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["status", "--json", "--watch"])
+    assert "--watch" in capsys.readouterr().err
 
 
 def test_what_mlflow_has_not_got_is_told(folder: SweepFolder, tmp_path: Path) -> None:

@@ -1,0 +1,235 @@
+"""A sweep as it is watched: the same table for the process that drives it and for any other."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator import live
+from orchestrator.live import Screen, screen, summary, table
+from orchestrator.spec import parse
+from orchestrator.standing import Standing, TrialStanding, ends_at, standing
+
+NOW = 10_000.0
+
+
+def trial(name: str, state: str = "running", best: float | None = None, **more: Any) -> TrialStanding:
+    over = state not in ("running", "waiting")
+    facts = {"iteration": 50, "value": best, "began": NOW - 100, "ended": NOW if over else None}
+    return TrialStanding(name, state, over, best=best, **{**facts, **more})
+
+
+def stands(*trials: TrialStanding, **more: Any) -> Standing:
+    facts = {"mode": "max", "total": 8, "slots": 2, "spent": 100.0, "asof": NOW, "driven": True}
+    return Standing("a", "identifiability", iterations=150, trials=trials, **{**facts, **more})
+
+
+def lines_of(shown: Standing, width: int, height: int | None = None) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(table(shown, NOW, height))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+SOME = stands(
+    trial("78df4b014f", "completed", 0.9, iteration=150),
+    trial("bae439ab01", "out of memory", None),
+    trial("d412149275", best=0.951, value=0.94, ends=NOW + 65),
+    trial("f61af5e81e"),
+)
+
+
+def test_the_table() -> None:
+    assert lines_of(SOME, 80) == [
+        "trial       state          iteration  objective   best  left",
+        "d412149275  running           50/150      0.940  0.951  1:05",
+        "f61af5e81e  running           50/150          -      -",
+        "78df4b014f  completed        150/150      0.900  0.900",
+        "bae439ab01  out of memory     50/150          -      -",
+        "2 done, 2 running, 4 left; best identifiability 0.951 (trial d412149275); 1:40",
+        "so far, about 3:52 left",
+    ]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_no_line_is_longer_than_the_terminal(width: int) -> None:
+    lines = lines_of(SOME, width)
+    assert max(map(len, lines)) <= width
+    for each in SOME.trials:
+        [row] = [line for line in lines if line.split()[0] == each.trial_id]
+        assert width < 40 or f"{each.best:.3f}" in row if each.best else row
+    assert "about 3:52 left" in " ".join(lines) or width < 24
+
+
+def test_of_many_trials_those_under_way_and_the_best_that_are_over_are_shown() -> None:
+    over = [trial(f"over{n}", "completed" if n % 2 else "pruned", n / 100) for n in range(40)]
+    active = [trial(f"active{n}") for n in range(12)]
+    many = stands(*over, *active, total=100)
+    lines = lines_of(many, 80)
+    shown = [line.split()[0] for line in lines if line.startswith(("over", "active"))]
+    assert shown == [f"active{n}" for n in range(12)] + ["over39", "over38", "over37", "over36", "over35"]
+    assert "and 35 trials more: 18 pruned, 17 completed" in lines
+    low = lines_of(many, 80, height=16)
+    assert len(low) <= 16 - 3 and [line.split()[0] for line in low[1:9]] == [f"active{n}" for n in range(8)]
+    assert any(line.startswith("and 44 trials more: 4 running, ") for line in low)
+
+
+def test_less_is_better_where_the_metric_says_so() -> None:
+    few = stands(trial("a", "completed", 0.5), trial("b", "completed", 0.1), trial("c", "failed"), mode="min")
+    assert [each.trial_id for each in few.ranked()] == ["b", "a", "c"]
+    best = few.best()
+    assert best is not None and best.trial_id == "b"
+
+
+def test_time_left_follows_from_a_trials_own_pace() -> None:
+    assert ends_at([(0, 100.0)], 150) is None
+    assert ends_at([(0, 100.0), (50, 260.0)], 150) == 260 + 100 * 160 / 50
+    assert ends_at([(0, 100.0), (50, 260.0), (100, 360.0)], 150) == 460, "the first stretch holds the start"
+    assert ends_at([(50, 100.0), (50, 101.0), (100, 201.0)], 150) == 201 + 101, "its last report is repeated"
+
+
+def test_time_left_of_the_sweep() -> None:
+    assert stands(trial("a")).left(NOW) is None, "nothing tells yet"
+    known = trial("a", ends=NOW + 100)  # 200 s in all
+    assert stands(known, total=1).left(NOW) == 100
+    assert stands(known, trial("b"), total=4).left(NOW) == (100 + 100 + 2 * 200) / 2
+    done = trial("c", "completed", began=NOW - 300, ended=NOW)
+    assert stands(done, known, total=2, slots=4).left(NOW) == 100, "at least that of the longest"
+    assert stands(done, trial("b"), total=2).left(NOW) == 200, "300 less the 100 it has been under way"
+    assert stands(known, driven=False).left(NOW) is None
+    assert stands(known).elapsed(NOW + 5) == 105 and stands(known, driven=False).elapsed(NOW + 5) == 100
+
+
+def test_nothing_is_said_of_what_is_not_known() -> None:
+    assert summary(stands(trial("a")), NOW) == "0 done, 1 running, 7 left; 1:40 so far"
+
+
+SWEEP = parse(
+    {"name": "a", "model": "toyfaces", "search": {"shift_scale": {"float": [0.5, 2.0]}}, "budget": {"trials": 4}}
+)
+
+
+def row(state: str, **attributes: Any) -> SimpleNamespace:
+    """As Optuna gives it."""
+    over = state in ("COMPLETE", "PRUNED", "FAIL")
+    is_finished = lambda: over  # noqa: E731
+    return SimpleNamespace(
+        state=SimpleNamespace(name=state, is_finished=is_finished),
+        user_attrs=attributes,
+        datetime_start=None,
+        datetime_complete=None,
+    )
+
+
+def test_what_the_book_says_of_a_trial() -> None:
+    reports = {"100": {"value": 0.3, "stopped": False}, "50": {"value": 0.7, "stopped": False}}
+    rows = {
+        "on its way": row("RUNNING", reports=reports),
+        "over": row("FAIL", outcome="out_of_memory", global_step=20),
+        "carried over": row("COMPLETE", metrics={"identifiability": 0.4}),
+        "next": row("WAITING"),
+    }
+    found = standing(SWEEP, rows, {"on its way": [(0, 1.0), (120, 2.0)]}, 4, 1, 0.0).trials
+    assert [(each.state, each.over, each.iteration, each.value, each.best) for each in found] == [
+        ("running", False, 120, 0.3, 0.7),
+        ("out of memory", True, 20, None, None),
+        ("completed", True, 0, 0.4, 0.4),
+        ("waiting", False, 0, None, None),
+    ]
+    assert found[0].ends is not None
+    assert [each.state for each in standing(SWEEP, rows, {}, 4, 1, 0.0, driven=False).trials][::3] == [
+        "interrupted"
+    ] * 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def screen_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def made(file: io.StringIO, term: str = "xterm") -> Any:
+        monkeypatch.setenv("TERM", term)
+        return screen(Console(file=file, width=80, height=24, force_terminal=file.isatty()), SWEEP, 2, 0.0)
+
+    yield made
+
+
+def test_outside_of_a_terminal_events_are_lines_and_once_a_minute_all_of_it(
+    screen_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file, term in ((io.StringIO(), "xterm"), (Terminal(), "dumb")):
+        with screen_of(file, term) as shown:
+            shown.event("an event")
+            shown.tell("a note [bold]")
+            shown.update({"1a2b": row("RUNNING")})
+            shown.look()
+            assert file.getvalue() == "an event\na note [bold]\n", "no escape, no markup"
+            monkeypatch.setattr(live, "_SUMMARY_S", 0.0)
+            shown.look()
+            monkeypatch.undo()
+        assert file.getvalue().splitlines()[2] == "0 done, 1 running, 3 left; 0:00 so far"
+
+
+def test_in_a_terminal_a_table_is_drawn_below_what_matters(screen_of: Any) -> None:
+    file = Terminal()
+    with screen_of(file) as shown:
+        shown.event("an event")
+        shown.update({"1a2b": row("RUNNING")})
+        shown.mark("1a2b", 0, anew=True)
+        shown.mark("1a2b", 50)
+        shown.update({"1a2b": row("RUNNING")})
+        shown.tell("a note")
+        time.sleep(1.2)
+        shown.look()
+    told = file.getvalue()
+    assert "an event" not in told and told.index("a note") < told.rindex("1a2b   running     50/400")
+    assert told.count("1a2b   running") <= 2 + 1.2 * 2, "drawn twice a second at most, and below each line"
+    assert "so far" in told and told.rindex("\x1b[?25h") > told.rindex("\x1b[?25l"), "the cursor is there"
+
+
+KILLED = """
+import time
+from rich.console import Console
+from orchestrator.live import screen
+from tests.orchestrator.test_live import SWEEP, row
+with screen(Console(), SWEEP, 2, 0.0) as shown:
+    shown.update({"1a2b": row("RUNNING")})
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_leaves_the_cursor_to_be_seen() -> None:
+    driver, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED], cwd=Path(__file__).parents[2], stdout=terminal, stderr=terminal, env=environment
+    )
+    told = b""
+    while b"so far" not in told:
+        told += os.read(driver, 4096)
+    process.kill()
+    process.wait(30)
+    os.close(terminal)
+    os.close(driver)
+    assert told.rindex(b"\x1b[?25h") > told.rindex(b"\x1b[?25l")
+
+
+def test_a_screen_knows_no_more_than_it_was_told() -> None:
+    file = io.StringIO()
+    shown = Screen(Console(file=file, width=80), SWEEP, 2, 0.0)
+    shown.console.print(shown)
+    shown.look()
+    assert file.getvalue().strip() == ""

@@ -1,0 +1,89 @@
+"""The short measurement behind `orchestrate plan --probe`."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import UserError
+from orchestrator import probe
+from orchestrator.bench import Bench
+from orchestrator.cli import main
+from orchestrator.footprint import heaviest
+from orchestrator.probe import Measured
+from orchestrator.spec import Sweep, load, parse
+from tests.orchestrator.conftest import Orchestrate
+
+
+def sweep_with(**sections: Any) -> Sweep:
+    return parse({"name": "a", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}} | sections)
+
+
+def test_how_many_trials_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert probe.here(sweep_with(resources={"cpus_per_worker": 3})) == 2
+    assert probe.here(sweep_with(resources={"cpus_per_worker": 2, "workers": 2})) == 2
+    assert [probe.here(sweep_with(resources={"gpus_per_trial": n})) for n in (0.2, 1, 2, 4)] == [10, 2, 1, 0]
+
+
+def test_a_machine_that_could_not_run_the_sweep_does_not_measure_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(
+        UserError, match=r"^--probe: a trial asks for 0\.5 GPU \(resources\.gpus_per_trial\) and this mac"
+    ):
+        probe.refuse_elsewhere(sweep_with(resources={"gpus_per_trial": 0.5}))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(
+        UserError, match="^--probe: a trial asks for 3 CPU and this machine has 2; measure on a machine"
+    ):
+        probe.refuse_elsewhere(sweep_with(resources={"cpus_per_worker": 3}))
+    probe.refuse_elsewhere(sweep_with(resources={"cpus_per_worker": 2}))
+    spec = str(Path(__file__).parents[2] / "sweeps" / "cat.yaml")
+    assert main(["plan", spec, "--probe", "--json"]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("--probe: a trial asks for 1 GPU ")
+
+
+def test_processes_that_measure_side_by_side_are_averaged() -> None:
+    one, two = Measured(1.0, 2.0, 0.0, 4.0, 5.0, None), Measured(3.0, 4.0, 0.0, 6.0, 7.0, None)
+    assert probe._mean([one, two]) == Measured(2.0, 3.0, 0.0, 5.0, 6.0, None)
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_what_a_trial_does(sweep_file: Path) -> None:
+    """A long iteration, measured on a shorter chain, comes to about what it takes on the whole one."""
+    plain = "deepspeed={zero: 0}"  # what DeepSpeed imports for the others warns
+    sweep = load(sweep_file, ["sampler.steps=12", "train.batch=8", "gradient.policy=checkpoint_steps", plain])
+    bench = Bench.load(sweep)
+    forward = probe._forward_s(bench, sweep.sampler.batch)
+    settings = heaviest(sweep)
+    whole = probe._iteration_s(bench, sweep, settings, forward)
+    short = probe._iteration_s(bench, sweep, settings, 1.0)  # as if a pass took a second
+    assert 0 < forward < whole and short == pytest.approx(whole, rel=1.0)
+
+
+@pytest.mark.slow
+def test_the_command_measures_and_predicts(sweep_file: Path, orchestrate: Orchestrate) -> None:
+    """Nothing but JSON on its output, whatever DeepSpeed says meanwhile."""
+    asked = ("--probe", "--price-per-hour", "3", "--json", "--set", "resources.cpus_per_worker=1")
+    done = orchestrate("plan", sweep_file, *asked)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    time, cost = found["time"], found["cost"]
+    measured = time["measured_seconds"]
+    assert set(measured) == set(asdict(Measured(0, 0, 0, 0))) - {"labels"}
+    assert all(measured[name] > 0 for name in ("load", "forward", "judge", "start", "iteration"))
+    assert time["trials_at_a_time"] == min(3, os.cpu_count() or 1) and time["not_predicted"] == {}
+    assert 4 * measured["iteration"] + 2 * measured["judge"] < time["trial_seconds"]["learned"] <= time["busy_seconds"]
+    assert [end["iteration"] for end in time["expected_ends"]] == [2, 4]
+    assert time["sweep_seconds"] > time["busy_seconds"] / time["trials_at_a_time"]
+    assert cost == {"price_per_hour": 3.0, "of_one": "machine", "hours": cost["hours"], "total": 3 * cost["hours"]}
+    assert cost["hours"] == time["sweep_seconds"] / 3600
+    assert not (sweep_file.parent / "runs").exists()

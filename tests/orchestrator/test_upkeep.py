@@ -1,0 +1,126 @@
+"""What a sweep will take of the disk, against what one really wrote, and what it will fetch."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.cache import SampleCache
+from core.methods import learned
+from core.pool import draw_pool
+from core.schedule import Schedule
+from core.unshifted import draw_images
+from orchestrator import upkeep
+from orchestrator.bench import Bench
+from orchestrator.footprint import heaviest, without_weights
+from orchestrator.spec import Sweep, parse
+
+
+def sweep_of(model: object, **sections: Any) -> Sweep:
+    base = {"name": "a", "model": str(model), "search": {"directions": {"choice": [3, 4]}}, "budget": {"trials": 2}}
+    return parse(base | {"sampler": {"steps": 3}, "train": {"pool": 70, "iterations": 10}} | sections)
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model: Path) -> Bench:
+    return Bench.load(sweep_of(tiny_model))
+
+
+def taken(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def test_sets_and_pictures_are_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
+    sweep = sweep_of(tiny_model)
+    found = learned.Learner(bench.denoiser, bench.schedule, heaviest(sweep)).directions()
+    found.save(tmp_path / "set")
+    assert (
+        taken(tmp_path / "set") <= upkeep.set_bytes(4, bench.denoiser, bench.schedule) < taken(tmp_path / "set") + 4096
+    )
+    bench.draw(sweep, found, tmp_path)
+    real, counted = (tmp_path / "traversal.png").stat().st_size, upkeep.picture_bytes(4, bench.denoiser)
+    assert real <= counted < 4 * real, "noise compresses least"
+
+
+@pytest.mark.slow
+def test_the_state_of_a_trial_is_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
+    from orchestrator.engine import Engines
+
+    sweep = sweep_of(tiny_model, deepspeed={"zero": 0})
+    settings = heaviest(sweep)
+    engines = Engines(sweep.deepspeed, settings.batch)
+    learner = learned.Learner(bench.denoiser, bench.schedule, settings, engines.make)
+    learner.iterate(0)
+    engines.snapshot(1).write(tmp_path)
+    engines.close()
+    counted = upkeep.engine_bytes(bench.denoiser, bench.schedule, settings)
+    assert counted == pytest.approx(taken(tmp_path), rel=0.02)
+
+
+def test_the_cache_is_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
+    sweep = sweep_of(tiny_model, evaluate={"seeds": 6})
+    cache = SampleCache(tmp_path)
+    draw_pool(bench.denoiser, bench.schedule, 70, cache=cache)
+    for first in (1 << 30, 2 << 30):  # to choose by, and to report on
+        for part in (range(first, first + 6), range(first + 6, first + 30)):
+            list(draw_images(bench.denoiser, bench.schedule, part, cache=cache))
+    parts = upkeep.disk_parts(sweep, without_weights(sweep), bench.schedule, 2)
+    files = list(tmp_path.glob("*.safetensors"))
+    assert 0 <= sum(file.stat().st_size for file in files) - parts["samples_cache"] < 512 * len(files)
+
+
+def test_more_trials_seeds_and_reports_take_more(tiny_model: Path) -> None:
+    def parts(slots: int = 1, **sections: Any) -> dict[str, int]:
+        sweep = sweep_of(tiny_model, **sections)
+        denoiser = without_weights(sweep)
+        return upkeep.disk_parts(sweep, denoiser, Schedule.ddim(denoiser, sweep.sampler.steps), slots)
+
+    one = parts()
+    assert parts(slots=2)["while_trials_run"] == 2 * one["while_trials_run"]
+    assert parts(slots=9)["while_trials_run"] == 2 * one["while_trials_run"], "there are but two"
+    assert parts(evaluate={"every": 5})["mlflow_files"] > one["mlflow_files"]
+    many = parts(search={"seed": {"choice": [0, 1, 2]}}, budget={"trials": 3})
+    assert many["samples_cache"] > 1.5 * one["samples_cache"]
+    assert parts(recovery={"keep_trials": 1})["direction_sets_and_pictures"] * 2 == one["direction_sets_and_pictures"]
+    still = parts(method="random", search={"directions": {"choice": [3, 4]}})
+    assert still["while_trials_run"] < one["while_trials_run"]
+
+
+def test_free_space_is_that_where_the_folder_will_be(tmp_path: Path) -> None:
+    space = os.statvfs(tmp_path)
+    assert upkeep.free_at(tmp_path / "not" / "yet") == pytest.approx(space.f_bavail * space.f_frsize, rel=0.05)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """The hub's cache on this machine."""
+    import huggingface_hub
+
+    held: set[tuple[str, str]] = set()
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda name, file: "/a/path" if (name, file) in held else None
+    )
+    return held
+
+
+CELEBA = "google/ddpm-celebahq-256"
+
+
+def test_what_is_embedded_or_a_folder_is_not_downloaded(tiny_model: Path) -> None:
+    for model in ("toyfaces", tiny_model):
+        assert upkeep.downloads(sweep_of(model, predictor=str(tiny_model)), None) == []
+
+
+def test_what_the_hub_has_is_told_with_its_size_where_that_is_known(hub: set[tuple[str, str]]) -> None:
+    sweep = sweep_of(CELEBA, predictor="google/vit-base-patch16-224")
+    model, predictor = upkeep.downloads(sweep, without_weights(sweep))
+    assert (model.what, model.name, model.bytes) == ("model", CELEBA, 4 * 113_673_219)
+    assert (predictor.what, predictor.name, predictor.bytes) == ("predictor", "google/vit-base-patch16-224", None)
+    assert upkeep.downloads(sweep, None)[0].bytes is None
+
+
+@pytest.mark.parametrize("file", ["diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+def test_what_was_downloaded_is_not_downloaded_again(hub: set[tuple[str, str]], file: str) -> None:
+    hub |= {(CELEBA, file), ("a/b", "model.safetensors.index.json")}
+    assert upkeep.downloads(sweep_of(CELEBA, predictor="a/b"), None) == []
