@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from core.cache import SampleCache
 from core.directions import DirectionSet
+from core.errors import first_line
 from core.files import atomic_folder, write_json
 from core.randomness import REPORT_SEEDS
 from orchestrator import bundle
@@ -17,7 +19,9 @@ from orchestrator.books import Books
 from orchestrator.disk import with_space
 from orchestrator.drawing import Drawing
 from orchestrator.export import result_of
+from orchestrator.findings import read
 from orchestrator.ranking import Row, ranked
+from orchestrator.report_page import write_page
 from orchestrator.result import record
 from orchestrator.spec import Sweep
 
@@ -30,11 +34,15 @@ class Measured:
     random: Mapping[str, float]
 
 
-def crown(books: Books, run: Callable[..., Measured] = lambda work, *given: work(*given)) -> Row | None:
+def crown(
+    books: Books,
+    run: Callable[..., Measured] = lambda work, *given: work(*given),
+    say: Callable[[str], None] = lambda _: None,
+) -> Row | None:
     """Make the best completed trial's set the champion; None if none completed.
 
     Beside it stands the honest baseline: random directions, as many and as long, on the same seeds. run: where it is
-    measured.
+    measured; say: how the user is told that something is missing which can be made later.
     """
     sweep, folder = books.sweep, books.folder
     best = next((row for row in ranked(books.ledger.study, sweep) if row.state == "completed"), None)
@@ -44,7 +52,7 @@ def crown(books: Books, run: Callable[..., Measured] = lambda work, *given: work
     with tempfile.TemporaryDirectory() as temporary:
         found = DirectionSet.load(result_of(folder, best.trial_id, Path(temporary)) / "directions")
     origin = {**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
-    _keep(books, best, run(_measured, sweep, folder.cache, replace(found, provenance=origin)))
+    _keep(books, best, run(_measured, sweep, folder.cache, replace(found, provenance=origin)), say)
     return best
 
 
@@ -64,12 +72,24 @@ def _measured(sweep: Sweep, cache: Path, found: DirectionSet) -> Measured:
     return Measured(bundle.bundle(told, f"{sweep.name}, trial {found.provenance['trial']}"), random)
 
 
-def _keep(books: Books, best: Row, measured: Measured) -> None:
+def _keep(books: Books, best: Row, measured: Measured, say: Callable[[str], None]) -> None:
     folder, champion = books.folder, measured.champion.directions.metrics
-    with_space(lambda: _enthrone(measured.champion, folder.champion))
-    with_space(lambda: record(books, best, champion, measured.random, _last_end(books)))
     result = {"trial": best.trial_id, "champion": dict(champion), "random": dict(measured.random)}
+    with_space(lambda: _enthrone(measured.champion, folder.champion))
+    _report(books, result, say)
+    with_space(lambda: record(books, best, champion, measured.random, _last_end(books)))
     with_space(lambda: write_json(folder.result, result))
+
+
+def _report(books: Books, result: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """The page of the sweep, for MLflow too. It can be made again at any time, and so takes no sweep down."""
+    folder = books.folder
+    try:
+        write_page(read(folder, result), folder.report)
+    except Exception as error:
+        say(f"The report was not written ({first_line(error)}); make it with: orchestrate report {folder.name}")
+        return
+    with_space(lambda: books.outbox.file(None, folder.report, "report"))
 
 
 def _enthrone(champion: bundle.Bundle, to: Path) -> None:

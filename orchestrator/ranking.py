@@ -7,6 +7,7 @@ between them; the first objective breaks ties.
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import le
 from statistics import mean, stdev
@@ -29,10 +30,12 @@ from orchestrator.ledger import (
     parameters_of,
 )
 from orchestrator.lock import driver
+from orchestrator.spec import METRICS as METRIC_NAMES
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.study import open_study
 
+_SEED = "seed"
 _STATES = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -51,6 +54,17 @@ class Row:
     over: bool = True  # no further attempt will be made
     attempts: int = 1
     reason: str = ""
+    began: int = 0  # its place among the trials in the order in which they began, from 1
+    reports: dict[int, float] = field(default_factory=dict)  # iteration -> what it was compared by there
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """One configuration that was tried with several seeds."""
+
+    parameters: dict[str, Any]  # without the seed
+    seeds: list[int]
+    metrics: dict[str, tuple[float, float]]  # mean and standard deviation over the seeds
 
 
 @dataclass(frozen=True)
@@ -77,14 +91,18 @@ def ranked(study: optuna.Study, sweep: Sweep, driven: bool = True) -> list[Row]:
     trials = newest_rows(study)
     completed = [trial for trial in trials.values() if trial.state == TrialState.COMPLETE]
     front = _front(completed, sweep)
-    found = [_row(trial_id, trial, trial.number in front, driven) for trial_id, trial in trials.items()]
+    found = [
+        _row(trial_id, trial, trial.number in front, driven, began)
+        for began, (trial_id, trial) in enumerate(trials.items(), start=1)
+    ]
     done = [row for row in found if row.state == "completed"]
     others = sorted((row for row in found if row.state != "completed"), key=lambda row: (row.state, -row.iteration))
     return [*_by_mean_rank(done, sweep), *others]
 
 
-def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool) -> Row:
+def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool, began: int) -> Row:
     told = trial.user_attrs
+    reports = {int(step): report["value"] for step, report in told.get(REPORTS, {}).items()}
     ends = Ends(**told.get(ENDS, {}))
     if trial.state.is_finished():
         state = told.get(OUTCOME, _STATES[trial.state])
@@ -97,22 +115,21 @@ def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool) -> Row
         state,
         trial.params or parameters_of(trial),
         told.get(METRICS, {}),
-        int(told.get(STEP, 0)) or max(map(int, told.get(REPORTS, {})), default=0),
+        int(told.get(STEP, 0)) or max(reports, default=0),
         on_front,
         told.get(SECONDS),
         told.get(MEMORY, {}),
         trial.state.is_finished(),
         ends.attempt,
         told.get(REASON, ""),
+        began,
+        {step: value for step, value in sorted(reports.items()) if value is not None},
     )
 
 
 def _front(completed: list[FrozenTrial], sweep: Sweep) -> set[int]:
     """The numbers of the trials that no other beats: at least as good in every objective, and better in one."""
-    signs = [-1 if objective.mode == "max" else 1 for objective in sweep.objectives]
-    costs = {
-        trial.number: [sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in completed
-    }
+    costs = {trial.number: _turned(trial.values, sweep) for trial in completed}
     front: list[int] = []
     for number in sorted(costs, key=costs.__getitem__):  # whatever beats a trial comes before it
         own = costs[number]
@@ -133,7 +150,11 @@ def _columns(costs: list[list[float]]) -> list[list[float]]:
 
 def _costs(row: Row, sweep: Sweep) -> list[float]:
     """The objectives of a completed trial, turned so that less is better."""
-    return [row.metrics[objective.metric] * (-1 if objective.mode == "max" else 1) for objective in sweep.objectives]
+    return _turned([row.metrics[name] for name in sweep.objective_names], sweep)
+
+
+def _turned(values: Sequence[float], sweep: Sweep) -> list[float]:
+    return [-v if objective.mode == "max" else v for v, objective in zip(values, sweep.objectives, strict=True)]
 
 
 def _ahead(costs: list[float], columns: list[list[float]]) -> int:
@@ -163,4 +184,27 @@ def _method_row(method: str, trials: int, completed: list[Row]) -> MethodRow:
         {name: (mean(each), stdev(each) if len(each) > 1 else None) for name, each in values.items()},
         mean(seconds) if seconds else None,
         len(completed),
+    )
+
+
+def repeated(ranked: list[Row], sweep: Sweep) -> list[Repeated]:
+    """The configurations that were completed with more than one seed, by the mean rank of their trials."""
+    completed = [row for row in ranked if row.state == "completed"]
+    costs = _columns([_costs(row, sweep) for row in completed])
+    groups: dict[frozenset[tuple[str, Any]], list[Row]] = {}
+    for row in completed:
+        key = frozenset((name, value) for name, value in row.parameters.items() if name != _SEED)
+        groups.setdefault(key, []).append(row)
+    several = [rows for rows in groups.values() if len(rows) > 1 and all(_SEED in row.parameters for row in rows)]
+    several.sort(key=lambda rows: mean(_ahead(_costs(row, sweep), costs) for row in rows))
+    return [_repeated(rows) for rows in several]
+
+
+def _repeated(rows: list[Row]) -> Repeated:
+    names = [name for name in METRIC_NAMES if all(name in row.metrics for row in rows)]
+    values = {name: [row.metrics[name] for row in rows] for name in names}
+    return Repeated(
+        {name: value for name, value in rows[0].parameters.items() if name != _SEED},
+        sorted(row.parameters[_SEED] for row in rows),
+        {name: (mean(each), stdev(each)) for name, each in values.items()},
     )
