@@ -4,35 +4,24 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from orchestrator.arguments import parser
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _PIPED_WIDTH = 160  # columns, where no terminal says how wide it is
-_EPILOG = """\
-examples:
-  orchestrate sweep sweeps/toyfaces.yaml            search; the same command again resumes
-  orchestrate plan sweeps/celeba.yaml               what would run, without running it
-  orchestrate launch sweeps/celeba.yaml --on slurm  the files that run it on a cluster
-  orchestrate report toyfaces                       the ranked trials and the Pareto front
-  orchestrate export toyfaces --to out/             the best direction set, ready to use
-  orchestrate ui                                    compare everything in MLflow
-
-exit codes: 0 done, 2 a mistake in what was given, 1 anything else, 130 interrupted (state saved)
-"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     from core.errors import UserError
 
     try:
-        verb: Callable[[argparse.Namespace], int] = parsed.verb
-        return verb(parsed)
+        return _VERBS[parsed.verb](parsed)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,68 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="orchestrate",
-        description="Search for the best set of editing directions in the h-space of a pretrained diffusion model.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('h-space-orchestrator')}")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    rooted = argparse.ArgumentParser(add_help=False)
-    rooted.add_argument("--root", type=Path, metavar="DIR", help="where sweeps are kept (ORCHESTRATE_ROOT, or runs/)")
-
-    def add(
-        name: str, verb: Callable[[argparse.Namespace], int], summary: str, root: bool = True
-    ) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=summary, description=summary, parents=[rooted] if root else [])
-        made.set_defaults(verb=verb)
-        return made
-
-    for name, verb, summary in (
-        ("sweep", _sweep, "run a sweep; the same command again resumes it, or shows its result"),
-        ("plan", _plan, "show what a sweep would do, without running anything"),
-        ("launch", _launch, "write what runs a sweep on Slurm, Kubernetes or machines of Ray's; submits nothing"),
-    ):
-        with_spec = add(name, verb, summary)
-        with_spec.add_argument("spec", type=Path, metavar="SPEC", help="the sweep's YAML file")
-        with_spec.add_argument(
-            "--set", action="append", default=[], metavar="PATH=VALUE", help="override, e.g. budget.trials=4"
-        )
-        if name == "plan":
-            with_spec.add_argument(
-                "--device-memory", type=_size, metavar="SIZE", help="of a GPU to plan for, e.g. 24GB"
-            )
-        if name == "launch":
-            with_spec.add_argument("--on", required=True, choices=("slurm", "kuberay", "ray"), help="which cluster")
-            with_spec.add_argument("--to", type=Path, metavar="DIR", help="a new folder (default: NAME-CLUSTER)")
-            with_spec.add_argument("--dry-run", action="store_true", help="print the files, write nothing")
-        if name == "sweep":
-            with_spec.add_argument("--dry-run", action="store_true", help="the same as plan")
-            with_spec.add_argument("--address", help="a running Ray cluster (default: Ray on this machine)")
-            with_spec.add_argument(
-                "--fork", action="store_true", help="if the file has changed: a new sweep that learns from the old one"
-            )
-    standing = add("status", _status, "how sweeps stand")
-    standing.add_argument("sweep", nargs="?", metavar="SWEEP")
-    standing.add_argument(
-        "--repair", action="store_true", help="after a crash: make Optuna and MLflow agree with what still runs"
-    )
-    add("report", _report, "ranked trials, Pareto front, champion").add_argument("sweep", metavar="SWEEP")
-    taken = add("export", _export, "write a direction set, ready to use, into a new folder")
-    taken.add_argument("sweep", metavar="SWEEP")
-    taken.add_argument("--to", type=Path, required=True, metavar="DIR")
-    which = taken.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="ID", help="a trial or MLflow run instead of the champion")
-    which.add_argument("--top", type=int, metavar="N", help="the N best trials, one folder each")
-    served = add("ui", _ui, "open the MLflow interface of the embedded store")
-    served.add_argument("--port", type=int, default=5000)
-    checked = add("doctor", _doctor, "check this machine: versions, devices, compiled operators, disk")
-    checked.add_argument("--build", action="store_true", help="compile DeepSpeed's operators now")
-    return parser
 
 
 def _sweep(given: argparse.Namespace) -> int:
@@ -135,10 +62,16 @@ def _sweep(given: argparse.Namespace) -> int:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    from orchestrator.plan import show
+    from orchestrator.plan import as_json, show
     from orchestrator.spec import load
 
-    show(load(given.spec, given.set), _console(), _root(given), getattr(given, "device_memory", None))
+    sweep = load(given.spec, given.set)
+    names = ("device_memory", "samples", "probe", "price_per_hour")
+    asked = {name: getattr(given, name) for name in names if hasattr(given, name)}  # sweep --dry-run asks for nothing
+    if getattr(given, "json", False):
+        print(as_json(sweep, _console(sys.stderr), _root(given), **asked))
+    else:
+        show(sweep, _console(), _root(given), **asked)
     return 0
 
 
@@ -153,21 +86,34 @@ def _launch(given: argparse.Namespace) -> int:
 
 
 def _status(given: argparse.Namespace) -> int:
-    from orchestrator.status import show
+    from orchestrator import status
 
     if given.repair:
         from orchestrator.repair import repair
 
-        repair(_root(given), given.sweep, _console())
-    show(_root(given), given.sweep, _console())
+        repair(_root(given), given.sweep, _console(sys.stderr if given.json else None))
+    if given.json:
+        print(status.document(_root(given), given.sweep))
+    else:
+        (status.watch if given.watch else status.show)(_root(given), given.sweep, _console())
     return 0
 
 
 def _report(given: argparse.Namespace) -> int:
-    from orchestrator.report import show
     from orchestrator.store import SweepFolder
 
-    show(SweepFolder(_root(given), given.sweep), _console())
+    folder = SweepFolder(_root(given), given.sweep)
+    if given.json:
+        from orchestrator.findings import as_json, read
+
+        print(as_json(read(folder)))
+        return 0
+    from orchestrator.report import show
+    from orchestrator.report_page import write_page
+
+    console = _console()
+    found = show(folder, console)
+    console.print(f"Page: {write_page(found, given.to or folder.report)}", soft_wrap=True, highlight=False)
     return 0
 
 
@@ -177,9 +123,47 @@ def _export(given: argparse.Namespace) -> int:
 
     folder = SweepFolder(_root(given), given.sweep)
     folder.read()
-    for made in export(folder, given.to, given.run, given.top):
+    for made in export(folder, given.to, given.run, given.top, given.format, _console(sys.stderr).print):
         print(made)
     return 0
+
+
+def _name(given: argparse.Namespace) -> int:
+    from orchestrator.naming import name, parse_names
+
+    names = parse_names(given.names)
+    found = name(given.bundle, names, given.predictor, given.words, given.model, given.names_only)
+    for number, called in enumerate(found.names):
+        print(f"{number:3}  {called}")
+    return 0
+
+
+def _gallery(given: argparse.Namespace) -> int:
+    from orchestrator.naming import gallery
+
+    gallery(given.bundles, given.to, given.model)
+    print(given.to)
+    return 0
+
+
+def _edit(given: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from orchestrator.edit import Asked, edit
+
+    told = {field.name: getattr(given, field.name) for field in fields(Asked)}
+    if told["window"] is not None:
+        told["window"] = tuple(told["window"])
+    edit(given.bundle, given.to, Asked(**told), _console(sys.stderr))
+    print(given.to)
+    return 0
+
+
+def _explore(given: argparse.Namespace) -> int:
+    from orchestrator.explore import serve
+
+    model, any_model, steps = given.model, given.any_model, given.steps
+    return serve(given.bundle, given.port, not given.no_browser, _console(), model, any_model, steps)
 
 
 def _ui(given: argparse.Namespace) -> int:
@@ -194,14 +178,11 @@ def _doctor(given: argparse.Namespace) -> int:
     return show(_root(given), given.build, _console())
 
 
-def _size(text: str) -> str:
-    from orchestrator.spec import Size
-    from orchestrator.spec.problems import Refused
+def _completion(given: argparse.Namespace) -> int:
+    import shtab
 
-    try:
-        return Size().check(text)
-    except Refused as refused:
-        raise argparse.ArgumentTypeError(refused.problems[0].text) from None
+    print(shtab.complete(parser(), shell=given.shell))
+    return 0
 
 
 def _root(given: argparse.Namespace) -> Path:
@@ -210,12 +191,28 @@ def _root(given: argparse.Namespace) -> Path:
     return given.root or default_root()
 
 
-def _console() -> "Console":
+def _console(file: TextIO | None = None) -> "Console":
     from rich.console import Console
 
     # No markup: what errors and folders say may look like it.
-    return Console(markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return Console(file=file, markup=False, width=None if (file or sys.stdout).isatty() else _PIPED_WIDTH)
 
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "sweep": _sweep,
+    "plan": _plan,
+    "launch": _launch,
+    "status": _status,
+    "report": _report,
+    "ui": _ui,
+    "export": _export,
+    "name": _name,
+    "gallery": _gallery,
+    "edit": _edit,
+    "explore": _explore,
+    "doctor": _doctor,
+    "completion": _completion,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,7 @@
 """The command line: quick to answer, and clear about what it was given."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
+from orchestrator.arguments import SHELLS
 from orchestrator.spec import Sweep
 from tests.orchestrator.conftest import Orchestrate
 
@@ -28,15 +30,40 @@ print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("loaded: []")
-    for verb in ("sweep", "plan", "status", "report", "export", "ui", "doctor"):
+    for verb in cli._VERBS:
         assert verb in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["sweep", "plan", "status", "report", "export", "ui", "doctor"])
-def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("verb", cli._VERBS)
+def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main([verb, "--help"])
-    assert done.value.code == 0 and "usage: orchestrate" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert done.value.code == 0 and "usage: orchestrate" in told
+    examples = [line.strip() for line in told.partition("examples:")[2].splitlines() if line.startswith("  orch")]
+    assert examples
+    for example in examples:  # an example that cannot be parsed helps nobody
+        words = shlex.split(example.split("   ")[0])
+        end = next((i for i, word in enumerate(words) if word in "|>"), len(words))
+        assert cli.parser().parse_args(words[1:end]).verb == verb
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_verbs_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "explore" in script
+    assert "--device-memory" in script or shell == "tcsh"  # which completes verbs alone
+
+
+def test_bash_takes_the_completion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["completion", "bash"])
+    script = capsys.readouterr().out + (
+        "COMP_WORDS=(orchestrate exp); COMP_CWORD=1\n$(complete -p orchestrate | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert sorted(done.stdout.split()) == ["explore", "export"], done.stderr
 
 
 FIVE_MISTAKES = """\
