@@ -2,6 +2,7 @@
 # make test    all tests
 # make check   what CI checks beside the tests
 # make faults  real sweeps under real faults, about a quarter of an hour; LONG=1 for twice the kills
+# make browser-test  what a person sees, in a real browser
 # make cluster-test  real sweeps on real Ray clusters on this machine, of hosts of their own where root runs it
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,13 +10,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: sweep test check faults cluster-test install ops format clean
+.PHONY: sweep test check faults browser-test cluster-test install ops format clean
 
 sweep: ops
 	orchestrate sweep sweeps/toyfaces.yaml
 
 test: ops
-	python -m pytest -q
+	python -m pytest -q -n 2 --dist loadgroup
 
 check: install
 	ruff check .
@@ -25,6 +26,9 @@ check: install
 
 faults: ops
 	python -m tests.faults $(if $(LONG),--long)
+
+browser-test: ops
+	python -m pytest tests/browser
 
 cluster-test: ops
 	python -m tests.cluster

@@ -131,7 +131,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from rich.console import Console
 
         from benchmarks import standin
-        from orchestrator import books, export, ledger, outbox, searcher, sweep
+        from orchestrator import books, crown, ledger, outbox, searcher, sweep
         from orchestrator.spec import parse
 
         os.environ[TEMPLATE] = str(_template(root / "template"))
@@ -144,7 +144,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
             (books.Books, ["started", "reported", "ended", "_tidy"]),
             (outbox.Outbox, ["_put", "_deliver", "close"]),
             (sweep, ["_tune"]),
-            (export, ["crown"]),
+            (crown, ["crown"]),
         ):
             for name in names:
                 meter.watch(owner, name)
@@ -235,7 +235,7 @@ def _account(load: Load, log: Log, began: float, folder: Path) -> dict[str, Any]
         "load": asdict(load),
         "whole": time.perf_counter() - began,
         "tune": meter.seconds["sweep._tune"],
-        "crown": meter.seconds["export.crown"],
+        "crown": meter.seconds["crown.crown"],
         "flush": meter.seconds["Outbox.close"],
         "trials": log.ended[-1]["at"] - first,
         "processes": len(log.processes),

@@ -14,14 +14,18 @@ from core.errors import UserError
 from orchestrator.checkpoints import CheckpointError, keep_best
 from orchestrator.disk import with_space
 from orchestrator.ledger import ENDS, MEMORY, METRICS, SECONDS, STEP, Ends, Ledger, parameters_of
+from orchestrator.lineage import of_trial
 from orchestrator.outbox import Outbox
 from orchestrator.outcome import ADVICE, TrialOutcome
 from orchestrator.process import end_process
 from orchestrator.ranking import ranked
+from orchestrator.runs import NOTE, UNDER_WAY, trial_note
+from orchestrator.space import whole
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking
 from orchestrator.trial_state import State
+from orchestrator.usage import USAGE
 
 # How MLflow says that a run has ended.
 _STATUS = {TrialOutcome.COMPLETED: "FINISHED", TrialOutcome.PRUNED: "FINISHED", TrialOutcome.PREEMPTED: "KILLED"}
@@ -39,7 +43,11 @@ class Books:
 
     def started(self, trial_id: str, parameters: Mapping[str, Any], attempt: int) -> None:
         """An attempt at a trial has begun."""
-        with_space(lambda: self.outbox.start(trial_id, parameters, {"attempt": str(attempt)}))
+        given = whole(parameters, self.sweep.space)
+        inputs = of_trial(self.sweep, self.ledger.weights, given)
+        tags = {"sweep": self.sweep.name, "method": str(given["method"]), "attempt": str(attempt)}
+        tags |= {"on_front": "false", **UNDER_WAY}
+        with_space(lambda: self.outbox.start(trial_id, parameters, tags, inputs=inputs))
 
     def reported(self, trial_id: str, report: Mapping[str, Any], stopped: bool = False) -> bool:
         """A running trial has reported. False where that report is known: a trial that goes on repeats its last one."""
@@ -58,6 +66,8 @@ class Books:
         ]
         measured = {"step": report[STEP], **report[METRICS], SECONDS: report[SECONDS]}
         self.outbox.metrics(trial_id, [*training, measured], report["milliseconds"])
+        if report.get(USAGE):
+            self.outbox.usage(trial_id, report[USAGE])
         if report[MEMORY]:
             self.outbox.tags(trial_id, {name: str(value) for name, value in report[MEMORY].items()})
         try:
@@ -81,10 +91,11 @@ class Books:
         """
         again = None if final else self.ledger.may_go_on(trial_id, outcome)
         status = "KILLED" if again else _STATUS.get(outcome, "FAILED")
-        tags = {"outcome": str(outcome), "reason": reason}
+        row = self.ledger.running()[trial_id]
         if not self.ledger.reports(trial_id):  # it may have ended before it began
-            row = self.ledger.running()[trial_id]
             self.started(trial_id, parameters_of(row), Ends(**row.user_attrs.get(ENDS, {})).attempt)
+        note = trial_note(self.sweep, trial_id, parameters_of(row), str(outcome), reason, report or {})
+        tags = {"outcome": str(outcome), "reason": reason, NOTE: note}
         with_space(lambda: self.outbox.end(trial_id, status, tags, int(time.time() * 1000)))
         self.ledger.end(trial_id, outcome, reason, report, again)
         if again is None:

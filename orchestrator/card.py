@@ -8,6 +8,7 @@ import yaml
 from core.dials import Dial
 from core.directions import DirectionSet
 from core.metrics import METRICS
+from core.zoo import MODELS
 
 _SHOWN = 3  # attributes of a direction
 _LEAST = 0.2  # standard deviations that are worth a word
@@ -15,7 +16,7 @@ _LEAST = 0.2  # standard deviations that are worth a word
 _ALONE = """from diffusers import DDIMPipeline
 from apply_directions import applied  # the file in this folder; needs torch and safetensors alone
 
-pipeline = DDIMPipeline.from_pretrained({model})
+pipeline = DDIMPipeline.from_pretrained({model}){shipped}
 with applied(pipeline.unet, ".", {name}, scale=1.0{asymmetric}):
     images = pipeline(num_inference_steps={steps}, eta={eta}).images"""
 
@@ -87,8 +88,10 @@ def _use(directions: DirectionSet) -> str:
     origin = directions.provenance
     asymmetric = ", asymmetric=pipeline.scheduler" if origin.get("injection") == "asymmetric" else ""
     two = dict(zip(directions.names[:2], (1.0, -0.5), strict=False))
+    model = str(origin.get("model"))
     values = {
-        "model": _quoted(origin.get("model")),
+        "model": _quoted(f"core/zoo/{model}" if model in MODELS else model),
+        "shipped": "  # of h-space-orchestrator" if model in MODELS else "",
         "name": _quoted(directions.names[0]),
         "edit": "{" + ", ".join(f"{_quoted(name)}: {scale}" for name, scale in two.items()) + "}",
         "steps": len(directions.timesteps),

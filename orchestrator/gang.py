@@ -184,7 +184,7 @@ def _share(given: Mapping[str, Any]) -> None:
     trial = folder.trial(config["trial_id"])
     for report in run_trial(config["parameters"], sweep, trial, cache, around, config["out_of_memory"]):
         post.watchdog.rest()
-        train.report(report)
+        train.report(post.told(report))
         post.watchdog.step()
     post.leave()
 

@@ -125,7 +125,7 @@ class Ledger:
     def spent(self) -> float:
         """Seconds that the sweep has been under way, over all its starts. Whatever passes from now on counts."""
         self._counted = time.monotonic()
-        return float(self.study.user_attrs.get(_SPENT, 0.0))
+        return spent_s(self.study)
 
     def count_time(self, at_least: float = _COUNT_S) -> None:
         """Keep, once a minute, how long the sweep has been under way."""
@@ -280,6 +280,11 @@ def parameters_of(row: FrozenTrial) -> dict[str, Any]:
     """What a row was asked; of one that waited, what it has to be, even where it was killed before it was asked all."""
     parameters: dict[str, Any] = row.system_attrs.get("fixed_params", row.params)
     return parameters
+
+
+def spent_s(study: optuna.Study) -> float:
+    """Seconds that a sweep has been under way, over all its starts, as far as was kept."""
+    return float(study.user_attrs.get(_SPENT, 0.0))
 
 
 def newest_rows(study: optuna.Study) -> dict[str, FrozenTrial]:

@@ -23,8 +23,11 @@ from typing import Any
 
 from core.errors import first_line
 from core.files import TEMPORARY, write_json
+from orchestrator.delivery import Delivery, Refused
+from orchestrator.lineage import Dataset
+from orchestrator.mlstore import permanent
 from orchestrator.spool import Record, Spool, Unreadable, pending
-from orchestrator.tracking import Tracking, permanent
+from orchestrator.tracking import Tracking
 
 log = logging.getLogger(__name__)
 Tell = Callable[[str], None]
@@ -32,11 +35,8 @@ Steps = dict[str, dict[str, int]]  # trial -> metric -> last step
 
 _LONGEST_WAIT_S = 30.0
 _TOLD_AFTER = 2  # failures in a row: a single one may be a moment's
+_OF_POINTS = ("step", "milliseconds")  # what a point has beside its values
 _PARENT = "sweep"  # stands for the sweep's own run where a trial's id would
-
-
-class _Refused(Exception):
-    """A record that no sending again can help."""
 
 
 class Outbox:
@@ -51,7 +51,7 @@ class Outbox:
         self.path, self.tracking, self.tell = path, tracking, tell
         self.experiment_id, self.parent_run = experiment_id, parent_run
         self._spool = Spool(path)
-        self._runs: dict[str, str] = {}  # trial id -> run id
+        self._delivery = Delivery(tracking, experiment_id, parent_run)
         self._told: set[str] = set()
         self._sender: threading.Thread | None = None
         self._alone = threading.Lock()  # held by who sends; one that was given up may still wait for an answer
@@ -66,23 +66,38 @@ class Outbox:
         parameters: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         milliseconds: int | None = None,
+        inputs: Sequence[Dataset] = (),
     ) -> None:
-        """The trial's run is there and RUNNING; a resumed trial keeps the one it has."""
+        """The trial's run is there and RUNNING; a resumed trial keeps the one it has. inputs: what it works on."""
         plain = {name: str(value) for name, value in (parameters or {}).items()}
-        self._put("start", trial_id, {"parameters": plain, "tags": dict(tags or {})}, milliseconds)
+        values = {"parameters": plain, "tags": dict(tags or {}), "inputs": list(inputs)}
+        self._put("start", trial_id, values, milliseconds)
 
     def metrics(
         self, trial_id: str | None, points: Sequence[Mapping[str, float]], milliseconds: int | None = None
     ) -> None:
-        """Values at steps, [{"step": 5, "loss": 0.1}, ...]. A metric's steps increase; one that is there stays."""
+        """Values at steps, [{"step": 5, "loss": 0.1}, ...]. A metric's steps increase; one that is there stays.
+
+        A point may have a time of its own, as "milliseconds".
+        """
         values = [
-            [name, value if math.isfinite(value) else str(value), int(point["step"])]  # JSON knows no NaN
+            # JSON knows no NaN.
+            [name, value if math.isfinite(value) else str(value), int(point["step"]), point.get("milliseconds")]
             for point in points
-            for name, value in ((name, float(value)) for name, value in point.items() if name != "step")
+            for name, value in ((name, float(value)) for name, value in point.items() if name not in _OF_POINTS)
             if int(point["step"]) > self.last_step(trial_id, name)
         ]
         if values:
             self._put("metrics", trial_id, {"points": values}, milliseconds)
+
+    def usage(self, trial_id: str, samples: Sequence[Mapping[str, float]]) -> None:
+        """What a trial took of its machine (orchestrator.usage), one sample after the other, as MLflow counts them."""
+        first = 1 + max((self.last_step(trial_id, name) for sample in samples for name in sample), default=0)
+        self.metrics(trial_id, [{**sample, "step": first + n} for n, sample in enumerate(samples)])
+
+    def inputs(self, trial_id: str | None, datasets: Sequence[Dataset]) -> None:
+        """What the run has worked on, beside what it was started with (orchestrator.lineage)."""
+        self._put("inputs", trial_id, {"inputs": list(datasets)})
 
     def tags(self, trial_id: str | None, values: Mapping[str, str]) -> None:
         self._put("tags", trial_id, {"tags": dict(values)})
@@ -90,6 +105,10 @@ class Outbox:
     def folder(self, trial_id: str | None, folder: Path, name: str) -> None:
         """The files of a folder as the artifact folder `name`, over those that it has."""
         self._put("folder", trial_id, {"name": name}, files=folder)
+
+    def file(self, trial_id: str | None, file: Path, name: str) -> None:
+        """One file in the artifact folder `name`, over the one of that name that it has."""
+        self._put("folder", trial_id, {"name": name}, files=file)
 
     def image(self, trial_id: str | None, picture: Path, key: str, step: int, milliseconds: int | None = None) -> None:
         """A picture of a step. Its steps increase; one that is there stays."""
@@ -103,9 +122,9 @@ class Outbox:
         """FINISHED, FAILED or KILLED."""
         self._put("end", trial_id, {"status": status, "tags": dict(tags or {})}, milliseconds)
 
-    def register(self, name: str, artifact: str) -> None:
+    def register(self, name: str, artifact: str, description: str = "") -> None:
         """An artifact folder of the sweep's run as the champion of the registered model `name`."""
-        self._put("register", None, {"name": name, "artifact": artifact})
+        self._put("register", None, {"name": name, "artifact": artifact, "description": description})
 
     def last_step(self, trial_id: str | None, name: str) -> int:
         """The last step at which a metric was put down; -1 where it never was."""
@@ -216,7 +235,7 @@ class Outbox:
             try:
                 record = self._spool.read(number)
                 if record is not None:  # else another process has sent it since this one gave up
-                    self._send(record, self._spool.files(number))
+                    self._delivery.send(record, self._spool.files(number))
             except Exception as error:
                 if not self._hopeless(error):
                     return error
@@ -235,51 +254,10 @@ class Outbox:
         """
         if isinstance(error, Unreadable):
             return True
-        if not isinstance(error, _Refused) and not permanent(error):
+        if not isinstance(error, Refused) and not permanent(error):
             return False
         self.tracking.reach(self.parent_run)
         return True
-
-    def _send(self, record: Record, files: Path) -> None:
-        run, time_ms = self._run(record), record["time"]
-        match record["kind"]:
-            case "start":
-                pass  # `_run` has seen to it
-            case "metrics":
-                self.tracking.points(
-                    run, [(name, float(value), step) for name, value, step in record["points"]], time_ms
-                )
-            case "tags":
-                self.tracking.tags(run, record["tags"])
-            case "folder":
-                self.tracking.folder(run, _there(files), record["name"])
-            case "image":
-                self.tracking.image(run, _there(files / record["name"]), record["key"], record["step"], time_ms)
-            case "end":
-                self.tracking.end(run, record["status"], record["tags"], time_ms)
-            case "register":
-                self.tracking.register(record["name"], run, record["artifact"])
-            case kind:
-                raise _Refused(f"a record of an unknown kind, {kind}")
-
-    def _run(self, record: Record) -> str:
-        """The run that a record is about; one that starts a run has done so after this."""
-        trial, starts = record["trial"], record["kind"] == "start"
-        if trial is None:
-            if starts:
-                self.tracking.restart(self.parent_run)
-                self.tracking.tags(self.parent_run, record["tags"])
-            return self.parent_run
-        if starts:
-            self._runs[trial] = self.tracking.start_child(
-                self.experiment_id, self.parent_run, trial, record["parameters"], record["tags"], record["time"]
-            )
-        elif trial not in self._runs:
-            found = self.tracking.child(self.experiment_id, self.parent_run, trial)
-            if found is None:
-                raise _Refused(f"trial {trial} has no run in the store: it was deleted, or never started")
-            self._runs[trial] = str(found.info.run_id)
-        return self._runs[trial]
 
     def _acknowledge(self, number: int, record: Record) -> None:
         """Remove a record that the store has. The steps that it recorded are put down first, lest they be repeated."""
@@ -310,16 +288,9 @@ def _advance(steps: Steps, record: Record) -> None:
     if record.get("kind") == "image":
         points = [(_image(record["key"]), None, record["step"])]
     known = steps.setdefault(record.get("trial") or _PARENT, {})
-    for name, _, step in points:
+    for name, _, step, *_ in points:
         known[name] = max(known.get(name, -1), int(step))
 
 
 def _image(key: str) -> str:
     return f"image {key}"
-
-
-def _there(path: Path) -> Path:
-    """A path of a record's files. Raises Unreadable where it has gone."""
-    if not path.exists():
-        raise Unreadable(f"its files have gone: {path.name}")
-    return path

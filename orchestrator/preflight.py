@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from core import predictors
 from core.denoiser import Denoiser
@@ -11,10 +10,10 @@ from core.errors import UserError
 from core.images import load_pairs
 from core.masks import find_mask
 from core.methods.jacobian import check_count
-from core.pool import SPREAD_SAMPLES, training_seeds
+from core.pool import training_seeds
 from core.schedule import Schedule
 from core.zoo.attributes import Attributes
-from orchestrator.settings import settings_of
+from orchestrator.settings import samples_of, settings_of
 from orchestrator.space import configurations, sample, size
 from orchestrator.spec import Sweep, Value, countable
 
@@ -107,7 +106,7 @@ def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
     for parameters in configurations(sweep.space) if small else sample(sweep.space, _TRIED, sweep.seed):
         try:
             settings = settings_of(parameters, sweep)
-            training_seeds(_samples_of(settings), settings.seed)
+            training_seeds(samples_of(settings), settings.seed)
             if parameters["method"] == "jacobian":
                 mask = find_mask(denoiser, settings.box, settings.mask)
                 if settings.directions <= prod(denoiser.h_shape):  # else told already
@@ -115,11 +114,6 @@ def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
         except UserError as error:
             told[f"method {parameters['method']}: {error}"] = None
     yield from told
-
-
-def _samples_of(settings: Any) -> int:
-    """How many training samples a method draws at most."""
-    return int(getattr(settings, "pool", 0) or getattr(settings, "samples", SPREAD_SAMPLES))
 
 
 def _values(sweep: Sweep, name: str) -> list[Value]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, Step
 from core.methods import METHODS
+from core.pool import SPREAD_SAMPLES
 from orchestrator.spec import Sweep
 
 
@@ -39,6 +40,11 @@ def settings_of(parameters: Mapping[str, Any], sweep: Sweep) -> Any:
     method = parameters["method"]
     given = dict(_translated(name, value) for name, value in parameters.items() if name != "method")
     return METHODS[method].Settings(**{"seed": sweep.seed, **_of_sweep(method, given, sweep), **given})
+
+
+def samples_of(settings: Any) -> int:
+    """How many training samples a method draws at most."""
+    return int(getattr(settings, "pool", 0) or getattr(settings, "samples", SPREAD_SAMPLES))
 
 
 def _translated(name: str, value: Any) -> tuple[str, Any]:

@@ -5,7 +5,9 @@ study.db      Optuna: what has become of every trial; not there where the sweep 
 trials/       a folder for each trial, with its checkpoints
 outbox/       what MLflow has not got yet
 champion/     the exported best set
+model/        the same as a model that MLflow loads
 result.json   the champion and the baseline on the reporting seeds
+report.html   what `orchestrate report` found when it was last asked
 tune/         Ray Tune's own files, of the last start only
 lock, stop    held by the process that drives the sweep; there when trials shall save and end
 
@@ -29,7 +31,7 @@ from orchestrator.database import Database, Where, place
 from orchestrator.secrets import redacted
 from orchestrator.spec import Sweep, deciding, parse
 from orchestrator.spec.domains import Slug
-from orchestrator.spec.problems import Refused
+from orchestrator.spec.problems import Refused, nearest
 
 _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 
@@ -94,8 +96,16 @@ class SweepFolder:
         return self.path / "result.json"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def tune(self) -> Path:
         return self.path / "tune"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
 
     @property
     def champion(self) -> Path:
@@ -116,6 +126,8 @@ class SweepFolder:
         if not (self.path / file).is_file():
             there = sorted(p.parent.name for p in self.root.glob("*/sweep.json"))
             known = f"sweeps there: {', '.join(there)}" if there else "no sweep has run there"
+            near = nearest(self.name, there)
+            known += f"; did you mean {near!r}?" if near and near != self.name else ""
             raise UserError(f"no {file} of a sweep '{self.name}' in {self.root}; {known}")
         try:
             content = json.loads((self.path / file).read_text())

@@ -15,15 +15,18 @@ from ray import tune
 from rich.console import Console
 
 from core.errors import UserError
-from orchestrator import export, report
+from orchestrator import report, views
 from orchestrator.books import Books
 from orchestrator.cluster import Cluster
+from orchestrator.crown import crown
 from orchestrator.database import place
 from orchestrator.disk import full
 from orchestrator.fork import carry_over, forked
 from orchestrator.gang import GangDriver
 from orchestrator.inspection import inspect
 from orchestrator.ledger import Ledger
+from orchestrator.lineage import of_model
+from orchestrator.live import Screen, screen
 from orchestrator.lock import driver, driving
 from orchestrator.operators import compiler_missing, missing
 from orchestrator.outbox import Outbox
@@ -31,6 +34,7 @@ from orchestrator.outcome import sentence
 from orchestrator.placement import Room, fitting, of_trial, of_worker, refuse_unfit
 from orchestrator.preflight import check_model
 from orchestrator.recorder import Recorder
+from orchestrator.runs import UNDER_WAY, sweep_tags
 from orchestrator.searcher import InOrder, LedgerAsha, LedgerSearch
 from orchestrator.space import trials
 from orchestrator.spec import Sweep
@@ -71,8 +75,8 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
         return sweep.name
     model = check_model(sweep)
     folder.refuse_other_weights(model.weights)
-    if not folder.exists():
-        tracking.check()
+    if not folder.exists() and (told := tracking.check()):
+        console.print(told, soft_wrap=True, highlight=False, markup=False)
     if not folder.exists() or "study" not in folder.read():
         check_place(sweep)
     with driving(folder.lock, f"sweep '{sweep.name}'"):
@@ -119,10 +123,12 @@ def _go(course: Course, tracking: Tracking, weights: str) -> None:
         console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
         if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_missing()):
             console.print(slower)
-        outbox.start(None)
+        outbox.start(None, tags=UNDER_WAY, inputs=of_model(sweep, weights))
         try:
-            _search(books, course)
-            best = export.crown(books, partial(course.cluster.run, of_worker(sweep)))
+            with screen(console, sweep, slots, books.ledger.spent()) as shown:
+                _search(books, course, shown)
+            console.print("Measuring the best set beside random directions ...", style="dim")
+            best = crown(books, partial(course.cluster.run, of_worker(sweep)), console.print)
         except BaseException:
             books.settle()
             outbox.end(None, "KILLED", {"outcome": "interrupted"})
@@ -157,8 +163,9 @@ def _prepare(sweep: Sweep, folder: SweepFolder, tracking: Tracking, weights: str
         state = folder.add(study=place(folder.book))
     if "parent_run" not in state:
         experiment = tracking.experiment(sweep.experiment)
-        tags = {"sweep": sweep.name, "sweep_id": state["id"], "identity": sweep.identity(), "model": sweep.model}
+        tags = sweep_tags(sweep, state["id"])
         parent = tracking.start_parent(experiment, sweep.name, tags, sweep.resolved())
+        tracking.tag_experiment(experiment, views.tag(sweep, parent, int(time.time() * 1000)))
         folder.add(tracking_uri=tracking.shown, experiment_id=experiment, parent_run=parent)
 
 
@@ -167,7 +174,7 @@ def _outbox(folder: SweepFolder, tracking: Tracking, console: Console) -> Outbox
     return Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
 
 
-def _search(books: Books, course: Course) -> None:
+def _search(books: Books, course: Course, shown: Screen) -> None:
     """Run what is left of the trials, with a new start of Tune for whatever ends it too early.
 
     Raises Interrupted if the user stops it.
@@ -179,7 +186,7 @@ def _search(books: Books, course: Course) -> None:
         before, error = ledger.progress(), None
         try:
             with stopping.search():
-                _tune(books, course)
+                _tune(books, course, shown)
         except Exception as raised:
             error = raised
         ledger.count_time(0)
@@ -205,7 +212,7 @@ def _start_again(cluster: Cluster, error: Exception | None) -> None:
     cluster.start()
 
 
-def _tune(books: Books, course: Course) -> None:
+def _tune(books: Books, course: Course, shown: Screen) -> None:
     """One experiment of Tune's over what is left to do."""
     sweep, folder, stopping = course.sweep, course.folder, course.stopping
 
@@ -233,7 +240,7 @@ def _tune(books: Books, course: Course) -> None:
         run_config=tune.RunConfig(
             name=folder.tune.name,
             storage_path=str(folder.path),
-            callbacks=[Recorder(books, course.console, look)],
+            callbacks=[Recorder(books, shown, look)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             failure_config=tune.FailureConfig(max_failures=0),  # a new attempt is the ledger's to make
             stop=stopping.stopper(),

@@ -5,62 +5,40 @@ sweep records comes from its outbox (orchestrator.outbox), which sends again wha
 it makes here can be made twice and leaves what one call leaves.
 """
 
-import fcntl
 import functools
-import logging
-import os
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the address may hold a password
+# First, for MLflow reads its environment on import.
+from orchestrator.mlstore import check_version, flatten, open_store, patiently, quieten, refusal, store_uri
 
-import mlflow  # noqa: E402  # reads its environment on import
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException, RestException  # noqa: E402
-from PIL import Image, UnidentifiedImageError  # noqa: E402
+# isort: split
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
 
-from core.errors import UserError, first_line  # noqa: E402
-from orchestrator.secrets import redacted, scrub  # noqa: E402
+from core.errors import UserError, first_line
+from orchestrator.secrets import redacted, scrub
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Point = tuple[str, float, int, int | None]  # metric, value, step, milliseconds
 
 PARENT = "mlflow.parentRunId"
 _KIND = "mlflow.experimentKind"
 _IMAGES = "mlflow.loggedImages"  # MLflow's page shows a run's images where it has this tag
 _UNCLAIMED, _SWEEP_RUN = "unclaimed", "sweep_run"
 _PARAMETER_LIMIT = 500  # characters MLflow keeps of a parameter
+_CONTEXT = "mlflow.data.context"  # what a run had a dataset for, as MLflow's page shows it
 _BATCH = 1000  # metrics that MLflow takes in one request
 _THUMBNAIL = 256  # pixels, of the small picture that MLflow's page shows first
-_BUSY_S = 60.0  # how long another process may hold the embedded store
-
-# What the store will say again however often it is asked. Rights, limits and a server's own faults can be mended.
-_PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
-_PERMANENT_STATUS = (400, 413, 414, 422)  # the same in HTTP, from what stores artifacts
-
-
-def permanent(error: Exception) -> bool:
-    """Whether the same call would fail for ever, though the store answers."""
-    if isinstance(error, UserError):  # the store could not be opened
-        return False
-    if isinstance(error, MlflowException):
-        if error.error_code == "BAD_REQUEST":  # also what a proxy says, and a server with too few connections
-            return "QueuePool" not in str(error) and (
-                isinstance(error, RestException) or "API request" not in str(error)
-            )
-        return error.error_code in _PERMANENT
-    if isinstance(error, OSError):
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        return isinstance(error, UnidentifiedImageError) or status in _PERMANENT_STATUS
-    return isinstance(error, ValueError | TypeError | KeyError)
 
 
 def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate["Tracking", P], T]:
@@ -80,67 +58,40 @@ def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate
     return told
 
 
-def _refusal(error: Exception, shown: str) -> str | None:
-    """What a server wants that answers and will not serve us, and what to do; None where it is another failure."""
-    said, code = str(error), getattr(error, "error_code", "")
-    if "Invalid Host header" in said:
-        host = urlsplit(shown).netloc.rpartition("@")[2]
-        return f"does not know itself by that name; start it with --allowed-hosts '{host}', or call it by another name"
-    if code == "UNAUTHENTICATED" or "error code 401 " in said:
-        return (
-            "wants to know who asks; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN, to what it accepts"
-        )
-    if code == "PERMISSION_DENIED" or "error code 403 " in said:
-        return (
-            "refuses this user; have the right to read and make experiments granted, or set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to one that has it"
-        )
-    return None
-
-
-def store_uri(uri: str | None, root: Path) -> str:
-    """A server's address, or the embedded store under `root`."""
-    return uri or f"sqlite:///{root.resolve()}/mlflow.db"
-
-
 class Tracking:
     """One sweep's runs in an MLflow store."""
 
     def __init__(self, uri: str | None, root: Path) -> None:
         self.uri, self.root, self.embedded = store_uri(uri, root), root.resolve(), uri is None
         self.shown = redacted(self.uri)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        # Both tell of every attempt, with the address; whoever makes the last one says what came of it.
-        for name in ("mlflow.store", "urllib3.connectionpool"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        quieten()
 
     @functools.cached_property
-    def client(self) -> mlflow.MlflowClient:
+    def client(self) -> "MlflowClient":
         """Opened when it is first needed, for a database that is away would hold up whoever opens it."""
         return self._open()
 
     @_told
-    def _open(self) -> mlflow.MlflowClient:
-        if not self.embedded:
-            return mlflow.MlflowClient(self.uri, self.uri)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with _alone(self.root / "mlflow.lock"):
-            return _patiently(lambda: mlflow.MlflowClient(self.uri, self.uri))
+    def _open(self) -> "MlflowClient":
+        return open_store(self.uri, self.root, self.embedded)
 
     def scrub(self, value: Any) -> Any:
         """A text, or what holds texts, without the secrets of the store's address."""
         return scrub(value, self.uri)
 
-    def check(self) -> None:
-        """Raise UserError, in one sentence, where the store does not answer."""
+    def check(self) -> str | None:
+        """What to tell the user of a store that can be used, if anything.
+
+        Raises UserError, in one sentence, where it cannot: it does not answer, refuses us, or is of another version.
+        """
+        told = check_version(self.uri)
         try:
             self.client.search_experiments(max_results=1)
-            return
+            return told
         except Exception as error:
-            kind, refusal = type(error).__name__, _refusal(error, self.shown)
-        if refusal is not None:
-            raise UserError(f"tracking.uri: the MLflow store {self.shown} {refusal}")
+            kind, why = type(error).__name__, refusal(error, self.shown)
+        if why is not None:
+            raise UserError(f"tracking.uri: the MLflow store {self.shown} {why}")
         raise UserError(
             f"tracking.uri: the MLflow store {self.shown} does not answer ({kind}); "
             "start it, correct the address, or leave uri out to use the embedded store"
@@ -160,7 +111,7 @@ class Tracking:
         # Without the tag MLflow opens an experiment as one of its chat workspaces.
         tags = {_KIND: "custom_model_development"}
         try:
-            return str(_patiently(lambda: self.client.create_experiment(name, place, tags=tags)))
+            return str(patiently(lambda: self.client.create_experiment(name, place, tags=tags)))
         except MlflowException as error:
             found = self.client.get_experiment_by_name(name)
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
@@ -168,13 +119,22 @@ class Tracking:
             return str(found.experiment_id)  # another sweep has made it just now
 
     @_told
+    def tag_experiment(self, experiment_id: str, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            patiently(functools.partial(self.client.set_experiment_tag, experiment_id, name, value))
+
+    @_told
+    def experiment_tags(self, experiment_id: str) -> dict[str, str]:
+        return dict(self.client.get_experiment(experiment_id).tags)
+
+    @_told
     def start_parent(self, experiment_id: str, name: str, tags: Mapping[str, str], spec: Mapping[str, Any]) -> str:
         shown, tagged = self.scrub(dict(spec)), self.scrub({"role": "sweep", **tags})
         run_id = self._parent(experiment_id, tagged.get("sweep_id"))  # of a start that was killed right here
         if run_id is None:
-            run = _patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
+            run = patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
             run_id = str(run.info.run_id)
-        _patiently(lambda: self._params(run_id, flatten(shown)))
+        patiently(lambda: self._params(run_id, flatten(shown)))
         self.client.log_dict(run_id, shown, "sweep.json")
         return run_id
 
@@ -233,8 +193,7 @@ class Tracking:
         for run in self._unclaimed(experiment_id, parent):
             self.client.delete_run(run.info.run_id)
 
-    def restart(self, run_id: str) -> None:
-        """Set a run RUNNING, whatever it was."""
+    def restart(self, run_id: str) -> None:  # whatever it was
         self.client.update_run(run_id, status="RUNNING")
 
     @_told
@@ -255,8 +214,7 @@ class Tracking:
         return runs[0] if runs else None
 
     @_told
-    def find(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:
-        """`child`, for whoever tells a person what went wrong."""
+    def find(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:  # for whoever tells a person
         return self.child(experiment_id, parent, trial_id)
 
     @_told
@@ -268,11 +226,26 @@ class Tracking:
         if params:
             self.client.log_batch(run_id, params=params, synchronous=True)
 
-    def points(self, run_id: str, points: Sequence[tuple[str, float, int]], milliseconds: int) -> None:
-        """Values of metrics at many steps. A point that the store has, to the same millisecond, is not added again."""
-        metrics = [Metric(name, value, milliseconds, step) for name, value, step in points]
+    def points(self, run_id: str, points: Sequence[Point], milliseconds: int) -> None:
+        """Values of metrics at many steps. A point that the store has, to the same millisecond, is not added again.
+
+        milliseconds: the time of those points that have none of their own.
+        """
+        metrics = [Metric(name, value, at or milliseconds, step) for name, value, step, at in points]
         for start in range(0, len(metrics), _BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH], synchronous=True)
+
+    def inputs(self, run_id: str, datasets: Sequence[Mapping[str, str]]) -> None:
+        """What a run has worked on (orchestrator.lineage); a dataset that it has, by name and digest, stays."""
+        found = [
+            DatasetInput(
+                Dataset(each["name"], each["digest"], each["source_type"], each["source"], profile=each.get("profile")),
+                [InputTag(_CONTEXT, each["context"])],
+            )
+            for each in datasets
+        ]
+        if found:
+            self.client.log_inputs(run_id, found)
 
     def image(self, run_id: str, picture: Path, key: str, step: int, milliseconds: int) -> None:
         """A picture of a step, for the slider on a run's page.
@@ -302,7 +275,7 @@ class Tracking:
         self.tags(run_id, tags)
         self.client.set_terminated(run_id, status, milliseconds)
 
-    def register(self, name: str, run_id: str, artifact: str) -> str:
+    def register(self, name: str, run_id: str, artifact: str, description: str = "") -> str:
         """The version of the registered model `name` that is this artifact, made if need be, now champion."""
         try:
             self.client.create_registered_model(name)
@@ -312,7 +285,9 @@ class Tracking:
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{artifact}"
         found = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         numbers = [int(version.version) for version in found if version.source == source]
-        version = str(min(numbers) if numbers else self.client.create_model_version(name, source, run_id).version)
+        if not numbers:
+            numbers = [int(self.client.create_model_version(name, source, run_id, description=description).version)]
+        version = str(min(numbers))
         self.client.set_registered_model_alias(name, "champion", version)
         return version
 
@@ -323,37 +298,3 @@ class Tracking:
         except Exception as error:
             kind = type(error).__name__
         raise UserError(f"run '{run_id}' has no artifact '{artifact}' in {self.shown} ({kind})")
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel frees when its holder dies.
-
-    Two processes that open a new store at once would both make its tables, and one of them would fail.
-    """
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Call again while another process holds the embedded store; SQLite gives up sooner than a sweep may."""
-    until = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if "database is locked" not in str(error) or time.monotonic() > until:
-                raise
-        time.sleep(0.2)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat

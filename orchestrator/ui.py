@@ -7,18 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlencode
 
 from rich.console import Console
 
 from core.errors import UserError
+from orchestrator import views
+from orchestrator.mlstore import store_uri
 from orchestrator.store import SweepFolder
-from orchestrator.tracking import Tracking, store_uri
+from orchestrator.tracking import Tracking
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_TRAINING = "workflowType=machine_learning"  # MLflow's workspace for training, not for chats
 
 
 def serve(root: Path, port: int, console: Console) -> int:
@@ -84,20 +86,31 @@ def _elsewhere(root: Path) -> dict[str, str]:
 
 
 def links(root: Path, address: str) -> list[str]:
-    """For each sweep: its runs, and the comparison of its trials."""
+    """For each sweep: its result, its trials in charts and pictures, their comparison, its pages, its model."""
     tracking = Tracking(None, root)
     found = []
     for path in sorted(root.glob("*/sweep.json")):
-        state = SweepFolder(root, path.parent.name).read()
+        folder = SweepFolder(root, path.parent.name)
+        state = folder.read()
         if state.get("tracking_uri") != tracking.uri:
             continue
-        experiment, parent = state["experiment_id"], state["parent_run"]
-        runs = [run.info.run_id for run in tracking.children(experiment, parent)]
-        compare = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment]))}"
-        page, name = f"{address}/#/experiments/{experiment}/runs", path.parent.name
-        found.append(f"{name}: result   {page}/{parent}?{_TRAINING}")
-        found.append(
-            f"{name}: charts and pictures (+ opens the run's trials)  {page}?compareRunsMode=CHART&{_TRAINING}"
-        )
-        found.append(f"{name}: compare  {address}/#/compare-runs?{compare}&{_TRAINING}")
+        found += [f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)]
     return found
+
+
+def _pages(folder: SweepFolder, state: Mapping[str, Any], tracking: Tracking) -> Iterator[tuple[str, str]]:
+    """What there is to see of a sweep, and where in MLflow's own pages."""
+    experiment, parent, workspace = state["experiment_id"], state["parent_run"], urlencode(views.TRAINING)
+    runs = [run.info.run_id for run in tracking.children(experiment, parent)]
+    page = f"experiments/{experiment}/runs"
+    yield "result", f"{page}/{parent}?{workspace}"
+    known = tracking.experiment_tags(experiment)
+    yield "trials, charts and pictures", f"{page}?{views.query(parent, known)}"
+    chosen = urlencode({"runs": json.dumps(runs), "experiments": json.dumps([experiment])}, quote_via=quote)
+    yield "compare", f"compare-runs?{chosen}&{workspace}"
+    for file in sorted(folder.champion.glob("*.html")):
+        yield file.stem, f"{page}/{parent}/artifacts/champion/{quote(file.name)}?{workspace}"
+    if folder.result.is_file() and folder.report.is_file():
+        yield "report", f"{page}/{parent}/artifacts/report/{folder.report.name}?{workspace}"
+    if name := state["spec"].get("export", {}).get("register"):
+        yield "model", f"models/{quote(name, safe='')}?{workspace}"

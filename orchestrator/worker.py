@@ -21,6 +21,7 @@ from orchestrator.ledger import METRICS, STEP
 from orchestrator.process import STEPS, Process, stop_file, write_end
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
+from orchestrator.usage import USAGE, Usage
 from orchestrator.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ class Post:
         self.stopped, self.asked, self.looked = False, 0.0, time.monotonic()
         steps = f"{STEPS}.{rank}" if rank else STEPS
         self.watchdog = Watchdog(sweep.recovery.stalled_minutes * 60, self.path / steps)
+        self.usage = Usage() if sweep.tracking.system_metrics and not rank else None
 
     def moved(self) -> None:
         """The trial has made a step. The process ends where another has taken the trial over, lest both write."""
         self.watchdog.step()
+        if self.usage:
+            self.usage.look()
         if time.monotonic() - self.looked > _LOOK_S:
             self.looked = time.monotonic()
             if Process.of(self.path, self.process.rank) not in (None, self.process):
@@ -60,6 +64,10 @@ class Post:
             self.asked = time.monotonic()
             self.stopped = self.folder.stop.exists() or stop_file(self.path, self.process.attempt).exists()
         return self.stopped
+
+    def told(self, report: dict[str, Any]) -> dict[str, Any]:
+        """A report of the trial, with what it has taken of this machine meanwhile."""
+        return {**report, USAGE: self.usage.taken()} if self.usage else report
 
     def leave(self) -> None:
         """The attempt is over for this process, which may live on."""
@@ -98,7 +106,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             write_end(self.post.path, self.config["attempt"], error)
             raise
         self.post.watchdog.rest()
-        return as_result(report, self.sweep)
+        return as_result(self.post.told(report), self.sweep)
 
     def cleanup(self) -> None:
         if self.reports is not None:

@@ -1,6 +1,11 @@
-"""A denoiser small enough for exact comparisons: random weights, float64, 8x8 images, h of 8x2x2."""
+"""A denoiser small enough for exact comparisons: random weights, float64, 8x8 images, h of 8x2x2.
+
+`make test` runs two tests at a time. Those that start servers and sweeps, and look for processes that were left behind,
+stay in one process, one after the other.
+"""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +14,15 @@ if TYPE_CHECKING:
     from core import Denoiser
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_SIDE_BY_SIDE = ("core", "contracts")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Only tests of the method may run beside others."""
+    for item in items:
+        if Path(str(item.fspath)).relative_to(Path(__file__).parent).parts[0] not in _SIDE_BY_SIDE:
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @pytest.fixture(scope="session")

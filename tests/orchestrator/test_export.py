@@ -301,11 +301,11 @@ def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_mod
     told.calls.clear()
     books.folder.result.unlink()
     crown(books)
-    kinds = ["metrics", "inputs", "folder", "image", "folder", "register", "tags", "tags", "end"]
+    kinds = ["file", "metrics", "inputs", "folder", "image", "folder", "register", "tags", "tags", "end"]
     assert told.calls == first and [call[0] for call in first] == kinds
-    [points] = first[0][2]
+    [points] = first[1][2]
     assert points["step"] == 0 and {"champion/globality", "random/globality"} <= points.keys()
-    assert first[5][:3] == ("register", "faces", "model") and first[8][1:3] == (None, "FINISHED")
+    assert first[6][:3] == ("register", "faces", "model") and first[9][1:3] == (None, "FINISHED")
     assert books.folder.result.is_file()
 
 

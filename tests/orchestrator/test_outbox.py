@@ -245,15 +245,16 @@ def test_a_run_that_was_deleted(outbox: Outbox) -> None:
 
 
 def test_a_store_that_does_not_know_the_sweep_is_waited_for(outbox: Outbox) -> None:
-    outbox.start("t1")
-    outbox.parent_run = "0" * 32
-    outbox.metrics("t2", [{"step": 1, "loss": 1.0}])
+    said: list[str] = []
+    lost = Outbox(outbox.path, outbox.tracking, outbox.experiment_id, "0" * 32, said.append)
+    lost.start("t1")
+    lost.metrics("t2", [{"step": 1, "loss": 1.0}])
     with patch("orchestrator.outbox._LONGEST_WAIT_S", 0.05):
-        outbox.open()
-        assert not outbox.close(2)
-    assert (outbox.pending(), refused(outbox.path)) == (2, 0)
-    assert outbox.tracking.children(outbox.experiment_id, outbox.parent_run) == []
-    assert "not found" in outbox.said[0]  # type: ignore[attr-defined]
+        lost.open()
+        assert not lost.close(2)
+    assert (lost.pending(), refused(lost.path)) == (2, 0)
+    assert lost.tracking.children(lost.experiment_id, lost.parent_run) == []
+    assert "not found" in said[0]
 
 
 @pytest.mark.parametrize("content", ["", '{"kind": "metr', "[]", "{}", '{"kind": "dance", "trial": null, "time": 1}'])
@@ -483,3 +484,58 @@ def test_a_driver_that_is_killed_at_any_moment(server: Server, tmp_path: Path) -
     assert killed >= 3
     _arrived_once(Outbox(outbox.path, outbox.tracking, outbox.experiment_id, outbox.parent_run), tmp_path)
     assert json.loads((outbox.path / "steps" / "t1.json").read_text())["loss"] == STEPS - 1
+
+
+def test_what_a_trial_takes_of_its_machine_is_counted_on(outbox: Outbox) -> None:
+    """Over all its reports and attempts, whatever their iterations; each sample has its own time."""
+    outbox.start("t1", {}, {}, 1000)
+    outbox.usage("t1", [{"milliseconds": 1500, "system/cpu": 10.0}, {"milliseconds": 2500, "system/cpu": 20.0}])
+    outbox.usage("t1", [{"milliseconds": 3500, "system/cpu": 30.0, "system/gpu_0": 1.0}])
+    _send(outbox)
+    later = Outbox(outbox.path, outbox.tracking, outbox.experiment_id, outbox.parent_run)
+    later.usage("t1", [{"milliseconds": 4500, "system/cpu": 40.0}])
+    _send(later)
+    run = _child(outbox)
+    points = outbox.tracking.client.get_metric_history(run.info.run_id, "system/cpu")
+    found = sorted((point.step, point.timestamp, point.value) for point in points)
+    assert found == [(0, 1500, 10.0), (1, 2500, 20.0), (2, 3500, 30.0), (3, 4500, 40.0)]
+    assert "milliseconds" not in run.data.metrics
+
+
+def test_files_and_inputs_of_a_sweep(outbox: Outbox, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("<p>")
+    model = {"name": "toyfaces", "digest": "ab12", "source_type": "model", "source": "{}", "context": "model"}
+    outbox.start("t1", {}, {}, 1000, [model])
+    for _ in range(2):
+        outbox.file(None, tmp_path / "report.html", "champion")
+        outbox.inputs(None, [model])
+    _send(outbox)
+    client, parent = outbox.tracking.client, outbox.parent_run
+    assert [file.path for file in client.list_artifacts(parent, "champion")] == ["champion/report.html"]
+    for run in (client.get_run(parent), _child(outbox)):
+        assert [each.dataset.name for each in run.inputs.dataset_inputs] == ["toyfaces"]
+
+
+def test_points_of_an_older_outbox_still_count(outbox: Outbox) -> None:
+    """Its records have no time beside each value."""
+    outbox.start("t1", {}, {}, 1000)
+    outbox.metrics("t1", [{"step": 3, "loss": 0.5}], 2000)
+    [*_, newest] = sorted(outbox.path.glob("[0-9]*.json"))
+    record = json.loads(newest.read_text())
+    write_json(newest, record | {"points": [["loss", 0.5, 3]]})
+    old = Outbox(outbox.path, outbox.tracking, outbox.experiment_id, outbox.parent_run)
+    assert old.last_step("t1", "loss") == 3
+    _send(old)
+    [point] = outbox.tracking.client.get_metric_history(_child(outbox).info.run_id, "loss")
+    assert (point.value, point.step, point.timestamp) == (0.5, 3, 2000)
+
+
+def _send(outbox: Outbox) -> None:
+    with outbox.sending(60):
+        pass
+    assert outbox.pending() == refused(outbox.path) == 0
+
+
+def _child(outbox: Outbox) -> Any:
+    [run] = outbox.tracking.children(outbox.experiment_id, outbox.parent_run)
+    return run

@@ -33,7 +33,7 @@ from benchmarks.stores import Course, Load, drive, side_by_side, sweep_of, wrong
 from core.errors import UserError
 from orchestrator import database as module
 from orchestrator.database import Database, passing, place
-from orchestrator.export import _result
+from orchestrator.export import result_of
 from orchestrator.ledger import METRICS, OUTCOME, Assignment, Ledger
 from orchestrator.outcome import TrialOutcome
 from orchestrator.ranking import rows
@@ -344,7 +344,7 @@ def test_a_set_that_only_mlflow_has(tmp_path: Path, study: str, mlflow_uri: str)
     for checkpoint in folder.trial(row.trial_id).path.glob("checkpoint_*"):
         checkpoint.rename(tmp_path / checkpoint.name)
     (tmp_path / "to").mkdir()
-    found = _result(folder, row.trial_id, tmp_path / "to")
+    found = result_of(folder, row.trial_id, tmp_path / "to")
     assert json.loads((found / "directions" / "directions.json").read_text()) == {"number": 2}
     with Image.open(found / "traversal.png") as image:
         assert image.getpixel((0, 0)) == (2, 0, 0)

@@ -2,18 +2,23 @@
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest.mock import patch
 
+import mlflow
 import pytest
 import requests
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from PIL import Image, UnidentifiedImageError
 
+from benchmarks.servers import mlflow_server
 from core.errors import UserError
-from orchestrator.tracking import Tracking, flatten, permanent, store_uri
+from orchestrator.mlstore import flatten, permanent, store_uri
+from orchestrator.tracking import Tracking
 
 pytestmark = pytest.mark.slow  # making an MLflow database takes seconds
 
@@ -34,7 +39,7 @@ def test_parent_and_children(tracking: Tracking, tmp_path: Path) -> None:
     parent = tracking.start_parent(experiment, "faces", {"sweep": "faces"}, {"name": "faces", "train": {"batch": 16}})
     child = tracking.start_child(experiment, parent, "t1", {"directions": 8})
     assert tracking.start_child(experiment, parent, "t1", {"directions": 8}) == child, "a resumed trial keeps its run"
-    tracking.points(child, [("globality", step / 10, step) for step in (5, 10)], 1)
+    tracking.points(child, [("globality", step / 10, step, None) for step in (5, 10)], 1)
     Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
     tracking.image(child, tmp_path / "grid.png", "traversal", 5, 1)
     (tmp_path / "set").mkdir()
@@ -64,7 +69,7 @@ def test_what_is_told_twice_is_there_once(tracking: Tracking, tmp_path: Path) ->
     experiment = tracking.experiment("twice")
     parent = tracking.start_parent(experiment, "twice", {}, {})
     Image.new("RGB", (600, 30)).save(tmp_path / "grid.png")
-    points = [(f"metric {n % 3}", float("nan") if n == 7 else n / 10, n) for n in range(1500)]
+    points = [(f"metric {n % 3}", float("nan") if n == 7 else n / 10, n, None) for n in range(1500)]
     for _ in range(2):
         child = tracking.start_child(experiment, parent, "t1", {"directions": 8}, {"method": "pca"}, 1000)
         tracking.points(child, points, 2000)
@@ -142,6 +147,98 @@ def test_secrets_reach_no_store(root: Path) -> None:
     assert run.data.params["tracking.uri"] == "http://***@host" and run.data.tags["from"] == "http://***@host"
     assert not any("geheim99" in path.read_text(errors="replace") for path in root.rglob("*.json"))
     assert "geheim99" not in str(run.to_dictionary())
+
+
+@contextmanager
+def answering(version: str | None) -> Iterator[str]:
+    """A server that says it is of a version, and that it has no experiments; its address."""
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path != "/version" or version is not None
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write((version or "" if self.path == "/version" else "{}").encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://anna:geheim@127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+OURS = mlflow.__version__
+MAJOR, MINOR, _ = OURS.split(".", 2)
+
+
+@pytest.mark.parametrize("version", ["2.22.0", f"{int(MAJOR) + 1}.0.0rc1"])
+def test_a_server_of_another_generation_is_refused(tmp_path: Path, version: str) -> None:
+    with answering(version) as uri, pytest.raises(UserError) as told:
+        Tracking(uri, tmp_path).check()
+    text = str(told.value)
+    assert f"is version {version}, and the client here is {OURS}" in text and "\n" not in text and "geheim" not in text
+    assert f"run a server of version {MAJOR} (pip install mlflow=={OURS})" in text
+
+
+VERSIONS = {
+    OURS: None,
+    f"{MAJOR}.{MINOR}.99": None,
+    f"{MAJOR}.{int(MINOR) + 1}.0": f"is version {MAJOR}.{int(MINOR) + 1}.0, the client here {OURS}; the same is safer",
+    None: f"does not say which version of MLflow it is; this one is written for {OURS}",
+    "<html>": f"does not say which version of MLflow it is; this one is written for {OURS}",
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_server_of_a_near_version_is_used(tmp_path: Path, version: str | None) -> None:
+    with answering(version) as uri:
+        told = Tracking(uri, tmp_path).check()
+    expected = VERSIONS[version]
+    assert told is None if expected is None else expected in str(told) and "geheim" not in str(told)
+
+
+def test_the_embedded_store_has_no_version_of_its_own(tracking: Tracking) -> None:
+    assert tracking.check() is None
+
+
+def test_a_real_server(tmp_path: Path) -> None:
+    with mlflow_server(f"sqlite:///{tmp_path}/mlflow.db", (tmp_path / "artifacts").as_uri()) as uri:
+        assert Tracking(uri, tmp_path).check() is None
+        with patch.object(mlflow, "__version__", "4.0.0"), pytest.raises(UserError, match=f"is version {OURS}, and"):
+            Tracking(uri, tmp_path).check()
+
+
+def test_what_a_run_has_worked_on(tracking: Tracking) -> None:
+    """Told twice, it is there once."""
+    experiment = tracking.experiment("inputs")
+    run = tracking.start_parent(experiment, "inputs", {}, {})
+    model = {"name": "toyfaces", "digest": "ab12", "source_type": "model", "source": "{}", "context": "model"}
+    samples = model | {"name": "samples", "digest": "cd34", "context": "training", "profile": '{"num_rows": 8}'}
+    for told in ([model], [model, samples], []):
+        tracking.inputs(run, told)
+    found = tracking.client.get_run(run).inputs.dataset_inputs
+    assert [(each.dataset.name, each.dataset.digest, each.tags[0].value) for each in found] == [
+        ("toyfaces", "ab12", "model"),
+        ("samples", "cd34", "training"),
+    ]
+    assert {tag.key for each in found for tag in each.tags} == {"mlflow.data.context"}
+
+
+def test_the_experiment_keeps_a_view(tracking: Tracking) -> None:
+    experiment = tracking.experiment("views")
+    for _ in range(2):
+        tracking.tag_experiment(experiment, {"mlflow.sharedViewState.a": "{}"})
+    assert tracking.experiment_tags(experiment)["mlflow.sharedViewState.a"] == "{}"
 
 
 def _http_error(status: int) -> OSError:

@@ -13,8 +13,11 @@ import pytest
 from rich.console import Console
 
 from core.errors import UserError
+from orchestrator import views
+from orchestrator.spec import parse
+from orchestrator.store import SweepFolder
 from orchestrator.tracking import Tracking
-from orchestrator.ui import serve
+from orchestrator.ui import links, serve
 
 
 def test_a_taken_port_is_refused(tmp_path: Path) -> None:
@@ -25,6 +28,42 @@ def test_a_taken_port_is_refused(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"--port: {port} is taken; choose another one"):
             serve(tmp_path, port, Console())
+
+
+@pytest.mark.slow
+def test_links_to_what_there_is(tmp_path: Path) -> None:
+    """Older sweeps have no view of their trials, and not every sweep registers its champion."""
+    tracking, address = Tracking(None, tmp_path), "http://here"
+    experiment = tracking.experiment("faces")
+    spec = {"name": "b", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}}
+    parents = {}
+    for name, more in (("a", {}), ("b", {"export": {"register": "faces directions"}})):
+        sweep, folder = parse(spec | {"name": name} | more), SweepFolder(tmp_path, name)
+        folder.create(sweep, "weights")
+        parents[name] = tracking.start_parent(experiment, name, {}, {})
+        folder.add(tracking_uri=tracking.shown, experiment_id=experiment, parent_run=parents[name])
+        tracking.start_child(experiment, parents[name], "t1", {})
+    tracking.tag_experiment(experiment, views.tag(sweep, parents["b"], 1000))
+    (folder.champion / "empty").mkdir(parents=True)
+    (folder.champion / "gallery & more.html").write_text("<p>")
+    told = dict(line.rsplit("  ", 1) for line in links(tmp_path, address))
+    assert list(told) == [
+        "a: result",
+        "a: trials, charts and pictures",
+        "a: compare",
+        "b: result",
+        "b: trials, charts and pictures",
+        "b: compare",
+        "b: gallery & more",
+        "b: model",
+    ]
+    assert all(link.startswith(f"{address}/#/") and "workflowType=machine_learning" in link for link in told.values())
+    assert not any(letter in link for link in told.values() for letter in ' "<>')
+    runs, trials = f"experiments/{experiment}/runs", "trials, charts and pictures"
+    assert f"{runs}/{parents['a']}?" in told["a: result"]
+    assert "searchFilter=" in told[f"a: {trials}"] and f"viewStateShareKey=sweep-{parents['b']}" in told[f"b: {trials}"]
+    assert f"{runs}/{parents['b']}/artifacts/champion/gallery%20%26%20more.html?" in told["b: gallery & more"]
+    assert "/models/faces%20directions?" in told["b: model"]
 
 
 @pytest.fixture

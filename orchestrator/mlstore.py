@@ -1,0 +1,156 @@
+"""An MLflow store as such: how it is opened, which version it is of, and what its answers mean."""
+
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the address may hold a password
+
+import mlflow  # noqa: E402  # reads its environment on import
+from mlflow.exceptions import MlflowException, RestException  # noqa: E402
+from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
+from mlflow.utils.rest_utils import http_request  # noqa: E402
+from PIL import UnidentifiedImageError  # noqa: E402
+
+from core.errors import UserError  # noqa: E402
+from orchestrator.secrets import redacted  # noqa: E402
+
+T = TypeVar("T")
+
+_BUSY_S = 60.0  # how long another process may hold the embedded store
+_VERSION = re.compile(r"(\d+)\.(\d+)\S*")
+
+# What the store will say again however often it is asked. Rights, limits and a server's own faults can be mended.
+_PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
+_PERMANENT_STATUS = (400, 413, 414, 422)  # the same in HTTP, from what stores artifacts
+
+
+def permanent(error: Exception) -> bool:
+    """Whether the same call would fail for ever, though the store answers."""
+    if isinstance(error, UserError):  # the store could not be opened
+        return False
+    if isinstance(error, MlflowException):
+        if error.error_code == "BAD_REQUEST":  # also what a proxy says, and a server with too few connections
+            return "QueuePool" not in str(error) and (
+                isinstance(error, RestException) or "API request" not in str(error)
+            )
+        return error.error_code in _PERMANENT
+    if isinstance(error, OSError):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        return isinstance(error, UnidentifiedImageError) or status in _PERMANENT_STATUS
+    return isinstance(error, ValueError | TypeError | KeyError)
+
+
+def refusal(error: Exception, shown: str) -> str | None:
+    """What a server wants that answers and will not serve us, and what to do; None where it is another failure."""
+    said, code = str(error), getattr(error, "error_code", "")
+    if "Invalid Host header" in said:
+        host = urlsplit(shown).netloc.rpartition("@")[2]
+        return f"does not know itself by that name; start it with --allowed-hosts '{host}', or call it by another name"
+    if code == "UNAUTHENTICATED" or "error code 401 " in said:
+        return (
+            "wants to know who asks; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN, to what it accepts"
+        )
+    if code == "PERMISSION_DENIED" or "error code 403 " in said:
+        return (
+            "refuses this user; have the right to read and make experiments granted, or set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to one that has it"
+        )
+    return None
+
+
+def store_uri(uri: str | None, root: Path) -> str:
+    """A server's address, or the embedded store under `root`."""
+    return uri or f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+def open_store(uri: str, root: Path, embedded: bool) -> mlflow.MlflowClient:
+    """A client of a store; the embedded one is made where it is not there."""
+    if not embedded:
+        return mlflow.MlflowClient(uri, uri)
+    root.mkdir(parents=True, exist_ok=True)
+    with _alone(root / "mlflow.lock"):
+        return patiently(lambda: mlflow.MlflowClient(uri, uri))
+
+
+def quieten() -> None:
+    """Keep from the screen what MLflow tells of its own work.
+
+    Its stores tell of every attempt, with the address; whoever makes the last one says what came of it.
+    """
+    for name in ("alembic", "mlflow.pyfunc"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("mlflow.store", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def check_version(uri: str) -> str | None:
+    """What to tell of a server whose version is not ours; None where there is nothing to say.
+
+    Raises UserError where it is of another generation, whose requests and answers are not those of this client.
+    """
+    if urlsplit(uri).scheme not in ("http", "https"):
+        return None
+    ours, shown = mlflow.__version__, redacted(uri)
+    try:
+        server = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+        answer = http_request(server, "/version", "GET", max_retries=0)  # type: ignore[no-untyped-call]
+        theirs = answer.text.strip() if answer.status_code == 200 else ""
+    except MlflowException:
+        theirs = ""
+    if not (found := _VERSION.fullmatch(theirs)):
+        return f"tracking.uri: {shown} does not say which version of MLflow it is; this one is written for {ours}"
+    major, minor = ours.split(".")[:2]
+    if found[1] != major:
+        raise UserError(
+            f"tracking.uri: the MLflow server {shown} is version {theirs}, and the client here is {ours}, which "
+            f"cannot record there; run a server of version {major} (pip install mlflow=={ours}), or leave uri out to "
+            "use the embedded store"
+        )
+    if found[2] != minor:
+        return f"tracking.uri: the MLflow server {shown} is version {theirs}, the client here {ours}; the same is safer"
+    return None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that the kernel frees when its holder dies.
+
+    Two processes that open a new store at once would both make its tables, and one of them would fail.
+    """
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call again while another process holds the embedded store; SQLite gives up sooner than a sweep may."""
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if "database is locked" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(0.2)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Parameters as a store has them: {"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

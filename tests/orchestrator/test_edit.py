@@ -1,0 +1,314 @@
+"""`orchestrate edit`: what is written is what was asked for, can be made again, and is whole or not there at all."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from core.pictures import to_picture
+from orchestrator import cli
+from orchestrator.edit import Asked, edit
+from orchestrator.edit_files import picture_name, sample_names
+from orchestrator.edit_settings import Frames
+from orchestrator.studio import Edit, Studio
+from tests.orchestrator.bundles import tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny set")
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The verb on the bundle: (exit code, stdout, stderr); its working folder is `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def verb(*arguments: object, bundle: Path = bundle) -> tuple[int, str, str]:
+        try:
+            code = cli.main(["edit", str(bundle), *map(str, arguments)])
+        except SystemExit as done:
+            code = int(str(done.code))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return verb
+
+
+def pixels(picture: Path) -> np.ndarray:  # type: ignore[type-arg]
+    with Image.open(picture) as opened:
+        return np.asarray(opened.convert("RGB")).astype(int)
+
+
+def test_a_picture_of_each_seed_that_says_what_it_is(run: Run, bundle: Path) -> None:
+    code, out, err = run("--seeds", "3-5", "--direction", "yaw=1.5", "--direction", "hair colour=-0.5", "--to", "out")
+    assert (code, out) == (0, "out\n") and err == "yaw +1.5, hair colour -0.5 (symmetric)\n"
+    names = [f"seed_{seed}__yaw+1.5_hair_colour-0.5.png" for seed in (3, 4, 5)]
+    assert sorted(path.name for path in Path("out").iterdir()) == [*names, "settings.json"]
+    studio = Studio.open(bundle, device="cpu")
+    drawn = studio.draw(studio.from_seeds([4]), Edit({"yaw": 1.5, "hair colour": -0.5}))[0, 0]
+    assert np.abs(pixels(Path("out") / names[1]) - np.asarray(to_picture(drawn)).astype(int)).max() <= 1
+    with Image.open(Path("out") / names[1]) as picture:
+        text = dict(picture.text)  # type: ignore[attr-defined]
+    assert (text["Bundle"], text["Sample"], text["Edit"]) == ("tiny set", "seed_4", "yaw +1.5, hair colour -0.5")
+    assert json.loads(text["Settings"])["seeds"] == [4]
+
+
+def test_settings_make_the_same_pictures_again(run: Run) -> None:
+    first = ("--seeds", "0-2", "--direction", "yaw=1.5", "--injection", "asymmetric", "--window", "700", "0")
+    assert run(*first, "--to", "out")[0] == 0
+    assert run("--settings", "out/settings.json", "--to", "again", "--batch", "1")[0] == 0
+    for path in Path("out").iterdir():
+        if path.suffix == ".png":
+            assert np.abs(pixels(path) - pixels(Path("again") / path.name)).max() <= 1  # batches differ by rounding
+    assert Path("out/settings.json").read_text() == Path("again/settings.json").read_text()
+    code, _, err = run("--settings", "out/settings.json", "--seed", "9", "--direction", "smile", "--to", "other")
+    assert code == 0 and "smile +1 (asymmetric, timesteps (700, 0))" in err
+    assert Path("other/seed_9__smile+1.png").is_file()
+
+
+def test_settings_of_no_edit_draw_the_sample_itself(run: Run, bundle: Path) -> None:
+    """As the explore page writes them before a slider is moved."""
+    assert run("--seed", "2", "--direction", "yaw", "--to", "a.png", "--save-settings", "s.json")[0] == 0
+    saved = json.loads(Path("s.json").read_text())
+    Path("s.json").write_text(json.dumps({**saved, "directions": {}}))
+    assert run("--settings", "s.json", "--to", "b.png")[0] == 0
+    studio = Studio.open(bundle, device="cpu")
+    assert np.abs(pixels(Path("b.png")) - np.asarray(to_picture(studio.from_seeds([2]).plain[0]))).max() <= 1
+
+
+def test_settings_of_another_set_are_told_of(run: Run) -> None:
+    run("--direction", "yaw", "--to", "a.png", "--save-settings", "s.json")
+    saved = json.loads(Path("s.json").read_text())
+    Path("s.json").write_text(json.dumps({**saved, "set_digest": "f" * 64}))
+    code, _, err = run("--settings", "s.json", "--to", "b.png")
+    assert code == 0 and "Note: the settings were written with another direction set ('ffffffffffff', here '" in err
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_animation_swings_back_and_forth_for_ever(run: Run, suffix: str) -> None:
+    to = Path("out") / f"a{suffix}"
+    assert run("--seeds", "0-2", "--direction", "yaw", "--frames", "4", "--animate", "--to", to)[0] == 0
+    with Image.open(to) as animation:
+        assert animation.n_frames == 6 and animation.info["loop"] == 0  # type: ignore[attr-defined]
+        frames = []
+        for i in range(6):
+            animation.seek(i)
+            frames.append(np.asarray(animation.convert("RGB")).astype(int))
+    for there, back in ((1, 5), (2, 4)):
+        assert np.abs(frames[there] - frames[back]).mean() < 2
+    assert np.abs(frames[0] - frames[3]).mean() > 5
+
+
+def test_a_grid_has_samples_down_and_scales_across(run: Run, bundle: Path) -> None:
+    more = ("--frames", "3", "--from", "-2", "--until", "2", "--grid")
+    assert run("--seeds", "0-1", "--direction", "yaw", *more, "--to", "grid.png")[0] == 0
+    grid, studio = pixels(Path("grid.png")), Studio.open(bundle, device="cpu")
+    drawn = studio.draw(studio.from_seeds([0, 1]), Edit({"yaw": 1.0}), (-2.0, 0.0, 2.0))
+    left, top, cell, gap = 8 + 7 * len("seed_0"), 18, 96, 2
+    for r in range(2):
+        for c in range(3):
+            y, x = top + r * (cell + gap), left + c * (cell + gap)
+            shown = grid[y + 6 : y + cell : 12, x + 6 : x + cell : 12]
+            assert np.abs(shown - np.asarray(to_picture(drawn[r, c]))).max() <= 1
+
+
+def test_frames_are_evenly_spaced_and_reach_as_far_as_images_stay_faithful(run: Run) -> None:
+    assert Frames(count=5, first=-1.0, last=1.0).factors() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    run("--direction", "yaw=2", "--frames", "2", "--to", "a.gif", "--save-settings", "s.json")
+    assert json.loads(Path("s.json").read_text())["frames"] == {"count": 2, "first": -0.75, "last": 1.25}
+
+
+def test_images_are_inverted_and_edited(run: Run) -> None:
+    run("--seeds", "0-1", "--direction", "yaw=0", "--to", "faces")
+    Path("more").mkdir()
+    Image.new("RGB", (20, 10), "red").save("more/wide one.jpg")
+    code, _, err = run("--image", "faces/seed_0__yaw+0.png", "more", "--direction", "yaw=1", "--to", "out")
+    assert code == 0 and sorted(path.name for path in Path("out").glob("*.png")) == [
+        "seed_0__yaw+0__yaw+1.png",
+        "wide_one__yaw+1.png",
+    ]
+    assert re.search(
+        r"^seed_0__yaw\+0.png is redrawn, .* with a mean error of \d+\.\d of 255 levels.$", err, re.MULTILINE
+    )
+    assert "wide one.jpg is 20 x 10 pixels; the model draws 8 x 8: cropped around its centre and made smaller" in err
+    assert json.loads(Path("out/settings.json").read_text())["images"] == [
+        "faces/seed_0__yaw+0.png",
+        "more/wide one.jpg",
+    ]
+    with Image.open("out/wide_one__yaw+1.png") as picture:
+        assert json.loads(picture.text["Settings"])["images"] == ["wide one.jpg"]  # type: ignore[attr-defined]
+
+
+def test_beyond_its_range_a_direction_is_drawn_and_told_of(run: Run) -> None:
+    code, _, err = run("--direction", "yaw=4", "--to", "a.png")
+    assert code == 0 and err.startswith("Note: yaw +4 is outside -1.50 to +2.50, where its images were measured to")
+
+
+@pytest.mark.parametrize("verb", ["edit", "explore"])
+def test_help_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main([verb, "--help"])
+    assert done.value.code == 0 and f"examples:\n  orchestrate {verb} out/ " in capsys.readouterr().out
+
+
+def test_names_of_files_are_plain_and_different() -> None:
+    assert sample_names([7, Path("a/me.png"), Path("b/me.jpg"), Path("../.x/<b>.png")]) == [
+        "seed_7",
+        "me",
+        "me_2",
+        "_b_",
+    ]
+    assert picture_name("me", {"../x": 1.0, "a=b": -0.25}) == "me___x+1_a_b-0.25.png"
+    assert len(picture_name("me", {f"direction {k}": 1.0 for k in range(99)})) < 130
+
+
+def test_a_bar_is_drawn_in_a_terminal_alone(bundle: Path, tmp_path: Path) -> None:
+    for terminal in (True, False):
+        seen = io.StringIO()
+        console = Console(file=seen, force_terminal=terminal, markup=False, width=100)
+        edit(bundle, tmp_path / f"{terminal}", Asked(directions=["yaw"], seeds=range(3)), console)
+        assert ("drawing" in seen.getvalue()) == terminal
+
+
+DIRECTION = ("--direction", "yaw")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--to", "out"), "name a direction with --direction; the set has: smile, yaw, hair colour, a=b"),
+        (("--direction", "smlie", "--to", "out"), "the set has no direction named 'smlie'; did you mean 'smile'?"),
+        (("--direction", "smlie=2", "--to", "out"), "the set has no direction named 'smlie'; did you mean 'smile'?"),
+        (
+            ("--direction", "yaw=x", "--to", "out"),
+            "--direction: the scale of 'yaw' is 'x'; allowed: a finite number, as in yaw=1.5",
+        ),
+        (
+            ("--direction", "yaw=nan", "--to", "out"),
+            "--direction: the scale of 'yaw' is 'nan'; allowed: a finite number, as in yaw=1.5",
+        ),
+        (("--direction", "yaw", "--direction", "yaw=2", "--to", "out"), "--direction: 'yaw' is given twice"),
+        ((*DIRECTION, "--scale", "inf", "--to", "out"), "--scale: got inf; allowed: a finite number"),
+        (
+            ("--scale", "2", "--to", "out"),
+            "--scale is that of directions without one of their own: name them with --direction",
+        ),
+        ((*DIRECTION, "--image", "none.png", "--to", "out"), "images: none.png is not there"),
+        (
+            (*DIRECTION, "--image", "text.png", "--to", "out"),
+            "images: text.png cannot be read as a picture (UnidentifiedImageError)",
+        ),
+        ((*DIRECTION, "--to", "there"), "--to: there exists; name one that does not"),
+        ((*DIRECTION, "--to", "text.png"), "--to: text.png exists; name one that does not"),
+        (
+            (*DIRECTION, "--to", "out", "--save-settings", "text.png"),
+            "--save-settings: text.png exists; name one that does not",
+        ),
+        ((*DIRECTION, "--window", "3", "1", "--to", "out"), "window [3, 1] holds none of the chain's timesteps ["),
+        ((*DIRECTION, "--frames", "1", "--to", "a.gif"), "--frames: got 1; allowed: 2 or more"),
+        (
+            (*DIRECTION, "--from", "1", "--until", "1", "--to", "a.gif"),
+            "--from and --until: both are 1; an animation or a grid goes from one to another",
+        ),
+        (
+            (*DIRECTION, "--frames", "3", "--to", "out"),
+            "--frames, --from and --until are of an animation (--to x.gif, x.webp) or a --grid",
+        ),
+        ((*DIRECTION, "--animate", "--to", "a.png"), "--to: a.png; an animation is written as .gif or .webp"),
+        ((*DIRECTION, "--grid", "--to", "a.gif"), "--to: a.gif; a grid is written as one .png"),
+        (
+            (*DIRECTION, "--to", "a.jpg"),
+            "--to: a.jpg is of no kind that is written; allowed: a new folder, .png, .gif or .webp",
+        ),
+        (
+            (*DIRECTION, "--seeds", "0-1", "--to", "a.png"),
+            "--to: a.png is one picture, and 2 are asked for: a folder, or --grid",
+        ),
+        (
+            (*DIRECTION, "--seeds", "0-999", "--grid", "--to", "a.png"),
+            "--to: 1000 samples make a picture of 96000 pixels, more than 16383: ask for fewer, or for a folder",
+        ),
+        ((*DIRECTION, "--batch", "0", "--to", "out"), "--batch: got 0; allowed: 1 or more"),
+        ((*DIRECTION, "--steps", "0", "--to", "out"), "steps: got 0; a chain has 1 to 1000 steps with model "),
+        (("--settings", "none.json", "--to", "out"), "--settings: none.json cannot be read: No such file or directory"),
+        (("--settings", "text.png", "--to", "out"), "--settings: text.png is not of an edit: Invalid JSON: "),
+        ((*DIRECTION, "--model", "./gone", "--to", "out"), "model './gone' is not there: "),
+        ((*DIRECTION, "--model", "toyfaces", "--to", "out"), "the set is for h of shape [8, 2, 2]; model 'toyfaces' "),
+    ],
+)
+def test_each_mistake_gets_one_sentence_and_leaves_nothing(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "there").mkdir()
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(message) and len(err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.png", "there"]
+
+
+@pytest.mark.parametrize("seeds", ["7-3", "-3", "x", "0-", "0-100000", "99999999999999999999"])
+def test_seeds_that_are_none_are_refused(run: Run, seeds: str) -> None:
+    code, _, err = run(*DIRECTION, f"--seeds={seeds}", "--to", "out")
+    assert code == 2 and f"got '{seeds}'; allowed: a " in err.splitlines()[-1]
+
+
+def test_a_bundle_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    code, _, err = run(*DIRECTION, "--to", "out", bundle=Path("none"))
+    assert code == 2 and err == "none is not a direction set: directions.json is missing\n"
+
+
+def test_another_model_is_refused_with_both_digests(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    other = tiny_bundle(tiny_model, tmp_path / "other", weight_digest="0123456789abcdef")
+    code, _, err = run(*DIRECTION, "--to", "out", bundle=other)
+    assert code == 2 and "the set was made for weights '0123456789ab', model '" in err and "--any-model" in err
+    code, _, err = run(*DIRECTION, "--any-model", "--to", "out", bundle=other)
+    assert code == 0 and err.startswith("Note: the set was made for weights '0123456789ab', model '")
+
+
+def test_an_image_needs_a_chain_without_noise(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    noisy = tiny_bundle(tiny_model, tmp_path / "noisy", eta=0.5)
+    code, _, err = run(*DIRECTION, "--image", "a.png", "--to", "out", bundle=noisy)
+    assert code == 2 and err == (
+        "images need a chain without noise (eta 0) to be inverted; this set was made with eta 0.5: use seeds\n"
+    )
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"directions": {"yaw": "1"}}, "directions.yaw: Input should be a valid number"),
+        ({"window": [1]}, "window.1: Field required"),
+        ({"seeds": [], "images": []}, "Value error, seeds or images are needed, and not both"),
+        ({"seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0"),
+        ({"extra": 1}, "extra: Extra inputs are not permitted"),
+        ({"version": 2}, "version: Input should be 1"),
+    ],
+)
+def test_settings_that_are_none_are_refused(run: Run, change: dict[str, object], message: str) -> None:
+    run("--direction", "yaw", "--to", "a.png", "--save-settings", "s.json")
+    Path("s.json").write_text(json.dumps({**json.loads(Path("s.json").read_text()), **change}))
+    code, _, err = run("--settings", "s.json", "--to", "b.png")
+    assert code == 2 and err == f"--settings: s.json is not of an edit: {message}\n"
+
+
+def test_what_is_interrupted_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.edit.write_picture", interrupted)
+    for to in ("out", "a.png"):
+        assert run(*DIRECTION, "--to", to)[0] == 130
+        assert list(tmp_path.iterdir()) == []

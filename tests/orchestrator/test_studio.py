@@ -1,0 +1,187 @@
+"""A bundle opened for use: what fits together is drawn, what does not is refused in one sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from core.chain import sample
+from core.denoiser import Denoiser
+from core.errors import UserError
+from core.randomness import noise
+from core.schedule import Schedule
+from orchestrator.studio import REACH, Begun, Edit, Studio, recovered
+from tests.orchestrator.bundles import tiny_bundle, tiny_set
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    return Studio.open(tiny_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny set"), device="cpu")
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(torch.allclose(a, b, atol=1e-4))
+
+
+def test_what_is_drawn_is_what_the_chain_draws(tiny: Studio, tiny_model: Path) -> None:
+    denoiser = Denoiser.from_pretrained(tiny_model)
+    schedule = Schedule.ddim(denoiser, 3)
+    directions = tiny_set(tiny_model)
+    x_T = noise([4, 9], denoiser.sample_shape)
+    drawn = tiny.draw(tiny.from_seeds([4, 9]), Edit({"yaw": 1.5, "smile": -0.5}, "asymmetric"), (0.0, 1.0, 2.0))
+    assert drawn.shape == (2, 3, *denoiser.sample_shape)
+    for a, factor in enumerate((0.0, 1.0, 2.0)):
+        shift = directions.shift({"yaw": 1.5, "smile": -0.5}, factor)
+        assert close(drawn[:, a], sample(denoiser, schedule, x_T, shift, "asymmetric"))
+    assert (drawn[:, 0] - drawn[:, 1]).abs().max() > 0.01
+
+
+def test_an_edit_of_nothing_is_the_unshifted_sample(tiny: Studio) -> None:
+    begun = tiny.from_seeds([1])
+    for scales in ({}, {"yaw": 0.0}):
+        assert close(tiny.draw(begun, Edit(scales))[:, 0], begun.plain)
+
+
+def test_a_window_begins_from_the_unshifted_chain_that_is_kept(tiny: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, middle = tiny.from_seeds([1, 2]), tiny.schedule.timesteps[1]
+    edit = Edit({"yaw": 2.0}, "symmetric", (middle, middle))
+    whole = sample(tiny.denoiser, tiny.schedule, begun.x_T, tiny.directions.shift("yaw", 2.0), window=(middle, middle))
+    assert close(tiny.draw(begun, edit)[:, 0], whole)
+    monkeypatch.setattr(
+        "orchestrator.studio.one_step", lambda *_: pytest.fail("that part of the chain was drawn already")
+    )
+    tiny.draw(begun, edit)
+    with pytest.raises(UserError, match=r"window \[3, 1\] holds none of the chain's timesteps \["):
+        tiny.draw(begun, Edit({"yaw": 1.0}, "symmetric", (3, 1)))
+
+
+def test_a_sample_is_the_same_in_every_batch(tiny: Studio) -> None:
+    told: list[int] = []
+    edit = tiny.edit({"yaw": 1.0})
+    alone = torch.cat([tiny.draw(tiny.from_seeds([seed]), edit, (1.0, 2.0)) for seed in range(5)])
+    together = tiny.draw(tiny.from_seeds(range(5)), edit, (1.0, 2.0), batch=3, drawn=told.append)
+    assert close(alone, together) and told == [3, 3, 3, 1]
+
+
+def test_a_noisy_chain_draws_its_noise_from_the_seed(tiny_model: Path, tmp_path: Path) -> None:
+    noisy = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", eta=0.5), device="cpu")
+    edit = noisy.edit({"yaw": 1.0})
+    alone, together = noisy.draw(noisy.from_seeds([7]), edit), noisy.draw(noisy.from_seeds([3, 7]), edit, batch=1)
+    assert close(alone[0], together[1])
+    with pytest.raises(UserError) as error:
+        noisy.from_images(torch.zeros(1, *noisy.denoiser.sample_shape))
+    assert str(error.value) == (
+        "images need a chain without noise (eta 0) to be inverted; this set was made with eta 0.5: use seeds"
+    )
+
+
+def test_images_are_inverted_and_how_well_is_told(tiny: Studio) -> None:
+    images = tiny.from_seeds([5]).plain.clamp(-1, 1)
+    begun = tiny.from_images(images)
+    assert close(begun.plain, tiny.draw(begun, Edit({}))[:, 0])
+    exact = Begun(tiny.denoiser, tiny.schedule, tiny.from_seeds([5]).x_T)
+    assert recovered(exact, images)[0] < 0.01
+    assert recovered(exact, (images + 10 / 127.5))[0] == pytest.approx(10, abs=0.1)
+
+
+def test_images_of_another_size_are_told_of(tiny: Studio, tmp_path: Path) -> None:
+    for name, size in (("wide.png", (40, 16)), ("small.png", (4, 4)), ("right.png", (8, 8)), ("large.png", (16, 16))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+    images, notes = tiny.load([tmp_path / name for name in ("wide.png", "small.png", "right.png", "large.png")])
+    assert images.shape == (4, 3, 8, 8)
+    assert notes == [
+        "wide.png is 40 x 16 pixels; the model draws 8 x 8: cropped around its centre and made smaller",
+        "small.png is 4 x 4 pixels; the model draws 8 x 8: enlarged",
+        "large.png is 16 x 16 pixels; the model draws 8 x 8: made smaller",
+    ]
+
+
+def test_other_steps_take_the_nearest_shift_in_proportion(tiny_model: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tiny_model, tmp_path / "set")
+    other = Studio.open(bundle, device="cpu", steps=6)
+    (warning,) = other.warnings
+    assert warning.startswith("the set was made with 3 steps: with 6 its shifts are scaled in proportion")
+    shift = other._shift({"yaw": 1.0}, torch.ones(1))
+    assert shift is not None
+    delta_h, own = shift(0), other.directions.shift("yaw", 0.5)(0)
+    assert delta_h is not None and own is not None and close(delta_h, own)
+
+
+def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: Studio) -> None:
+    assert tiny.range_of("yaw") == (-1.5, 2.5)
+    assert tiny.reach({"yaw": 1.0}) == (-1.5, 2.5)
+    assert tiny.reach({"yaw": 1.0, "smile": -1.0}) == (-1.5, 1.5)
+    assert tiny.reach({"yaw": 2.0}) == (-0.75, 1.25)
+    assert tiny.reach({}) == REACH
+    assert tiny.beyond({"yaw": 2.5, "smile": -1.5}) == []
+    assert tiny.beyond({"yaw": 2.6, "smile": -1.6}) == [
+        "yaw +2.6 is outside -1.50 to +2.50, where its images were measured to stay faithful",
+        "smile -1.6 is outside -1.50 to +2.50, where its images were measured to stay faithful",
+    ]
+
+
+def test_without_dials_the_range_is_a_guess_and_nothing_is_beyond(tiny_model: Path, tmp_path: Path) -> None:
+    plain = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", dials=False), device="cpu")
+    assert plain.range_of("yaw") == plain.reach({"yaw": 1.0}) == REACH and plain.beyond({"yaw": 99.0}) == []
+
+
+Change = Callable[[dict[str, object]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told.pop("model"), "the set does not say which model it is for; name it with --model"),
+        (
+            lambda told: told.update(model="./nowhere"),
+            "model './nowhere' is not there: .*; another place of it can be given with --model$",
+        ),
+        (lambda told: told.update(model="toyfaces"), r"the set is for h of shape \[8, 2, 2\]; model 'toyfaces' has \["),
+        (
+            lambda told: told.update(weight_digest="0123456789abcdef"),
+            r"^the set was made for weights '0123456789ab', model '.*' has '[0-9a-f]{12}': "
+            "give the right one with --model, or --any-model to use it all the same$",
+        ),
+        (lambda told: told.pop("weight_digest"), "the set was made for weights that it does not name, model "),
+        (lambda told: told.update(injection="sideways"), "injection is 'sideways'; allowed: symmetric, asymmetric"),
+        (lambda told: told.update(eta="much"), "eta is 'much'; allowed: 0 to 1"),
+        (lambda told: told.update(eta=2), "eta is 2; allowed: 0 to 1"),
+        (lambda told: told.update(window=[5]), "window is a list; allowed: two timesteps, or null"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    tiny_model: Path, tmp_path: Path, change: Change, message: str
+) -> None:
+    bundle = tiny_bundle(tiny_model, tmp_path / "set")
+    description = json.loads((bundle / "directions.json").read_text())
+    change(description["provenance"])
+    (bundle / "directions.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=message):
+        Studio.open(bundle, device="cpu")
+
+
+def test_other_weights_may_be_used_where_one_asks_for_it(tiny_model: Path, tmp_path: Path) -> None:
+    other = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", weight_digest="f" * 64), any_model=True, device="cpu")
+    (warning,) = other.warnings
+    assert warning.startswith("the set was made for weights 'ffffffffffff', model ")
+    assert other.draw(other.from_seeds([0]), other.edit({"yaw": 1.0})).isfinite().all()
+
+
+def test_the_model_may_have_moved(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "moved")
+    bundle = tiny_bundle(tiny_model, tmp_path / "set", model="gone/away/long")
+    assert Studio.open(bundle, str(tmp_path / "moved"), device="cpu").warnings == ()
+
+
+def test_a_bundle_that_is_not_there_and_scales_that_are_none(tiny: Studio, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none is not a direction set: directions.json is missing"):
+        Studio.open(tmp_path / "none")
+    with pytest.raises(UserError, match="no direction named 'smlie'; did you mean 'smile'?"):
+        tiny.draw(tiny.from_seeds([0]), Edit({"smlie": 1.0}))
+    for scale in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="the scale of 'yaw' is (nan|inf); allowed: a finite number"):
+            tiny.draw(tiny.from_seeds([0]), Edit({"yaw": scale}))
