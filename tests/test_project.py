@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "core" / "zoo").glob("*/README.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "core" / "zoo").glob("*/README.md")]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 
 
@@ -22,7 +22,7 @@ def test_the_readme_shows_the_script_that_runs() -> None:
 
 
 def test_every_file_of_the_story_exists() -> None:
-    story = (ROOT / "README.md").read_text().split("## The story of the files")[1].split("## Goals")[0]
+    story = (ROOT / "docs" / "code.md").read_text()
     for row in re.findall(r"^\| (`.+?`) \|", story, flags=re.MULTILINE):
         names = re.findall(r"`([^`]+)`", row)
         folder = Path(names[0]).parent

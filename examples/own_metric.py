@@ -1,0 +1,28 @@
+import torch
+
+from core import Denoiser, Schedule
+from core.lean import lean
+from core.methods import pca, random
+from core.metrics import Traversals, draw_traversals
+from core.randomness import REPORT_SEEDS
+
+WIDTH = 3  # of the border, in pixels
+
+
+def border_share(traversals: Traversals) -> float:
+    """How much of a change falls on the border: 1 where it changes like the whole image, 0 where it stays as it was."""
+    change = (traversals.shifted - traversals.plain[:, None, None]).abs()  # [M, K, A, C, H, W]
+    border = torch.ones(change.shape[-2:], dtype=torch.bool)
+    border[WIDTH:-WIDTH, WIDTH:-WIDTH] = False
+    return float(change[..., border].mean() / change.mean())
+
+
+denoiser = lean(Denoiser.from_pretrained("toyfaces"))
+schedule = Schedule.ddim(denoiser, steps=4)
+sets = {
+    "pca": pca.find(denoiser, schedule, pca.Settings(directions=4, samples=64)),
+    "random": random.find(denoiser, schedule, random.Settings(directions=4)),
+}
+for name, directions in sets.items():
+    traversals = draw_traversals(denoiser, schedule, directions, seeds=REPORT_SEEDS[:8])
+    print(f"{name}: border share {border_share(traversals):.2f}")

@@ -1,0 +1,184 @@
+"""The documents run: the tutorial from end to end, every example, every link and command.
+
+`python -m tests.test_docs` executes the tutorial and writes it back with its new outputs.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from core import DirectionSet
+from orchestrator.cli import main
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
+EXAMPLES = sorted((ROOT / "examples").glob("own_*.py"))
+MACHINE = re.compile(r"(^|[\s'\"(=])/(home|root|Users|work|tmp|usr|opt|var|private)/|site-packages")
+LARGEST_BYTES = 1_500_000
+
+
+def text_of(document: Path) -> str:
+    """What a reader sees of a page, or of a notebook without its outputs."""
+    if document.suffix != ".ipynb":
+        return document.read_text()
+    return "\n\n".join(cell.source for cell in notebook().cells)
+
+
+def notebook() -> Any:
+    return nbformat.read(TUTORIAL, as_version=4)
+
+
+def outputs(tutorial: Any) -> list[Any]:
+    return [output for cell in tutorial.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def complaints(tutorial: Any) -> list[str]:
+    """What went wrong in the cells, or was said on stderr."""
+    return [str(o) for o in outputs(tutorial) if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+def executed(folder: Path) -> Any:
+    """The tutorial with fresh outputs, and nothing beside them that tells of the machine."""
+    tutorial = notebook()
+    # `orchestrate` is that of the environment that runs this.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    client = NotebookClient(tutorial, timeout=300, record_timing=False, resources={"metadata": {"path": str(folder)}})
+    client.execute(env={**os.environ, "PATH": path})
+    for output in outputs(tutorial):
+        output.get("data", {}).pop("image/jpeg", None)  # a second copy of every picture
+    tutorial.metadata = {"kernelspec": tutorial.metadata["kernelspec"], "language_info": {"name": "python"}}
+    return tutorial
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    fresh = executed(tmp_path)
+    assert not complaints(fresh)
+    assert [kinds(cell) for cell in fresh.cells] == [kinds(cell) for cell in notebook().cells], "make it again"
+
+
+def kinds(cell: Any) -> list[str]:
+    """Which outputs a cell has: stdout, pictures, values."""
+    found = cell.get("outputs", [])
+    return [output.get("name") or ", ".join(sorted(output.get("data", {}))) for output in found]
+
+
+def test_the_tutorial_shows_what_it_did() -> None:
+    tutorial = notebook()
+    cells = [cell for cell in tutorial.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum("image/png" in output.get("data", {}) for output in outputs(tutorial)) >= 8
+    assert not complaints(tutorial)
+
+
+def test_the_tutorial_tells_nothing_of_the_machine_it_ran_on() -> None:
+    tutorial = notebook()
+    assert TUTORIAL.stat().st_size < LARGEST_BYTES
+    assert set(tutorial.metadata) == {"kernelspec", "language_info"}
+    assert tutorial.metadata["kernelspec"]["name"] == "python3"
+    assert not any(cell.metadata for cell in tutorial.cells), "metadata of a cell, such as times"
+    said = [output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs(tutorial)]
+    for text in (*said, text_of(TUTORIAL)):
+        assert not MACHINE.search(text), text
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_page_shows_the_example_that_runs(example: Path) -> None:
+    code = example.read_text()
+    assert f"```python\n{code}```" in (ROOT / "docs" / "extending.md").read_text()
+    assert len(code.splitlines()) < 40
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_can_be_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = run("own_model", tmp_path)
+    assert "h is (32, 4, 4)" in printed
+    loss = re.match(r"loss (\d\.\d+);", printed)
+    assert loss and float(loss[1]) < 0.5, "nothing was learned: without training the loss is 1"
+    assert left(tmp_path) == ["own-model", "own-model.png", "own-model.yaml"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "own-model.yaml"]) == 0
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_makes_a_set_like_any_other(tmp_path: Path) -> None:
+    printed = run("own_method", tmp_path)
+    assert re.findall(r"^(\w+) {'identifiability': ", printed, flags=re.MULTILINE) == ["contrast", "random"]
+    assert left(tmp_path) == ["contrast", "random"]
+    assert DirectionSet.load(tmp_path / "contrast").names == ("top", "left", "all")
+
+
+@pytest.mark.slow
+def test_a_metric_of_ones_own_compares_two_sets(tmp_path: Path) -> None:
+    shares = re.fullmatch(r"pca: border share (.+)\nrandom: border share (.+)\n", run("own_metric", tmp_path))
+    assert shares
+    assert 0 < float(shares[2]) < float(shares[1]) < 2
+    assert left(tmp_path) == []
+
+
+def run(example: str, folder: Path) -> str:
+    """What an example prints that runs in `folder`, with every warning an error."""
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{example}.py")]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("document", [*DOCS, TUTORIAL], ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text_of(document)):
+        if target.startswith(("http", "mailto:")):
+            continue
+        found = document.parent / target if target else document
+        assert found.exists(), f"{document.name} links to {target}"
+        assert not anchor or anchor in anchors(found), f"{document.name} links to {target}#{anchor}"
+
+
+def anchors(document: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text_of(document), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCS, TUTORIAL], ids=lambda path: path.name)
+def test_commands_are_those_of_the_program(document: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every `orchestrate VERB --option` that a page shows, inline or in a block."""
+    for verb, rest in commands(text_of(document)):
+        with pytest.raises(SystemExit) as left:
+            main([verb, "--help"])
+        assert left.value.code == 0, f"{document.name}: orchestrate {verb}"
+        known = capsys.readouterr().out
+        for option in re.findall(r"(?<!\S)--[a-z][a-z-]*", rest):
+            assert option in known, f"{document.name}: orchestrate {verb} {option}"
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """(verb, what follows) of every command of a page; of prose about the program, nothing."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`(orchestrate [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    found = [re.match(r"\s*orchestrate ([a-z]+)\b([^#|;&]*)", line) for line in (*lines, *inline)]
+    return [(match[1], match[2]) for match in found if match]
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = executed(Path(folder))
+    if said := complaints(made):
+        sys.exit("\n".join(said))
+    nbformat.write(made, TUTORIAL)
