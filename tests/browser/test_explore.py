@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,17 +10,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.servers import free_port
 from orchestrator import cli
 from tests.orchestrator.bundles import tiny_bundle
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
 HOSTILE = '<img src=x onerror="document.title=1"> [a](http://example.com)'
 NAMES = ("smile", "yaw", HOSTILE, *(f"direction_{k}" for k in range(7)))
 _PATIENCE_MS = 60_000
@@ -48,14 +42,6 @@ def address(bundle: Path) -> Iterator[str]:
         assert process.stdout is not None and process.stdout.readline().startswith("Explore: ")
         yield f"http://127.0.0.1:{port}/"
         process.terminate()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture
