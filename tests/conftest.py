@@ -1,7 +1,7 @@
 """A denoiser small enough for exact comparisons: random weights, float64, 8x8 images, h of 8x2x2.
 
-`make test` runs two tests at a time. Those that start servers and sweeps, and look for processes that were left behind,
-stay in one process, one after the other.
+`make test` runs two files of tests at a time, one file in one process. Those that kill processes and take machines away
+stay together, one after the other.
 """
 
 import os
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_SIDE_BY_SIDE = ("core", "contracts")
+_ONE_AFTER_THE_OTHER = ("cluster", "faults")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Only tests of the method may run beside others."""
+    """Which tests share a process of xdist's."""
     for item in items:
-        if Path(str(item.fspath)).relative_to(Path(__file__).parent).parts[0] not in _SIDE_BY_SIDE:
-            item.add_marker(pytest.mark.xdist_group("machine"))
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group("faults" if folder in _ONE_AFTER_THE_OTHER else item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,8 @@ class Runs:
         return [str(run.info.run_name) for run in found]
 
     def history(self, run: Run) -> History:
-        names = [name for name in run.data.metrics if name != SECONDS]
+        """Every metric that follows from the sweep: times and what the machine did are others each time."""
+        names = [name for name in run.data.metrics if name != SECONDS and not name.startswith("system/")]
         points = {name: self.client.get_metric_history(run.info.run_id, name) for name in names}
         return {name: [(point.step, point.value) for point in found] for name, found in points.items()}
 

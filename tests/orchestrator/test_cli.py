@@ -143,7 +143,7 @@ def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.M
         def verb(given: object) -> int:
             raise error
 
-        monkeypatch.setattr(cli, "_status", verb)
+        monkeypatch.setitem(cli._VERBS, "status", verb)
 
     raising(KeyboardInterrupt())
     assert cli.main(["status"]) == 130

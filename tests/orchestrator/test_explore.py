@@ -148,9 +148,15 @@ def served(bundle: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str]
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        preexec_fn=_minds_ctrl_c,
     ) as process:
         yield process, port
         process.kill()
+
+
+def _minds_ctrl_c() -> None:
+    """What a shell starts in the background has SIGINT ignored, and would hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow

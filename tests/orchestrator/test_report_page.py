@@ -167,6 +167,8 @@ def test_a_sweep_that_runs_and_a_copied_folder_are_said_to_be_so(finished: Sweep
     shutil.copytree(folder.path, tmp_path / "copied")
     assert "Its folder is named copied: a copy, or renamed." in page(read(SweepFolder(tmp_path, "copied")))
     with driving(folder.lock, "it"):
+        assert "The sweep is complete" in page(read(folder)), "what is left to do is MLflow's"
+        folder.result.unlink()
         assert re.search(r"The sweep is still running \(process \d+ on .*, since ", page(read(folder)))
 
 

@@ -130,6 +130,8 @@ def test_servers_that_are_away_for_a_while(tmp_path: Path, study: str, mlflow_ur
     driver = threading.Thread(target=lambda: courses.append(drive(sweep, tmp_path, load)), daemon=True)
     driver.start()
     count = f"SELECT count(*) FROM trial_user_attributes WHERE key = 'reports' AND value_json LIKE '%\"{3 * 8}\"%'"
+    there = "SELECT to_regclass('trial_user_attributes') IS NOT NULL"
+    wait(lambda: server.query("studies", there) == "t", "the study's tables")
     wait(lambda: server.query("studies", count) != "0", "the third report")
     server.stop()
     try:
