@@ -15,14 +15,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the address may hold a password
 
-import mlflow  # noqa: E402  # reads its environment on import
-from mlflow.exceptions import MlflowException, RestException  # noqa: E402
-from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
-from mlflow.utils.rest_utils import http_request  # noqa: E402
-from PIL import UnidentifiedImageError  # noqa: E402
+import mlflow
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from PIL import UnidentifiedImageError
 
-from core.errors import UserError  # noqa: E402
-from orchestrator.secrets import redacted  # noqa: E402
+from core.errors import UserError
+from orchestrator.secrets import redacted
 
 T = TypeVar("T")
 
@@ -103,8 +103,8 @@ def check_version(uri: str) -> str | None:
         return None
     ours, shown = mlflow.__version__, redacted(uri)
     try:
-        server = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
-        answer = http_request(server, "/version", "GET", max_retries=0)  # type: ignore[no-untyped-call]
+        server = get_default_host_creds(uri)  # type: ignore[no-untyped-call]  # MLflow's own helpers
+        answer = http_request(server, "/version", "GET", max_retries=0)  # type: ignore[no-untyped-call]  # MLflow's own helpers
         theirs = answer.text.strip() if answer.status_code == 200 else ""
     except MlflowException:
         theirs = ""
