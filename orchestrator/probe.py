@@ -138,11 +138,12 @@ def _forward_s(bench: Bench, most: int) -> float:
 
 
 def _score_s(bench: Bench) -> float:
-    if bench.attributes is None:
+    attributes = bench.attributes
+    if attributes is None:
         return 0.0
     images = torch.zeros(16, *bench.denoiser.sample_shape, device=bench.denoiser.device)
-    bench.attributes.score(images)
-    return _timed(lambda: bench.attributes.score(images)) / len(images)  # type: ignore[union-attr]
+    attributes.score(images)
+    return _timed(lambda: attributes.score(images)) / len(images)
 
 
 def _judge_s(bench: Bench) -> float:

@@ -47,7 +47,7 @@ def _write(data: Path, sweep: Sweep, to: Path, made: datetime, run_id: str, iden
     from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     directions, sampler = DirectionSet.load(data), sweep.sampler
-    direction = ColSpec(AnyType(), "direction")  # type: ignore[no-untyped-call]
+    direction = ColSpec(AnyType(), "direction")  # type: ignore[no-untyped-call]  # of MLflow's
     rows = Schema([ColSpec("long", "seed"), direction, ColSpec("double", "scale", required=False)])
     images = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "images")
     steps = ParamSpec("steps", "long", sampler.steps)

@@ -273,7 +273,7 @@ def test_the_theme_is_the_systems_until_it_is_chosen_and_text_stands_out(opened:
 
 
 def test_the_line_can_be_copied(opened: Open) -> None:
-    view = opened(measured(), permissions=["clipboard-read", "clipboard-write"])  # type: ignore[arg-type]
+    view = opened(measured(), permissions=["clipboard-read", "clipboard-write"])  # type: ignore[arg-type]  # for the context
     view.get_by_label("Copy the line for smile").click()
     expect(view.locator("#a-2 .copy")).to_have_text("Copied")
     assert view.evaluate("navigator.clipboard.readText()") == 'directions.applied(pipeline.unet, "smile", 1.0)'

@@ -116,7 +116,7 @@ def test_the_champion_loads_as_its_page_says(ui: Ui, finished_sweep: SweepFolder
     try:
         model = mlflow.pyfunc.load_model("models:/faces-directions@champion")
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # None: as it was
     images = model.predict({"seed": [0, 0], "direction": [0, 0], "scale": [-1.0, 1.0]})
     assert images.shape == (2, 32, 32, 3) and (images[0] != images[1]).any()
 

@@ -50,7 +50,7 @@ def test_charts_follow_the_scheme_and_the_paper(page: Page, report: Path) -> Non
     page.goto(report.as_uri())
     drawn(page)
     for media, ink in (({"color_scheme": "light"}, "rgb(28, 31, 36)"), ({"media": "print"}, "rgb(0, 0, 0)")):
-        page.emulate_media(**media)  # type: ignore[arg-type]
+        page.emulate_media(**media)  # type: ignore[arg-type]  # words as a dict
         expect(page.locator(_TICK).first).to_have_css("fill", ink)
 
 
@@ -77,7 +77,9 @@ def test_it_works_in_the_frame_that_mlflow_puts_it_in(page: Page, report: Path, 
 
 
 def test_it_makes_sense_without_scripts_and_with_the_keyboard_alone(page: Page, report: Path) -> None:
-    with page.context.browser.new_context(java_script_enabled=False) as context:  # type: ignore[union-attr]
+    browser = page.context.browser
+    assert browser is not None
+    with browser.new_context(java_script_enabled=False) as context:
         plain = context.new_page()
         plain.goto(report.as_uri())
         assert "Charts need scripts" in plain.inner_text("#slices")

@@ -117,6 +117,6 @@ def test_only_what_must_be_mended_fails(
     for name in ("_python", "_packages", "_extras", "_devices", "_memory", "_ray", "_mlflow"):
         monkeypatch.setattr(doctor, name, looks([]))
     monkeypatch.setattr(doctor, "_operators_of", lambda *_: looks([]))
-    monkeypatch.setattr(doctor, "_disk", looks([Check(standing, "[x] full", "make room")]))  # type: ignore[arg-type]
+    monkeypatch.setattr(doctor, "_disk", looks([Check(standing, "[x] full", "make room")]))  # type: ignore[arg-type]  # one of its words
     assert doctor.show(tmp_path, False, Console(markup=False, width=40)) == code
     assert f"{standing:<5}[x] full -> make room" in capsys.readouterr().out

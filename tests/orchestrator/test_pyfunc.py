@@ -153,6 +153,6 @@ def test_it_loads_by_its_alias(saved: Path, tmp_path: Path) -> None:
     try:
         loaded = mlflow.pyfunc.load_model("models:/sets@champion")
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # None: as it was
     assert loaded.metadata.signature.to_dict() == {"inputs": ANY, "outputs": ANY, "params": ANY}
     assert loaded.predict(loaded.input_example).shape == (2, 8, 8, 3)
