@@ -42,7 +42,11 @@ class Compared:
 
     @property
     def difference(self) -> float | None:
-        return None if self.champion is None or self.random is None else self.champion - self.random
+        """What the champion has more; 0 where they differ by rounding alone."""
+        if self.champion is None or self.random is None:
+            return None
+        same = math.isclose(self.champion, self.random, rel_tol=1e-9, abs_tol=1e-12)
+        return 0.0 if same else self.champion - self.random
 
     @property
     def better(self) -> str:
