@@ -17,8 +17,9 @@ from torch import Tensor
 from benchmarks.common import RESULTS, machine
 from benchmarks.sides import CELEBA, Case, celeba, chain_flops, flops, held, ours, seconds, straightforward
 from core import Denoiser, Schedule
+from core.cuts.unet import UNetCut
 from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, predict
-from core.lean import LeanDenoiser, lean
+from core.lean import LeanUNet, lean
 from core.memory import chain_costs
 
 MIB = 1 << 20
@@ -129,7 +130,7 @@ def precisions(name: str, case: Case) -> list[str]:
         ("bf16", torch.bfloat16, False),
     ):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        unet = copy.deepcopy(case.denoiser.unet)
+        unet = copy.deepcopy(case.denoiser.network)
         torch.nn.Module.to(unet, dtype=dtype)
         cast = lean(Denoiser(unet, case.denoiser.scheduler, word, word))
         run = ours(case, CheckpointSteps(), cast)
@@ -153,7 +154,7 @@ def large(device: torch.device) -> str:
     whole = celeba(device=str(device))
     case, batch = Case.of(whole, 40, 8), 8
     wanted = straightforward(case, True)().double().flatten()
-    unet = torch.nn.Module.to(copy.deepcopy(whole.unet), dtype=torch.bfloat16)
+    unet = torch.nn.Module.to(copy.deepcopy(whole.network), dtype=torch.bfloat16)
     half = lean(Denoiser(unet, whole.scheduler, "bf16", "bf16"))
     runs = {"straightforward, TF32": straightforward(case, False), "frozen, TF32": straightforward(case, True)}
     for name, policy in (("run again", CheckpointSteps()), ("kept", KeepSteps())):
@@ -182,10 +183,12 @@ Peak beside the weights, from the allocator; predicted for "run again": {(said.p
 
 def ablated(case: Case, repeats: int) -> list[str]:
     """What each saving of the lean denoiser is worth, on one asymmetric step forward and backward."""
+    plain = case.denoiser.cut
+    assert isinstance(plain, UNetCut)
     variants = {
         "diffusers' modules, shared encoder": case.denoiser,
-        "less saved, doubling merged": LeanDenoiser(case.denoiser, share_skips=False),
-        "and skips shared": LeanDenoiser(case.denoiser),
+        "less saved, doubling merged": case.denoiser.with_cut(LeanUNet.of(plain, share_skips=False)),
+        "and skips shared": lean(case.denoiser),
     }
     one = Case(case.denoiser, Schedule.ddim(case.denoiser, 2), case.x_T, case.shift)
     taken = seconds([ours(one, FullGraph(), denoiser) for denoiser in variants.values()], repeats)

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import RESULTS, machine
 from core.denoiser import Denoiser
-from core.linearised import DecoderJacobian, Linearised
+from core.linearised import DecoderJacobian, linearised
 from core.methods.jacobian import spectrum
 from core.pool import training_seeds
 from core.randomness import generator, noise
@@ -73,11 +73,11 @@ class FullNetwork:
     all, J^T u by autograd from a graph that is kept.
     """
 
-    def __init__(self, denoiser: Denoiser, x_t: Tensor, t: int) -> None:
+    def __init__(self, denoiser: Denoiser, x_t: Tensor, t: float) -> None:
         def eps(delta_h: Tensor) -> Tensor:
             features = denoiser.encode(x_t, t)
             # torch's forward mode refuses a GroupNorm whose input lies across memory.
-            return denoiser.decode(replace(features, h=features.h.contiguous()), delta_h)
+            return denoiser.decode(replace(features, hidden=features.hidden.contiguous()), delta_h)
 
         self._function = eps
         self._origin = torch.zeros(1, *denoiser.h_shape, dtype=denoiser.dtype, device=denoiser.device)
@@ -92,7 +92,7 @@ class FullNetwork:
         return back.to(v)
 
 
-def power_iteration(product: Product, shape: Sequence[int], count: int, tolerance: float) -> tuple[Tensor, int]:
+def power_iteration(product: Product, shape: Sequence[int], count: int, tolerance: float) -> tuple[Tensor, float]:
     """One singular vector after another, each deflated by those before: (vectors [count, *shape], products)."""
     size, products = math.prod(shape), 0
     found = torch.zeros(0, size, dtype=torch.float64)
@@ -137,7 +137,7 @@ def residuals(product: Product, vectors: Tensor) -> float:
     return worst
 
 
-def half_flops(denoiser: Denoiser, x_t: Tensor, t: int) -> tuple[int, int]:
+def half_flops(denoiser: Denoiser, x_t: Tensor, t: float) -> tuple[int, int]:
     """FLOPs of one pass through the plain encoder and the plain decoder."""
     with torch.no_grad():
         encoder = flops(lambda: denoiser.encode(x_t, t))
@@ -156,7 +156,7 @@ def measure(denoiser: Denoiser, case: Case) -> Figures:
     shape = denoiser.h_shape
     ours = partial(spectrum, denoiser, x_t, t, case.count, tolerance=case.tolerance)
 
-    def reference() -> tuple[Tensor, int]:
+    def reference() -> tuple[Tensor, float]:
         return power_iteration(FullNetwork(denoiser, x_t, t), shape, case.count, case.tolerance)
 
     clocks: tuple[list[float], list[float]] = ([], [])
@@ -181,7 +181,7 @@ def measure(denoiser: Denoiser, case: Case) -> Figures:
 def along_chain(denoiser: Denoiser, count: int = 3, tolerance: float = 1e-4) -> tuple[int, int, int]:
     """Products over all steps of the chain: power iteration, ours, ours started from the step before."""
     reference, cold, warm, start = 0, 0, 0, None
-    network = Linearised(denoiser)
+    network = linearised(denoiser)
     for step in range(STEPS):
         x_t, t = at_step(denoiser, step)
         product = partial(_both, DecoderJacobian(network, x_t, t))
@@ -204,7 +204,7 @@ def timed(run: Callable[[], Found], clock: list[float]) -> Found:
 
 
 @torch.no_grad()
-def at_step(denoiser: Denoiser, step: int) -> tuple[Tensor, int]:
+def at_step(denoiser: Denoiser, step: int) -> tuple[Tensor, float]:
     """x_t of the first training sample before that step of its chain, and t."""
     schedule = Schedule.ddim(denoiser, STEPS)
     x = noise([training_seeds(1)[0]], denoiser.sample_shape, denoiser.dtype)

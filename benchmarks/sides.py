@@ -50,7 +50,7 @@ Run = Callable[[], Tensor]  # one training step of the shift: forward and backwa
 
 def straightforward(case: Case, frozen: bool) -> Run:
     """Two UNets a step, each checkpointed, on a copy of the weights that gets gradients unless it is frozen."""
-    unet = copy.deepcopy(case.denoiser.unet)
+    unet = copy.deepcopy(case.denoiser.network)
     plain = Denoiser(unet, case.denoiser.scheduler, "straightforward", "copy")
     unet.requires_grad_(not frozen)
 

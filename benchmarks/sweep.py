@@ -319,7 +319,7 @@ def larger(folder: Path) -> Path:
     from benchmarks.sides import celeba
 
     denoiser = celeba(2, 64, "cpu")
-    denoiser.unet.save_pretrained(folder / "unet")
+    denoiser.network.save_pretrained(folder / "unet")
     denoiser.scheduler.save_pretrained(folder / "scheduler")
     return folder
 

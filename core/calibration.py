@@ -152,7 +152,7 @@ def _effects(
     if attributes is None:
         return None
     ends = [drawn.scales.index(-1.0), drawn.scales.index(1.0)]
-    at_one = Traversals(drawn.plain, drawn.shifted[:, :, ends], (-1.0, 1.0))
+    at_one = replace(drawn, shifted=drawn.shifted[:, :, ends], scales=(-1.0, 1.0))
     return effects(at_one, attributes, reference, batch, denoiser.device)
 
 
@@ -217,4 +217,4 @@ def _turned_images(drawn: Traversals, turned: Tensor) -> Traversals:
     shifted = drawn.shifted.clone()
     round_ = turned < 0
     shifted[:, round_] = shifted[:, round_].flip(2)
-    return Traversals(drawn.plain, shifted, drawn.scales)
+    return replace(drawn, shifted=shifted)

@@ -30,7 +30,7 @@ def sample(
 
     shift: what is added to h at each step; window: the training timesteps [high, low] in which it is.
     gradient: how memory is kept down when x_0 is differentiated (default FullGraph()).
-    step_noise: z [T, N, *sample_shape], needed when schedule.eta > 0.
+    step_noise: z [T, N, *sample_shape], needed when steps add noise (eta > 0, or a consistency model's).
     first: the step to begin with; x_T is then the state x_t that the chain has before it.
 
     Raises UserError where the shapes, the injection or the noise do not fit the chain.
@@ -59,8 +59,8 @@ def trajectory(
     for i in range(len(schedule)):
         features = denoiser.encode(x, schedule.timesteps[i])
         states.append(features.h)
-        eps = denoiser.decode(features).to(x.dtype)
-        x = schedule.step(i, x, eps, eps, None if step_noise is None else step_noise[i])
+        output = denoiser.decode(features).to(x.dtype)
+        x = schedule.step(i, x, output, output, None if step_noise is None else step_noise[i])
     return x, torch.stack(states)
 
 
@@ -71,14 +71,15 @@ def invert(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, refinements: int
     Each step solves x_prev = step(x_t) for x_t by fixed-point iteration, started from DDIM inversion's guess
     eps(x_prev, t); `refinements` 0 is plain DDIM inversion.
     """
-    if schedule.eta > 0:
-        raise UserError(f"invert needs a deterministic chain (eta 0); this schedule has eta {schedule.eta}")
+    if schedule.stochastic or schedule.consistency:
+        what = "is of a consistency model" if schedule.consistency else f"has eta {schedule.eta}"
+        raise UserError(f"invert needs a deterministic chain (eta 0); this schedule {what}")
     _check(denoiser, schedule, x_0, "symmetric", None)
     x = x_0
     for i in reversed(range(len(schedule))):
         x_prev = x
         for _ in range(refinements + 1):
-            x = schedule.inverse_step(i, x_prev, denoiser(x, schedule.timesteps[i]).to(x_0.dtype))
+            x = schedule.inverse_step(i, x_prev, x, denoiser(x, schedule.timesteps[i]).to(x_0.dtype))
     return x
 
 
@@ -89,7 +90,7 @@ def _check(denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: str, st
         )
     if injection not in INJECTIONS:
         raise UserError(f"injection: got '{injection}'; allowed: {', '.join(INJECTIONS)}")
-    if schedule.eta > 0 and step_noise is None:
-        raise UserError(f"a chain with eta {schedule.eta} needs step_noise (core.randomness.step_noise)")
+    if schedule.stochastic and step_noise is None:
+        raise UserError(f"{schedule} needs step_noise (core.randomness.step_noise)")
     if step_noise is not None and tuple(step_noise.shape) != (len(schedule), *x.shape):
         raise UserError(f"step_noise has shape {list(step_noise.shape)}; this chain needs {[len(schedule), *x.shape]}")

@@ -1,87 +1,122 @@
-"""A pretrained diffusers UNet, cut at its bottleneck: `encode` up to h, `decode` from h on.
+"""A pretrained diffusion model, cut at its tap: `encode` up to h, `decode` from h on.
 
-h-space is the output of the UNet's mid block (Kwon et al., arXiv 2210.10960; Haas et al., arXiv 2303.11073,
-call this tap "after"). Both halves run the UNet's own modules in its own order, so that
-`decode(encode(x, t))` is the UNet's output to the last bit.
+Around the cut network (core.cuts) stands what makes a model of it: the scheduler, what it is told (core.condition), and
+for latent models the autoencoder (core.latents). A denoiser draws samples x_0 of `sample_shape`, images for a pixel
+model and latents for a latent one; `images` shows them.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from core.architecture import empty_network, own_shape
+from core.condition import Condition
+from core.cuts import Cut, Features, cut_of, halved
+from core.cuts.transformer import TransformerCut
+from core.latents import Codec
 from core.pretrained import (
-    empty_unet,
-    find_folder,
+    codec_factor,
+    combined_digest,
+    empty_codec,
+    find_model,
+    load_codec,
+    load_network,
     load_scheduler,
-    load_unet,
     read_config,
     refuse_unsupported,
     weight_digest,
 )
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the encoder half hands to the decoder half."""
-
-    h: Tensor  # [N, C, H, W]
-    skips: tuple[Tensor, ...]  # outputs of the down blocks, first to last
-    time: Tensor  # [N, D] or [1, D] time embedding
+from core.prompts import condition_of, text_length, unknown_condition
+from core.use import Use
 
 
 class Denoiser:
-    """epsilon_theta(x_t, t) of a frozen UNet2DModel, with its bottleneck open.
+    """The output of a frozen network at (x_t, t), with its bottleneck open.
 
-    `sample_shape` is (C, H, W) of an image, `h_shape` that of the bottleneck; both are read off the model.
+    `sample_shape` is (C, H, W) of x_t, `image_shape` that of the images it stands for, `h_shape` that of h; all are
+    read off the model. The output is what the network predicts: noise, velocity or image (core.schedule).
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, name: str, digest: str | None = None) -> None:
-        refuse_unsupported(unet, scheduler, name)
-        self.unet = unet.eval().requires_grad_(False)
-        self.scheduler = scheduler
-        self.name = name
-        self.digest = digest or weight_digest(unet)
-        size = unet.config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        self.sample_shape: tuple[int, int, int] = (int(unet.config["in_channels"]), int(height), int(width))
-        self.h_shape = _bottleneck_shape(unet, self.sample_shape)
-        # How a block of the network is called: checkpointed, it keeps its inputs only.
-        self._run: Callable[..., Any] = _call
+    def __init__(
+        self,
+        network: Any,
+        scheduler: Any,
+        name: str,
+        digest: str | None = None,
+        *,
+        cut: Cut | None = None,
+        condition: Condition | None = None,
+        codec: Codec | None = None,
+        use: Use | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """network: of diffusers, or with a `cut` any; condition: what it is told; codec: of a latent model.
+
+        Raises ModelError where the parts cannot be used, UserError for a tap or form that the network has not.
+        """
+        self.use = use or Use()
+        refuse_unsupported(network, scheduler, name)
+        self.network = network.eval().requires_grad_(False)
+        self.cut = cut or cut_of(network, self.use.tap, self.use.form)  # type: ignore[arg-type]  # checked by the tap
+        self.scheduler, self.name, self.codec = scheduler, name, codec
+        self.condition = (condition or unknown_condition(network, self.use)).to(self.cut.device)
+        self.digest = digest or weight_digest(network)
+        self.sample_shape = sample_shape or own_shape(network)
+        if not self.cut.tap.channels:
+            self.cut.look(self._on_meta(), self.sample_shape, self.condition.plain().to("meta").rows(1))
+        self.listeners: list[Callable[[], object]] = []  # told of every pass that begins
         self._blueprints: dict[torch.dtype, Denoiser] = {}
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        cls,
+        model: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **use: Any,
     ) -> "Denoiser":
-        """Load a built-in name, a diffusers folder, or a hub id; safetensors only.
+        """Load a built-in name, a diffusers folder, or a hub id ("id@revision" pins it); safetensors only.
 
-        Raises ModelError, in one sentence, where the model is missing, incomplete, or not a pixel-space UNet.
+        use: how, as core.use.Use has it: tap, form, prompts, negative_prompt, classes, guidance, shifted, size.
+        Raises ModelError, in one sentence, where the model is missing, incomplete, or of a kind that has no cut.
         """
-        folder = find_folder(model)
-        unet = load_unet(folder, str(model))
-        scheduler = load_scheduler(folder, str(model))
-        digest = weight_digest(unet)
-        torch.nn.Module.to(unet, device=device, dtype=dtype)  # diffusers' own override only adds a warning
-        return cls(unet, scheduler, str(model), digest)
+        asked, found = Use(**use), find_model(model)
+        network, *digests = load_network(found, dtype)
+        scheduler = load_scheduler(found)
+        shape = own_shape(network, asked.size, codec_factor(found))
+        codec = None
+        if (loaded := load_codec(found, shape, dtype)) is not None:
+            codec, digest = loaded
+            digests.append(digest)
+        side = (codec.image_shape if codec else shape)[1]
+        condition = condition_of(found, network, codec, asked, side, dtype, device)
+        for part in (network, *([codec.network] if codec else [])):
+            torch.nn.Module.to(part, device=device)  # diffusers' own override only adds a warning
+        parts: dict[str, Any] = {"condition": condition, "codec": codec, "use": asked, "sample_shape": shape}
+        return cls(network, scheduler, str(model), combined_digest(digests), **parts)
 
     @classmethod
-    def without_weights(cls, model: str | Path, dtype: torch.dtype = torch.float32) -> "Denoiser":
+    def without_weights(cls, model: str | Path, dtype: torch.dtype = torch.float32, **use: Any) -> "Denoiser":
         """The architecture of a model alone, on torch's meta device: shapes and sizes, and no images.
 
         Reads, or downloads, nothing but configuration files. Raises ModelError as `from_pretrained` does.
         """
-        folder = find_folder(model, weights=False)
-        scheduler = load_scheduler(folder, str(model))
+        asked, found = Use(**use), find_model(model, weights=False)
+        network, scheduler = empty_network(read_config(found, weights=False), dtype), load_scheduler(found)
+        shape = own_shape(network, asked.size, codec_factor(found))
         return cls(
-            empty_unet(read_config(folder, str(model), weights=False), dtype), scheduler, str(model), "no weights"
+            network,
+            scheduler,
+            str(model),
+            "no weights",
+            condition=unknown_condition(network, asked, text_length(found)),
+            codec=empty_codec(found, shape, dtype),
+            use=asked,
+            sample_shape=shape,
         )
 
     def blueprint(self, dtype: torch.dtype | None = None) -> "Denoiser":
@@ -94,104 +129,111 @@ class Denoiser:
         return self._blueprints[dtype]
 
     def _without_weights(self, dtype: torch.dtype) -> "Denoiser":
-        return Denoiser(empty_unet(self.unet.config, dtype), self.scheduler, self.name, self.digest)
+        twin = copy.copy(self)
+        twin.cut = self._on_meta(dtype)
+        twin.network = twin.cut.network
+        twin.condition = self.condition.to("meta").without_choice()
+        twin.codec = self.codec and self.codec.on_meta(dtype)
+        twin.listeners, twin._blueprints = [], {}
+        return twin
+
+    def _on_meta(self, dtype: torch.dtype | None = None) -> Cut:
+        """The cut through a network of the same architecture that has no data."""
+        return self.cut.on(empty_network(self.network, dtype or self.cut.dtype))
+
+    def with_cut(self, cut: Cut) -> Self:
+        """The same model, cut by other code."""
+        twin = copy.copy(self)
+        twin.cut, twin._blueprints = cut, {}
+        return twin
 
     def by_blocks(self) -> Self:
         """This denoiser, the same weights, keeping only what enters each of its blocks when it is differentiated."""
+        return self.with_cut(self.cut.by_blocks())
+
+    def for_samples(self, seeds: Sequence[int]) -> Self:
+        """This denoiser for a batch of these samples: of several prompts each has the one that is its own."""
+        if self.condition.count == 1:
+            return self
         twin = copy.copy(self)
-        # The network draws no random numbers, so there is no generator state to keep.
-        twin._run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        twin.condition = self.condition.for_samples(seeds)
         return twin
 
     def tensors(self) -> list[Tensor]:
         """Every weight and buffer that it holds."""
-        return [*self.unet.parameters(), *self.unet.buffers()]
+        beside = [] if self.codec is None else self.codec.tensors()
+        return [*self.cut.tensors(), *self.condition.tensors(), *beside]
 
     def weight_bytes(self) -> int:
         """What they take in memory."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
     @property
+    def h_shape(self) -> tuple[int, int, int]:
+        return self.cut.tap.h_shape
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.sample_shape if self.codec is None else self.codec.image_shape
+
+    @property
+    def tokens(self) -> int:
+        """How many image tokens a transformer makes of a sample; 0 for a UNet."""
+        rows, columns = self.cut.grid(self.sample_shape) or (0, 0)
+        return rows * columns
+
+    @property
+    def even_sigmas(self) -> bool:
+        """Whether a flow's chain starts from evenly spaced noise levels, as Flux's pipeline has it."""
+        return isinstance(self.cut, TransformerCut) and self.cut.packed
+
+    @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.unet.parameters()).device
-        return device
+        return self.cut.device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self.unet.parameters()).dtype
-        return dtype
+        return self.cut.dtype
 
-    def noise_levels(self, steps: int) -> tuple[list[int], list[float], float]:
-        """(timesteps of a chain of `steps` steps, cumulative alpha of every training timestep, final alpha)."""
-        self.scheduler.set_timesteps(steps)
-        alphas = self.scheduler.alphas_cumprod.double().tolist()
-        return self.scheduler.timesteps.tolist(), alphas, float(self.scheduler.final_alpha_cumprod)
-
-    def encode(self, x_t: Tensor, t: int | Tensor) -> Features:
-        """Down blocks and mid block. x_t: [N, *sample_shape], t: a training timestep, or one per sample [N]."""
-        unet = self.unet
-        sample, time = self.embed(x_t, t)
-        sample = unet.conv_in(sample)
-        skips = [sample]
-        for block in unet.down_blocks:
-            sample, outputs = self._run(block, sample, time)
-            skips.extend(outputs)
-        return Features(self._run(unet.mid_block, sample, time), tuple(skips), time)
-
-    def embed(self, x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the network, in its precision: the image and the time embedding [N, D]."""
-        unet = self.unet
-        timesteps = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(x_t.shape[0])
-        time = unet.time_embedding(unet.time_proj(timesteps).to(self.dtype))
-        sample = x_t.to(self.dtype)
-        return 2 * sample - 1 if unet.config["center_input_sample"] else sample, time
+    def encode(self, x_t: Tensor, t: float | Tensor) -> Features:
+        """Everything up to the tap. x_t: [N, *sample_shape], t: a training timestep, or one per sample [N]."""
+        for told in self.listeners:
+            told()
+        rows, timesteps = len(x_t), torch.as_tensor(t, device=x_t.device).reshape(-1).expand(len(x_t))
+        given = self.condition.rows(rows)
+        if not self.condition.guided:
+            return self.cut.encode(x_t, timesteps, given)
+        return self.cut.encode(torch.cat([x_t, x_t]), timesteps.repeat(2), given).as_guided()
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
-        """Up blocks and output convolution: eps [N, *sample_shape], with delta_h [N, *h_shape] added to h."""
-        unet = self.unet
-        sample = features.h if delta_h is None else features.h + delta_h.to(features.h.dtype)
-        skips = features.skips
-        for block in unet.up_blocks:
-            count = len(block.resnets)
-            sample = self._run(up_block, block, sample, features.time, *skips[-count:])
-            skips = skips[:-count]
-        eps: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
-        return eps
+        """From the tap on, with delta_h [N or 1, *h_shape] added: the output [N, *sample_shape], guided or plain."""
+        if not features.guided:
+            return self.cut.decode(features, delta_h)
+        return self.condition.combined(
+            self.cut.decode(features, halved(delta_h, len(features.hidden) // 2, self.condition.both))
+        )
 
-    def __call__(self, x_t: Tensor, t: int | Tensor, delta_h: Tensor | None = None) -> Tensor:
-        """eps_theta(x_t, t | h + delta_h): [N, *sample_shape]."""
+    def __call__(self, x_t: Tensor, t: float | Tensor, delta_h: Tensor | None = None) -> Tensor:
+        """The output at (x_t, t | h + delta_h): [N, *sample_shape]."""
         return self.decode(self.encode(x_t, t), delta_h)
 
+    def maps(self, x_t: Tensor, t: float) -> list[Tensor]:
+        """What the first half knows of x_t, as maps [N, C, H, W]."""
+        return list(self.cut.maps(self.encode(x_t, t)))
 
-def without_skips(features: Features, dropped: Tensor, input_only: bool = False) -> Features:
-    """Zero the skips for the samples where `dropped` [N] is True: those below full resolution, or, with `input_only`,
-    all but the output of the first convolution.
+    def images(self, x_0: Tensor) -> Tensor:
+        """Samples [N, *sample_shape] as images [N, *image_shape] in about [-1, 1]; differentiable."""
+        return x_0 if self.codec is None else self.codec.images(x_0)
 
-    Trained with this on a random half of each batch, a small UNet carries what it draws through h instead of
-    around it, and h steers it. Inference is the unmodified UNet.
-    """
-    full = features.skips[0].shape[-1]
-    keep = (~dropped)[:, None, None, None]
-    kept = (i == 0 if input_only else skip.shape[-1] == full for i, skip in enumerate(features.skips))
-    skips = tuple(skip if whole else skip * keep for skip, whole in zip(features.skips, kept, strict=True))
-    return Features(features.h, skips, features.time)  # what a denoiser made of the old ones is dropped
+    @property
+    def seen_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what `seen` gives."""
+        return self.image_shape if self.use.space == "pixels" else self.sample_shape
 
+    def seen(self, x_0: Tensor) -> Tensor:
+        """What looks at samples, to learn from them or to judge them, sees: latents, or images; differentiable."""
+        return self.images(x_0) if self.use.space == "pixels" else x_0
 
-def _bottleneck_shape(unet: UNet2DModel, sample_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Run the architecture without weights or memory (meta tensors) up to its mid block."""
-    empty: Any = empty_unet(unet.config)
-    seen: list[torch.Size] = []
-    empty.mid_block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
-    with torch.device("meta"), torch.no_grad():
-        empty(torch.empty(1, *sample_shape), 0)
-    _, channels, height, width = seen[0]
-    return channels, height, width
-
-
-def up_block(block: Callable[..., Tensor], sample: Tensor, time: Tensor, *skips: Tensor) -> Tensor:
-    """An up block with its skips one by one: of what is packed into a tuple, a checkpoint keeps hold."""
-    return block(sample, skips, time)
-
-
-def _call(block: Callable[..., Any], *inputs: Any) -> Any:
-    return block(*inputs)
+    def x_0(self, images: Tensor) -> Tensor:
+        """Images [N, *image_shape] in [-1, 1] as samples [N, *sample_shape]."""
+        return images if self.codec is None else self.codec.x_0(images)

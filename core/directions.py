@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from core.apply_directions import shifted
+from core.apply_directions import shifted, shifts_both, tap_of
 from core.chain import Shift
 from core.dials import Dial
 from core.errors import DirectionSetError
@@ -51,7 +51,7 @@ class DirectionSet:
 
     table: Tensor
     sigma: Tensor
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     names: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -136,22 +136,24 @@ class DirectionSet:
     @contextmanager
     def applied(
         self,
-        unet: nn.Module,
+        network: nn.Module,
         direction: Edit,
         scale: float = 1.0,
         steps: int | None = None,
         asymmetric: Any = None,
     ) -> Iterator[None]:
-        """Edit whatever `unet` draws inside the block, in any diffusers pipeline, unchanged.
+        """Edit whatever `network` draws inside the block: the UNet, or the transformer, of any diffusers pipeline.
 
         direction: a number, a name, or several with a scale each, as in `shift`.
         steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
         scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. asymmetric: the pipeline's
-        DDIMScheduler, where its predicted image alone is to be shifted; None: symmetric injection, with any sampler.
+        scheduler (DDIM, or a flow's), where its predicted image alone is to be shifted; None: symmetric injection, with
+        any sampler.
         The hooks go in any case.
         """
         shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
-        with shifted(unet, shift, self.timesteps, asymmetric, DirectionSetError):
+        tap, both = tap_of(self.provenance), shifts_both(self.provenance)
+        with shifted(network, shift, self.timesteps, asymmetric, DirectionSetError, tap, both):
             yield
 
     def within(self, window: tuple[int, int] | None) -> "DirectionSet":

@@ -146,7 +146,7 @@ class Prediction:
     """
 
     network: int  # the frozen weights
-    states: int  # x_t of every step, and its noise where eta > 0
+    states: int  # x_t of every step, and its noise where steps add some
     graphs: int  # what the steps that are kept hold
     work: int  # the most that a step holds beyond its graph or, run again, with it, on its way forward and back
     kept: int  # steps whose graph is kept
@@ -182,7 +182,7 @@ def predict(
     inside = schedule.inside(window)
     first = inside.index(True)
     costs = chain_costs(blueprint, schedule, batch, injection, inside, range(first, len(schedule)))
-    states = state * (len(costs) + 1 + (len(schedule) if schedule.eta > 0 else 0))
+    states = state * (len(costs) + 1 + (len(schedule) if schedule.stochastic else 0))
     if policy == KeepSteps() and memory is not None:
         policy = KeepSteps(max(memory - network - states - max(cost.work for cost in costs), 0))
     kept = policy.kept(lambda: costs, len(costs), denoiser.device)

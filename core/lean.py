@@ -21,20 +21,28 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import Downsample2D, Upsample2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import (
     AttnDownBlock2D,
     AttnUpBlock2D,
+    CrossAttnDownBlock2D,
+    CrossAttnUpBlock2D,
     DownBlock2D,
     UNetMidBlock2D,
+    UNetMidBlock2DCrossAttn,
     UpBlock2D,
 )
 from torch import Tensor, nn
 
 from core import frozen
-from core.denoiser import Denoiser, Features, up_block
+from core.cuts import Features, Form, Given
+from core.cuts.unet import Context, UNetCut, UNetFeatures, down_block, middle_block, up_block
+from core.denoiser import Denoiser
 from core.entrances import Entrance, Module, entrances_of, weights_of
 
-_DOWN, _UP = (DownBlock2D, AttnDownBlock2D), (UpBlock2D, AttnUpBlock2D)
+_DOWN = (DownBlock2D, AttnDownBlock2D, CrossAttnDownBlock2D)
+_UP = (UpBlock2D, AttnUpBlock2D, CrossAttnUpBlock2D)
+_MIDDLE = (UNetMidBlock2D, UNetMidBlock2DCrossAttn)
 
 
 class Shared(NamedTuple):
@@ -46,19 +54,21 @@ class Shared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SharedFeatures(Features):
+class SharedFeatures(UNetFeatures):
     """Features whose skips have gone as far as they can without h."""
 
     shared: tuple[Shared, ...]  # one a skip
 
 
-def lean(denoiser: Denoiser) -> "LeanDenoiser":
-    """The denoiser with the savings above, if it has not got them yet."""
-    return denoiser if isinstance(denoiser, LeanDenoiser) else LeanDenoiser(denoiser)
+def lean(denoiser: Denoiser) -> Denoiser:
+    """The denoiser with the savings above, if it has not got them yet and is a UNet; another as it is."""
+    if isinstance(denoiser.cut, LeanUNet) or not isinstance(denoiser.cut, UNetCut):
+        return denoiser
+    return denoiser.with_cut(LeanUNet.of(denoiser.cut))
 
 
-class LeanDenoiser(Denoiser):
-    """`Denoiser` with the savings above: the same interface, the same weights, the same function.
+class LeanUNet(UNetCut):
+    """`UNetCut` with the savings above: the same interface, the same weights, the same function.
 
     share_skips: False runs the whole of every up block in every pass.
     """
@@ -66,77 +76,94 @@ class LeanDenoiser(Denoiser):
     _convolve: Callable[..., Tensor] = staticmethod(frozen.FrozenConv2d.apply)
     _norm_silu: Callable[..., Tensor] = staticmethod(frozen.NormSiLU.apply)
 
-    def __init__(self, plain: Denoiser, share_skips: bool = True) -> None:
-        self.__dict__.update(plain.__dict__)
-        self._blueprints: dict[torch.dtype, Denoiser] = {}
+    def __init__(
+        self, network: Module, tap: str | None = None, form: Form | None = None, share_skips: bool = True
+    ) -> None:
+        super().__init__(network, tap, form)
         self.share_skips = share_skips
-        self._entrances = entrances_of(self.unet, _UP if share_skips else ())
+        self._entrances = entrances_of(network, _UP if share_skips else ())
         self._doubling = {
-            module: frozen.upsampling_weight(module.conv.weight) for module in self.unet.modules() if _doubles(module)
+            module: frozen.upsampling_weight(module.conv.weight) for module in network.modules() if _doubles(module)
         }
+
+    @classmethod
+    def of(cls, plain: UNetCut, share_skips: bool = True) -> Self:
+        """The same cut through the same network."""
+        twin = cls(plain.network, plain.name, plain.form, share_skips)
+        twin.tap, twin._run = plain.tap, plain._run
+        return twin
+
+    def on(self, network: Module) -> Self:
+        twin = type(self)(network, self.name, self.form, self.share_skips)
+        twin.tap = self.tap
+        return twin
 
     def by_blocks(self) -> Self:
         # What the skips give would be kept for every block: it is memory that is short, so nothing is shared.
         twin = super().by_blocks()
-        twin.share_skips, twin._entrances = False, entrances_of(self.unet)
+        twin.share_skips, twin._entrances = False, entrances_of(self.network)
         return twin
-
-    def _without_weights(self, dtype: torch.dtype) -> "LeanDenoiser":
-        return type(self)(super()._without_weights(dtype), self.share_skips)
 
     def tensors(self) -> list[Tensor]:
         copies = [weight for parts in self._entrances.values() if len(parts) > 1 for weight in weights_of(parts)]
         return [*super().tensors(), *copies, *self._doubling.values()]
 
-    def encode(self, x_t: Tensor, t: int | Tensor) -> SharedFeatures:
-        unet = self.unet
-        sample, time = self.embed(x_t, t)
+    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> SharedFeatures:
+        unet = self.network
+        sample, time, context = self.embed(x_t, t, given)
         sample = self._conv(unet.conv_in, sample)
         skips = [sample]
         for block in unet.down_blocks:
             if type(block) not in _DOWN:
-                sample, outputs = self._run(block, sample, time)
+                sample, outputs = self._run(down_block, block, sample, time, context)
                 skips.extend(outputs)
                 continue
             for resnet, attention in _layers(block):
-                sample = self._run(self._resnet, resnet, attention, sample, time)
+                sample = self._run(self._resnet, resnet, attention, sample, time, context)
                 skips.append(sample)
             for downsampler in block.downsamplers or ():
                 sample = self._run(self._downsample, downsampler, sample, time)
                 skips.append(sample)
-        h = self._run(self._middle, sample, time)
-        return SharedFeatures(h, tuple(skips), time, tuple(self._shared(skips, time)))
+        hidden = self._run(self._middle, sample, time, context)
+        return SharedFeatures(hidden, self.tap, tuple(skips), time, context, tuple(self._shared(skips, time)))
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
-        unet, time = self.unet, features.time
+        assert isinstance(features, UNetFeatures)
+        time, context = features.time, features.context
         shared = features.shared if isinstance(features, SharedFeatures) else self._shared(features.skips, time)
-        sample = features.h if delta_h is None else features.h + delta_h.to(features.h.dtype)
+        sample = self.tap.shifted(features.hidden, delta_h)
         remaining = list(zip(features.skips, shared, strict=True))
-        for block in unet.up_blocks:
+        for block in self.network.up_blocks:
             own, remaining = remaining[-len(block.resnets) :], remaining[: -len(block.resnets)]
             if type(block) not in _UP:
-                sample = self._run(up_block, block, sample, time, *(skip for skip, _ in own))
+                sample = self._run(up_block, block, sample, time, context, *(skip for skip, _ in own))
                 continue
             for (resnet, attention), (_, given) in zip(_layers(block), reversed(own), strict=True):
-                sample = self._run(self._up_resnet, resnet, attention, sample, time, *given)
+                sample = self._run(self._up_resnet, resnet, attention, sample, time, context, *given)
             for upsampler in block.upsamplers or ():
                 sample = self._run(self._upsample, upsampler, sample, time)
+        return self.finish(sample)
+
+    def finish(self, sample: Tensor) -> Tensor:
+        unet = self.network
+        if not (isinstance(unet.conv_norm_out, nn.GroupNorm) and isinstance(unet.conv_act, nn.SiLU)):
+            return super().finish(sample)
         return self._conv(unet.conv_out, self._norm(unet.conv_norm_out, sample))
 
-    def _middle(self, sample: Tensor, time: Tensor) -> Tensor:
-        block = self.unet.mid_block
-        if type(block) is not UNetMidBlock2D:
-            return _tensor(block(sample, time))
-        sample = self._resnet(block.resnets[0], None, sample, time)
+    def _middle(self, sample: Tensor, time: Tensor, context: Context) -> Tensor:
+        block = self.network.mid_block
+        if type(block) not in _MIDDLE:
+            return middle_block(block, sample, time, context)
+        sample = self._resnet(block.resnets[0], None, sample, time, context)
         for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
             if attention is not None:
-                sample = attention(sample, temb=time)
-            sample = self._resnet(resnet, None, sample, time)
+                sample = _attend(attention, sample, time, context)
+            sample = self._resnet(resnet, None, sample, time, context)
         return sample
 
     def _shared(self, skips: Sequence[Tensor], time: Tensor) -> list[Shared]:
         """What each skip gives to its up-resnet, in the order of the skips."""
-        resnets = [resnet for block in self.unet.up_blocks for resnet in block.resnets]
+        resnets = [resnet for block in self.network.up_blocks for resnet in block.resnets]
         return [
             self._run(self._share, resnet, skip, time) for resnet, skip in zip(reversed(resnets), skips, strict=True)
         ]
@@ -155,13 +182,14 @@ class LeanDenoiser(Denoiser):
         attention: Module | None,
         sample: Tensor,
         time: Tensor,
+        context: Context,
         head: Tensor | None,
         inner: Tensor | None,
         outer: Tensor | None,
     ) -> Tensor:
         if head is not None:
             sample = torch.cat([sample, head], dim=1)
-        return self._resnet(resnet, attention, sample, time, inner, outer)
+        return self._resnet(resnet, attention, sample, time, context, inner, outer)
 
     def _resnet(
         self,
@@ -169,6 +197,7 @@ class LeanDenoiser(Denoiser):
         attention: Module | None,
         sample: Tensor,
         time: Tensor,
+        context: Context,
         shared_inner: Tensor | None = None,
         shared_outer: Tensor | None = None,
     ) -> Tensor:
@@ -183,7 +212,7 @@ class LeanDenoiser(Denoiser):
             sample = self._conv(resnet.conv2, self._norm(resnet.norm2, inner)).add_(outer)
             if resnet.output_scale_factor != 1:
                 sample = sample / resnet.output_scale_factor
-        return sample if attention is None else attention(sample)
+        return sample if attention is None else _attend(attention, sample, None, context)
 
     def _enter(self, entrance: Entrance, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """What the channels of `x` add to a resnet's first convolution and to its output."""
@@ -219,6 +248,13 @@ class LeanDenoiser(Denoiser):
 def _layers(block: Module) -> list[tuple[Module, Module | None]]:
     """The resnets of a block, each with the attention after it, if there is one."""
     return list(zip_longest(block.resnets, getattr(block, "attentions", ())))
+
+
+def _attend(attention: Module, sample: Tensor, time: Tensor | None, context: Context) -> Tensor:
+    """One attention over the places of a map; that of text models reads the text too."""
+    if type(attention) is Transformer2DModel or hasattr(attention, "transformer_blocks"):
+        return _tensor(attention(sample, **context, return_dict=False)[0])
+    return _tensor(attention(sample) if time is None else attention(sample, temb=time))
 
 
 def _doubles(module: Module) -> bool:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from core.cuts.unet import UNetCut
 from core.denoiser import Denoiser
 from core.frozen import convolution
-from core.lean import LeanDenoiser
+from core.lean import LeanUNet
 
 
 class DecoderJacobian:
@@ -26,12 +27,12 @@ class DecoderJacobian:
     Memory: what the decoder keeps to be differentiated twice, for one sample. Vectors go through one at a time.
     """
 
-    def __init__(self, denoiser: Denoiser, x_t: Tensor, t: int, mask: Tensor | None = None) -> None:
-        network = denoiser if isinstance(denoiser, Linearised) else Linearised(denoiser)
+    def __init__(self, denoiser: Denoiser, x_t: Tensor, t: float, mask: Tensor | None = None) -> None:
+        network = linearised(denoiser)
         with torch.no_grad():
             features = network.encode(x_t, t)
         with torch.enable_grad(), _differentiable_twice():
-            self._origin = torch.zeros_like(features.h).requires_grad_()
+            self._origin = torch.zeros(1, *network.h_shape, dtype=network.dtype, device=x_t.device).requires_grad_()
             eps = network.decode(features, self._origin)
             self._eps = eps if mask is None else eps * mask.to(eps)
             # Any cotangent will do: what is kept is how J^T depends on it, which is the same everywhere.
@@ -132,7 +133,14 @@ def _projected(v: Tensor, normed: Tensor) -> Tensor:
     return torch.addcmul(grouped - grouped.mean(dim=2, keepdim=True), normed, along, value=-1).view(v.shape)
 
 
-class Linearised(LeanDenoiser):
+def linearised(denoiser: Denoiser) -> Denoiser:
+    """The denoiser as the derivative is taken of: a UNet in operations of which that is cheap, another as it is."""
+    if isinstance(denoiser.cut, LinearisedUNet) or not isinstance(denoiser.cut, UNetCut):
+        return denoiser
+    return denoiser.with_cut(LinearisedUNet.of(denoiser.cut))
+
+
+class LinearisedUNet(LeanUNet):
     """The same function, in operations whose second reverse pass costs no more than their first.
 
     torch's own convolution also computes its weight's gradient there (twice the products), and GroupNorm all

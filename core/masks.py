@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from core.denoiser import Denoiser
 from core.errors import UserError
@@ -13,6 +14,8 @@ from core.images import open_picture
 
 def find_mask(denoiser: Denoiser, box: Sequence[int] | None = None, path: str | None = None) -> Tensor | None:
     """The mask [1, H, W] of a box or of an image file, on the denoiser's device; None where neither is given.
+
+    Both are given in pixels. Of a latent model a place is looked at where at least half of its pixels are.
 
     Raises UserError where both are, or where the one given does not fit the model's images.
     """
@@ -23,12 +26,22 @@ def find_mask(denoiser: Denoiser, box: Sequence[int] | None = None, path: str | 
         mask = box_mask(denoiser, box)
     elif path is not None:
         mask = image_mask(denoiser, path)
-    return None if mask is None else mask.to(denoiser.device)
+    return None if mask is None else _on_samples(denoiser, mask).to(denoiser.device)
+
+
+def _on_samples(denoiser: Denoiser, mask: Tensor) -> Tensor:
+    if denoiser.codec is None:
+        return mask
+    found = (adaptive_avg_pool2d(mask, denoiser.sample_shape[1:]) >= 0.5).float()
+    if not found.any():
+        factor = denoiser.image_shape[1] // denoiser.sample_shape[1]
+        raise UserError(f"what is looked at is smaller than a place of the latents, which has {factor}x{factor} pixels")
+    return found
 
 
 def box_mask(denoiser: Denoiser, box: Sequence[int]) -> Tensor:
     """1 inside the box (left, top, right, bottom), in pixels, right and bottom exclusive, else 0: [1, H, W]."""
-    _, height, width = denoiser.sample_shape
+    _, height, width = denoiser.image_shape
     if len(box) != 4 or not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
         raise UserError(
             f"box: got {list(box)}; in the {width}x{height} images of model '{denoiser.name}' a box is "
@@ -42,7 +55,7 @@ def box_mask(denoiser: Denoiser, box: Sequence[int]) -> Tensor:
 
 def image_mask(denoiser: Denoiser, path: str) -> Tensor:
     """1 where the image file, read as grey, is at least half white, else 0: [1, H, W]."""
-    _, height, width = denoiser.sample_shape
+    _, height, width = denoiser.image_shape
     with open_picture(Path(path).expanduser(), "mask") as image:
         grey = image.convert("L")
     if grey.size != (width, height):

@@ -27,19 +27,25 @@ def traversal(
     window: tuple[int, int] | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """One face, every direction at every scale: images [K, A, *sample_shape]."""
+    """One face, every direction at every scale: images [K, A, *image_shape]."""
     k = torch.arange(len(directions)).repeat_interleave(len(scales))
     scale = torch.tensor(list(scales)).repeat(len(directions))
     directions = directions.to(denoiser.device)
     x_T = noise([seed], denoiser.sample_shape, device=denoiser.device)
-    z = step_noise([seed], denoiser.sample_shape, len(schedule), device=denoiser.device) if schedule.eta > 0 else None
+    z = (
+        step_noise([seed], denoiser.sample_shape, len(schedule), device=denoiser.device)
+        if schedule.stochastic
+        else None
+    )
     parts = []
     for rows in torch.split(torch.arange(len(k)), batch):
         shift = directions.shift(k[rows], scale[rows].to(denoiser.device))
         many = None if z is None else z.expand(-1, len(rows), -1, -1, -1)
         x = x_T.expand(len(rows), -1, -1, -1)
-        parts.append(sample(denoiser, schedule, x, shift, injection, window=window, step_noise=many).cpu())
-    return torch.cat(parts).reshape(len(directions), len(scales), *denoiser.sample_shape)
+        shown = denoiser.for_samples([seed] * len(rows))
+        drawn = sample(shown, schedule, x, shift, injection, window=window, step_noise=many)
+        parts.append(denoiser.images(drawn).cpu())
+    return torch.cat(parts).reshape(len(directions), len(scales), *denoiser.image_shape)
 
 
 def grid(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), cell: int = 96) -> Image.Image:

@@ -8,8 +8,7 @@ import importlib.util
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from core import clip
 from core.errors import ModelError, UserError, first_line
 from core.pictures import to_picture
+from core.quiet import quiet_transformers
 from core.zoo.attributes import Attributes, embedded
 
 _EXAMPLE = "google/vit-base-patch16-224"
@@ -67,7 +67,7 @@ def is_clip(predictor: str) -> bool:
 
 def _clip(folder: Path, predictor: str, words: Mapping[str, tuple[str, str]], device: torch.device | str) -> Attributes:
     try:
-        with _quiet():
+        with quiet_transformers():
             return clip.attributes(folder, words, device)
     except Exception as error:  # as below
         raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {first_line(error)}") from error
@@ -186,7 +186,7 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, Callable[..., 
     """(network, its preprocessing, names of weights that were not in the file)."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    with _quiet():
+    with quiet_transformers():
         # Without the choice of a backend, scores would depend on whether torchvision happens to be installed.
         processor = AutoImageProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=False, local_files_only=True
@@ -211,19 +211,3 @@ def _try_out(attributes: Attributes, predictor: str) -> None:
     labels = len(attributes.names)
     if shape != [1, labels]:
         raise ModelError(f"predictor '{predictor}' gives scores of shape {shape} for one picture and {labels} labels")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and remarks off the user's screen."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -20,6 +20,9 @@ def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Ma
         "weight_digest": denoiser.digest,
         "steps": len(schedule),
         "eta": schedule.eta,
+        "tap": denoiser.cut.module(),
+        "form": denoiser.cut.tap.form,
+        "use": denoiser.use.to_json(),
         "settings": plain,
         "torch": torch.__version__,
     }

@@ -95,7 +95,7 @@ class ShiftControl(nn.Module):
         directions: int,
         h_shape: tuple[int, int, int],
         spread: Tensor,
-        timesteps: tuple[int, ...],
+        timesteps: tuple[float, ...],
         parametrisation: Parametrisation = "shared",
         orthonormal: bool = True,
         start: Tensor | None = None,

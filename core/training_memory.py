@@ -32,11 +32,11 @@ def trained_bytes(
     modules = [explorer, *([discriminator] if settings.discriminator_weight > 0 else [])]
     own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())
-    images = _images(denoiser, micro_batch)
-    shifted = _images(denoiser, micro_batch).requires_grad_()
+    x_0, shifted_x_0 = _samples(denoiser, micro_batch), _samples(denoiser, micro_batch).requires_grad_()
     k = torch.zeros(micro_batch, dtype=torch.long, device="meta")
     magnitude = torch.empty(micro_batch, device="meta")
-    with torch.enable_grad(), followed([*own, images, shifted, k, magnitude]) as ledger:
+    with torch.enable_grad(), followed([*own, *denoiser.tensors(), x_0, shifted_x_0, k, magnitude]) as ledger:
+        images, shifted = denoiser.seen(x_0), denoiser.seen(shifted_x_0)
         shift = explorer.shift.at(k, magnitude)
         logits, strength = explorer.reconstructor(images, shifted)
         loss = logits.sum() + strength.sum() + sum(shift(i).sum() for i in range(len(schedule)))
@@ -51,20 +51,20 @@ def trained_bytes(
 
 def pool_bytes(denoiser: Denoiser, settings: Settings) -> int:
     """The pool's samples and the states from which their chains go on."""
-    return 2 * int(_images(denoiser, settings.pool).nbytes)
+    return 2 * int(_samples(denoiser, settings.pool).nbytes)
 
 
 @lru_cache(maxsize=64)
 @torch.no_grad()
 def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
     """The most that drawing `batch` samples at a time takes beside the weights: a step with two passes through the
-    decoder, and the h that is kept of every step; its noise too, where eta > 0.
+    decoder, and the h that is kept of every step; its noise too, where steps add some.
     """
-    x = _images(denoiser, batch)
+    x = _samples(denoiser, batch)
     h = torch.empty(batch, *denoiser.h_shape, dtype=denoiser.dtype, device="meta")
     with followed(denoiser.tensors()) as ledger:
         one_step(denoiser, schedule, len(schedule) - 1, x, h, "asymmetric")
-    noises = len(schedule) * x.nbytes if schedule.eta > 0 else 0
+    noises = len(schedule) * x.nbytes if schedule.stochastic else 0
     held: int = ledger.peak + x.nbytes + noises
     return held + 2 * len(schedule) * h.nbytes  # twice: as a list, and as the tensor made of it
 
@@ -82,11 +82,11 @@ def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[
             settings.orthonormal,
             torch.empty(settings.directions, steps, prod(denoiser.h_shape)),
         )
-        explorer = Explorer(shift, Reconstructor(denoiser.sample_shape, settings.directions))
-        discriminator = Discriminator(denoiser.sample_shape)
+        explorer = Explorer(shift, Reconstructor(denoiser.seen_shape, settings.directions))
+        discriminator = Discriminator(denoiser.seen_shape)
     return explorer.to("meta").eval(), discriminator.to("meta")
 
 
-def _images(denoiser: Denoiser, count: int) -> Tensor:
+def _samples(denoiser: Denoiser, count: int) -> Tensor:
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
     return torch.empty(count, *denoiser.sample_shape, dtype=dtype, device="meta")

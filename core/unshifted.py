@@ -20,7 +20,7 @@ from core.schedule import Schedule
 
 IMAGES = "x_0"
 H = "h"
-_FORMAT = 1  # one more whenever samples of the same key become others
+_FORMAT = 2  # one more whenever samples of the same key become others
 
 
 def before_step(i: int) -> str:
@@ -31,7 +31,10 @@ def before_step(i: int) -> str:
 def draw_images(
     denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
 ) -> Iterator[Tensor]:
-    """x_0 of the samples of `seeds`, `batch` at a time: [N, *sample_shape], on the denoiser's device."""
+    """x_0 of the samples of `seeds`, `batch` at a time: [N, *sample_shape], on the denoiser's device.
+
+    Of a latent model these are latents: `denoiser.images` shows them.
+    """
     return (drawn[IMAGES] for drawn in draw(denoiser, schedule, seeds, (IMAGES,), batch, cache))
 
 
@@ -91,16 +94,16 @@ def _chain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: 
     """The unshifted chain of one batch."""
     dtype, device, shape = _chain_dtype(denoiser), denoiser.device, denoiser.sample_shape
     x = noise(seeds, shape, dtype, device)
-    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.eta > 0 else None
-    given, states = {}, []
+    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None
+    denoiser, given, states = denoiser.for_samples(seeds), {}, []
     for i, t in enumerate(schedule.timesteps):
         if before_step(i) in names:
             given[before_step(i)] = x
         features = denoiser.encode(x, t)
         if H in names:
             states.append(features.h)
-        eps = denoiser.decode(features).to(dtype)
-        x = schedule.step(i, x, eps, eps, None if z is None else z[i])
+        output = denoiser.decode(features).to(dtype)
+        x = schedule.step(i, x, output, output, None if z is None else z[i])
     if H in names:
         given[H] = torch.stack(states)
     return {**given, IMAGES: x} if IMAGES in names else given
@@ -115,11 +118,13 @@ def _entry(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: 
 
 def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
     """SHA-256 of everything that the samples of a batch depend on; devices of one type may round differently."""
-    config = {name: value for name, value in denoiser.unet.config.items() if not name.startswith("_")}
+    config = {name: value for name, value in getattr(denoiser.network, "config", {}).items() if name[0] != "_"}
     parts = {
         "format": _FORMAT,
         "weights": denoiser.digest,
-        "network": [type(denoiser).__name__, config],  # the digest does not know how the weights are used
+        "network": [type(denoiser.cut).__name__, config],  # the digest does not know how the weights are used
+        "tap": asdict(denoiser.cut.tap),
+        "condition": denoiser.condition.digest(),
         "network_dtype": str(denoiser.dtype),
         "chain_dtype": str(_chain_dtype(denoiser)),
         "float32": [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],

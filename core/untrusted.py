@@ -74,14 +74,14 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def read_timesteps(description: Mapping[str, Any]) -> tuple[int, ...]:
+def read_timesteps(description: Mapping[str, Any]) -> tuple[float, ...]:
     """The training timesteps of the set's chain."""
     timesteps = _listed(description, "timesteps")
     if not 1 <= len(timesteps) <= MAX_TIMESTEPS:
         raise DirectionSetError(f"timesteps has {len(timesteps)} entries; allowed: 1 to {MAX_TIMESTEPS}")
     for t in timesteps:
-        if type(t) is not int or not 0 <= t < MAX_TIMESTEPS:
-            raise DirectionSetError(f"timesteps holds {shown(t)}; allowed: integers from 0 to {MAX_TIMESTEPS - 1}")
+        if type(t) not in (int, float) or not 0 <= t < MAX_TIMESTEPS:  # NaN is not
+            raise DirectionSetError(f"timesteps holds {shown(t)}; allowed: numbers from 0 to {MAX_TIMESTEPS - 1}")
     return tuple(timesteps)
 
 

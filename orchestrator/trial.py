@@ -54,7 +54,7 @@ class Surroundings:
     crew: Crew = ALONE
     training: bool = False  # an iteration has begun and not ended: nothing may interrupt it
 
-    def step(self, *_: object) -> None:
+    def step(self) -> None:
         """The network was called. Raises Preempted where the trial shall end and may do so at once."""
         self.alive()
         if not self.training and self.stop():
@@ -68,12 +68,12 @@ class Surroundings:
 
     @contextmanager
     def watching(self, denoiser: Denoiser) -> Iterator[None]:
-        """A step is every call of the network."""
-        hook = denoiser.unet.time_embedding.register_forward_pre_hook(self.step)
+        """A step is every pass through the network."""
+        denoiser.listeners.append(self.step)
         try:
             yield
         finally:
-            hook.remove()
+            denoiser.listeners.remove(self.step)
 
 
 @dataclass(frozen=True)

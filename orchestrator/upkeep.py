@@ -113,7 +113,7 @@ def downloads(sweep: Sweep, denoiser: Denoiser | None) -> list[Download]:
     if _of_hub(sweep.model) and not _cached(sweep.model, "diffusion_pytorch_model.safetensors", ("", "unet/")):
         size = None
         if denoiser is not None:
-            size = 4 * sum(weight.numel() for weight in denoiser.unet.parameters())
+            size = 4 * sum(weight.numel() for weight in denoiser.network.parameters())
         found.append(Download("model", sweep.model, size))
     if sweep.predictor and _of_hub(sweep.predictor) and not _cached(sweep.predictor, "model.safetensors", ("",)):
         found.append(Download("predictor", sweep.predictor, None))

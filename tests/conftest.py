@@ -55,6 +55,6 @@ def single_denoiser(tiny_denoiser: "Denoiser") -> "Denoiser":
     """The tiny model in the precision that is trained in."""
     from core.denoiser import Denoiser
 
-    unet = tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config)
-    unet.load_state_dict(tiny_denoiser.unet.state_dict())
+    unet = tiny_denoiser.network.__class__.from_config(tiny_denoiser.network.config)
+    unet.load_state_dict(tiny_denoiser.network.state_dict())
     return Denoiser(unet, tiny_denoiser.scheduler, "tiny")

@@ -28,7 +28,7 @@ from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import NonFiniteError, UserError
 from core.linalg import matched
-from core.linearised import DecoderJacobian, Linearised
+from core.linearised import DecoderJacobian, linearised
 from core.masks import find_mask
 from core.pool import SPREAD_SAMPLES, measured_spread, training_seeds
 from core.provenance import provenance
@@ -82,7 +82,7 @@ class Spectrum:
 def spectrum(
     denoiser: Denoiser,
     x_t: Tensor,
-    t: int,
+    t: float,
     count: int,
     mask: Tensor | None = None,
     start: Tensor | None = None,
@@ -149,13 +149,14 @@ def find(
     """The directions of one image, scaled by the measured spread of h at each step.
 
     x_T: [1, *sample_shape], the start of another image's chain, such as an inverted real one, in place of training
-    sample `settings.image`; step_noise: its z [T, 1, *sample_shape], where eta > 0. cache: where the samples that the
-    spread is measured on are read and kept.
+    sample `settings.image`; step_noise: its z [T, 1, *sample_shape], where steps add noise. cache: where the samples
+    that the spread is measured on are read and kept.
     What did not reach the tolerance is in the set all the same: the provenance has `converged` and every residual.
     """
     seeds = training_seeds(SPREAD_SAMPLES, settings.seed)
     x, z = _image(denoiser, schedule, seeds[settings.image], x_T, step_noise)
-    found = _along_chain(denoiser, schedule, settings, x, z)
+    seen = denoiser.for_samples([seeds[settings.image]])  # with its own prompt, of several
+    found = _along_chain(seen, schedule, settings, x, z)
     spread = measured_spread(denoiser, schedule, seeds, batch, cache)
     table = torch.stack([at.vectors for at in found], dim=1).float().cpu().expand(-1, len(schedule), -1, -1, -1)
     sigma = (settings.shift_scale * spread.float()).expand(settings.directions, len(schedule)).clone()
@@ -180,7 +181,7 @@ def _along_chain(
     mask = find_mask(denoiser, settings.box, settings.mask)
     check_count(denoiser, settings.directions, mask)
     effort = (settings.seed, settings.block, settings.tolerance, settings.max_passes)
-    network = Linearised(denoiser)
+    network = linearised(denoiser)
     found: list[Spectrum] = []
     for i in range(steps[-1] + 1):
         if i in steps:
@@ -215,13 +216,13 @@ def _image(
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
     if x_T is None:
         x_T = noise([seed], denoiser.sample_shape, dtype, denoiser.device)
-        if schedule.eta > 0:
+        if schedule.stochastic:
             z = step_noise([seed], denoiser.sample_shape, len(schedule), dtype, denoiser.device)
     shape = [1, *denoiser.sample_shape]
     if list(x_T.shape) != shape:
         raise UserError(f"x_T has shape {list(x_T.shape)}; an image of model '{denoiser.name}' has {shape}")
-    if schedule.eta > 0 and z is None:
-        raise UserError(f"a chain with eta {schedule.eta} needs step_noise (core.randomness.step_noise)")
+    if schedule.stochastic and z is None:
+        raise UserError(f"{schedule} needs step_noise (core.randomness.step_noise)")
     shape = [len(schedule), *shape]
     if z is not None and list(z.shape) != shape:
         raise UserError(f"step_noise has shape {list(z.shape)}; this chain needs {shape}")

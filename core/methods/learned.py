@@ -131,7 +131,7 @@ class Learner:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.explorer = self._make_explorer(h).to(denoiser.device)
-            self.discriminator = Discriminator(denoiser.sample_shape).to(denoiser.device)
+            self.discriminator = Discriminator(denoiser.seen_shape).to(denoiser.device)
         self._calibrate(draw_batch)
         count = settings.batch // (self.micro_batch * world)
         shift, reconstructor = self.explorer.shift, self.explorer.reconstructor
@@ -162,7 +162,7 @@ class Learner:
             start,
             settings.seed,
         )
-        return Explorer(shift, Reconstructor(self.denoiser.sample_shape, settings.directions))
+        return Explorer(shift, Reconstructor(self.denoiser.seen_shape, settings.directions))
 
     @torch.no_grad()
     def _calibrate(self, batch: int) -> None:
@@ -171,7 +171,7 @@ class Learner:
         k, magnitude = self._draw(-1, len(rows))
         parts = [slice(start, start + batch) for start in range(0, len(rows), batch)]
         shifted = torch.cat([self._shifted(rows[part], k[part], magnitude[part]) for part in parts])
-        self.explorer.reconstructor.calibrate(self.pool.x_0[rows], shifted)
+        self.explorer.reconstructor.calibrate(torch.cat([self._plain(rows[part]) for part in parts]), shifted)
 
     def _draw(self, n: int, count: int) -> tuple[Tensor, Tensor]:
         """Directions [count], two samples each, and signed magnitudes [count] in +-[floor, 1] of iteration n."""
@@ -181,17 +181,22 @@ class Learner:
         sign = torch.randint(2, (count,), generator=random) * 2 - 1
         return k.to(self.denoiser.device), (size * sign).to(self.denoiser.device)
 
+    @torch.no_grad()
+    def _plain(self, rows: Tensor) -> Tensor:
+        """The unshifted samples, as they are seen."""
+        return self.denoiser.seen(self.pool.x_0[rows])
+
     def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Tensor:
+        """The shifted samples, as they are seen: [n, *seen_shape]."""
         settings = self.settings
         shift = self.explorer.shift.at(k, magnitude * settings.shift_scale)
-        z = None
-        if self.schedule.eta > 0:
-            seeds = [self.pool.seeds[row] for row in rows.tolist()]
+        seeds, z = [self.pool.seeds[row] for row in rows.tolist()], None
+        if self.schedule.stochastic:
             z = step_noise(
                 seeds, self.denoiser.sample_shape, len(self.schedule), self.pool.x_t.dtype, self.denoiser.device
             )
-        return sample(
-            self.denoiser,
+        x_0 = sample(
+            self.denoiser.for_samples(seeds),
             self.schedule,
             self.pool.x_t[rows],
             shift,
@@ -201,6 +206,7 @@ class Learner:
             z,
             self.pool.first,
         )
+        return self.denoiser.seen(x_0)
 
     def iterate(self, n: int) -> dict[str, float]:
         """Iteration n: one step of both optimisers. Returns each loss term, and the accuracy, averaged over the batch.
@@ -218,13 +224,13 @@ class Learner:
             for part in share:
                 images = self._shifted(rows[part], k[part], magnitude[part])
                 shifted.append(images.detach())
-                loss, values = self._explorer_loss(self.pool.x_0[rows[part]], images, k[part], magnitude[part])
+                loss, values = self._explorer_loss(self._plain(rows[part]), images, k[part], magnitude[part])
                 terms.append(_finite(values, n))
                 yield loss
 
         def critic_losses() -> Iterator[Tensor]:
             for part, images in zip(share, shifted, strict=True):
-                loss = losses.critic_loss(self.discriminator(self.pool.x_0[rows[part]]), self.discriminator(images))
+                loss = losses.critic_loss(self.discriminator(self._plain(rows[part])), self.discriminator(images))
                 terms.append(_finite({"critic_loss": loss.item()}, n))
                 yield loss
 

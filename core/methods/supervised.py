@@ -142,7 +142,7 @@ def weighted_h(
 
 @torch.no_grad()
 def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 64) -> Tensor:
-    """Mean over images [N, *sample_shape] of the h that the chain passes through on its way to each: [T, *h_shape].
+    """Mean over images [N, *image_shape] of the h that the chain passes through on its way to each: [T, *h_shape].
 
     Every image is inverted, and h read off the chain from there; float64, on the CPU.
     Raises UserError where the chain is not deterministic.
@@ -150,7 +150,7 @@ def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
     total = torch.zeros(len(schedule), *denoiser.h_shape, dtype=torch.float64)
     for part in torch.split(images, batch):
-        x_T = invert(denoiser, schedule, part.to(denoiser.device, dtype))
+        x_T = invert(denoiser, schedule, denoiser.x_0(part.to(denoiser.device, dtype)))
         _, h = trajectory(denoiser, schedule, x_T)
         total += h.double().cpu().sum(dim=1)
     return total / len(images)
@@ -183,7 +183,8 @@ def _of_samples(
     balance = None if settings.balance is None else attributes.index(settings.balance)
     _refuse_lonely_projection(settings, names)
     seeds = training_seeds(settings.samples, settings.seed)
-    scores = _scores(attributes, draw_images(denoiser, schedule, seeds, batch, cache))
+    drawn = draw_images(denoiser, schedule, seeds, batch, cache)
+    scores = _scores(attributes, (denoiser.images(x_0) for x_0 in drawn))
     weights = torch.zeros(len(names), len(seeds), dtype=torch.float64)
     for column in columns if balance is None else [*columns, balance]:
         _refuse_useless_scores(scores[:, column], attributes.names[column])
@@ -204,7 +205,7 @@ def _scores(attributes: Attributes, batches: Iterable[Tensor]) -> Tensor:
 def _of_pairs(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[tuple[str, ...], Tensor]:
     """(names, differences of mean h [A, T, *h_shape]) of labelled pairs of real images."""
     assert settings.pairs is not None
-    pairs = load_pairs(settings.pairs, denoiser.sample_shape, settings.attributes)
+    pairs = load_pairs(settings.pairs, denoiser.image_shape, settings.attributes)
     _refuse_lonely_projection(settings, tuple(pairs))
     # As many negative as positive images: the mean of the pairs' differences is the difference of the means.
     differences = [

@@ -1,5 +1,7 @@
 """What the directions do, in named attributes. Needs a predictor: core.zoo.attributes has those of embedded models."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,10 @@ def effects(
     """
     samples, directions = traversals.shifted.shape[:2]
     high, low = (
-        _score(attributes, ends.flatten(0, 1), batch, device).reshape(samples, directions, -1)
+        _score(attributes, ends.flatten(0, 1), traversals.images, batch, device).reshape(samples, directions, -1)
         for ends in (traversals.positive, traversals.negative)
     )
-    deviation = _score(attributes, reference, batch, device).std(dim=0)  # [P]
+    deviation = _score(attributes, reference, traversals.images, batch, device).std(dim=0)  # [P]
     moved = (high - low).mean(dim=0) / 2  # [K, P]
     return torch.where(deviation > 1e-6, moved / deviation.clamp(min=1e-6), 0.0)
 
@@ -62,6 +64,13 @@ def _share(effect: Tensor) -> Tensor:
     return size.amax(dim=1) / size.sum(dim=1).clamp(min=1e-12)
 
 
-def _score(attributes: Attributes, images: Tensor, batch: int, device: torch.device | str) -> Tensor:
-    """Scores [N, P] of images [N, *sample_shape]; on the CPU."""
-    return torch.cat([attributes.score(part.to(device)).double().cpu() for part in torch.split(images, batch)])
+def _score(
+    attributes: Attributes,
+    samples: Tensor,
+    images: Callable[[Tensor], Tensor],
+    batch: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Scores [N, P] of samples [N, *sample_shape]; on the CPU."""
+    parts = torch.split(samples, batch)
+    return torch.cat([attributes.score(images(part).to(device)).double().cpu() for part in parts])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def evaluate(
     )
     reference = draw_plain(denoiser, schedule, reference_seeds, batch, cache)
     _check_finite(traversals, reference, directions.names)
-    recognised, error = identifiability(traversals, seed, device=denoiser.device)
+    recognised, error = identifiability(_seen(denoiser, traversals, batch), seed, device=denoiser.device)
     metrics = {"identifiability": recognised, "strength_error": error, "diversity": diversity(directions)}
     metrics |= _feature_metrics(denoiser, traversals, reference, batch)
     effect = None
@@ -84,6 +84,20 @@ def _feature_metrics(denoiser: Denoiser, traversals: Traversals, reference: Tens
         "globality": globality(plain, shifted[:, :, -1]),
         "monotonicity": monotonicity(plain, shifted, traversals.scales),
     }
+
+
+@torch.no_grad()
+def _seen(denoiser: Denoiser, traversals: Traversals, batch: int) -> Traversals:
+    """The traversals as judges see them."""
+    if denoiser.codec is None or denoiser.use.space == "latents":
+        return traversals
+
+    def seen(samples: Tensor) -> Tensor:
+        parts = torch.split(samples.flatten(0, -4), batch)
+        shown = torch.cat([denoiser.seen(part.to(denoiser.device)).cpu() for part in parts])
+        return shown.reshape(*samples.shape[:-3], *denoiser.seen_shape)
+
+    return replace(traversals, plain=seen(traversals.plain), shifted=seen(traversals.shifted))
 
 
 def _check_seeds(seeds: Sequence[int], reference_seeds: Sequence[int]) -> None:

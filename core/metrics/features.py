@@ -6,38 +6,35 @@ arXiv 2112.03126). What the model itself does not distinguish, these features ca
 between sets of one model, never between models.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from core.denoiser import Denoiser
+from core.schedule import late_level
 
 NOISE_FRACTION = 0.05  # the training timestep of the features: late enough that all detail is still there
 GRID = 2  # features keep coarse position: a GRID x GRID mean per channel
 
 
 @torch.no_grad()
-def denoiser_features(denoiser: Denoiser, images: Tensor, batch: int = 64) -> Tensor:
-    """Features of images [N, *sample_shape] in [-1, 1]: [N, F] float32, on the CPU.
+def denoiser_features(denoiser: Denoiser, samples: Tensor, batch: int = 64) -> Tensor:
+    """Features of samples x_0 [N, *sample_shape]: [N, F] float32, on the CPU.
 
-    The images are scaled as at NOISE_FRACTION of the training steps, sqrt(a_t) x, without the noise, so that equal
-    images have equal features. F counts h and the skips of h's resolution, each channel as a 2x2 grid of means.
+    The samples are scaled as at NOISE_FRACTION of the training steps, a x_0, without the noise, so that equal
+    samples have equal features, whatever their prompts. F counts h and, of a UNet, the skips of h's resolution, each
+    channel as a 2x2 grid of means.
     Source: ours.
     """
-    _, alphas, _ = denoiser.noise_levels(1)
-    t = min(round(NOISE_FRACTION * len(alphas)), len(alphas) - 1)
-    parts = [
-        _encode(denoiser, math.sqrt(alphas[t]) * part.to(denoiser.device), t) for part in torch.split(images, batch)
-    ]
-    return torch.cat(parts)
+    t, signal = late_level(denoiser, NOISE_FRACTION)
+    parts = (part.to(denoiser.device) for part in torch.split(samples, batch))
+    if denoiser.codec is not None and denoiser.use.space == "pixels":  # what the images do not show, is not seen
+        parts = (denoiser.x_0(denoiser.images(part)) for part in parts)
+    return torch.cat([_encode(denoiser, signal * part, t) for part in parts])
 
 
-def _encode(denoiser: Denoiser, x: Tensor, t: int) -> Tensor:
-    features = denoiser.encode(x, t)
-    deepest = [skip for skip in features.skips if skip.shape[-2:] == features.skips[-1].shape[-2:]]
-    means = [adaptive_avg_pool2d(layer, GRID).flatten(1) for layer in (features.h, *deepest)]
+def _encode(denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
+    means = [adaptive_avg_pool2d(layer, GRID).flatten(1) for layer in denoiser.maps(x, t)]
     return torch.cat(means, dim=1).float().cpu()
 
 

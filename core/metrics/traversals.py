@@ -1,6 +1,6 @@
 """Traversals: every direction of a set, at a few scales, on the same few samples. All metrics read these images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,22 +19,30 @@ from core.unshifted import draw_images
 SCALES = (-1.0, -0.5, 0.5, 1.0)
 
 
+def _unchanged(samples: Tensor) -> Tensor:
+    return samples
+
+
 @dataclass(frozen=True)
 class Traversals:
-    """M samples, unshifted and shifted by each of K directions at A scales; on the CPU, values about [-1, 1]."""
+    """M samples, unshifted and shifted by each of K directions at A scales; on the CPU.
+
+    Those of a latent model are latents, which `images` shows: [N, *sample_shape] -> [N, *image_shape], about [-1, 1].
+    """
 
     plain: Tensor  # [M, *sample_shape]
     shifted: Tensor  # [M, K, A, *sample_shape]
     scales: tuple[float, ...]  # [A], units of sigma; ascending, symmetric about 0, without 0
+    images: Callable[[Tensor], Tensor] = _unchanged
 
     @property
     def positive(self) -> Tensor:
-        """The images at the largest scale: [M, K, *sample_shape]."""
+        """The samples at the largest scale: [M, K, *sample_shape]."""
         return self.shifted[:, :, -1]
 
     @property
     def negative(self) -> Tensor:
-        """The images at the smallest (most negative) scale: [M, K, *sample_shape]."""
+        """The samples at the smallest (most negative) scale: [M, K, *sample_shape]."""
         return self.shifted[:, :, 0]
 
 
@@ -52,7 +60,7 @@ def draw_traversals(
 ) -> Traversals:
     """Draw len(seeds) * (1 + K * A) images, `batch` at a time.
 
-    All shifts of a seed share its x_T and, where schedule.eta > 0, its z_t. `batch` changes nothing but rounding.
+    All shifts of a seed share its x_T and, where steps add noise, its z_t. `batch` changes nothing but rounding.
     cache: where unshifted samples are read and kept.
 
     Raises UserError where the scales are not ascending, symmetric and without 0; DirectionSetError where the set
@@ -68,7 +76,19 @@ def draw_traversals(
         shift = on_device.shift(part[:, 1], scale[part[:, 2]])
         images.append(_draw(denoiser, schedule, [seeds[m] for m in part[:, 0].tolist()], shift, injection, window))
     shifted = torch.cat(images).reshape(len(seeds), len(directions), len(scales), *denoiser.sample_shape)
-    return Traversals(draw_plain(denoiser, schedule, seeds, batch, cache), shifted, scales)
+    return Traversals(draw_plain(denoiser, schedule, seeds, batch, cache), shifted, scales, shown_by(denoiser))
+
+
+def shown_by(denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
+    """What turns samples on the CPU into images there."""
+    if denoiser.codec is None:
+        return _unchanged
+
+    @torch.no_grad()
+    def images(samples: Tensor) -> Tensor:
+        return denoiser.images(samples.to(denoiser.device)).cpu()
+
+    return images
 
 
 def draw_plain(
@@ -89,8 +109,8 @@ def _draw(
     # The chain's arithmetic is at least float32, however coarse the network's is.
     dtype, shape, device = torch.promote_types(denoiser.dtype, torch.float32), denoiser.sample_shape, denoiser.device
     x_T = noise(seeds, shape, dtype, device)
-    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.eta > 0 else None
-    return sample(denoiser, schedule, x_T, shift, injection, window=window, step_noise=z).cpu()
+    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None
+    return sample(denoiser.for_samples(seeds), schedule, x_T, shift, injection, window=window, step_noise=z).cpu()
 
 
 def _check(denoiser: Denoiser, schedule: Schedule, directions: DirectionSet, scales: tuple[float, ...]) -> None:

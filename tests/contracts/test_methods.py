@@ -145,7 +145,7 @@ def test_several_directions_at_once_add_up(found: DirectionSet) -> None:
 
 def test_it_works_in_an_unchanged_pipeline(found: DirectionSet, denoiser: Denoiser, schedule: Schedule) -> None:
     """The pipeline's picture is that of our own chain."""
-    pipeline = DDIMPipeline(denoiser.unet, DDIMScheduler.from_config(denoiser.scheduler.config))
+    pipeline = DDIMPipeline(denoiser.network, DDIMScheduler.from_config(denoiser.scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
     edit = {found.names[0]: 1.0, found.names[1]: 0.5}
     with found.applied(pipeline.unet, edit):

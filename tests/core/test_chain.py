@@ -33,7 +33,7 @@ def test_plain_chain_is_diffusers_ddim(tiny_denoiser: Denoiser, schedule: Schedu
     expected = x
     with torch.no_grad():
         for t in scheduler.timesteps:
-            expected = scheduler.step(tiny_denoiser.unet(expected, t).sample, t, expected).prev_sample
+            expected = scheduler.step(tiny_denoiser.network(expected, t).sample, t, expected).prev_sample
     assert torch.allclose(sample(tiny_denoiser, schedule, x), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -48,7 +48,7 @@ def test_zero_shift_is_exactly_the_plain_chain(tiny_denoiser: Denoiser, schedule
 def test_one_asymmetric_step_is_its_formula(tiny_denoiser: Denoiser, schedule: Schedule) -> None:
     """x_prev = sqrt(a_prev) P_t(eps~) + D_t(eps), with eps~ the shifted and eps the plain prediction."""
     x, delta, i = start(tiny_denoiser), random_shift(tiny_denoiser), 2
-    t, a, a_prev = schedule.timesteps[i], schedule.alpha[i], schedule.alpha_prev[i]
+    t, a, a_prev = schedule.timesteps[i], schedule.signal[i] ** 2, schedule.signal[i + 1] ** 2
     plain, shifted = tiny_denoiser(x, t), tiny_denoiser(x, t, delta)
     assert not torch.equal(plain, shifted)
     predicted = (x - (1 - a) ** 0.5 * shifted) / a**0.5
@@ -76,7 +76,7 @@ def test_the_window_says_which_steps_are_shifted(tiny_denoiser: Denoiser, schedu
 def test_ddpm_variance_at_eta_one(tiny_denoiser: Denoiser) -> None:
     """sigma_t^2 = (1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev): DDPM's posterior variance."""
     schedule = Schedule.ddim(tiny_denoiser, 5, eta=1.0)
-    a, a_prev = schedule.alpha[1], schedule.alpha_prev[1]
+    a, a_prev = schedule.signal[1] ** 2, schedule.signal[2] ** 2
     assert schedule.sigma(1) ** 2 == pytest.approx((1 - a_prev) / (1 - a) * (1 - a / a_prev))
     x = start(tiny_denoiser)
     z = step_noise(range(2), tiny_denoiser.sample_shape, 5, torch.float64)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 
-from core import Denoiser, noise
-from core.denoiser import without_skips
+from core import Denoiser, Schedule, noise
+from core.cuts.unet import without_skips
 from core.errors import ModelError
-from core.pretrained import find_folder, weight_digest
+from core.pretrained import find_model, weight_digest
 
 
 def tiny_unet(**changes: object) -> UNet2DModel:
@@ -36,17 +36,17 @@ def test_decode_of_encode_is_the_unet_to_the_last_bit(changes: dict) -> None:
     x = noise(range(3), denoiser.sample_shape, torch.float64)
     with torch.no_grad():
         for t in (0, 17, 999):
-            assert torch.equal(denoiser.decode(denoiser.encode(x, t)), denoiser.unet(x, t).sample)
+            assert torch.equal(denoiser.decode(denoiser.encode(x, t)), denoiser.network(x, t).sample)
         each = torch.tensor([1, 500, 900])
-        assert torch.equal(denoiser(x, each), denoiser.unet(x, each).sample)
+        assert torch.equal(denoiser(x, each), denoiser.network(x, each).sample)
 
 
 def test_delta_h_is_added_to_the_mid_blocks_output() -> None:
     denoiser = Denoiser(tiny_unet().double(), DDIMScheduler(), "tiny")
     x, delta = noise([0], denoiser.sample_shape, torch.float64), noise([1], denoiser.h_shape, torch.float64)
-    hook = denoiser.unet.mid_block.register_forward_hook(lambda module, inputs, h: h + delta)
+    hook = denoiser.network.mid_block.register_forward_hook(lambda module, inputs, h: h + delta)
     with torch.no_grad():
-        expected = denoiser.unet(x, 10).sample
+        expected = denoiser.network(x, 10).sample
         hook.remove()
         assert torch.equal(denoiser(x, 10, delta), expected)
 
@@ -54,7 +54,7 @@ def test_delta_h_is_added_to_the_mid_blocks_output() -> None:
 def test_shapes_are_read_off_the_model() -> None:
     denoiser = Denoiser(tiny_unet(sample_size=16, in_channels=1, out_channels=1), DDIMScheduler(), "tiny")
     assert denoiser.sample_shape == (1, 16, 16) and denoiser.h_shape == (16, 8, 8)
-    assert not any(p.requires_grad for p in denoiser.unet.parameters()) and not denoiser.unet.training
+    assert not any(p.requires_grad for p in denoiser.network.parameters()) and not denoiser.network.training
 
 
 def test_dropping_skips_keeps_full_resolution_and_other_samples() -> None:
@@ -88,7 +88,7 @@ def test_loading_a_flat_folder_with_a_ddpm_scheduler(saved: Path, tmp_path: Path
     flat = tmp_path / "flat"
     shutil.copytree(saved / "unet", flat)
     DDPMScheduler(beta_schedule="linear").save_config(flat)
-    assert Denoiser.from_pretrained(flat).noise_levels(2)[0] == [500, 0]
+    assert Schedule.ddim(Denoiser.from_pretrained(flat), 2).timesteps == (500, 0)
 
 
 def edit(file: Path, **changes: object) -> None:
@@ -102,13 +102,13 @@ def broken(saved: Path, how: str) -> Path:
         case "damaged weights":
             (saved / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"not safetensors")
         case "other class":
-            edit(saved / "unet/config.json", _class_name="UNet2DConditionModel")
+            edit(saved / "unet/config.json", _class_name="UNet3DConditionModel")
         case "no json":
             (saved / "unet/config.json").write_text("{")
         case "no scheduler":
             shutil.rmtree(saved / "scheduler")
-        case "v prediction":
-            edit(saved / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+        case "other prediction":
+            edit(saved / "scheduler/scheduler_config.json", prediction_type="score")
     return saved
 
 
@@ -122,11 +122,11 @@ def broken(saved: Path, how: str) -> Path:
         ("damaged weights", "model '.*' cannot be read from .*unet: "),
         (
             "other class",
-            "model '.*' is a UNet2DConditionModel; its h-space cannot be opened: a pixel-space UNet2DModel",
+            "model '.*' is a UNet3DConditionModel; its h-space cannot be opened: UNet2DModel, UNet2DCondition",
         ),
         ("no json", "model '.*': .*config.json is not a diffusers configuration"),
         ("no scheduler", "model '.*' is incomplete: .* lacks scheduler_config.json"),
-        ("v prediction", "model '.*' predicts 'v_prediction': only epsilon prediction is supported"),
+        ("other prediction", "model '.*' predicts 'score'; allowed: epsilon, v_prediction, sample, or a flow"),
     ],
 )
 def test_unusable_folders_get_one_sentence(saved: Path, how: str, message: str) -> None:
@@ -135,15 +135,21 @@ def test_unusable_folders_get_one_sentence(saved: Path, how: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("changes", [{"num_class_embeds": 3}, {"time_embedding_type": "fourier"}])
-def test_unusable_networks_get_one_sentence(changes: dict) -> None:
-    with pytest.raises(ModelError, match="class-conditional|score-SDE"):
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"time_embedding_type": "fourier"}, "model 'tiny' is a score-SDE network"),
+        ({"in_channels": 6}, "model 'tiny' takes 6 channels and gives 3: it needs an image to begin with"),
+    ],
+)
+def test_unusable_networks_get_one_sentence(changes: dict, sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
         Denoiser(tiny_unet(**changes), DDIMScheduler(), "tiny")
 
 
 def test_a_missing_folder_names_what_can_be_given() -> None:
     with pytest.raises(ModelError, match="model './nowhere' is not there: give a built-in name"):
-        find_folder("./nowhere")
+        find_model("./nowhere")
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,4 +158,4 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ModelError, match="model 'some/model' is neither a folder here nor could it be fetched"):
-        find_folder("some/model")
+        find_model("some/model")

@@ -123,9 +123,9 @@ DESCRIPTIONS: list[tuple[Change, str]] = [
     (lambda d: d.update(names=["a", "b", "c", "d" * 201]), "the name 'ddd.* has 201 characters; allowed: 1 to 200"),
     (lambda d: d.update(names=["a", "b", "c", "\x1b[2J"]), r"the name '\\x1b\[2J' has control characters"),
     (lambda d: d.update(names=["a", "b", "c", "\ud800"]), r"the name '\\ud800' has control characters"),
-    (lambda d: d.update(timesteps=[600, 300, True]), "timesteps holds true; allowed: integers from 0 to 9999"),
-    (lambda d: d.update(timesteps=[600, 300, -1]), "timesteps holds -1; allowed: integers from 0 to 9999"),
-    (lambda d: d.update(timesteps=[600, 300, 0.5]), "timesteps holds 0.5; allowed: integers from 0 to 9999"),
+    (lambda d: d.update(timesteps=[600, 300, True]), "timesteps holds true; allowed: numbers from 0 to 9999"),
+    (lambda d: d.update(timesteps=[600, 300, -1]), "timesteps holds -1; allowed: numbers from 0 to 9999"),
+    (lambda d: d.update(timesteps=[600, 300, "1"]), "timesteps holds '1'; allowed: numbers from 0 to 9999"),
     (lambda d: d.update(timesteps=[0] * 10_001), "timesteps has 10001 entries; allowed: 1 to 10000"),
     (lambda d: d.update(timesteps=[600, 300]), "there are 4 names and 2 timesteps"),
     (lambda d: d.update(metrics=[]), "metrics is a list, not a mapping"),
@@ -289,11 +289,11 @@ def test_applied_edits_an_unmodified_pipeline_as_the_chain_does(tiny_denoiser: D
         x = x_T
         with torch.no_grad():
             for t in scheduler.timesteps:
-                x = scheduler.step(tiny_denoiser.unet(x, t).sample, t, x).prev_sample
+                x = scheduler.step(tiny_denoiser.network(x, t).sample, t, x).prev_sample
         return x
 
     plain = drawn()
-    with directions.applied(tiny_denoiser.unet, direction=2, scale=1.5):
+    with directions.applied(tiny_denoiser.network, direction=2, scale=1.5):
         edited = drawn()
     expected = sample(tiny_denoiser, schedule, x_T, directions.shift(2, 1.5))
     assert torch.allclose(edited, expected, rtol=1e-5, atol=1e-6)
@@ -304,7 +304,7 @@ def test_applied_edits_an_unmodified_pipeline_as_the_chain_does(tiny_denoiser: D
 def test_applied_in_a_whole_pipeline_with_other_steps(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, 4)
     directions = DirectionSet(a_set(1).table, a_set(1).sigma, schedule.timesteps)
-    unet = tiny_denoiser.unet.float()
+    unet = tiny_denoiser.network.float()
     pipeline = DDIMPipeline(unet, DDIMScheduler(clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     try:
@@ -316,7 +316,7 @@ def test_applied_in_a_whole_pipeline_with_other_steps(tiny_denoiser: Denoiser) -
 
 
 def test_no_hook_survives_an_exception(tiny_denoiser: Denoiser) -> None:
-    unet = tiny_denoiser.unet
+    unet = tiny_denoiser.network
     with pytest.raises(ZeroDivisionError), a_set(1).applied(unet, 0):
         raise ZeroDivisionError
     assert not unet._forward_pre_hooks and not unet.mid_block._forward_hooks
@@ -327,10 +327,13 @@ def test_applied_refuses_another_models_set(tiny_denoiser: Denoiser) -> None:
     x = noise([0], tiny_denoiser.sample_shape, torch.float64)
     with (
         pytest.raises(DirectionSetError, match=r"h of shape \[4, 2, 2\]; this model has \[8, 2, 2\]"),
-        wrong.applied(tiny_denoiser.unet, 0),
+        wrong.applied(tiny_denoiser.network, 0),
     ):
-        tiny_denoiser.unet(x, 600)
-    with pytest.raises(DirectionSetError, match="a Linear has no mid block"), wrong.applied(torch.nn.Linear(1, 1), 0):
+        tiny_denoiser.network(x, 600)
+    with (
+        pytest.raises(DirectionSetError, match="a Linear has no mid_block to shift"),
+        wrong.applied(torch.nn.Linear(1, 1), 0),
+    ):
         pass
 
 

@@ -170,7 +170,7 @@ def test_no_gradient_reaches_the_denoiser(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, 2)
     shift = control(tiny_denoiser, schedule)
     loss_of(tiny_denoiser, schedule, shift, FullGraph(), "symmetric").backward()
-    assert all(p.grad is None for p in tiny_denoiser.unet.parameters())
+    assert all(p.grad is None for p in tiny_denoiser.network.parameters())
 
 
 def taken(denoiser: Denoiser, steps: int, policy: GradientPolicy, injection: str) -> tuple[int, int]:

@@ -281,7 +281,7 @@ def test_numbers_that_are_not_finite_are_reported(tiny_denoiser: Denoiser) -> No
 
 def x_at(denoiser: Denoiser, schedule: Schedule, step: int, seed: int) -> Tensor:
     """x_t of the unshifted chain: a chain that ends there."""
-    end = Schedule(schedule.timesteps[:step], schedule.alpha[:step], schedule.alpha_prev[:step], schedule.eta)
+    end = Schedule(schedule.timesteps[:step], schedule.signal[: step + 1], schedule.noise[: step + 1], eta=schedule.eta)
     x_T = image(denoiser, seed)
     z = step_noise([seed], denoiser.sample_shape, step, torch.float64) if schedule.eta > 0 and step else None
     with torch.no_grad():

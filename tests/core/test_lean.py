@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import Denoiser, Schedule, noise
-from core.denoiser import without_skips
+from core.cuts.unet import without_skips
 from core.frozen import FrozenConv2d, NormSiLU, upsampling_weight
-from core.lean import LeanDenoiser, lean
+from core.lean import LeanUNet, lean
 from core.memory import chain_costs
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 )
 def test_it_is_the_plain_denoiser(variant: str, options: dict[str, bool]) -> None:
     plain = build(**VARIANTS[variant])
-    leaner = LeanDenoiser(plain, **options)
+    leaner = plain.with_cut(LeanUNet.of(plain.cut, **options))
     out, gradients = two_passes(plain)
     for denoiser in (leaner, leaner.by_blocks(), plain.by_blocks()):
         found, its_gradients = two_passes(denoiser)

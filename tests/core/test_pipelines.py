@@ -189,7 +189,8 @@ def test_asymmetric_injection_needs_ddims_steps() -> None:
     found = directions((8, 4, 4), timesteps_of(pipeline.scheduler, 20))
     with (
         pytest.raises(
-            DirectionSetError, match="asymmetric: got a DDPMScheduler; a DDIMScheduler is needed, with eta 0"
+            DirectionSetError,
+            match="asymmetric: got a DDPMScheduler; allowed: DDIMScheduler, FlowMatchEulerDiscreteScheduler",
         ),
         found.applied(pipeline.unet, 0, asymmetric=pipeline.scheduler),
     ):

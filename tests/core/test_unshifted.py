@@ -15,6 +15,9 @@ import torch
 from core import Denoiser, Schedule, sample, unshifted
 from core.cache import SampleCache
 from core.chain import trajectory
+from core.condition import Condition
+from core.cuts import Cut
+from core.cuts.unet import UNetCut
 from core.methods import jacobian, learned, pca, random, supervised
 from core.methods.learned import Learner
 from core.metrics import calibrate, evaluate
@@ -70,8 +73,8 @@ def test_a_chain_gives_its_images_its_h_and_its_states(tiny_denoiser: Denoiser, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_what_is_read_is_what_is_drawn(tiny_denoiser: Denoiser, cache: SampleCache, dtype: torch.dtype) -> None:
-    unet = tiny_denoiser.unet.__class__.from_config(tiny_denoiser.unet.config)
-    unet.load_state_dict(tiny_denoiser.unet.state_dict())
+    unet = tiny_denoiser.network.__class__.from_config(tiny_denoiser.network.config)
+    unet.load_state_dict(tiny_denoiser.network.state_dict())
     denoiser = Denoiser(unet.to(dtype).eval(), tiny_denoiser.scheduler, "tiny")
     schedule = Schedule.ddim(denoiser, 3, eta=0.5)
     plain = list(draw(denoiser, schedule, SEEDS, NAMES, batch=4))
@@ -120,15 +123,27 @@ def changed(denoiser: Denoiser, **changes: Any) -> Denoiser:
     return twin
 
 
+def told(denoiser: Denoiser, **changes: Any) -> Denoiser:
+    """A twin that is told something else."""
+    given = {"unconditional": {"class_labels": torch.tensor([0])}, "given": {"class_labels": torch.tensor([0])}}
+    return changed(denoiser, condition=Condition(**{**given, **changes}))
+
+
+def pooled(denoiser: Denoiser) -> Cut:
+    cut = UNetCut(denoiser.network, form="pooled")
+    cut.tap = replace(denoiser.cut.tap, form="pooled")
+    return cut
+
+
 def test_everything_that_samples_depend_on_is_in_the_key(
     denoiser: Denoiser, schedule: Schedule, tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OtherDenoiser(Denoiser):
+    class OtherCut(type(denoiser.cut)):  # type: ignore[misc]
         """Other arithmetic, the same weights."""
 
     class OtherConfig:
-        config = {**denoiser.unet.config, "norm_eps": 1e-3}
-        parameters = denoiser.unet.parameters
+        config = {**denoiser.network.config, "norm_eps": 1e-3}
+        parameters = denoiser.network.parameters
 
     class Elsewhere(Denoiser):
         device = torch.device("meta")
@@ -138,14 +153,18 @@ def test_everything_that_samples_depend_on_is_in_the_key(
     keys = [
         unshifted._key(denoiser, schedule, seeds),
         unshifted._key(changed(denoiser, digest="0"), schedule, seeds),
-        unshifted._key(changed(denoiser, kind=OtherDenoiser), schedule, seeds),
-        unshifted._key(changed(denoiser, unet=OtherConfig()), schedule, seeds),
+        unshifted._key(denoiser.with_cut(OtherCut(denoiser.network)), schedule, seeds),
+        unshifted._key(told(denoiser, guidance=2.0), schedule, seeds),
+        unshifted._key(told(denoiser, given={"class_labels": torch.tensor([1])}), schedule, seeds),
+        unshifted._key(denoiser.with_cut(pooled(denoiser)), schedule, seeds),
+        unshifted._key(changed(denoiser, network=OtherConfig()), schedule, seeds),
         unshifted._key(changed(denoiser, kind=Elsewhere), schedule, seeds),
         unshifted._key(changed(tiny_denoiser, digest=denoiser.digest), schedule, seeds),  # float64
         unshifted._key(denoiser, Schedule.ddim(denoiser, 4), seeds),
         unshifted._key(denoiser, Schedule.ddim(denoiser, 3, eta=0.1), seeds),
-        unshifted._key(denoiser, replace(schedule, alpha_prev=(*schedule.alpha_prev[:2], 0.99)), seeds),
-        unshifted._key(denoiser, replace(schedule, alpha=(0.1, *schedule.alpha[1:])), seeds),
+        unshifted._key(denoiser, replace(schedule, signal=(*schedule.signal[:3], 0.99)), seeds),
+        unshifted._key(denoiser, replace(schedule, noise=(0.1, *schedule.noise[1:])), seeds),
+        unshifted._key(denoiser, replace(schedule, prediction="v_prediction"), seeds),
         unshifted._key(denoiser, replace(schedule, timesteps=(999, *schedule.timesteps[1:])), seeds),
         unshifted._key(denoiser, schedule, seeds[:3]),
         unshifted._key(denoiser, schedule, SEEDS[1:5]),
@@ -293,6 +312,9 @@ TRIAL = """
 import sys
 from pathlib import Path
 from core import Denoiser, Schedule, unshifted
+from core.condition import Condition
+from core.cuts import Cut
+from core.cuts.unet import UNetCut
 from core.cache import SampleCache
 from core.pool import draw_pool
 run, count = unshifted._chain, 0

@@ -154,7 +154,7 @@ from core.gradient import FullGraph
 from orchestrator.settings import DeepSpeedSteps
 
 loaded = Denoiser.from_pretrained(sys.argv[1])
-denoiser = Denoiser(loaded.unet.double(), loaded.scheduler, "tiny")
+denoiser = Denoiser(loaded.network.double(), loaded.scheduler, "tiny")
 schedule, images = Schedule.ddim(denoiser, 5), denoiser.sample_shape
 
 def gradient(policy):

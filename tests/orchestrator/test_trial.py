@@ -8,7 +8,7 @@ import torch
 
 from core import DirectionSet, unshifted
 from core.cache import SampleCache
-from core.lean import LeanDenoiser
+from core.lean import LeanUNet
 from core.methods import random
 from core.metrics import evaluate, moved
 from orchestrator import bench as bench_module
@@ -88,7 +88,7 @@ def test_the_supervised_method_asks_the_models_predictor(tmp_path: Path) -> None
 
 def test_every_trial_runs_lean_unless_told_otherwise(tiny_model: Path) -> None:
     lean, plain = (Bench.load(sweep_with(tiny_model, gradient={"lean": wanted})) for wanted in (True, False))
-    assert isinstance(lean.denoiser, LeanDenoiser) and not isinstance(plain.denoiser, LeanDenoiser)
+    assert isinstance(lean.denoiser.cut, LeanUNet) and not isinstance(plain.denoiser.cut, LeanUNet)
     assert lean.denoiser.digest == plain.denoiser.digest
 
 

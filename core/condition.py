@@ -1,0 +1,87 @@
+"""What a network is told beside x_t and t: prompts as embeddings, classes, sizes; and how guidance uses them.
+
+Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) with weight w runs the network on two rows for a sample,
+
+    output = unconditional + w (conditional - unconditional)        w = 1: the conditional row alone
+
+With several prompts or classes, samples take them in turn, by their seed: what is measured or learned over samples is
+then a mean over prompts.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Condition:
+    """P prompts or classes, as what the network reads. given: name -> [P, ...]; unconditional: name -> [1, ...], where
+    guidance leads away from something; both: whether a shift is of both rows of a sample, or of the conditional one.
+    """
+
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    unconditional: Mapping[str, Tensor] = field(default_factory=dict)
+    guidance: float = 1.0
+    both: bool = True
+    chosen: tuple[int, ...] | None = None  # which of the P each sample of a batch has; None: the first
+
+    @property
+    def guided(self) -> bool:
+        """Whether every sample takes two rows."""
+        return self.guidance != 1 and bool(self.unconditional)
+
+    @property
+    def count(self) -> int:
+        """How many prompts or classes there are."""
+        return max((len(rows) for rows in self.given.values()), default=1)
+
+    def for_samples(self, seeds: Sequence[int]) -> "Condition":
+        """The condition of a batch: sample n has the prompt number seed mod P."""
+        return self if self.count == 1 else replace(self, chosen=tuple(int(seed) % self.count for seed in seeds))
+
+    def without_choice(self) -> "Condition":
+        """The condition of any batch."""
+        return replace(self, chosen=None)
+
+    def plain(self) -> "Condition":
+        """The same without guidance."""
+        return replace(self, guidance=1.0)
+
+    def rows(self, samples: int) -> dict[str, Tensor]:
+        """What the network reads for a batch: name -> [N, ...], or [2 N, ...] where it is guided."""
+        if self.chosen is not None and len(self.chosen) != samples:
+            raise UserError(f"a batch of {samples} samples; their prompts were chosen for {len(self.chosen)}")
+        chosen = torch.tensor(self.chosen if self.chosen is not None else [0] * samples)
+        found = {name: rows[chosen.to(rows.device)] for name, rows in self.given.items()}
+        if not self.guided:
+            return found
+        return {
+            name: torch.cat([self.unconditional[name].expand(samples, *rows.shape[1:]), rows])
+            for name, rows in found.items()
+        }
+
+    def combined(self, output: Tensor) -> Tensor:
+        """The output of guidance, of that of both rows of every sample [2 N, ...]."""
+        unconditional, conditional = output.chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.given.values(), *self.unconditional.values()]
+
+    def to(self, device: torch.device | str) -> "Condition":
+        given, other = ({k: v.to(device) for k, v in rows.items()} for rows in (self.given, self.unconditional))
+        return replace(self, given=given, unconditional=other)
+
+    def digest(self) -> str:
+        """SHA-256 over all that it tells a network."""
+        found = hashlib.sha256(f"{self.guidance if self.guided else 1}".encode())
+        for rows in (self.given, self.unconditional if self.guided else {}):
+            for name, tensor in sorted(rows.items()):
+                found.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+                found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()

@@ -1,0 +1,14 @@
+"""Networks that published numbers are measured with, for those who have their weights at hand.
+
+Each is read from a file or folder that the caller names, safetensors only; nothing is fetched unless a hub id is given.
+All take images [N, 1 or 3, H, W] in [-1, 1] on any device, and give float32 on the CPU, without a gradient. A GPU may
+take their products as TF32 where the process allows it (core.precision).
+"""
+
+from core.metrics.networks.extractor import Extractor
+from core.metrics.networks.identity import load_identity
+from core.metrics.networks.inception import load_inception
+from core.metrics.networks.lpips import Lpips, load_lpips
+from core.metrics.networks.vision import load_features
+
+__all__ = ["Extractor", "Lpips", "load_features", "load_identity", "load_inception", "load_lpips"]

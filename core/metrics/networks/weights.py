@@ -1,0 +1,104 @@
+"""Weights of published networks, from safetensors files alone: what does not fit is told in one sentence."""
+
+import hashlib
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from core.errors import ModelError, first_line
+
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+_ZIP = b"PK\x03\x04"  # how torch.save begins a file, whatever its name is
+_COUNTER = "num_batches_tracked"  # of a batch normalisation; nothing depends on it once it is frozen
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """The tensors of one file, and how a message speaks of it."""
+
+    label: str  # the role of the network, and where it was read from
+    digest: str
+    tensors: dict[str, Tensor]
+
+    def fill(self, net: Net, content: str, cure: str = "") -> Net:
+        """A network that was made on the meta device, with these weights in float32; frozen. Other tensors are left.
+
+        Raises ModelError, with the first name of `net` that is missing or has another shape, where the file is not
+        `content`; `cure`: what ends that sentence.
+        """
+        wanted = net.state_dict()
+        for name, tensor in wanted.items():
+            found = self.tensors.get(name)
+            if name.endswith(_COUNTER):
+                continue
+            if found is None:
+                raise ModelError(f"{self.label} is not {content}: it lacks {name}{cure}")
+            if found.shape != tensor.shape:
+                shapes = f"{list(found.shape)}, not {list(tensor.shape)}"
+                raise ModelError(f"{self.label} is not {content}: {name} has shape {shapes}{cure}")
+        counter = torch.zeros((), dtype=torch.int64)
+        net.load_state_dict(
+            {n: counter if n.endswith(_COUNTER) else self.tensors[n].float() for n in wanted}, assign=True
+        )
+        return net.eval().requires_grad_(False)
+
+
+def read_weights(where: str, role: str) -> StateDict:
+    """All tensors of a safetensors file.
+
+    role: such as 'LPIPS network'. Raises ModelError for a file that is missing, a folder, a pickle, or damaged.
+    """
+    path, label = Path(where).expanduser(), f"{role} '{where}'"
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "is not there"
+        raise ModelError(f"{label} {problem}: give a safetensors file of its weights")
+    if _is_pickle(path):
+        raise ModelError(f"{label} is a pickle, and pickles are not read: they can run code; {conversion(path)}")
+    try:
+        return StateDict(label, digest([path]), load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{label} cannot be read as safetensors: {first_line(error)}") from error
+
+
+def digest(files: Iterable[Path]) -> str:
+    """The first 8 digits of the sha256 of the files' contents, one after the other."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:8]
+
+
+def conversion(path: Path) -> str:
+    """How a state dict that torch.save wrote becomes a safetensors file beside it, as the end of a sentence.
+
+    Cloned, since safetensors refuses tensors that share their memory, as those of LPIPS do.
+    """
+    target = str(path.with_suffix(".safetensors"))
+    return "convert it with: " + in_python(
+        "import torch; from safetensors.torch import save_file; "
+        f"weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
+        f"save_file({{k: v.contiguous().clone() for k, v in weights.items()}}, {target!r})"
+    )
+
+
+def in_python(code: str) -> str:
+    """The command of a shell that runs one line of Python."""
+    quoted = shlex.quote(code) if set(code) & set('"$`!\\') else f'"{code}"'
+    return f"python -c {quoted}"
+
+
+def _is_pickle(path: Path) -> bool:
+    if path.suffix.lower() in PICKLES:
+        return True
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
