@@ -92,7 +92,7 @@ class FullNetwork:
         return back.to(v)
 
 
-def power_iteration(product: Product, shape: Sequence[int], count: int, tolerance: float) -> tuple[Tensor, float]:
+def power_iteration(product: Product, shape: Sequence[int], count: int, tolerance: float) -> tuple[Tensor, int]:
     """One singular vector after another, each deflated by those before: (vectors [count, *shape], products)."""
     size, products = math.prod(shape), 0
     found = torch.zeros(0, size, dtype=torch.float64)
@@ -156,7 +156,7 @@ def measure(denoiser: Denoiser, case: Case) -> Figures:
     shape = denoiser.h_shape
     ours = partial(spectrum, denoiser, x_t, t, case.count, tolerance=case.tolerance)
 
-    def reference() -> tuple[Tensor, float]:
+    def reference() -> tuple[Tensor, int]:
         return power_iteration(FullNetwork(denoiser, x_t, t), shape, case.count, case.tolerance)
 
     clocks: tuple[list[float], list[float]] = ([], [])

@@ -6,8 +6,9 @@ its scales once, and everything that a person wants to know of a dial is read of
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from core.dials import Dial
 from core.directions import DirectionSet
 from core.metrics.attributes import controlled, effects
 from core.metrics.consistency import agreement, distinctness
-from core.metrics.features import denoiser_features, standardise
+from core.metrics.features import features_of, standardise
+from core.metrics.networks.extractor import Extractor
 from core.metrics.strength import REFERENCE, calibrate
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.randomness import CALIBRATION_SEEDS
@@ -54,6 +56,7 @@ def with_dials(
     batch: int = 64,
     cache: SampleCache | None = None,
     named_by: str = "attributes",
+    extractor: Extractor | None = None,
 ) -> Calibrated:
     """The set with sigma such that scale 1.0 moves images by `strength`, with a dial for each direction.
 
@@ -71,13 +74,14 @@ def with_dials(
     a set keeps the metrics it was given with; `Dial.own` says at which scale they were measured.
 
     directions: as a method left them, or with dials already, whose names by hand are kept. named_by: what to write
-    down for a name that comes from `attributes`. Raises UserError for a strength that is not positive, and
-    DirectionSetError where the set does not fit the model or the chain. Source: ours.
+    down for a name that comes from `attributes`; extractor: whose features are read (None: the denoiser's own).
+    Raises UserError for a strength that is not positive, and DirectionSetError where the set does not fit the model or
+    the chain. Source: ours.
     """
-    stretched = calibrate(denoiser, schedule, directions, strength, injection, window, batch, cache, CLOSE)
+    stretched = calibrate(denoiser, schedule, directions, strength, injection, window, batch, cache, CLOSE, extractor)
     drawn = draw_traversals(denoiser, schedule, stretched, SEEDS, SCALES, injection, window, batch, cache)
     reference = draw_plain(denoiser, schedule, REFERENCE, batch, cache)
-    seen = _Seen.of(denoiser, drawn, reference, batch)
+    seen = _Seen.of(drawn, reference, partial(features_of, denoiser, batch=batch, extractor=extractor))
     effect = _effects(denoiser, drawn, attributes, reference, batch)
     names, sources = names_from(directions, effect, attributes, named_by)
     turned = _signs(names, effect, attributes, seen.change)
@@ -96,10 +100,10 @@ class _Seen:
     limit: float  # what is typical of unshifted samples
 
     @classmethod
-    def of(cls, denoiser: Denoiser, drawn: Traversals, reference: Tensor, batch: int) -> "_Seen":
-        unshifted = denoiser_features(denoiser, reference, batch)
-        plain = standardise(denoiser_features(denoiser, drawn.plain, batch), unshifted)
-        flat = standardise(denoiser_features(denoiser, drawn.shifted.flatten(0, 2), batch), unshifted)
+    def of(cls, drawn: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]) -> "_Seen":
+        unshifted = features(reference)
+        plain = standardise(features(drawn.plain), unshifted)
+        flat = standardise(features(drawn.shifted.flatten(0, 2)), unshifted)
         others = standardise(unshifted, unshifted)
         shifted = flat.reshape(*drawn.shifted.shape[:3], -1)  # [M, K, A, F]
         apart = torch.cdist(others, others).fill_diagonal_(torch.inf)

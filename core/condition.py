@@ -44,6 +44,10 @@ class Condition:
         """The condition of a batch: sample n has the prompt number seed mod P."""
         return self if self.count == 1 else replace(self, chosen=tuple(int(seed) % self.count for seed in seeds))
 
+    def picked(self, rows: Sequence[int]) -> "Condition":
+        """The condition of a batch of these samples of this batch."""
+        return self if self.chosen is None else replace(self, chosen=tuple(self.chosen[row] for row in rows))
+
     def without_choice(self) -> "Condition":
         """The condition of any batch."""
         return replace(self, chosen=None)

@@ -159,6 +159,12 @@ class Denoiser:
         twin.condition = self.condition.for_samples(seeds)
         return twin
 
+    def picked(self, rows: Sequence[int]) -> Self:
+        """This denoiser, if it is for a batch, for a batch of these samples of it."""
+        twin = copy.copy(self)
+        twin.condition = self.condition.picked(rows)
+        return twin
+
     def tensors(self) -> list[Tensor]:
         """Every weight and buffer that it holds."""
         beside = [] if self.codec is None else self.codec.tensors()

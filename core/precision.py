@@ -3,6 +3,7 @@
     fp32   float32, strictly
     tf32   float32, whose products a GPU may take with 10 bits of mantissa instead of 23: several times as fast
     bf16   the network in bfloat16; what stays in float32 (the chain's arithmetic, the trained parts) is strict
+    fp16   the network in float16, of small numbers and much detail; nothing scales its gradients
 
 A GPU's convolutions and its other products have a switch each in torch, of which the first allows TF32 by default. Here
 they are one.
@@ -24,6 +25,7 @@ PRECISIONS = {
     "fp32": Precision(torch.float32, False),
     "tf32": Precision(torch.float32, True),
     "bf16": Precision(torch.bfloat16, False),
+    "fp16": Precision(torch.float16, False),
 }
 
 

@@ -292,8 +292,8 @@ def refuse_unsupported(network: Any, scheduler: Any, name: str) -> None:
     if network.config["in_channels"] != network.config["out_channels"]:
         raise ModelError(
             f"model '{name}' takes {network.config['in_channels']} channels and gives "
-            f"{network.config['out_channels']}: it needs an image to begin with (inpainting, upscaling), and only models "
-            "that draw by themselves are supported"
+            f"{network.config['out_channels']}: it needs an image to begin with (inpainting, upscaling), and only "
+            "models that draw by themselves are supported"
         )
     blocks = [*network.down_blocks, *network.up_blocks]
     if network.config["time_embedding_type"] == "fourier" or any(hasattr(block, "skip_conv") for block in blocks):

@@ -23,6 +23,9 @@ def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Ma
         "tap": denoiser.cut.module(),
         "form": denoiser.cut.tap.form,
         "use": denoiser.use.to_json(),
+        "network": type(denoiser.network).__name__,
+        "sampler": type(denoiser.scheduler).__name__,
+        **({"codec": denoiser.codec.kind} if denoiser.codec else {}),
         "settings": plain,
         "torch": torch.__version__,
     }

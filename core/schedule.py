@@ -1,7 +1,7 @@
 """The T timesteps of a chain and what it does at each: DDIM (Song et al., arXiv 2010.02502), for every prediction.
 
 A state is x_t = a_t x_0 + s_t noise. Diffusion has a^2 + s^2 = 1 (a^2 is the cumulative alpha), flow matching
-(rectified flow, Liu et al., arXiv 2209.03003) a + s = 1. From x_t and a network's output follow the image and the noise,
+(rectified flow, Liu et al., arXiv 2209.03003) a + s = 1. From x_t and a network's output follow image and noise,
 
     prediction    image P_t              noise E_t
     epsilon       (x_t - s output) / a   output

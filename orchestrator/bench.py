@@ -15,6 +15,7 @@ from core.directions import DirectionSet
 from core.lean import lean
 from core.methods import random
 from core.metrics import Evaluation, calibrate, evaluate
+from core.metrics.judges import NOBODY, Judges
 from core.pictures import traversal, traversal_grid
 from core.precision import use_precision
 from core.schedule import Schedule
@@ -32,15 +33,19 @@ class Bench:
     schedule: Schedule
     attributes: Attributes | None
     cache: SampleCache | None = None
+    judges: Judges = NOBODY
 
     @classmethod
     def load(cls, sweep: Sweep, cache: SampleCache | None = None) -> "Bench":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        denoiser = Denoiser.from_pretrained(sweep.model, use_precision(sweep.train.precision), device)
+        denoiser = Denoiser.from_pretrained(
+            sweep.model, use_precision(sweep.train.precision), device, **sweep.denoiser.use
+        )
         if sweep.gradient.lean:
             denoiser = lean(denoiser)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
-        return cls(denoiser, schedule, predictors.load(sweep.predictor, sweep.model, device), cache)
+        judges = judges_of(sweep, device)
+        return cls(denoiser, schedule, predictors.load(sweep.predictor, sweep.model, device), cache, judges)
 
     def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
         """The set as strong as `evaluate.strength` says, or as it is where the sweep says nothing."""
@@ -56,6 +61,7 @@ class Bench:
             window=sampler.window,
             batch=sampler.batch,
             cache=self.cache,
+            extractor=self.judges.features,
         )
 
     def with_dials(self, sweep: Sweep, directions: DirectionSet) -> Calibrated:
@@ -71,6 +77,7 @@ class Bench:
             window=sampler.window,
             batch=sampler.batch,
             cache=self.cache,
+            extractor=self.judges.features,
         )
 
     def measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
@@ -87,6 +94,7 @@ class Bench:
             window=sweep.sampler.window,
             batch=sweep.sampler.batch,
             cache=self.cache,
+            judges=self.judges,
         )
 
     def draw(self, sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
@@ -101,6 +109,12 @@ class Bench:
             batch=sampler.batch,
         )
         traversal_grid(images, directions).save(folder / "traversal.png")
+
+
+def judges_of(sweep: Sweep, device: str = "cpu") -> Judges:
+    """The networks that a sweep asks beside the denoiser. Raises ModelError for one that cannot be read."""
+    asked = sweep.evaluate
+    return Judges.load(asked.features, asked.inception, asked.lpips, asked.identity, device)
 
 
 def random_like(bench: Bench, directions: DirectionSet, sweep: Sweep) -> DirectionSet:

@@ -56,7 +56,9 @@ def _picture(calibrated: Calibrated) -> bytes:
     row = torch.cat([drawn.shifted[0, :, :middle], plain, drawn.shifted[0, :, middle:]], dim=1)
     scales = (*drawn.scales[:middle], 0.0, *drawn.scales[middle:])
     held = io.BytesIO()
-    traversal_grid(row, calibrated.directions, scales).save(held, format="PNG")
+    images = drawn.images(row.flatten(0, 1))
+    shown = images.reshape(*row.shape[:2], *images.shape[1:])
+    traversal_grid(shown, calibrated.directions, scales).save(held, format="PNG")
     return held.getvalue()
 
 

@@ -1,30 +1,37 @@
 """The card of a direction set: what it holds, how good it is, how to use it, in Markdown that stays what it says."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import yaml
 
 from core.dials import Dial
 from core.directions import DirectionSet
+from core.errors import UserError
 from core.metrics import METRICS
+from core.use import Use
 from core.zoo import MODELS
 
 _SHOWN = 3  # attributes of a direction
 _LEAST = 0.2  # standard deviations that are worth a word
 
-_ALONE = """from diffusers import DDIMPipeline
+_ALONE = """from diffusers import {pipeline}
 from apply_directions import applied  # the file in this folder; needs torch and safetensors alone
 
-pipeline = DDIMPipeline.from_pretrained({model}){shipped}
-with applied(pipeline.unet, ".", {name}, scale=1.0{asymmetric}):
-    images = pipeline(num_inference_steps={steps}, eta={eta}).images"""
+pipeline = {pipeline}.from_pretrained({model}{revision}){shipped}
+{scheduler}with applied(pipeline.{network}, ".", {name}, scale=1.0{asymmetric}):
+    images = pipeline({told}num_inference_steps={steps}{eta}).images"""
 
 _WITH_PACKAGE = """from core import DirectionSet
 
 directions = DirectionSet.load(".")
-with directions.applied(pipeline.unet, {edit}{asymmetric}):
-    images = pipeline(num_inference_steps={steps}, eta={eta}).images"""
+with directions.applied(pipeline.{network}, {edit}{asymmetric}):
+    images = pipeline({told}num_inference_steps={steps}{eta}).images"""
+_SWAP = """from diffusers import DDIMScheduler
+
+pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+"""
 
 
 def card(directions: DirectionSet, for_hub: bool = False) -> str:
@@ -90,13 +97,14 @@ def _use(directions: DirectionSet) -> str:
     two = dict(zip(directions.names[:2], (1.0, -0.5), strict=False))
     model = str(origin.get("model"))
     values = {
-        "model": _quoted(f"core/zoo/{model}" if model in MODELS else model),
+        "model": _quoted(f"core/zoo/{model}" if model in MODELS else model.partition("@")[0]),
+        "revision": f", revision={_quoted(model.partition('@')[2])}" if "@" in model else "",
         "shipped": "  # of h-space-orchestrator" if model in MODELS else "",
         "name": _quoted(directions.names[0]),
         "edit": "{" + ", ".join(f"{_quoted(name)}: {scale}" for name, scale in two.items()) + "}",
         "steps": len(directions.timesteps),
-        "eta": float(origin.get("eta", 0.0)),
         "asymmetric": asymmetric,
+        **_pipeline(origin),
     }
     return f"""With diffusers alone:
 
@@ -109,6 +117,31 @@ With this package, several at once (`orchestrate explore .` is a page with a sli
 ```python
 {_WITH_PACKAGE.format(**values)}
 ```"""
+
+
+def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What depends on the family of the model: its pipeline, what that is told, and with which sampler."""
+    kind, use = str(origin.get("network", "UNet2DModel")), _use_of(origin)
+    pixels = kind == "UNet2DModel" and not origin.get("codec")
+    swapped = kind != "UNet2DModel" and origin.get("sampler") == "DDIMScheduler"
+    guidance = f", guidance_scale={use.guidance:g}" if use.guidance is not None else ", guidance_scale=1"
+    told = f"{_quoted((use.prompts or ('',))[0])}{guidance}, "
+    if kind == "DiTTransformer2DModel":
+        told = f"class_labels={[(use.classes or (1000,))[0]]}{guidance}, "
+    return {
+        "pipeline": "DDIMPipeline" if pixels else "DiffusionPipeline",
+        "network": "unet" if kind.startswith("UNet") else "transformer",
+        "told": "" if kind == "UNet2DModel" else told,
+        "eta": f", eta={float(origin.get('eta', 0.0))}" if pixels else "",
+        "scheduler": _SWAP if swapped else "",
+    }
+
+
+def _use_of(origin: Mapping[str, Any]) -> Use:
+    try:
+        return Use.from_json(origin.get("use", {}))
+    except UserError:  # a stranger's
+        return Use()
 
 
 def _metrics(directions: DirectionSet) -> str:

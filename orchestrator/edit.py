@@ -218,7 +218,7 @@ def _write(work: _Work, kind: Kind, to: Path) -> None:
             write_settings(settings, folder / "settings.json")
         return
     factors = settings.frames.factors() if settings.frames else [1.0]
-    check_size(kind, len(_sources(settings)), len(factors), studio.denoiser.sample_shape)
+    check_size(kind, len(_sources(settings)), len(factors), studio.denoiser.image_shape)
     made = list(work.drawn(factors))
     samples = [sample for part, _ in made for sample in part]
     images = torch.cat([part for _, part in made])

@@ -189,7 +189,7 @@ def _heading(studio: Studio) -> str:
 
 
 def _small(studio: Studio) -> bool:
-    return max(studio.denoiser.sample_shape[1:]) <= _SMALL
+    return max(studio.denoiser.image_shape[1:]) <= _SMALL
 
 
 def _pictures(studio: Studio) -> list["gr.Image"]:
@@ -214,7 +214,7 @@ def _pictures(studio: Studio) -> list["gr.Image"]:
 
 def _own(studio: Studio) -> "gr.File":
     """Hidden where the chain is noisy: no image can be inverted then."""
-    with gr.Accordion("Your own image, instead of the seed", open=False, visible=not studio.schedule.eta):
+    with gr.Accordion("Your own image, instead of the seed", open=False, visible=not studio.schedule.stochastic):
         return gr.File(
             label="Image",
             show_label=False,

@@ -105,7 +105,7 @@ def share_of(sweep: Sweep, device: int) -> int:
 
 def without_weights(sweep: Sweep) -> Denoiser:
     """The sweep's denoiser as its trials run it, without data. Raises ModelError where no configuration is at hand."""
-    denoiser = Denoiser.without_weights(sweep.model, PRECISIONS[sweep.train.precision].dtype)
+    denoiser = Denoiser.without_weights(sweep.model, PRECISIONS[sweep.train.precision].dtype, **sweep.denoiser.use)
     return lean(denoiser) if sweep.gradient.lean else denoiser
 
 

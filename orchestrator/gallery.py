@@ -67,7 +67,7 @@ def page(sets: Sequence[Shown]) -> str:
 
 
 def _check(shown: Shown) -> None:
-    _, drawn, _, channels = shown.traversals.shifted.shape[:4]
+    drawn, channels = shown.traversals.shifted.shape[1], shown.traversals.images(shown.traversals.plain[:1]).shape[1]
     if drawn != len(shown.directions):
         raise DirectionSetError(f"'{shown.title}' has {len(shown.directions)} directions, and images of {drawn}")
     if channels not in (1, 3):

@@ -38,9 +38,11 @@ def stops(traversals: Traversals) -> tuple[float, ...]:
 
 
 def frames(traversals: Traversals, k: int) -> Tensor:
-    """The images of direction k: [M, stops, *shape]."""
+    """The images of direction k: [M, stops, *image_shape]."""
     half, shifted = len(traversals.scales) // 2, traversals.shifted[:, k]
-    return torch.cat([shifted[:, :half], traversals.plain[:, None], shifted[:, half:]], dim=1).float()
+    samples = torch.cat([shifted[:, :half], traversals.plain[:, None], shifted[:, half:]], dim=1)
+    images = traversals.images(samples.flatten(0, 1)).float()
+    return images.reshape(*samples.shape[:2], *images.shape[1:])
 
 
 def frame_size(images: Tensor) -> tuple[int, int]:

@@ -128,7 +128,7 @@ def _model(wanted: Wanted) -> Iterator[str]:
 
     sweep = wanted.sweep
     try:
-        if Denoiser.from_pretrained(sweep.model).digest != wanted.weights:
+        if Denoiser.from_pretrained(sweep.model, **sweep.denoiser.use).digest != wanted.weights:
             yield f"model '{sweep.model}' has other weights than on the driver's machine: copy those"
         predictors.load(sweep.predictor, sweep.model)
     except UserError as error:

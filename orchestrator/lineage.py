@@ -16,6 +16,7 @@ from orchestrator.spec import Sweep
 Dataset = dict[str, str]  # name, digest, source_type, source, context, and a profile where there is more to say
 
 _DIGEST = 16  # characters, as many as a card shows of the weights'
+_DRAWN_BY = ("prompts", "negative_prompt", "classes", "guidance", "size")  # beside the chain
 
 
 def of_model(sweep: Sweep, weights: str) -> list[Dataset]:
@@ -61,7 +62,8 @@ def _training(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> Iter
 def _samples(sweep: Sweep, weights: str, seeds: range, context: str) -> Dataset:
     """Images that the model draws, each from a seed of its own."""
     chain = {"steps": sweep.sampler.steps, "eta": sweep.sampler.eta}
-    source = {"weight_digest": weights, **chain, "first_seed": seeds[0], "samples": len(seeds)}
+    told = {name: value for name, value in sweep.denoiser.use.items() if name in _DRAWN_BY and value}
+    source = {"weight_digest": weights, **chain, **told, "first_seed": seeds[0], "samples": len(seeds)}
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:_DIGEST]
     profile = {"num_rows": len(seeds), **chain}
     return _dataset(f"samples of {_name(sweep)}", digest, "samples", source, context, profile)

@@ -13,11 +13,13 @@ from core.methods.jacobian import check_count
 from core.pool import training_seeds
 from core.schedule import Schedule
 from core.zoo.attributes import Attributes
+from orchestrator.bench import judges_of
 from orchestrator.settings import samples_of, settings_of
 from orchestrator.space import configurations, sample, size
 from orchestrator.spec import Sweep, Value, countable
 
 _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
+_NEEDS_NETWORK = {"fid": "inception", "inception_kid": "inception", "lpips": "lpips", "identity": "identity"}
 _TRIED = 500  # configurations; of a larger space as many are drawn
 
 
@@ -31,9 +33,10 @@ class Checked:
 
 def check_model(sweep: Sweep) -> Checked:
     """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
-    denoiser = Denoiser.from_pretrained(sweep.model)
+    denoiser = Denoiser.from_pretrained(sweep.model, **sweep.denoiser.use)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
     attributes = predictors.load(sweep.predictor, sweep.model)
+    judges_of(sweep)
     found = [
         *_directions(sweep, denoiser, attributes),
         *_objectives(sweep, attributes),
@@ -66,6 +69,9 @@ def _objectives(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
     for metric in _NEEDS_ATTRIBUTES:
         if metric in asked and attributes is None:
             yield f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none"
+    for metric, key in _NEEDS_NETWORK.items():
+        if metric in asked and getattr(sweep.evaluate, key) is None:
+            yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
 
 
 def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
@@ -93,7 +99,7 @@ def _pairs(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
     for folder in _values(sweep, "supervised.pairs"):
         try:
             if folder != "none":
-                load_pairs(str(folder), denoiser.sample_shape, names)
+                load_pairs(str(folder), denoiser.image_shape, names)
         except UserError as error:
             yield f"search.supervised.pairs: {error}"
 

@@ -141,14 +141,14 @@ def _score_s(bench: Bench) -> float:
     attributes = bench.attributes
     if attributes is None:
         return 0.0
-    images = torch.zeros(16, *bench.denoiser.sample_shape, device=bench.denoiser.device)
+    images = torch.zeros(16, *bench.denoiser.image_shape, device=bench.denoiser.device)
     attributes.score(images)
     return _timed(lambda: attributes.score(images)) / len(images)
 
 
 def _judge_s(bench: Bench) -> float:
-    images = torch.rand(3 * (1 + 2 * len(SCALES)), *bench.denoiser.sample_shape) * 2 - 1
-    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *bench.denoiser.sample_shape)
+    images = torch.rand(3 * (1 + 2 * len(SCALES)), *bench.denoiser.seen_shape) * 2 - 1
+    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *bench.denoiser.seen_shape)
     traversals = Traversals(plain, shifted, SCALES)
 
     def judge(iterations: int) -> None:

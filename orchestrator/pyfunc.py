@@ -81,10 +81,12 @@ class Editor:
         import torch
 
         from core.denoiser import Denoiser
+        from core.use import Use
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self.denoiser = Denoiser.from_pretrained(config["model"], device=device)
+            use = Use.from_json(directions.provenance.get("use", {})).to_json()
+            self.denoiser = Denoiser.from_pretrained(config["model"], device=device, **use)
         except UserError as error:
             raise UserError(f"{error}; or give load_model the place as model_config={{'model': ...}}") from None
         wanted = directions.provenance.get("weight_digest")
@@ -113,7 +115,7 @@ class Editor:
         schedule = Schedule.ddim(self.denoiser, steps, float(self.config["eta"]))
         cuts = [slice(start, start + _BATCH) for start in range(0, len(seeds), _BATCH)]
         parts = [self._draw(schedule, seeds[cut], numbers[cut], scales[cut]) for cut in cuts]
-        empty = np.empty((0, *self.denoiser.sample_shape[1:], 3), np.uint8)
+        empty = np.empty((0, *self.denoiser.image_shape[1:], 3), np.uint8)
         return np.concatenate(parts) if parts else empty
 
     def _draw(
@@ -127,11 +129,13 @@ class Editor:
 
         shape, device = self.denoiser.sample_shape, self.denoiser.device
         x_T = noise(seeds, shape, device=device)
-        z = step_noise(seeds, shape, len(schedule), device=device) if schedule.eta > 0 else None
+        z = step_noise(seeds, shape, len(schedule), device=device) if schedule.stochastic else None
         shift = self._shift(schedule, torch.tensor(numbers, device=device), torch.tensor(scales, device=device))
         window = self.config["window"] and tuple(self.config["window"])
         with torch.no_grad():
-            drawn = sample(self.denoiser, schedule, x_T, shift, self.config["injection"], window=window, step_noise=z)
+            denoiser = self.denoiser.for_samples(seeds)
+            x_0 = sample(denoiser, schedule, x_T, shift, self.config["injection"], window=window, step_noise=z)
+            drawn = denoiser.images(x_0)
         return np.stack([np.asarray(to_picture(image)) for image in drawn])
 
     def _shift(self, schedule: "Schedule", numbers: Any, scales: Any) -> "Shift":

@@ -24,6 +24,7 @@ from core.randomness import noise, step_noise
 from core.schedule import Schedule
 from core.step import INJECTIONS, Injection, one_step
 from core.untrusted import shown
+from core.use import Use
 
 REACH = (-2.0, 2.0)  # of the scales of a direction whose range nobody has measured
 _INVERSION_PASSES = 60  # of the network, about; few steps are far apart, and need more of them each
@@ -68,8 +69,8 @@ class Begun:
 
     @property
     def plain(self) -> Tensor:
-        """What is drawn without an edit: [N, *sample_shape], on the CPU."""
-        return self.before(len(self.schedule)).cpu()
+        """What is drawn without an edit: images [N, *image_shape], on the CPU."""
+        return self.denoiser.images(self.before(len(self.schedule))).cpu()
 
 
 @dataclass(frozen=True)
@@ -121,31 +122,32 @@ class Studio:
     def from_seeds(self, seeds: Sequence[int]) -> Begun:
         """Samples that depend on their seeds alone."""
         shape, device = self.denoiser.sample_shape, self.denoiser.device
-        z = step_noise(seeds, shape, len(self.schedule), device=device) if self.schedule.eta > 0 else None
-        return Begun(self.denoiser, self.schedule, noise(seeds, shape, device=device), z)
+        z = step_noise(seeds, shape, len(self.schedule), device=device) if self.schedule.stochastic else None
+        return Begun(self.denoiser.for_samples(seeds), self.schedule, noise(seeds, shape, device=device), z)
 
     def from_images(self, images: Tensor) -> Begun:
-        """The samples that images [N, *sample_shape] are, as nearly as inversion finds them."""
+        """The samples that images [N, *image_shape] are, as nearly as inversion finds them."""
         self.check_invertible()
         refinements = max(3, _INVERSION_PASSES // len(self.schedule))
-        x_T = invert(self.denoiser, self.schedule, images.to(self.denoiser.device), refinements)
+        x_0 = self.denoiser.x_0(images.to(self.denoiser.device))
+        x_T = invert(self.denoiser, self.schedule, x_0, refinements)
         return Begun(self.denoiser, self.schedule, x_T)
 
     def check_invertible(self) -> None:
         """Raises UserError where this chain starts from seeds alone."""
-        if eta := self.schedule.eta:
+        if self.schedule.stochastic or self.schedule.consistency:
+            how = "on a consistency model" if self.schedule.consistency else f"with eta {self.schedule.eta:g}"
             raise UserError(
-                "images need a chain without noise (eta 0) to be inverted; "
-                f"this set was made with eta {eta:g}: use seeds"
+                f"images need a chain without noise (eta 0) to be inverted; this set was made {how}: use seeds"
             )
 
     def load(self, paths: Sequence[Path]) -> tuple[Tensor, list[str]]:
-        """Images as the model draws them [N, *sample_shape], and what was done to those of another size."""
-        images = load_images(paths, self.denoiser.sample_shape)
+        """Images as the model draws them [N, *image_shape], and what was done to those of another size."""
+        images = load_images(paths, self.denoiser.image_shape)
         return images, [note for path in paths if (note := self._fitted(path))]
 
     def _fitted(self, path: Path) -> str | None:
-        _, height, width = self.denoiser.sample_shape
+        _, height, width = self.denoiser.image_shape
         with open_picture(path.expanduser(), "images") as opened:
             size = ImageOps.exif_transpose(opened).size
         if size == (width, height):
@@ -167,7 +169,7 @@ class Studio:
         batch: int = 64,
         drawn: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
-        """Every sample with the edit at every multiple of its scales: [N, A, *sample_shape], on the CPU.
+        """Every sample with the edit at every multiple of its scales: images [N, A, *image_shape], on the CPU.
 
         drawn: told how many more images there are. A sample is the same in every batch, but for rounding.
         """
@@ -182,10 +184,11 @@ class Studio:
             which = sampled[rows].to(x.device)
             z = None if begun.noise is None else begun.noise[:, which]
             shift = self._shift(edit.scales, factor[rows].to(x.device))
-            given = (self.denoiser, self.schedule, x[which], shift, edit.injection)
-            parts.append(sample(*given, window=edit.window, step_noise=z, first=first).cpu())
+            given = (begun.denoiser.picked(which.tolist()), self.schedule, x[which], shift, edit.injection)
+            x_0 = sample(*given, window=edit.window, step_noise=z, first=first)
+            parts.append(self.denoiser.images(x_0).cpu())
             drawn(len(rows))
-        return torch.cat(parts).reshape(len(x), len(factors), *self.denoiser.sample_shape)
+        return torch.cat(parts).reshape(len(x), len(factors), *self.denoiser.image_shape)
 
     def check(self, edit: Edit) -> None:
         """Raises UserError for a direction that the set has not, and a scale that is no number."""
@@ -262,7 +265,8 @@ def _model(directions: DirectionSet, model: str | None, device: str) -> Denoiser
     if model is None and (not isinstance(named, str) or not named):
         raise ModelError("the set does not say which model it is for; name it with --model")
     try:
-        return Denoiser.from_pretrained(model or str(named), device=device)
+        use = Use.from_json(directions.provenance.get("use", {})).to_json()
+        return Denoiser.from_pretrained(model or str(named), device=device, **use)
     except ModelError as error:
         raise error if model else ModelError(f"{error}; another place of it can be given with --model") from None
 

@@ -308,11 +308,13 @@ def _measure(
     origin = {**directions.provenance, "injection": sampler.injection, "window": sampler.window}
     unscaled = replace(directions.within(sampler.window), provenance=origin)
     scaled = drawing.run(lambda sweep: bench.scaled(sweep, unscaled))
-    metrics = drawing.run(lambda sweep: bench.measure(sweep, scaled, SELECT_SEEDS)).metrics
+    evaluation = drawing.run(lambda sweep: bench.measure(sweep, scaled, SELECT_SEEDS))
+    metrics = evaluation.metrics
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise NonFiniteError(f"{name} became {value} at iteration {state.iteration}")
-    described = replace(scaled, metrics=metrics)
+    judged = {**scaled.provenance, "judged_by": dict(evaluation.judged_by)}
+    described = replace(scaled, metrics=metrics, provenance=judged)
     (folder / "directions").mkdir()
     described.write(folder / "directions")
     drawing.run(lambda sweep: bench.draw(sweep, described, folder))

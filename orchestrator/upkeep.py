@@ -15,6 +15,7 @@ from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.methods import learned
 from core.pictures import GRID_SCALES, grid
+from core.prompts import reads_text
 from core.schedule import Schedule
 from core.training_memory import trained_bytes
 from core.zoo import MODELS
@@ -67,7 +68,7 @@ def set_bytes(directions: int, denoiser: Denoiser, schedule: Schedule) -> int:
 
 def picture_bytes(directions: int, denoiser: Denoiser) -> int:
     """A traversal's picture: so many rows like one of noise."""
-    rows = torch.rand(1, len(GRID_SCALES), *denoiser.sample_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rows = torch.rand(1, len(GRID_SCALES), *denoiser.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     file = io.BytesIO()
     grid(rows, [""]).save(file, "PNG")
     return directions * file.tell()
@@ -110,11 +111,14 @@ def downloads(sweep: Sweep, denoiser: Denoiser | None) -> list[Download]:
     denoiser: the model without weights, where its configuration is at hand; published weights are float32.
     """
     found = []
-    if _of_hub(sweep.model) and not _cached(sweep.model, "diffusion_pytorch_model.safetensors", ("", "unet/")):
-        size = None
+    places = ("", "unet/", "transformer/")
+    if _of_hub(sweep.model) and not _cached(sweep.model, "diffusion_pytorch_model.safetensors", places):
+        size, what = None, "model"
         if denoiser is not None:
-            size = 4 * sum(weight.numel() for weight in denoiser.network.parameters())
-        found.append(Download("model", sweep.model, size))
+            parts = [denoiser.network, *([denoiser.codec.network] if denoiser.codec else [])]
+            size = 4 * sum(weight.numel() for part in parts for weight in part.parameters())
+            what = "model and its text encoders, which are not counted" if reads_text(denoiser.network) else "model"
+        found.append(Download(what, sweep.model, size))
     if sweep.predictor and _of_hub(sweep.predictor) and not _cached(sweep.predictor, "model.safetensors", ("",)):
         found.append(Download("predictor", sweep.predictor, None))
     return found
@@ -139,5 +143,7 @@ def _cached(name: str, file: str, folders: tuple[str, ...]) -> bool:
     """Whether the hub's cache on this machine holds the weights, whole or in parts; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
+    hub_id, _, revision = name.partition("@")
     names = [f"{folder}{each}" for folder in folders for each in (file, f"{file}.index.json")]
-    return any(isinstance(try_to_load_from_cache(name, each), str) for each in names)
+    found = (try_to_load_from_cache(hub_id, each, revision=revision or None) for each in names)
+    return any(isinstance(each, str) for each in found)

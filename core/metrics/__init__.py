@@ -18,4 +18,8 @@ METRICS: dict[str, Literal["max", "min"]] = {
     "monotonicity": "max",
     "disentanglement": "max",
     "coverage": "max",
+    "fid": "min",
+    "inception_kid": "min",
+    "lpips": "min",
+    "identity": "max",
 }

@@ -1,8 +1,9 @@
 """All metrics of a direction set, from one set of traversals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,10 @@ from core.directions import DirectionSet
 from core.errors import NonFiniteError, UserError
 from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity
-from core.metrics.features import denoiser_features, standardise
+from core.metrics.features import features_of, standardise
 from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
+from core.metrics.judges import NOBODY, Judges
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.schedule import Schedule
 from core.step import Injection
@@ -29,6 +31,7 @@ class Evaluation:
     metrics: dict[str, float]  # names and senses: core.metrics.METRICS; finite; absent where not measured
     effects: Tensor | None  # [K, P] in standard deviations, columns as attributes.names; None without a predictor
     traversals: Traversals
+    judged_by: Mapping[str, str]  # the networks that were asked beside the denoiser, by their use
 
 
 def evaluate(
@@ -43,14 +46,15 @@ def evaluate(
     batch: int = 64,
     seed: int = 0,
     cache: SampleCache | None = None,
+    judges: Judges = NOBODY,
 ) -> Evaluation:
     """Measure a direction set on samples that nothing was trained on.
 
     seeds: at least 3, of the samples that are shifted (16 to 32 are plenty); reference_seeds: at least 2, disjoint from
     them, of the unshifted samples they are compared with (four times as many is a good number); attributes: a
     predictor on the denoiser's device, without which disentanglement and coverage are absent; seed: of the judge that
-    measures identifiability; cache: where unshifted samples are read and kept. With the same arguments
-    the result is the same.
+    measures identifiability; cache: where unshifted samples are read and kept; judges: networks that are asked too
+    (core.metrics.judges). With the same arguments the result is the same.
 
     Raises UserError for too few or shared seeds, DirectionSetError for a set that does not fit the model, and
     NonFiniteError where a direction leads to images that are not finite.
@@ -63,20 +67,23 @@ def evaluate(
     _check_finite(traversals, reference, directions.names)
     recognised, error = identifiability(_seen(denoiser, traversals, batch), seed, device=denoiser.device)
     metrics = {"identifiability": recognised, "strength_error": error, "diversity": diversity(directions)}
-    metrics |= _feature_metrics(denoiser, traversals, reference, batch)
+    features = partial(features_of, denoiser, batch=batch, extractor=judges.features)
+    metrics |= _feature_metrics(traversals, reference, features) | judges.measure(traversals, reference, batch)
     effect = None
     if attributes is not None:
         effect = effects(traversals, attributes, reference, batch, denoiser.device)
         metrics |= {"disentanglement": disentanglement(effect), "coverage": coverage(effect)}
     measured = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    return Evaluation(measured, effect, traversals)
+    return Evaluation(measured, effect, traversals, judges.names)
 
 
-def _feature_metrics(denoiser: Denoiser, traversals: Traversals, reference: Tensor, batch: int) -> dict[str, float]:
+def _feature_metrics(
+    traversals: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
     """The metrics on features, all in standard deviations of the reference's features."""
-    unshifted = denoiser_features(denoiser, reference, batch)  # [N, F]
-    plain = standardise(denoiser_features(denoiser, traversals.plain, batch), unshifted)  # [M, F]
-    flat = denoiser_features(denoiser, traversals.shifted.flatten(0, 2), batch)
+    unshifted = features(reference)  # [N, F]
+    plain = standardise(features(traversals.plain), unshifted)  # [M, F]
+    flat = features(traversals.shifted.flatten(0, 2))
     shifted = standardise(flat, unshifted).reshape(*traversals.shifted.shape[:3], -1)  # [M, K, A, F]
     ends = shifted[:, :, [0, -1]].flatten(1, 2)  # [M, 2 K, F]
     return {

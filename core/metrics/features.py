@@ -11,10 +11,20 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from core.denoiser import Denoiser
+from core.metrics.networks.extractor import Extractor
 from core.schedule import late_level
 
 NOISE_FRACTION = 0.05  # the training timestep of the features: late enough that all detail is still there
 GRID = 2  # features keep coarse position: a GRID x GRID mean per channel
+
+
+@torch.no_grad()
+def features_of(denoiser: Denoiser, samples: Tensor, batch: int = 64, extractor: Extractor | None = None) -> Tensor:
+    """Features of samples x_0 [N, *sample_shape], by the denoiser or, of their images, by another network: [N, F]."""
+    if extractor is None:
+        return denoiser_features(denoiser, samples, batch)
+    parts = (part.to(denoiser.device) for part in torch.split(samples, batch))
+    return torch.cat([extractor.embed(denoiser.images(part)) for part in parts])
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import UserError
-from core.metrics.features import denoiser_features, standardise
+from core.metrics.features import features_of, standardise
+from core.metrics.networks.extractor import Extractor
 from core.metrics.traversals import draw_plain, draw_traversals
 from core.randomness import CALIBRATION_SEEDS
 from core.schedule import Schedule
@@ -41,6 +42,7 @@ def calibrate(
     batch: int = 64,
     cache: SampleCache | None = None,
     close: float = CLOSE,
+    extractor: Extractor | None = None,
 ) -> DirectionSet:
     """The same directions with sigma such that scale 1.0 moves images by `strength`; the sign is left alone.
 
@@ -48,11 +50,13 @@ def calibrate(
     (`moved`). Response grows more slowly than scale, hence a secant search on logarithms, for all directions at once,
     until all are within a relative error of `close` or ROUNDS have been drawn.
     The provenance gets `strength` and, for each direction, how far it was measured to move images in the end. Metrics
-    in the set are dropped: they were measured at another scale. Raises UserError for a strength that is not positive.
+    in the set are dropped: they were measured at another scale. extractor: whose features distances are measured in
+    (None: the denoiser's own). Raises UserError for a strength that is not positive.
     """
     if not strength > 0:
         raise UserError(f"strength: got {strength:g}; it must be above 0 (1 is the distance of two unshifted samples)")
-    unit, goal, limit = _Unit(denoiser, schedule, batch, cache=cache), math.log(strength), math.log(FARTHEST)
+    unit = _Unit(denoiser, schedule, batch, cache=cache, extractor=extractor)
+    goal, limit = math.log(strength), math.log(FARTHEST)
     stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of what sigma is multiplied by
     slope = torch.ones_like(stretch)
     before: tuple[Tensor, Tensor] | None = None
@@ -99,9 +103,11 @@ class _Unit:
         batch: int,
         seeds: Sequence[int] = SEEDS,
         cache: SampleCache | None = None,
+        extractor: Extractor | None = None,
     ) -> None:
         self.denoiser, self.schedule, self.batch, self.seeds, self.cache = denoiser, schedule, batch, seeds, cache
-        self.reference = denoiser_features(denoiser, draw_plain(denoiser, schedule, REFERENCE, batch, cache), batch)
+        self.extractor = extractor
+        self.reference = self._features(draw_plain(denoiser, schedule, REFERENCE, batch, cache))
         standard = standardise(self.reference, self.reference).double()
         self.length = (2 * standard.square().sum(dim=1).mean()).sqrt()  # of the difference of two samples
 
@@ -109,11 +115,14 @@ class _Unit:
         drawn = draw_traversals(
             self.denoiser, self.schedule, directions, self.seeds, (-1.0, 1.0), injection, window, self.batch, self.cache
         )
-        plain = standardise(denoiser_features(self.denoiser, drawn.plain, self.batch), self.reference)  # [M, F]
-        flat = denoiser_features(self.denoiser, drawn.shifted.flatten(0, 2), self.batch)
+        plain = standardise(self._features(drawn.plain), self.reference)  # [M, F]
+        flat = self._features(drawn.shifted.flatten(0, 2))
         shifted = standardise(flat, self.reference).reshape(*drawn.shifted.shape[:3], -1)  # [M, K, 2, F]
         change = (shifted - plain[:, None, None]).double().square().sum(dim=3)
         return change.mean(dim=(0, 2)).sqrt() / self.length
+
+    def _features(self, samples: Tensor) -> Tensor:
+        return features_of(self.denoiser, samples, self.batch, self.extractor)
 
 
 def _log(response: Tensor) -> Tensor:

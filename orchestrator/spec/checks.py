@@ -14,6 +14,7 @@ Check = tuple[tuple[Path, ...], Problem]
 def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
     """Every mistake between parts of the sweep, but for those that rest on a value already known to be wrong."""
     found = [
+        *_told(sweep),
         *_batches(sweep),
         *_workers(sweep),
         *_compared(sweep),
@@ -37,6 +38,18 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
 def _touches(path: Path, bad: Path) -> bool:
     shorter = min(len(path), len(bad))
     return path[:shorter] == bad[:shorter]
+
+
+def _told(sweep: Sweep) -> Iterator[Check]:
+    """What a model is told to draw."""
+    told, prompts, negative = sweep.denoiser, ("denoiser", "prompts"), ("denoiser", "negative_prompt")
+    if told.prompts and told.classes:
+        allowed = "prompts for a model that reads text, classes for one of classes"
+        text = complaint("stands beside denoiser.classes", list(told.prompts), allowed)
+        yield (prompts, ("denoiser", "classes")), Problem(prompts, text)
+    if told.negative_prompt and told.guidance in (None, 1):
+        text = complaint("leads nowhere", told.negative_prompt, "with a denoiser.guidance other than 1")
+        yield (negative, ("denoiser", "guidance")), Problem(negative, text)
 
 
 def _batches(sweep: Sweep) -> Iterator[Check]:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,6 +52,76 @@ class Section(BaseModel):
         return {} if data is None else data
 
 
+@dataclass(frozen=True)
+class ListOf(Domain):
+    """A list of different values of `domain`, or one alone."""
+
+    domain: Domain
+    most: int = 1000
+
+    def __str__(self) -> str:
+        return f"a list of different values, each {self.domain}"
+
+    def check(self, value: object) -> tuple[Any, ...]:
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if len(values) > self.most:
+            self.refuse(f"has more than {self.most} values", len(values))
+        found = tuple(self.domain.check(each) for each in values)
+        if len(set(found)) < len(found):
+            self.refuse("names something twice", value)
+        return found
+
+
+@dataclass(frozen=True)
+class Prompt(Domain):
+    """What a text model is told; it may be empty."""
+
+    def __str__(self) -> str:
+        return "text (quote what YAML reads as a number or a truth value)"
+
+    def check(self, value: object) -> str:
+        return "" if value == "" else Text().check(value)
+
+
+@dataclass(frozen=True)
+class TapName(Domain):
+    """A place in a network."""
+
+    def __str__(self) -> str:
+        return "mid_block of a UNet, or blocks.N of a transformer"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,199}", value):
+            self.refuse("is not the name of a tap", value)
+        return value
+
+
+class Denoiser(Section):
+    """How the model is used (core.use): where it is shifted, what it is told to draw, and how large.
+
+    `tap` is where h is, `form` what of it has a shift of its own: every place ("spatial"), every token ("tokens"), or
+    every channel ("pooled"). Samples take `prompts`, or `classes`, in turn, by their seed. `guidance` leads away from
+    `negative_prompt`; `shifted` says which half of a guided batch is shifted. `size` is the side of the images in
+    pixels. `space` is what the trained parts and the judges look at: latents, or the images decoded from them. A null
+    is the model's own.
+    """
+
+    tap: Annotated[str | None, OrNull(TapName())] = None
+    form: Annotated[str | None, OrNull(OneOf(("spatial", "tokens", "pooled")))] = None
+    prompts: Annotated[tuple[str, ...], ListOf(Prompt())] = ()
+    negative_prompt: Annotated[str, Prompt()] = ""
+    classes: Annotated[tuple[int, ...], ListOf(Whole(0))] = ()
+    guidance: Annotated[float | None, OrNull(Real(low=0, below=100))] = None
+    shifted: Annotated[str, OneOf(("both", "conditional"))] = "both"
+    size: Annotated[int | None, OrNull(Whole(8, 65_536))] = None
+    space: Annotated[str, OneOf(("latents", "pixels"))] = "latents"
+
+    @property
+    def use(self) -> dict[str, Any]:
+        """The arguments of `core.denoiser.Denoiser.from_pretrained`."""
+        return self.model_dump()
+
+
 class Sampler(Section):
     """The chain: DDIM steps, where a shift enters, and in which window of training timesteps.
 
@@ -70,14 +140,14 @@ class Train(Section):
 
     `batch` is that of the whole trial, `micro_batch` what one worker runs at a time (null: what fits its device best,
     see `Gradient`; it changes no result), `pool` the unshifted samples that batches are drawn from, `precision` the
-    denoiser's: fp32 allows no TF32, tf32 does, with bf16 the chain itself stays in fp32.
+    denoiser's: fp32 allows no TF32, tf32 does, with bf16 and fp16 the chain itself stays in fp32.
     """
 
     iterations: Annotated[int, Whole(1)] = 400
     batch: Annotated[int, Whole(1)] = 16
     micro_batch: Annotated[int | None, OrNull(Whole(1))] = None
     pool: Annotated[int, Whole(32)] = 1024  # the reconstructor is calibrated on the first 32
-    precision: Annotated[str, OneOf(("fp32", "tf32", "bf16"))] = "fp32"
+    precision: Annotated[str, OneOf(("fp32", "tf32", "bf16", "fp16"))] = "fp32"
     strength_floor: Annotated[float, Real(low=0, below=1)] = 1 / 6
 
 
@@ -107,11 +177,19 @@ class Evaluate(Section):
 
     Strength is how far scale 1.0 moves images, the same for every set; 1 is as far as another sample. With null each
     set is as strong as its method made it.
+
+    The others name networks that judge images, whose weights are a file or folder here, or on the hub: `features` of
+    CLIP, DINOv2 or another vision model in place of the denoiser's own (null), `inception` for the metrics fid and
+    inception_kid, `lpips` and `identity` for those of their names (core.metrics.networks).
     """
 
     every: Annotated[int | None, OrNull(Whole(1))] = None
     seeds: Annotated[int, Whole(6)] = 24
     strength: Annotated[float | None, OrNull(Real(above=0))] = None
+    features: Annotated[str | None, OrNull(Text())] = None
+    inception: Annotated[str | None, OrNull(Text())] = None
+    lpips: Annotated[str | None, OrNull(Text())] = None
+    identity: Annotated[str | None, OrNull(Text())] = None
 
 
 class Resources(Section):

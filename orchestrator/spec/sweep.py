@@ -24,6 +24,7 @@ from orchestrator.spec.sections import (
     Budget,
     Cluster,
     DeepSpeed,
+    Denoiser,
     Evaluate,
     Export,
     Gradient,
@@ -40,7 +41,7 @@ from orchestrator.spec.sections import (
 from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
 
 # Part of every identity. Raise it when the meaning of a sweep file changes.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # What says how the same numbers are computed, not which: results differ by rounding alone. No part of the identity, so
 # that a sweep that has run out of memory or patience, or moves to another device, goes on with the trials it has.
@@ -142,6 +143,7 @@ class Sweep(Section):
     predictor: Annotated[str | None, OrNull(Text())] = None
     method: Annotated[Fixed | Choice, _Method()] = Fixed("learned")
     seed: Annotated[int, Whole(0, 2**32 - 1)] = 0
+    denoiser: Denoiser = Denoiser()
     sampler: Sampler = Sampler()
     train: Train = Train()
     search: Annotated[dict[str, Distribution], _Search()]

@@ -11,7 +11,8 @@ Value = bool | int | float | str
 # Mirrors core.methods, which this package must not import (it would load torch); a test keeps the two equal.
 METHODS = ("learned", "pca", "jacobian", "supervised", "random")
 
-# The natural direction of each metric; the last two need an attribute predictor for the model.
+# The natural direction of each metric. Two need an attribute predictor for the model, the last four a network of which
+# the weights are at hand.
 METRICS: dict[str, Mode] = {
     "identifiability": "max",
     "strength_error": "min",
@@ -21,6 +22,10 @@ METRICS: dict[str, Mode] = {
     "monotonicity": "max",
     "disentanglement": "max",
     "coverage": "max",
+    "fid": "min",
+    "inception_kid": "min",
+    "lpips": "min",
+    "identity": "max",
 }
 
 

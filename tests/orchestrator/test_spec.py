@@ -26,13 +26,14 @@ ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 HEADINGS = ["Purpose", "Command", "Hardware", "Time", "Result"]
 KEYS = (
-    "name, model, predictor, method, seed, sampler, train, search, objectives, scheduler, budget, evaluate, resources, "
+    "name, model, predictor, method, seed, denoiser, sampler, train, search, objectives, scheduler, budget, evaluate, resources, "
     "deepspeed, gradient, recovery, cluster, tracking, study, export"
 )
 SEARCHABLE = ", ".join(PARAMETERS)
 METHOD_NAMES = "learned, pca, jacobian, supervised, random"
 METRIC_NAMES = (
-    "identifiability, strength_error, fidelity_kid, globality, diversity, monotonicity, disentanglement, coverage"
+    "identifiability, strength_error, fidelity_kid, globality, diversity, monotonicity, disentanglement, coverage, "
+    "fid, inception_kid, lpips, identity"
 )
 SLUG = "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
 TEXT = "text, not empty (quote what YAML reads as a number or a truth value)"
@@ -178,8 +179,8 @@ SENTENCES = [
         "gradient.policy: auto or keep_steps",
     ),
     (
-        "train: {precision: fp16}",
-        "train.precision: is not known (got 'fp16'); allowed: fp32, tf32, bf16; did you mean 'bf16'?",
+        "train: {precision: fp61}",
+        "train.precision: is not known (got 'fp61'); allowed: fp32, tf32, bf16, fp16; did you mean 'fp16'?",
     ),
     # window
     ("sampler: {window: 500}", f"sampler.window: is not a pair of timesteps (got 500); allowed: {WINDOW}"),
@@ -193,12 +194,44 @@ SENTENCES = [
     ("scheduler: {}", "scheduler.asha: is missing; allowed: a mapping with metric, grace, reduction"),
     ("scheduler: {asha: {}}", "scheduler.asha.grace: is missing; allowed: an integer >= 1"),
     (
-        "scheduler: {asha: {grace: 9, metric: fid}}",
-        f"scheduler.asha.metric: no metric provides 'fid'; allowed: {METRIC_NAMES}, or null",
+        "scheduler: {asha: {grace: 9, metric: fie}}",
+        f"scheduler.asha.metric: no metric provides 'fie'; allowed: {METRIC_NAMES}, or null; did you mean 'fid'?",
     ),
     (
         "scheduler: {asha: {grace: 401}}",
         "scheduler.asha.grace: is longer than a trial (got 401); allowed: at most train.iterations, 400",
+    ),
+    # what the model is told
+    (
+        "denoiser: {tap: 'mid block'}",
+        "denoiser.tap: is not the name of a tap (got 'mid block'); allowed: mid_block of a UNet, or blocks.N of a "
+        "transformer, or null",
+    ),
+    (
+        "denoiser: {form: space}",
+        "denoiser.form: is not known (got 'space'); allowed: spatial, tokens, pooled, or null",
+    ),
+    (
+        "denoiser: {prompts: [a, a]}",
+        "denoiser.prompts: names something twice (got ['a', 'a']); allowed: a list of different values, each text "
+        "(quote what YAML reads as a number or a truth value)",
+    ),
+    (
+        "denoiser: {classes: [-1]}",
+        "denoiser.classes: is out of range (got -1); allowed: an integer >= 0",
+    ),
+    (
+        "denoiser: {prompts: [a], classes: [1]}",
+        "denoiser.prompts: stands beside denoiser.classes (got ['a']); allowed: prompts for a model that reads text, "
+        "classes for one of classes",
+    ),
+    (
+        "denoiser: {negative_prompt: ugly}",
+        "denoiser.negative_prompt: leads nowhere (got 'ugly'); allowed: with a denoiser.guidance other than 1",
+    ),
+    (
+        "denoiser: {space: pixel}",
+        "denoiser.space: is not known (got 'pixel'); allowed: latents, pixels; did you mean 'pixels'?",
     ),
     # objectives
     (
@@ -761,7 +794,26 @@ def test_defaults() -> None:
         "objectives": [{"identifiability": "max"}],
         "scheduler": None,
         "budget": {"trials": 16, "hours": None},
-        "evaluate": {"every": 400, "seeds": 24, "strength": None},
+        "evaluate": {
+            "every": 400,
+            "seeds": 24,
+            "strength": None,
+            "features": None,
+            "inception": None,
+            "lpips": None,
+            "identity": None,
+        },
+        "denoiser": {
+            "tap": None,
+            "form": None,
+            "prompts": [],
+            "negative_prompt": "",
+            "classes": [],
+            "guidance": None,
+            "shifted": "both",
+            "size": None,
+            "space": "latents",
+        },
         "resources": {"gpus_per_trial": 0.0, "cpus_per_worker": 1, "workers": None},
         "deepspeed": {
             "zero": 1,
@@ -848,8 +900,10 @@ FULL = """
           seed: 1, consistency_weight: 2, orthonormal: false, start: random,
           direction_rate: 0.1, reconstructor_rate: 0.1, discriminator_rate: 0.1},
  objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
- budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12, strength: 0.5},
+ budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12, strength: 0.5, features: f, inception: i, lpips: l, identity: d},
  resources: {gpus_per_trial: 2, cpus_per_worker: 2, workers: 2},
+ denoiser: {tap: mid_block, form: spatial, prompts: [a, b], negative_prompt: n, guidance: 2, shifted: both, size: 256,
+            space: latents},
  deepspeed: {zero: 3, offload_optimizer: cpu, offload_param: none, gradient_clipping: 2, precision: bf16},
  gradient: {policy: auto, memory: 2GiB, lean: true},
  recovery: {crashes: 1, out_of_memory: 1, preemptions: 1, stalled_minutes: 5, checkpoint_every: 3, keep_trials: 2},
@@ -894,6 +948,14 @@ CHANGES: dict[str, Any] = {
     "predictor": None,
     "method": "learned",
     "seed": 2,
+    "denoiser.tap": "blocks.3",
+    "denoiser.form": "pooled",
+    "denoiser.prompts": ["a face"],
+    "denoiser.negative_prompt": "blurred",
+    "denoiser.guidance": 7.5,
+    "denoiser.shifted": "conditional",
+    "denoiser.size": 512,
+    "denoiser.space": "pixels",
     "sampler.steps": 7,
     "sampler.injection": "asymmetric",
     "sampler.window": [900, 101],
@@ -928,6 +990,10 @@ CHANGES: dict[str, Any] = {
     "evaluate.every": 6,
     "evaluate.seeds": 13,
     "evaluate.strength": 0.6,
+    "evaluate.features": "a/clip",
+    "evaluate.inception": "inception.safetensors",
+    "evaluate.lpips": "lpips.safetensors",
+    "evaluate.identity": "face.safetensors",
     "deepspeed.gradient_clipping": None,
     "deepspeed.precision": "fp32",
     "tracking.uri": None,
@@ -949,8 +1015,15 @@ def test_the_changes_cover_every_field() -> None:
     untold = fields - set(CHANGES) - set(MEANS) - {"method.choice", "search.directions.log", "search.directions.choice"}
     assert {field for field in untold if not any(change.startswith(f"{field}.") for change in CHANGES)} == {
         "deepspeed.nvme_path",
+        "denoiser.classes",
         "search.parametrisation.when.method",
     }
+
+
+def test_the_classes_of_a_model_are_part_of_the_identity() -> None:
+    """They stand beside no prompts, which every other file of these tests has."""
+    one, other = (sweep_of(f"{{denoiser: {{classes: {classes}}}}}") for classes in ("[1]", "[1, 2]"))
+    assert len({one.identity(), other.identity(), sweep_of("{}").identity()}) == 3
 
 
 def test_the_folder_on_an_nvme_disk_is_no_part_of_the_identity() -> None:

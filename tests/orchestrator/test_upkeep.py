@@ -99,7 +99,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
 
     held: set[tuple[str, str]] = set()
     monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda name, file: "/a/path" if (name, file) in held else None
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda name, file, revision=None: "/a/path" if (name, file) in held else None,
     )
     return held
 
