@@ -7,6 +7,7 @@ model and latents for a latent one; `images` shows them.
 
 import copy
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from core.architecture import empty_network, own_shape
 from core.condition import Condition
 from core.cuts import Cut, Features, cut_of, halved
 from core.cuts.transformer import TransformerCut
+from core.errors import ModelError, UserError, first_line
 from core.latents import Codec
 from core.pretrained import (
     codec_factor,
@@ -83,7 +85,11 @@ class Denoiser:
 
         use: how, as core.use.Use has it: tap, form, prompts, negative_prompt, classes, guidance, shifted, size.
         Raises ModelError, in one sentence, where the model is missing, incomplete, or of a kind that has no cut.
+
+        A package may register models of its own, of any kind (docs/models.md).
         """
+        if own := registered(str(model), Use(**use), dtype, device):
+            return own
         asked, found = Use(**use), find_model(model)
         network, *digests = load_network(found, dtype)
         scheduler = load_scheduler(found)
@@ -105,6 +111,8 @@ class Denoiser:
 
         Reads, or downloads, nothing but configuration files. Raises ModelError as `from_pretrained` does.
         """
+        if own := registered(str(model), Use(**use), dtype, "cpu"):
+            return own.blueprint(dtype)
         asked, found = Use(**use), find_model(model, weights=False)
         network, scheduler = empty_network(read_config(found, weights=False), dtype), load_scheduler(found)
         shape = own_shape(network, asked.size, codec_factor(found))
@@ -243,3 +251,21 @@ class Denoiser:
     def x_0(self, images: Tensor) -> Tensor:
         """Images [N, *image_shape] in [-1, 1] as samples [N, *sample_shape]."""
         return images if self.codec is None else self.codec.x_0(images)
+
+
+GROUP = "h_space.models"  # of entry points: a model's name -> load(dtype, device, use) -> Denoiser
+
+
+def registered(name: str, use: Use, dtype: torch.dtype, device: str | torch.device) -> Denoiser | None:
+    """The model that an installed package registers under this name, if one does. Raises ModelError where it fails."""
+    found = entry_points(group=GROUP, name=name)
+    if not found:
+        return None
+    try:
+        denoiser: Denoiser = next(iter(found)).load()(dtype, device, use)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model '{name}' of an installed package cannot be loaded: {first_line(error)}") from error
+    denoiser.name, denoiser.use = name, use
+    return denoiser

@@ -1,10 +1,9 @@
 """A predictor is a value: named scores of images, from the model's own predictor, any image classifier, or CLIP.
 
-Classifiers and CLIP are those of `transformers` (the extra `predictors`), from a folder or the hub; safetensors only,
+Classifiers and CLIP are those of `transformers`, from a folder or the hub; safetensors only,
 and no code that came with them is run.
 """
 
-import importlib.util
 import itertools
 import json
 from collections import Counter
@@ -38,12 +37,8 @@ def load(
 
     predictor: a folder or hub id of an image-classification model, or of a CLIP model, whose attributes are `words`
     (core.clip.WORDS where None). Raises ModelError, in one sentence, where it is missing, something else, or kept as
-    pickles, and where `transformers` is not installed; UserError for words with a predictor that takes none.
+    pickles; UserError for words with a predictor that takes none.
     """
-    if predictor is not None and importlib.util.find_spec("transformers") is None:
-        raise ModelError(
-            f"predictor '{predictor}' needs the package transformers: pip install 'h-space-orchestrator[predictors]'"
-        )
     folder = None if predictor is None else _find_folder(predictor)
     reads_words = folder is not None and predictor is not None and _kind(folder, predictor) == _CLIP
     if words is not None and not reads_words:

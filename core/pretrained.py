@@ -21,6 +21,7 @@ from core.cuts import CUTS
 from core.errors import ModelError, first_line
 from core.latents import Codec
 from core.quiet import quiet_diffusers
+from core.single_file import unpacked
 from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
 
 _WEIGHTS = "diffusion_pytorch_model"
@@ -54,7 +55,7 @@ class Found:
 
 
 def find_model(model: str | Path, weights: bool = True) -> Found:
-    """The folder that holds a built-in name, a local folder, or a hub id (downloaded once, safetensors only).
+    """The folder that holds a built-in name, a local folder, a single file, or a hub id (downloaded once).
 
     "id@revision" is a hub id at a branch, tag or commit. Without `weights` nothing but configuration files is
     downloaded, and of the models whose configuration this package has, nothing at all.
@@ -66,29 +67,17 @@ def find_model(model: str | Path, weights: bool = True) -> Found:
     if folder.is_dir():
         return Found(name, folder)
     if folder.is_file():
-        raise ModelError(_single_file(folder))
+        return Found(name, unpacked(folder))
     hub_id, _, revision = name.partition("@")
     if folder.is_absolute() or hub_id.count("/") != 1 or name.startswith(".") or (revision == "" and "@" in name):
         raise ModelError(
             f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
-            "(unet/ or transformer/, scheduler/), or a hub id such as google/ddpm-celebahq-256, @REVISION pins it"
+            "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "
+            "@REVISION pins it"
         )
     if not weights and hub_id in ARCHITECTURES:
         return Found(name, architecture_folder(hub_id))
     return Found(name, _download(hub_id, revision or None, weights))
-
-
-def _single_file(path: Path) -> str:
-    target = path.with_suffix("")
-    if path.suffix in _PICKLES:
-        why = f"model '{path}' is a pickle, which can run code when it is read; if you trust it, convert it once"
-    else:
-        why = f"model '{path}' is a single file, which holds no configuration; convert it once"
-    return (
-        f'{why}: python -c "from diffusers import StableDiffusionPipeline as P; '
-        f"P.from_single_file('{path}').save_pretrained('{target}')\" and give {target} (StableDiffusionXLPipeline, "
-        "FluxPipeline ... for other kinds)"
-    )
 
 
 def _download(hub_id: str, revision: str | None, weights: bool) -> Path:

@@ -3,7 +3,6 @@
 The encoders come with the model, run once when it is loaded, and are let go: a sweep holds embeddings.
 """
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ Rows = dict[str, Tensor]
 _NULL_CLASS = 1000  # of DiT's pipeline
 # What networks that are told their guidance are told where nobody says anything: the defaults of their pipelines.
 _TOLD = {"FluxTransformer2DModel": 3.5, "UNet2DConditionModel": 8.5}
+_PROMPT_LENGTH = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # whatever their tokenizers could read
 _TEXT_LENGTH = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120, "SD3Transformer2DModel": 333}
 
 
@@ -122,8 +122,11 @@ def unknown_condition(network: Any, use: Use, length: int | None = None) -> Cond
 
 
 def text_length(found: Found) -> int | None:
-    """How many tokens a prompt has, where the model's tokenizer says so."""
+    """How many tokens a prompt has, where the model's pipeline or its tokenizer says so."""
     try:
+        kind = json.loads((found.folder / "model_index.json").read_text())["_class_name"]
+        if kind in _PROMPT_LENGTH:
+            return _PROMPT_LENGTH[kind]
         told = json.loads((found.folder / "tokenizer" / "tokenizer_config.json").read_text())["model_max_length"]
         return int(told) if told < 10_000 else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -173,8 +176,6 @@ def _of_classes(network: Any, use: Use) -> Condition:
 
 def _pipeline(found: Found, network: Any, codec: Codec | None, dtype: torch.dtype, device: torch.device | str) -> Any:
     """The model's own pipeline, with its text encoders; the network and the autoencoder are those that are loaded."""
-    if importlib.util.find_spec("transformers") is None:
-        raise ModelError(f"model '{found.name}' reads text, which needs the package transformers")
     try:
         index = json.loads((found.folder / "model_index.json").read_text())
         parts = {name: None for name, kind in index.items() if isinstance(kind, list) and not _reads(name, kind)}

@@ -94,7 +94,8 @@ def test_the_tutorial_tells_nothing_of_the_machine_it_ran_on() -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_page_shows_the_example_that_runs(example: Path) -> None:
     code = example.read_text()
-    assert f"```python\n{code}```" in (ROOT / "docs" / "extending.md").read_text()
+    page = "models.md" if example.stem == "own_family" else "extending.md"
+    assert f"```python\n{code}```" in (ROOT / "docs" / page).read_text()
     assert len(code.splitlines()) < 40
 
 
@@ -107,6 +108,12 @@ def test_a_model_of_ones_own_can_be_swept(tmp_path: Path, monkeypatch: pytest.Mo
     assert left(tmp_path) == ["own-model", "own-model.png", "own-model.yaml"]
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "own-model.yaml"]) == 0
+
+
+@pytest.mark.slow
+def test_a_family_of_ones_own_has_an_h(tmp_path: Path) -> None:
+    assert run("own_family", tmp_path) == "h is (48, 4, 4); look at own-family.png\n"
+    assert left(tmp_path) == ["own-family.png"]
 
 
 @pytest.mark.slow

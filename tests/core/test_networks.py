@@ -7,7 +7,6 @@ pixel2style2pixel (IR-SE50), from the weights and images of this file.
 import json
 import math
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -449,10 +448,3 @@ def test_nothing_is_said_while_loading(models: Path, capfd: pytest.CaptureFixtur
         assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled()
     finally:
         logging.disable_progress_bar()
-
-
-def test_transformers_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    needs = "needs the package transformers: pip install 'h-space-orchestrator[predictors]'"
-    assert refusal(load_features, "a/b") == f"feature network 'a/b' {needs}"
-    assert refusal(load_identity, "a/b") == f"identity network 'a/b' {needs}"

@@ -1,7 +1,6 @@
 """Any image classifier as named scores: the numbers are its own, and what is not one gets one sentence."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -140,13 +139,6 @@ def test_unknown_attributes_get_the_nearest_name() -> None:
         attributes.index("xyz")
     with pytest.raises(UserError, match="knows: 0, 1, .*, 19 and 5 more$"):
         Attributes(tuple(str(n) for n in range(25)), torch.Tensor.cpu).index("x")
-
-
-def test_transformers_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    message = r"predictor 'a/b' needs the package transformers: pip install 'h-space-orchestrator\[predictors\]'"
-    with pytest.raises(ModelError, match=message):
-        predictors.load("a/b", "tiny")
 
 
 def rewrite(file: Path, **changes: object) -> None:

@@ -3,7 +3,6 @@
 From a folder or the hub; safetensors only, and no code that came with them is run.
 """
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +34,9 @@ def load_vision(where: str, role: str, device: torch.device | str = "cpu") -> Ex
     """The model of a folder or hub id, whose pictures go through its own preprocessing as 8-bit RGB.
 
     role: how messages call it. Raises ModelError, in one sentence, where it is missing, incomplete, kept as pickles or
-    not a model of images, and where `transformers` is not installed.
+    not a model of images.
     """
     label = f"{role} '{where}'"
-    if importlib.util.find_spec("transformers") is None:
-        raise ModelError(f"{label} needs the package transformers: pip install 'h-space-orchestrator[predictors]'")
     folder = _find_folder(where, label)
     _refuse_incomplete(folder, label)
     try:
