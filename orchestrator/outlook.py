@@ -148,7 +148,7 @@ def _disk(found: Outlook) -> dict[str, str]:
 
 def _fetched(found: Outlook) -> dict[str, str]:
     told = {
-        each.what: f"{each.name}, " + (nbytes(each.bytes) if each.bytes else "size unknown without the network")
+        each.what: f"{each.name}, " + (f"at most {nbytes(each.bytes)}" if each.bytes else "size unknown offline")
         for each in found.fetched
     }
     return told or {"nothing": "the model and its predictor are on this machine"}

@@ -14,7 +14,7 @@ from orchestrator.layout import Grid, add_row, counted, facts_table, table_of
 from orchestrator.secrets import redacted
 from orchestrator.space import configurations, fits, ordered, sample, size, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
-from orchestrator.spec.sections import DeepSpeed
+from orchestrator.spec.sections import DeepSpeed, Denoiser
 
 SAMPLES = 5  # configurations that are shown
 
@@ -110,13 +110,33 @@ def what_runs(sweep: Sweep) -> dict[str, str]:
         "name": sweep.name,
         "identity": sweep.identity()[:12],
         "model": sweep.model,
+        **_used(sweep),
         **({"predictor": sweep.predictor} if sweep.predictor else {}),
+        **_judged(sweep),
         "method": " or ".join(sweep.methods),
         "chain": f"{sampler.steps} steps, eta {sampler.eta:g}, {sampler.injection} injection{where}",
         "objectives": ", ".join(f"{objective.metric} ({objective.mode})" for objective in sweep.objectives),
         "scheduler": _scheduler(sweep),
         "budget": _budget(sweep),
     }
+
+
+def _used(sweep: Sweep) -> dict[str, str]:
+    """How the model is used, where the file says so."""
+    given, plain = sweep.denoiser.model_dump(), Denoiser().model_dump()
+    told = [f"{name.replace('_', ' ')} {_listed(value)}" for name, value in given.items() if value != plain[name]]
+    return {"used": ", ".join(told)} if told else {}
+
+
+def _judged(sweep: Sweep) -> dict[str, str]:
+    """The networks that are asked beside the denoiser."""
+    asked = {name: getattr(sweep.evaluate, name) for name in ("features", "inception", "lpips", "identity")}
+    told = [f"{name} {where}" for name, where in asked.items() if where]
+    return {"judged by": ", ".join(told)} if told else {}
+
+
+def _listed(value: object) -> str:
+    return " | ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _budget(sweep: Sweep) -> str:

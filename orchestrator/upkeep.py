@@ -108,7 +108,7 @@ def free_at(root: Path) -> int:
 def downloads(sweep: Sweep, denoiser: Denoiser | None) -> list[Download]:
     """What the hub has to send before the first trial, as far as this machine's cache does not hold it.
 
-    denoiser: the model without weights, where its configuration is at hand; published weights are float32.
+    denoiser: the model without weights, where its configuration is at hand; counted in float32, which is the most.
     """
     found = []
     places = ("", "unet/", "transformer/")
