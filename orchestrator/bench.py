@@ -19,6 +19,7 @@ from core.metrics.judges import NOBODY, Judges
 from core.pictures import traversal, traversal_grid
 from core.precision import use_precision
 from core.schedule import Schedule
+from core.streaming import offloaded
 from core.zoo.attributes import Attributes
 from orchestrator.spec import Sweep
 
@@ -38,10 +39,13 @@ class Bench:
     @classmethod
     def load(cls, sweep: Sweep, cache: SampleCache | None = None) -> "Bench":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        away = sweep.gradient.weights == "cpu"
         denoiser = Denoiser.from_pretrained(
-            sweep.model, use_precision(sweep.train.precision), device, **sweep.denoiser.use
+            sweep.model, use_precision(sweep.train.precision), "cpu" if away else device, **sweep.denoiser.use
         )
-        if sweep.gradient.lean:
+        if away:
+            denoiser = offloaded(denoiser, device)
+        elif sweep.gradient.lean:
             denoiser = lean(denoiser)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
         judges = judges_of(sweep, device)

@@ -24,6 +24,7 @@ from core.lean import lean
 from core.methods import learned
 from core.precision import PRECISIONS
 from core.schedule import Schedule
+from core.streaming import offloaded
 from core.training_memory import drawing_bytes, pool_bytes, trained_bytes
 from orchestrator.settings import POLICIES, settings_of
 from orchestrator.spec import Sweep
@@ -106,6 +107,8 @@ def share_of(sweep: Sweep, device: int) -> int:
 def without_weights(sweep: Sweep) -> Denoiser:
     """The sweep's denoiser as its trials run it, without data. Raises ModelError where no configuration is at hand."""
     denoiser = Denoiser.without_weights(sweep.model, PRECISIONS[sweep.train.precision].dtype, **sweep.denoiser.use)
+    if sweep.gradient.weights == "cpu":
+        return offloaded(denoiser, "meta")
     return lean(denoiser) if sweep.gradient.lean else denoiser
 
 

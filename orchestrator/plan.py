@@ -179,11 +179,14 @@ def _training(sweep: Sweep) -> dict[str, str]:
         parts = f"{counted(share // train.micro_batch, 'micro-batch', 'micro-batches')} of {train.micro_batch}"
     cut = f"batch {train.batch}: {counted(workers, 'worker')} x {parts}"
     kept = "" if gradient.memory == "auto" else f", graphs of at most {gradient.memory}"
+    how = ", lean denoiser" if gradient.lean else ""
+    if gradient.weights == "cpu":
+        how = ", the denoiser's weights in the CPU's memory"
     return {
         "training": f"{counted(train.iterations, 'iteration')}, {cut}",
         "precision": f"denoiser {train.precision}, trained parts {engine.precision}",
         "DeepSpeed": _engine(engine),
-        "gradient": f"{gradient.policy}{kept}{', lean denoiser' if gradient.lean else ''}",
+        "gradient": f"{gradient.policy}{kept}{how}",
     }
 
 

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 HEADINGS = ["Purpose", "Command", "Hardware", "Time", "Result"]
 KEYS = (
-    "name, model, predictor, method, seed, denoiser, sampler, train, search, objectives, scheduler, budget, evaluate, resources, "
-    "deepspeed, gradient, recovery, cluster, tracking, study, export"
+    "name, model, predictor, method, seed, denoiser, sampler, train, search, objectives, scheduler, budget, evaluate, "
+    "resources, deepspeed, gradient, recovery, cluster, tracking, study, export"
 )
 SEARCHABLE = ", ".join(PARAMETERS)
 METHOD_NAMES = "learned, pca, jacobian, supervised, random"
@@ -159,7 +159,8 @@ SENTENCES = [
     ),
     (
         "gradient: {memroy: auto}",
-        "gradient.memroy: is not a known key (got 'auto'); allowed: policy, memory, lean; did you mean 'memory'?",
+        "gradient.memroy: is not a known key (got 'auto'); allowed: policy, memory, lean, weights; "
+        "did you mean 'memory'?",
     ),
     ("gradient: {lean: 1}", "gradient.lean: is neither true nor false (got 1); allowed: true or false"),
     ("gradient: {memory: 20}", f"gradient.memory: is not an amount of memory (got 20); allowed: {SIZE}"),
@@ -823,7 +824,7 @@ def test_defaults() -> None:
             "gradient_clipping": None,
             "precision": "fp32",
         },
-        "gradient": {"policy": "auto", "memory": "auto", "lean": True},
+        "gradient": {"policy": "auto", "memory": "auto", "lean": True, "weights": "device"},
         "recovery": {
             "crashes": 2,
             "out_of_memory": 3,
@@ -900,12 +901,13 @@ FULL = """
           seed: 1, consistency_weight: 2, orthonormal: false, start: random,
           direction_rate: 0.1, reconstructor_rate: 0.1, discriminator_rate: 0.1},
  objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
- budget: {trials: 3, hours: 2.0}, evaluate: {every: 5, seeds: 12, strength: 0.5, features: f, inception: i, lpips: l, identity: d},
+ budget: {trials: 3, hours: 2.0},
+ evaluate: {every: 5, seeds: 12, strength: 0.5, features: f, inception: i, lpips: l, identity: d},
  resources: {gpus_per_trial: 2, cpus_per_worker: 2, workers: 2},
  denoiser: {tap: mid_block, form: spatial, prompts: [a, b], negative_prompt: n, guidance: 2, shifted: both, size: 256,
             space: latents},
  deepspeed: {zero: 3, offload_optimizer: cpu, offload_param: none, gradient_clipping: 2, precision: bf16},
- gradient: {policy: auto, memory: 2GiB, lean: true},
+ gradient: {policy: auto, memory: 2GiB, lean: true, weights: device},
  recovery: {crashes: 1, out_of_memory: 1, preemptions: 1, stalled_minutes: 5, checkpoint_every: 3, keep_trials: 2},
  cluster: {nodes: 2, gpus_per_node: 2, cpus_per_node: 4, memory_per_node: 8GB, hours: 1, root: /r, setup: s, image: i,
            partition: p, account: a, namespace: n, volume: v, secret: s, user: u, instance: i, retries: 1, hosts: [h],
@@ -932,6 +934,7 @@ MEANS: dict[str, Any] = {
     "gradient.policy": "keep_steps",
     "gradient.memory": "1GB",
     "gradient.lean": False,
+    "gradient.weights": "cpu",
     "tracking.system_metrics": True,
     "recovery.crashes": 0,
     "recovery.out_of_memory": 0,

@@ -1,4 +1,4 @@
-"""One trial on models that draw latents, read prompts or are transformers; and its set, used again without being told."""
+"""One trial on models that draw latents, read prompts or are transformers; its set knows how the model was used."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from core import DirectionSet
 from core.metrics.judges import Judges
 from core.metrics.networks import Extractor
+from core.streaming import Streamed
 from orchestrator import bench as bench_module
 from orchestrator import preflight
 from orchestrator.bench import Bench
@@ -68,6 +69,18 @@ def test_a_trial_learns_on_every_family_and_its_set_knows_how_its_model_was_used
     assert drawn.shape == (3, 2, *studio.denoiser.image_shape) and torch.isfinite(drawn).all()
     assert torch.allclose(drawn[:, 0], begun.plain, atol=1e-4)
     assert "pipeline" in card(DirectionSet.load(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as above
+def test_weights_in_the_cpus_memory_give_the_same_set(models: Path, tmp_path: Path) -> None:
+    tables = []
+    for weights in ("device", "cpu"):
+        sweep = sweep_of(models / "sd", PROMPTS, gradient={"weights": weights, "lean": False})
+        assert isinstance(Bench.load(sweep).denoiser.cut, Streamed) == (weights == "cpu")
+        list(run_trial(PARAMETERS, sweep, TrialFolder(tmp_path / weights)))
+        tables.append(DirectionSet.load(TrialFolder(tmp_path / weights).result() / "directions").table)
+    assert torch.allclose(*tables, atol=1e-5)
 
 
 def fake_judges() -> Judges:
