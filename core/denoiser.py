@@ -224,7 +224,7 @@ class Denoiser:
         if not features.guided:
             return self.cut.decode(features, delta_h)
         return self.condition.combined(
-            self.cut.decode(features, halved(delta_h, len(features.hidden) // 2, self.condition.both))
+            self.cut.decode(features, halved(delta_h, features.rows // 2, self.condition.both))
         )
 
     def __call__(self, x_t: Tensor, t: float | Tensor, delta_h: Tensor | None = None) -> Tensor:

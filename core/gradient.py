@@ -196,8 +196,9 @@ def predict(
 
 @lru_cache(maxsize=16)
 def _by_blocks(blueprint: Denoiser) -> Denoiser:
-    """The same object for the same blueprint, so that its steps are counted once."""
-    return blueprint.by_blocks()
+    """The same object for the same blueprint, so that its steps are counted once; itself, if it is so already."""
+    cut = blueprint.cut.by_blocks()
+    return blueprint if cut is blueprint.cut else blueprint.with_cut(cut)
 
 
 def _state_bytes(denoiser: Denoiser, batch: int) -> int:

@@ -71,7 +71,7 @@ class Codec:
 
     def _encode(self, images: Tensor) -> Tensor:
         found = self.network.encode(images.to(self.network.dtype), return_dict=False)[0]
-        latents: Tensor = (found.mode() if hasattr(found, "mode") else found).to(images.dtype)
+        latents: Tensor = (found if isinstance(found, Tensor) else found.mode()).to(images.dtype)
         return (latents - self._number("shift_factor", 0.0)) * self._number("scaling_factor", 1.0)
 
     def _number(self, name: str, default: float) -> float:

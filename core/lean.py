@@ -39,6 +39,7 @@ from core.cuts import Features, Form, Given
 from core.cuts.unet import Context, UNetCut, UNetFeatures, down_block, middle_block, up_block
 from core.denoiser import Denoiser
 from core.entrances import Entrance, Module, entrances_of, weights_of
+from core.streaming import Streamed
 
 _DOWN = (DownBlock2D, AttnDownBlock2D, CrossAttnDownBlock2D)
 _UP = (UpBlock2D, AttnUpBlock2D, CrossAttnUpBlock2D)
@@ -61,8 +62,10 @@ class SharedFeatures(UNetFeatures):
 
 
 def lean(denoiser: Denoiser) -> Denoiser:
-    """The denoiser with the savings above, if it has not got them yet and is a UNet; another as it is."""
-    if isinstance(denoiser.cut, LeanUNet) or not isinstance(denoiser.cut, UNetCut):
+    """The denoiser with the savings above, if it has not got them yet and is a UNet whose weights are at hand; another
+    as it is.
+    """
+    if isinstance(denoiser.cut, LeanUNet | Streamed) or not isinstance(denoiser.cut, UNetCut):
         return denoiser
     return denoiser.with_cut(LeanUNet.of(denoiser.cut))
 

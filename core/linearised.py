@@ -19,6 +19,7 @@ from core.cuts.unet import UNetCut
 from core.denoiser import Denoiser
 from core.frozen import convolution
 from core.lean import LeanUNet
+from core.streaming import Streamed
 
 
 class DecoderJacobian:
@@ -51,7 +52,8 @@ class DecoderJacobian:
 def _one_by_one(output: Tensor, at: Tensor, vectors: Tensor) -> Tensor:
     """The product of each vector with d output / d at, from the left: [B, ...] -> [B, ...]."""
     rows = torch.split(vectors.to(output), 1)
-    return torch.cat([torch.autograd.grad(output, at, row, retain_graph=True)[0] for row in rows])
+    with _differentiable_twice():  # where blocks run again (core.streaming), they do as they did
+        return torch.cat([torch.autograd.grad(output, at, row, retain_graph=True)[0] for row in rows])
 
 
 class _Convolution(torch.autograd.Function):
@@ -134,8 +136,10 @@ def _projected(v: Tensor, normed: Tensor) -> Tensor:
 
 
 def linearised(denoiser: Denoiser) -> Denoiser:
-    """The denoiser as the derivative is taken of: a UNet in operations of which that is cheap, another as it is."""
-    if isinstance(denoiser.cut, LinearisedUNet) or not isinstance(denoiser.cut, UNetCut):
+    """The denoiser as the derivative is taken of: a UNet in operations of which that is cheap, where its weights are at
+    hand; another as it is.
+    """
+    if isinstance(denoiser.cut, LinearisedUNet | Streamed) or not isinstance(denoiser.cut, UNetCut):
         return denoiser
     return denoiser.with_cut(LinearisedUNet.of(denoiser.cut))
 

@@ -71,9 +71,13 @@ def unet_passes(sweep: Sweep, schedule: Schedule | None) -> Passes:
 
 
 def again(sweep: Sweep, found: Footprint) -> int:
-    """Passes that are run again on the way back; under checkpoint_blocks each block once more than its step."""
-    times = 2 if found.gradient.by_blocks else 1
-    return sweep.train.iterations * sweep.train.batch * found.again * times
+    """Passes that are run again on the way back: blocks that keep no graph once more than their step, and where they
+    are fetched, those of kept steps too.
+    """
+    fetched = sweep.gradient.weights == "cpu"
+    times = 2 if found.gradient.by_blocks or fetched else 1
+    kept = found.chain.kept if fetched else 0
+    return sweep.train.iterations * sweep.train.batch * (found.again * times + kept)
 
 
 def case_of(sweep: Sweep) -> Case:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import jacobian, pca, sweep
+from benchmarks import jacobian, memory, pca, sweep
 from benchmarks.ablation import BASE, CHANGES
 from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
@@ -138,3 +138,12 @@ def test_steps_that_asha_saves_are_at_least_what_every_rung_lets_through() -> No
     assert race.least == pytest.approx((10 + 20 / 3 + 60 / 9) / 90)
     share, place = sweep.raced(race, seed=0)
     assert race.least <= share < 0.6 and place < 14
+
+
+def test_the_page_of_memory_has_a_row_for_each_way_and_policy() -> None:
+    found = memory.rows(Denoiser.without_weights("digits"), (1,), 2)
+    assert len(found) == len({row.name for row in found}) == 9
+    assert {row.verdicts for row in found} == {("yes",) * 4, ("2 of 2",) * 4}
+    page = memory.document({"digits": found})
+    assert "None of this was measured on a GPU" in page
+    assert len({line.count("|") for line in page.splitlines() if line.startswith("|")}) == 1

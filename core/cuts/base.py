@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from core.cuts.tap import Form, Tap
@@ -23,6 +23,11 @@ class Features:
     hidden: Tensor  # what is at the tap, as the network lays it out
     tap: Tap
     guided: bool = field(default=False, kw_only=True)  # whether rows are [unconditional, conditional]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are: two for every sample under guidance."""
+        return len(self.hidden)
 
     @property
     def h(self) -> Tensor:
@@ -113,14 +118,25 @@ class Cut:
 
     def by_blocks(self) -> Self:
         """The same cut, keeping only what enters each of its blocks when it is differentiated."""
-        # The network draws no random numbers, so there is no generator state to keep.
-        return self.running(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        return self.running(checkpointed)
 
     def on(self, network: Network) -> Self:
         """The same cut through another network of the same architecture."""
         twin = type(self)(network, self.name, self.form)
         twin.tap = self.tap
         return twin
+
+
+def checkpointed(function: Callable[..., Any], *inputs: Any) -> Any:
+    """function(*inputs), of which nothing but the inputs is kept, and which runs again on the way back."""
+    # Tensors one by one: of those in a mapping a checkpoint keeps hold even where it is run again itself.
+    leaves, packing = tree_flatten(inputs)
+    # The network draws no random numbers, so there is no generator state to keep.
+    return checkpoint(_unpacked, function, packing, *leaves, use_reentrant=False, preserve_rng_state=False)
+
+
+def _unpacked(function: Callable[..., Any], packing: TreeSpec, *leaves: Any) -> Any:
+    return function(*tree_unflatten(leaves, packing))
 
 
 def _call(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -39,13 +39,15 @@ class HookedCut(Cut):
         super().__init__(network, tap, form)
 
     def encode(self, x_t: Tensor, t: Tensor, given: Given) -> Features:
+        told = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in given.items()}
+
         def run(at_tap: Callable[[Tensor], Tensor]) -> Tensor:
             output: Tensor = self._run(
-                _hooked, self.network, self.name, at_tap, self._call, x_t.to(self.dtype), t, given
+                _hooked, self.network, self.name, at_tap, self._call, x_t.to(self.dtype), t, told
             )
             return output
 
-        return HookedFeatures(self.tap, run)
+        return HookedFeatures(self.tap, run, len(x_t))
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
         assert isinstance(features, HookedFeatures)
@@ -71,10 +73,17 @@ class HookedCut(Cut):
 class HookedFeatures(Features):
     """A pass that waits for its shift; what is at the tap without one is looked up when it is asked for."""
 
-    def __init__(self, tap: Tap, run: Callable[[Callable[[Tensor], Tensor]], Tensor], guided: bool = False) -> None:
-        self.__dict__.update(tap=tap, run=run, guided=guided)
-
     run: Callable[[Callable[[Tensor], Tensor]], Tensor]
+    count: int
+
+    def __init__(
+        self, tap: Tap, run: Callable[[Callable[[Tensor], Tensor]], Tensor], count: int, guided: bool = False
+    ) -> None:
+        self.__dict__.update(tap=tap, run=run, count=count, guided=guided)
+
+    @property
+    def rows(self) -> int:
+        return self.count  # without a pass
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -89,7 +98,7 @@ class HookedFeatures(Features):
         return seen[0]
 
     def as_guided(self) -> "HookedFeatures":
-        return HookedFeatures(self.tap, self.run, guided=True)
+        return HookedFeatures(self.tap, self.run, self.count, guided=True)
 
 
 def _hooked(

@@ -184,8 +184,8 @@ def _enter_flux(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered
     rows, columns = x.shape[2] // 2, x.shape[3] // 2
     packed = x.reshape(len(x), x.shape[1], rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
     pooled = given["pooled_projections"]
-    # The network is told t / 1000, and multiplies by 1000 in its own precision.
-    now = (t / 1000).to(x.dtype) * 1000
+    # The network is told t / 1000, and multiplies by 1000; its pipeline divides in the network's precision too.
+    now = t.to(x.dtype) / 1000 * 1000
     if network.config["guidance_embeds"]:
         time = network.time_text_embed(now, given["guidance"].to(x.dtype) * 1000, pooled)
     else:
