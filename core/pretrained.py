@@ -242,12 +242,15 @@ def load_scheduler(found: Found) -> Any:
     part = found.folder / "scheduler" if (found.folder / "scheduler").is_dir() else found.folder
     if not (part / "scheduler_config.json").is_file():
         raise ModelError(f"model '{found.name}' is incomplete: {part} lacks scheduler_config.json")
-    kind = _read_json(part / "scheduler_config.json", found.name)["_class_name"]
+    told = _read_json(part / "scheduler_config.json", found.name)
+    kind = told["_class_name"]
     if kind.startswith(_OTHER_NOISE):
         raise ModelError(
             f"model '{found.name}' has a {kind}; only diffusion with a cumulative alpha (DDPM and its samplers), "
             "consistency models (LCM) and flow matching (Euler) are supported"
         )
+    if odd := next((name for name in ("stochastic_sampling", "invert_sigmas") if told.get(name)), None):
+        raise ModelError(f"model '{found.name}' has a flow with {odd}, which is not supported")
     own = kind if kind in ("FlowMatchEulerDiscreteScheduler", "LCMScheduler") else "DDIMScheduler"
     # A clipped x_0 is not differentiable where it matters, and both papers' code turns clipping off.
     plain = {} if own.startswith("Flow") else {"clip_sample": False, "thresholding": False}

@@ -70,6 +70,8 @@ def check_use(network: Any, use: Use, name: str) -> None:
         raise UserError(f"classes: got {wrong[0]}; model '{name}' has 0 to {(classes or 0) - 1}")
     if use.guidance not in (None, 1) and not (text or type(network).__name__ == "DiTTransformer2DModel"):
         raise UserError(f"guidance: got {use.guidance}; model '{name}' is told nothing that could be led away from: 1")
+    if use.guidance not in (None, 1) and type(network).__name__.startswith("Flux") and not _is_told_guidance(network):
+        raise UserError(f"guidance: got {use.guidance}; model '{name}' was distilled to draw without: 1")
     if use.shifted != "both" and not _led(network, use):
         raise UserError(f"shifted: got '{use.shifted}'; without guidance a sample has one half: both")
     if classes and not use.classes and type(network).__name__ == "UNet2DModel":

@@ -18,8 +18,8 @@ class Use:
 
     tap: where h is ("mid_block" of a UNet, "blocks.N" of a transformer; None: the middle); form: what of it has a shift
     of its own (core.cuts.tap; None: every place); prompts: of a text model, or classes: of a class-conditional one,
-    which samples take in turn; negative_prompt: what guidance leads away from; guidance: its weight (None: the
-    model's own for networks that are told it, else 1, which is none); shifted: which half of a guided batch a shift is
+    which samples take in turn; negative_prompt: what guidance leads away from; guidance: its weight, 1 is none (None: the
+    model's own for networks that are told it, else 1); shifted: which half of a guided batch a shift is
     added to; size: the side of the images in pixels (None: the model's own); space: whether what is trained on samples
     and what judges them looks at latents, or at the images that are decoded from them.
     """
@@ -40,8 +40,8 @@ class Use:
         for name, allowed in (("shifted", HALVES), ("space", SPACES)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}: got '{getattr(self, name)}'; allowed: {', '.join(allowed)}")
-        if self.guidance is not None and not 0 <= self.guidance < 100:
-            raise UserError(f"guidance: got {self.guidance}; allowed: 0 to 100, 1 is none")
+        if self.guidance is not None and not 1 <= self.guidance < 100:
+            raise UserError(f"guidance: got {self.guidance}; allowed: 1, which is none, to 100")
         if self.prompts and self.classes:
             raise UserError("prompts and classes are both given; a model has one or the other")
 

@@ -111,7 +111,7 @@ class Denoiser(Section):
     prompts: Annotated[tuple[str, ...], ListOf(Prompt())] = ()
     negative_prompt: Annotated[str, Prompt()] = ""
     classes: Annotated[tuple[int, ...], ListOf(Whole(0))] = ()
-    guidance: Annotated[float | None, OrNull(Real(low=0, below=100))] = None
+    guidance: Annotated[float | None, OrNull(Real(low=1, below=100))] = None
     shifted: Annotated[str, OneOf(("both", "conditional"))] = "both"
     size: Annotated[int | None, OrNull(Whole(8, 65_536))] = None
     space: Annotated[str, OneOf(("latents", "pixels"))] = "latents"

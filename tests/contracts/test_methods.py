@@ -182,7 +182,8 @@ def test_it_is_saved_whole_and_read_back(found: DirectionSet, tmp_path: Path) ->
 
 def test_it_is_measured_by_the_same_metrics(found: DirectionSet, denoiser: Denoiser, schedule: Schedule) -> None:
     measured = evaluate(denoiser, schedule, found, REPORT_SEEDS[:4], REPORT_SEEDS[4:12], BRIGHTNESS)
-    assert measured.metrics.keys() == METRICS.keys()
+    asked_of_others = {"fid", "inception_kid", "lpips", "identity"}  # core.metrics.judges
+    assert measured.metrics.keys() == METRICS.keys() - asked_of_others
 
 
 def test_it_can_be_calibrated(found: DirectionSet, denoiser: Denoiser, schedule: Schedule) -> None:

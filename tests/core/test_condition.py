@@ -132,6 +132,7 @@ NETWORKS = {
         ("UNet", {"prompts": ["a"]}, "prompts: model 'tiny' reads no text"),
         ("DiT", {"prompts": ["a"]}, "prompts: model 'tiny' reads no text"),
         ("UNet", {"classes": [0]}, "classes: model 'tiny' has no classes"),
+        ("Flux schnell", {"guidance": 2}, "guidance: got 2; model 'tiny' was distilled to draw without: 1"),
         ("text", {"classes": [0]}, "classes: model 'tiny' has no classes"),
         ("DiT", {"classes": [1, 3]}, "classes: got 3; model 'tiny' has 0 to 2"),
         ("UNet of classes", {"classes": [-1]}, "classes: got -1; model 'tiny' has 0 to 4"),
@@ -168,7 +169,7 @@ NETWORKS = {
                 ("text", {"shifted": "conditional"}),
                 ("LCM", {"shifted": "conditional", "guidance": 8.0}),
                 ("Flux dev", {"shifted": "conditional", "guidance": 3.5}),
-                ("Flux schnell", {"shifted": "conditional", "guidance": 2.0}),
+                ("Flux schnell", {"shifted": "conditional"}),
             )
         ),
     ],
@@ -202,8 +203,8 @@ def test_what_a_model_can_be_told(kind: str, use: dict[str, Any]) -> None:
     [
         ({"shifted": "left"}, "shifted: got 'left'; allowed: both, conditional"),
         ({"space": "here"}, "space: got 'here'; allowed: latents, pixels"),
-        ({"guidance": -1}, "guidance: got -1; allowed: 0 to 100, 1 is none"),
-        ({"guidance": 100.0}, "guidance: got 100.0; allowed: 0 to 100, 1 is none"),
+        ({"guidance": 0.5}, "guidance: got 0.5; allowed: 1, which is none, to 100"),
+        ({"guidance": 100.0}, "guidance: got 100.0; allowed: 1, which is none, to 100"),
         ({"prompts": ["a"], "classes": [1]}, "prompts and classes are both given; a model has one or the other"),
     ],
 )

@@ -1,0 +1,146 @@
+"""The contract between families and methods: each method finds a set in each family, saved, applied, measured.
+
+On tiny random pipelines (tests/families.py), in the precision that real models have.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import core.methods.jacobian
+import core.methods.random
+import core.metrics.evaluation
+from core import Denoiser, DirectionSet, Schedule, noise
+from core.masks import find_mask
+from core.methods import METHODS, jacobian, learned, pca, random, supervised
+from core.methods.jacobian import spectrum
+from core.methods.learned import Learner
+from core.metrics import evaluate
+from core.metrics.identifiability import identifiability
+from core.pretrained import weight_digest
+from core.randomness import REPORT_SEEDS
+from core.zoo.attributes import Attributes
+from tests import families
+from tests.contracts.conftest import QUIET, USES, Folder, Load, each
+
+pytestmark = QUIET
+
+STEPS = 2
+TEXT = {"prompts": ("a face", "a blue dog")}
+CONDITIONAL = {"shifted": "conditional"}
+# What differs from conftest.USES: several prompts, and in two families a shift of the conditional half.
+MORE: dict[str, dict[str, Any]] = {
+    **{name: TEXT if "prompts" in use else {} for name, use in USES.items()},
+    "sd": {**TEXT, **CONDITIONAL},
+    "dit": {"classes": (1, 5), **CONDITIONAL},
+}
+SETTINGS: dict[str, Any] = {
+    "learned": learned.Settings(directions=2, batch=2, pool=8, iterations=1),
+    "pca": pca.Settings(directions=3, samples=6),
+    "jacobian": jacobian.Settings(directions=3, tolerance=1e-2, max_passes=5),
+    "supervised": supervised.Settings(samples=8, extremes=2),
+    "random": random.Settings(directions=3),
+}
+BOX = {"pixel": (2, 4, 14, 12)}  # of others, whose images are four times as large as their latents:
+WIDE_BOX = (4, 8, 28, 24)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spread of h is of 8 samples instead of 256, and the judge of a set learns in 2 iterations instead of 150."""
+    monkeypatch.setattr(core.metrics.evaluation, "identifiability", partial(identifiability, iterations=2))
+    for module in (core.methods.random, core.methods.jacobian):
+        monkeypatch.setattr(module, "SPREAD_SAMPLES", 8)
+
+
+class Looking:
+    """Three attributes that any image has, the mean of each channel; and what was looked at."""
+
+    def __init__(self) -> None:
+        self.shapes: set[torch.Size] = set()
+        self.attributes = Attributes(("red", "green", "blue"), self._score)
+
+    def _score(self, images: Tensor) -> Tensor:
+        self.shapes.add(images.shape[1:])
+        return images.float().mean(dim=(2, 3))
+
+
+def find(denoiser: Denoiser, method: str, name: str, looking: Looking) -> DirectionSet:
+    settings = SETTINGS[method]
+    if method == "jacobian":
+        settings = replace(settings, box=BOX.get(name, WIDE_BOX))
+    more = {"attributes": looking.attributes} if method == "supervised" else {}
+    found: DirectionSet = METHODS[method].find(denoiser, Schedule.ddim(denoiser, STEPS), settings, batch=8, **more)
+    return found
+
+
+@pytest.mark.parametrize("space", ["latents", "pixels"])
+@pytest.mark.parametrize("name", each("latent", "sd", "lcm", "dit", "flux"))
+def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(load: Load, name: str, space: str) -> None:
+    denoiser = load(name, torch.float32, **MORE[name], space=space)
+    parts = [denoiser.network, *([denoiser.codec.network] if denoiser.codec else [])]
+    before = weight_digest(*parts)
+    learner = Learner(denoiser, Schedule.ddim(denoiser, STEPS), SETTINGS["learned"])
+    start, critic = learner.directions().table, [weight.clone() for weight in learner.discriminator.parameters()]
+    assert learner.explorer.reconstructor.body[0].weight.shape[1] == 2 * denoiser.seen_shape[0]
+    terms = learner.iterate(0)
+    assert all(math.isfinite(value) for value in terms.values()) and "fidelity_loss" in terms
+    assert learner.directions().table.sub(start).flatten(1).norm(dim=1).min() > 1e-4
+    assert any(not torch.equal(*pair) for pair in zip(learner.discriminator.parameters(), critic, strict=True))
+    assert weight_digest(*parts) == before
+    assert all(weight.grad is None and not weight.requires_grad for part in parts for weight in part.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", each("latent", "sd", "dit", "flux"))
+def test_a_set_of_every_method_is_saved_applied_and_measured(
+    load: Load, folder: Folder, name: str, method: str, tmp_path: Path
+) -> None:
+    denoiser, looking = load(name, torch.float32, **MORE[name], space="pixels"), Looking()
+    find(denoiser, method, name, looking).save(tmp_path / "set")
+    found = DirectionSet.load(tmp_path / "set")
+    assert found.h_shape == denoiser.h_shape and found.table.isfinite().all() and (found.sigma.sum(1) > 0).all()
+    assert found.provenance["use"] == denoiser.use.to_json() and found.provenance["tap"] == denoiser.cut.module()
+    assert method != "supervised" or found.names == ("red", "green", "blue")
+    pipeline = families.loads(folder(name))
+    drawn = [torch.as_tensor(pipeline(**families.asks(name)).images)]
+    with found.applied(families.denoiser(pipeline), 0, 3.0):
+        drawn.append(torch.as_tensor(pipeline(**families.asks(name)).images))
+    assert drawn[1].isfinite().all() and (drawn[1] - drawn[0]).abs().max() > 1e-4
+    schedule = Schedule.ddim(denoiser, STEPS)
+    measured = evaluate(denoiser, schedule, found, REPORT_SEEDS[:3], REPORT_SEEDS[3:8], looking.attributes)
+    wanted = {"identifiability", "strength_error", "diversity", "fidelity_kid", "globality", "monotonicity"}
+    assert measured.metrics.keys() == wanted | {"disentanglement", "coverage"}
+    assert all(math.isfinite(value) for value in measured.metrics.values())
+    assert looking.shapes == {torch.Size(denoiser.image_shape)}  # images, never latents
+
+
+@pytest.mark.parametrize("name", ["pixel", "sd", "dit", "sd3", "flux"])
+def test_singular_vectors_are_those_of_the_whole_matrix_in_the_box(load: Load, name: str) -> None:
+    """Pooled, so that the whole Jacobian is small; in float64."""
+    denoiser = load(name, **MORE[name], form="pooled")
+    x, t, box = noise([0], denoiser.sample_shape, torch.float64), 300.0, BOX.get(name, WIDE_BOX)
+    mask = find_mask(denoiser, box)
+    factor = denoiser.image_shape[1] // denoiser.sample_shape[1]
+    expected = torch.zeros(1, *denoiser.sample_shape[1:])
+    expected[:, box[1] // factor : box[3] // factor, box[0] // factor : box[2] // factor] = 1
+    assert torch.equal(mask, expected)
+    features = denoiser.encode(x, t)
+    origin = torch.zeros(1, *denoiser.h_shape, dtype=torch.float64)
+    matrix = torch.autograd.functional.jacobian(lambda delta: denoiser.decode(features, delta) * mask, origin)
+    _, values, vectors = torch.linalg.svd(matrix.reshape(-1, origin.numel()), full_matrices=False)
+    found = spectrum(denoiser, x, t, 3, mask, tolerance=1e-9)
+    assert found.converged and torch.allclose(found.values, values[:3], rtol=1e-6)
+    assert torch.allclose((found.vectors.flatten(1) * vectors[:3]).sum(1).abs(), torch.ones(3).double(), atol=1e-6)
+
+
+def test_a_real_image_of_a_latent_model_is_inverted_where_its_latents_are(load: Load) -> None:
+    denoiser = load("latent", torch.float32)
+    images = noise([5], denoiser.image_shape).clamp(-1, 1)
+    assert supervised.mean_h(denoiser, Schedule.ddim(denoiser, STEPS), images).shape == (STEPS, *denoiser.h_shape)
