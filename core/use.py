@@ -18,10 +18,10 @@ class Use:
 
     tap: where h is ("mid_block" of a UNet, "blocks.N" of a transformer; None: the middle); form: what of it has a shift
     of its own (core.cuts.tap; None: every place); prompts: of a text model, or classes: of a class-conditional one,
-    which samples take in turn; negative_prompt: what guidance leads away from; guidance: its weight, 1 is none (None: the
-    model's own for networks that are told it, else 1); shifted: which half of a guided batch a shift is
-    added to; size: the side of the images in pixels (None: the model's own); space: whether what is trained on samples
-    and what judges them looks at latents, or at the images that are decoded from them.
+    which samples take in turn; negative_prompt: what guidance leads away from; guidance: its weight, 1 is none (None:
+    the model's own for networks that are told it, else 1); shifted: which half of a guided batch a shift is added to;
+    size: the side of the images in pixels (None: the model's own); space: whether what is trained on samples and what
+    judges them looks at latents, or at the images that are decoded from them.
     """
 
     tap: str | None = None

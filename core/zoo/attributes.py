@@ -71,11 +71,16 @@ class Attributes:
         raise UserError(f"attribute '{name}' is not one that the predictor knows: {known}{rest}{hint}")
 
 
+def predictor_folder(model: str) -> Path:
+    """The folder of an embedded model's predictor; models that draw the same kind of images share one."""
+    return model_folder("toyfaces" if model.startswith("toyfaces") else model) / "attributes"
+
+
 def embedded(model: str, device: torch.device | str = "cpu") -> Attributes | None:
-    """The predictor that ships with an embedded model; None for every other model."""
+    """The predictor of an embedded model, of images as they are looked at, never of latents; None for every other."""
     if model not in MODELS:
         return None
-    net = AttributeNet.load(model_folder(model) / "attributes").to(device)
+    net = AttributeNet.load(predictor_folder(model)).to(device)
 
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:

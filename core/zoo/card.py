@@ -1,4 +1,4 @@
-"""Measures an embedded model and writes its card and sample grid: `python -m core.zoo.card {toyfaces,digits}`.
+"""Measures an embedded model and writes its card and sample grid: `python -m core.zoo.card NAME`.
 
 The steering table answers the question that matters for h-space: if h is moved along the difference of means of the
 samples with most and least of an attribute, does the attribute move?
@@ -6,116 +6,139 @@ samples with most and least of an attribute, does the attribute move?
 
 import argparse
 from dataclasses import asdict
+from textwrap import fill
 
 import torch
-from torch import Tensor
 
 from core import Denoiser, Schedule, noise, sample
-from core.chain import trajectory
 from core.pictures import grid
-from core.randomness import REPORT_SEEDS, SELECT_SEEDS
-from core.zoo import digits, faces, model_folder
-from core.zoo.attributes import AttributeNet, Attributes, embedded
-from core.zoo.train import RECIPES
+from core.randomness import REPORT_SEEDS
+from core.zoo import digits, model_folder
+from core.zoo.attributes import embedded
+from core.zoo.measures import GUIDANCE, STEPS, autoencoder_quality, load, obedience, predictor_quality, steering
+from core.zoo.recipes import RECIPES, Recipe
+from core.zoo.sentences import UNTOLD, WORDS
 
-_STEPS = 20
+_FACES = "Faces drawn by `core/zoo/faces.py` with nine independent, uniform factors; no person is shown."
 _DATA = {
-    "toyfaces": "Faces drawn by `core/zoo/faces.py` with nine independent, uniform factors; no person is shown.",
     "digits": "scikit-learn's `load_digits` (1,797 handwritten digits; UCI Optical Recognition of Handwritten Digits), "
     "enlarged from 8x8 to 16x16.",
 }
 
 
-@torch.no_grad()
-def steering(denoiser: Denoiser, attributes: Attributes, samples: int = 512, shifted: int = 32) -> dict[str, float]:
-    """How far h moves each attribute, in standard deviations: half of (score at +1 minus score at -1).
-
-    Scale 1 is the difference of the mean h (all steps) of the tenth of `samples` with the highest and lowest scores.
-    """
-    schedule = Schedule.ddim(denoiser, _STEPS)
-    x_T = noise(SELECT_SEEDS[:samples], denoiser.sample_shape)
-    drawn = [trajectory(denoiser, schedule, part) for part in torch.split(x_T, 64)]
-    scores = attributes.score(torch.cat([x for x, _ in drawn]))  # [N, A]
-    h = torch.cat([states for _, states in drawn], dim=1)  # [T, N, C, H, W]
-    fresh = noise(REPORT_SEEDS[:shifted], denoiser.sample_shape)
-    moved = {}
-    for a, name in enumerate(attributes.names):
-        order = scores[:, a].argsort()
-        tenth = samples // 10
-        difference = h[:, order[-tenth:]].mean(1) - h[:, order[:tenth]].mean(1)  # [T, C, H, W]
-
-        def ends(scale: float, delta: Tensor = difference, column: int = a) -> Tensor:
-            images = sample(denoiser, schedule, fresh, lambda i: scale * delta[i].expand(shifted, -1, -1, -1))
-            return attributes.score(images)[:, column]
-
-        moved[name] = float((ends(1.0) - ends(-1.0)).mean() / 2 / scores[:, a].std())
-    return moved
-
-
-@torch.no_grad()
-def predictor_quality(name: str) -> dict[str, float]:
-    """R^2 of each factor on fresh renders, or the share of all digits that are recognised."""
-    net = AttributeNet.load(model_folder(name) / "attributes")
-    if name == "digits":
-        images, labels = digits.load(digits.COUNT, torch.Generator().manual_seed(0))
-        held = slice(digits.TRAINED, None)  # never seen in training
-        return {"accuracy": float((net(images[held]).argmax(1) == labels[held]).float().mean())}
-    factors = faces.sample_factors(1000, torch.Generator().manual_seed(10**6))
-    error = (net(faces.render(factors)) - factors).square().mean(0)
-    return dict(zip(faces.FACTORS, (1 - error / factors.var(0)).tolist(), strict=True))
-
-
 def card(name: str) -> str:
     """The model card in Markdown."""
-    denoiser, attributes = Denoiser.from_pretrained(name), embedded(name)
-    assert attributes is not None
-    recipe = RECIPES[name]
-    quality = predictor_quality(name)
-    rows = "\n".join(
-        f"| {attribute} | {effect:.2f} | {quality.get(attribute, quality.get('accuracy', 0)):.3f} |"
-        if attribute not in digits.MEASURES
-        else f"| {attribute} | {effect:.2f} | measured on the image |"
-        for attribute, effect in steering(denoiser, attributes).items()
-    )
-    judged = "accuracy of the predictor" if name == "digits" else "R^2 of the predictor"
+    denoiser, recipe = load(name), RECIPES[name]
     phases = "\n".join(f"- phase {i}: {asdict(phase)}" for i, phase in enumerate(recipe.phases))
-    parameters = sum(p.numel() for p in denoiser.unet.parameters())
     return f"""# {name}
 
-An unconditional diffusion model small enough to ship: {parameters:,} parameters, images {list(denoiser.sample_shape)},
-h-space {list(denoiser.h_shape)}. A diffusers pipeline folder (`unet/`, `scheduler/`) with an attribute predictor
-(`attributes/`).
+{_introduction(recipe, denoiser)}
 
-![Samples at {_STEPS} DDIM steps](samples.png)
+![Samples at {STEPS} DDIM steps](samples.png)
 
-**Data.** {_DATA[name]}
+**Data.** {_DATA.get(name, _FACES)}
 
 **Made by** `python -m core.zoo.train {name}` (seed {recipe.seed}, batch {recipe.batch}, averaged weights); this card by
 `python -m core.zoo.card {name}`.
 
 {phases}
 
-**h steers.** During training the skip connections below full resolution (with `input_only`: all but that of the first
-convolution) are dropped for a random {recipe.skip_dropout:.0%} of each batch, so that what the model draws travels
-through h. Inference is the unmodified UNet. `effect`: how far the attribute moves, in standard deviations, when h is
-moved along its difference of means at scale 1 ({_STEPS} steps, symmetric injection, held-out seeds).
-
-| attribute | effect | {judged} |
-|---|---|---|
-{rows}
+{_latents(name, recipe)}{_sentences(name, recipe)}{_steering(name, recipe, denoiser)}
 
 **Limits.** For demonstrations, tests and method comparisons; its images mean nothing outside this project.
 Weights: Apache-2.0, as the project.
 """
 
 
+def _introduction(recipe: Recipe, denoiser: Denoiser) -> str:
+    """What the model is and what lies in its folder."""
+    parameters = sum(p.numel() for p in denoiser.network.parameters())
+    kind = "A text-to-image" if recipe.sentences else "An unconditional"
+    drawn = "latents" if recipe.autoencoder else "images"
+    folders = ["unet", "scheduler"]
+    folders += ["vae" if recipe.sentences else "vqvae"] if recipe.autoencoder else []
+    folders += ["text_encoder", "tokenizer"] if recipe.sentences else []
+    predicted = "noise" if recipe.prediction == "epsilon" else "velocity"
+    listed = ", ".join(f"`{folder}/`" for folder in folders)
+    own, lent = "with an attribute predictor (`attributes/`)", "that goes by the attribute predictor of `toyfaces`"
+    return _wrapped(f"""{kind} diffusion model small enough to ship: {parameters:,} parameters,
+        {drawn} {list(denoiser.sample_shape)}, h-space {list(denoiser.h_shape)}; it predicts {predicted}.
+        A diffusers pipeline folder ({listed}) {own if recipe.attributes else lent}.""")
+
+
+def _latents(name: str, recipe: Recipe) -> str:
+    """How good the autoencoder is; nothing for a model of pixels."""
+    if recipe.autoencoder is None:
+        return ""
+    quality, made = autoencoder_quality(name), recipe.autoencoder
+    text = f"""**Latents.** A `{made.make.__name__}` ({made.steps:,} steps, batch {made.batch}) halves the
+        resolution. Of fresh faces, encoded and decoded, the root mean square error is {quality["error"]:.3f} on the
+        range from -1 to 1, and the predictor still reads every factor with R^2 of at least {quality["read"]:.3f}."""
+    return _wrapped(text) + "\n\n"
+
+
+def _sentences(name: str, recipe: Recipe) -> str:
+    """What can be said to the model and how well it listens; nothing for a model that is not told anything."""
+    if not recipe.sentences:
+        return ""
+    strengths = (1.0, GUIDANCE, 4.0)
+    obeyed = [obedience(name, guidance) for guidance in strengths]
+    rows = "\n".join(
+        f"| {factor} ({', '.join(WORDS[factor])}) | {' | '.join(f'{one[factor]:.2f}' for one in obeyed)} |"
+        for factor in WORDS
+    )
+    text = f"""**Sentences** name hair length, hair colour, glasses and background, each or not, as in "a face with
+        short blond hair, no glasses and a blue background"; "a face" names nothing, and {UNTOLD:.0%} of the training
+        had no sentence at all. How often a sample is on the named side of the middle, by guidance (200 sentences,
+        {STEPS} steps; 0.50 is chance):"""
+    return f"""{_wrapped(text)}
+
+| named | {" | ".join(f"{guidance:g}" for guidance in strengths)} |
+|---|---|---|---|
+{rows}
+
+"""
+
+
+def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
+    """The steering table and what it means."""
+    attributes, quality = embedded(name), predictor_quality(name)
+    assert attributes is not None
+    rows = "\n".join(
+        f"| {attribute} | {effect:.2f} | {spread:.2f} | {quality.get(attribute, quality.get('accuracy', 0)):.3f} |"
+        if attribute not in digits.MEASURES
+        else f"| {attribute} | {effect:.2f} | {spread:.2f} | measured on the image |"
+        for attribute, (effect, spread) in steering(denoiser, attributes).items()
+    )
+    told = f', told "a face" with guidance {GUIDANCE:g}' if recipe.sentences else ""
+    of_data = "" if recipe.classify else " (over the data: 0.58)"
+    text = f"""**h steers.** During training the skip connections below full resolution (with `input_only`: all but that
+        of the first convolution; from timestep `blind_from` on: all) are dropped for a random
+        {recipe.skip_dropout:.0%} of each batch, so that what the model draws travels through h. Inference is the
+        unmodified UNet. `effect`: how far the attribute moves, in standard deviations, when h is moved along its
+        difference of means at scale 1 ({STEPS} steps, symmetric injection, held-out seeds{told}). `spread`: that
+        standard deviation, over samples{of_data}."""
+    return f"""{_wrapped(text)}
+
+| attribute | effect | spread | {"accuracy" if recipe.classify else "R^2"} of the predictor |
+|---|---|---|---|
+{rows}"""
+
+
+def _wrapped(text: str) -> str:
+    """A paragraph in lines of at most 120 characters."""
+    return fill(" ".join(text.split()), 120, break_on_hyphens=False)
+
+
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
     name = parser.parse_args().model
-    denoiser = Denoiser.from_pretrained(name)
-    images = sample(denoiser, Schedule.ddim(denoiser, _STEPS), noise(REPORT_SEEDS[:40], denoiser.sample_shape))
-    grid(images.reshape(4, 10, *denoiser.sample_shape), cell=64).save(model_folder(name) / "samples.png")
+    denoiser = load(name)
+    x_0 = sample(denoiser, Schedule.ddim(denoiser, STEPS), noise(REPORT_SEEDS[:40], denoiser.sample_shape))
+    images = denoiser.images(x_0)
+    grid(images.reshape(4, 10, *images.shape[1:]), cell=64).save(model_folder(name) / "samples.png")
     (model_folder(name) / "README.md").write_text(card(name))
 
 

@@ -1,157 +1,179 @@
-"""Makes the embedded models: `python -m core.zoo.train {toyfaces,digits} [--to FOLDER]`.
+"""Makes the embedded models: `python -m core.zoo.train NAME [--to FOLDER]`, NAME one of `core/zoo/recipes.py`.
 
-Data, architecture, seed and step count stand in `RECIPES`; nothing else decides the weights. The denoiser is trained
-with its skips dropped for half of each batch (`core.denoiser.without_skips`), so that h steers every factor.
+The denoiser is trained with its skips dropped for half of each batch (`core.zoo.skips`), so that h steers every factor;
+a latent one on what its autoencoder, made first, makes of the images.
 """
 
 import argparse
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from torch import Tensor
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    LDMPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from core.denoiser import Denoiser, without_skips
-from core.zoo import digits, faces, model_folder
+from core.zoo import digits, model_folder
 from core.zoo.attributes import AttributeNet
+from core.zoo.autoencoders import encode, train_autoencoder
+from core.zoo.recipes import RECIPES, Phase, Recipe
+from core.zoo.sentences import describe, make_text_encoder, make_tokenizer, tokens_of
+from core.zoo.skips import dropped_skips
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Networks(nn.Module):
+    """What is trained together: the UNet and, where sentences tell it what to draw, their encoder."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.unet: Any = (UNet2DConditionModel if recipe.sentences else UNet2DModel)(**recipe.unet)
+        self.tokenizer = make_tokenizer() if recipe.sentences else None
+        self.text_encoder = make_text_encoder(self.tokenizer) if recipe.sentences else None
+
+    def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor | None) -> Tensor:
+        """The UNet's output for x_t [N, C, H, W] at timesteps t [N], told by tokens [N, 24] or by nothing."""
+        told = () if tokens is None or self.text_encoder is None else (self.text_encoder(tokens)[0],)
+        output: Tensor = self.unet(x_t, t, *told).sample
+        return output
+
+    def load(self, folder: Path) -> None:
+        """The weights of a pipeline folder, alone: a loaded configuration would carry this machine's path."""
+        self.unet.load_state_dict(load_file(folder / "unet" / _WEIGHTS))
+        if self.text_encoder is not None:
+            self.text_encoder.load_state_dict(load_file(folder / "text_encoder" / "model.safetensors"))
+
+    def pipeline(self, scheduler: DDIMScheduler, autoencoder: Any) -> Any:
+        """The diffusers pipeline that they are part of."""
+        if autoencoder is None:
+            return DDIMPipeline(self.unet, scheduler)
+        if self.text_encoder is None:
+            return LDMPipeline(autoencoder, self.unet, scheduler)
+        return StableDiffusionPipeline(
+            autoencoder,
+            self.text_encoder,
+            self.tokenizer,
+            self.unet,
+            scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def autoencoder_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where the pipeline keeps its autoencoder."""
+    return folder / ("vae" if recipe.sentences else "vqvae")
+
+
+def load_autoencoder(recipe: Recipe, folder: Path) -> Any:
+    """The trained autoencoder of a latent model, frozen; None for a pixel model."""
+    if recipe.autoencoder is None:
+        return None
+    source = autoencoder_folder(recipe, folder)
+    scaling = recipe.autoencoder.make.load_config(source)["scaling_factor"]  # type: ignore[attr-defined]
+    model = recipe.autoencoder.make(**recipe.autoencoder.config, scaling_factor=scaling)
+    model.load_state_dict(load_file(source / _WEIGHTS))
+    return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of training on one noise schedule; the next one starts from its averaged weights."""
+class Material:
+    """What a denoiser learns from: x_0 [M, C, H, W], images or scaled latents, and the factors [M, 9] behind them."""
 
-    steps: int
-    beta_end: float
-    learning_rate: float
-    colour_weight: float = 0.0  # of the error in each channel's mean, beside the plain one
-    input_only: bool = False  # samples without skips keep that of the first convolution only
+    x_0: Tensor
+    factors: Tensor
+    autoencoder: Any  # None for a pixel model
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides an embedded model's weights."""
-
-    data: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]  # (count, generator) -> images, targets
-    samples: int
-    unet: dict[str, Any]
-    phases: tuple[Phase, ...]
-    batch: int
-    attributes: tuple[str, ...]
-    attribute_steps: int
-    classify: bool
-    skip_dropout: float = 0.5
-    averaging: float = 0.999
-    seed: int = 0
-
-
-def _render_faces(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    factors = faces.sample_factors(count, generator)
-    return torch.cat([faces.render(part) for part in torch.split(factors, 500)]), factors
-
-
-def _unet(size: int, channels: int, widths: tuple[int, ...]) -> dict[str, Any]:
-    plain = len(widths) - 1
-    return {
-        "sample_size": size,
-        "in_channels": channels,
-        "out_channels": channels,
-        "block_out_channels": widths,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "down_block_types": ("DownBlock2D",) * plain + ("AttnDownBlock2D",),
-        "up_block_types": ("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
-    }
-
-
-RECIPES = {
-    "toyfaces": Recipe(
-        data=_render_faces,
-        samples=30_000,
-        unet=_unet(faces.SIZE, 3, (16, 32, 64, 64)),
-        # With beta_end 0.02 almost no signal is left at the chain's start, where a small error in predicted noise is a
-        # large one in colour; a milder schedule and the colour term keep the tint in bounds.
-        # The mouth is small enough to be drawn around h as long as any but the first skip stays at full resolution.
-        phases=(
-            Phase(8_000, 0.02, 2e-3),
-            Phase(2_400, 0.012, 6e-4, colour_weight=30.0),
-            Phase(2_500, 0.012, 1e-3, colour_weight=30.0, input_only=True),
-        ),
-        batch=64,
-        attributes=faces.FACTORS,
-        attribute_steps=2_500,
-        classify=False,
-    ),
-    "digits": Recipe(
-        data=digits.load,
-        samples=digits.COUNT,
-        unet=_unet(digits.SIZE, 1, (24, 48, 64)),
-        phases=(Phase(3_000, 0.012, 2e-3, colour_weight=30.0),),
-        batch=64,
-        attributes=digits.CLASSES,
-        attribute_steps=1_200,
-        classify=True,
-    ),
-}
-
-
-def train_denoiser(recipe: Recipe, images: Tensor, folder: Path, first: int = 0) -> None:
+def train_denoiser(recipe: Recipe, images: Tensor, factors: Tensor, folder: Path, first: int = 0) -> None:
     """All phases from `first` on (which starts from the weights in `folder`), saved into `folder`."""
+    autoencoder = load_autoencoder(recipe, folder)
+    x_0 = images if autoencoder is None else encode(autoencoder, images) * autoencoder.config.scaling_factor
     torch.manual_seed(recipe.seed)
-    unet = UNet2DModel(**recipe.unet)
-    if first:  # by weights alone: a loaded configuration would carry this machine's path
-        unet.load_state_dict(UNet2DModel.from_pretrained(folder / "unet").state_dict())
+    networks = Networks(recipe)
+    if first:
+        networks.load(folder)
     for number, phase in enumerate(recipe.phases[first:], start=first):
-        unet = train_phase(recipe, phase, number, unet, images, folder)
+        networks = train_phase(recipe, phase, number, networks, Material(x_0, factors, autoencoder), folder)
 
 
 def train_phase(
-    recipe: Recipe, phase: Phase, number: int, unet: UNet2DModel, images: Tensor, folder: Path
-) -> UNet2DModel:
-    """Denoising score matching with epsilon prediction (Ho et al., arXiv 2006.11239); returns the averaged weights."""
+    recipe: Recipe, phase: Phase, number: int, networks: Networks, material: Material, folder: Path
+) -> Networks:
+    """Denoising score matching (Ho et al., arXiv 2006.11239); returns the averaged weights."""
     generator = torch.Generator().manual_seed(recipe.seed + number)
     scheduler = DDIMScheduler(
-        num_train_timesteps=1000, beta_schedule="linear", beta_end=phase.beta_end, clip_sample=False
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        beta_end=phase.beta_end,
+        clip_sample=False,
+        prediction_type=recipe.prediction,
+        steps_offset=int(recipe.sentences),  # Stable Diffusion's pipeline insists on 1
     )
-    denoiser = Denoiser(unet, scheduler, "training")
-    unet.train().requires_grad_(True)
-    averaged = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))  # type: ignore[no-untyped-call]  # torch's stub
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=phase.learning_rate, weight_decay=1e-4)
+    networks.train().requires_grad_(True)
+    averaged = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))  # type: ignore[no-untyped-call]  # torch's stub
+    made: Any = averaged.module
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=phase.learning_rate, weight_decay=1e-4)
     warm_up = 200
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min(1.0, (n + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * n / phase.steps))
     )
     started, running = time.monotonic(), 0.0
     for step in range(1, phase.steps + 1):
-        x_0 = images[torch.randint(len(images), (recipe.batch,), generator=generator)]
-        noise = torch.randn(x_0.shape, generator=generator)
-        # One timestep from each of `batch` equal strata: the same expectation, less variance.
-        strata = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
-        t = (strata * 1000).long()
-        dropped = torch.rand(recipe.batch, generator=generator) < recipe.skip_dropout
-        features = without_skips(denoiser.encode(scheduler.add_noise(x_0, noise, t), t), dropped, phase.input_only)
-        error = denoiser.decode(features) - noise
+        error = prediction_error(recipe, phase, networks, scheduler, material, generator)
         loss = error.square().mean() + phase.colour_weight * error.mean(dim=(2, 3)).square().mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step()
         rate.step()
-        averaged.update_parameters(unet)
+        averaged.update_parameters(networks)
         running += (error.square().mean().item() - running) / min(step, 200)
         if step % 200 == 0:
-            print(
-                f"phase {number}: {step}/{phase.steps}  error {running:.4f}  {time.monotonic() - started:.0f} s",
-                flush=True,
-            )
+            seconds = time.monotonic() - started
+            print(f"phase {number}: {step}/{phase.steps}  error {running:.4f}  {seconds:.0f} s", flush=True)
         if step % 1000 == 0 or step == phase.steps:
-            DDIMPipeline(averaged.module, scheduler).save_pretrained(folder, safe_serialization=True)
-    return averaged.module
+            made.pipeline(scheduler, material.autoencoder).save_pretrained(folder, safe_serialization=True)
+    return cast(Networks, made)
+
+
+def prediction_error(
+    recipe: Recipe,
+    phase: Phase,
+    networks: Networks,
+    scheduler: DDIMScheduler,
+    material: Material,
+    generator: torch.Generator,
+) -> Tensor:
+    """The UNet's output less what it should be, on a random batch, a random part of it without skips: [batch, C, H, W].
+
+    That is the noise, or the velocity alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512).
+    """
+    chosen = torch.randint(len(material.x_0), (recipe.batch,), generator=generator)
+    x_0 = material.x_0[chosen]
+    noise = torch.randn(x_0.shape, generator=generator)
+    # One timestep from each of `batch` equal strata: the same expectation, less variance.
+    strata = (torch.arange(recipe.batch) + torch.rand(recipe.batch, generator=generator)) / recipe.batch
+    t = (strata * 1000).long()
+    dropped = torch.rand(recipe.batch, generator=generator) < recipe.skip_dropout
+    tokens = tokens_of(networks.tokenizer, describe(material.factors[chosen], generator)) if recipe.sentences else None
+    with dropped_skips(networks.unet, dropped, phase.input_only, t >= phase.blind_from):
+        output: Tensor = networks(scheduler.add_noise(x_0, noise, t), t, tokens)
+    target: Tensor = noise if recipe.prediction == "epsilon" else scheduler.get_velocity(x_0, noise, t)
+    return output - target
 
 
 def train_attributes(recipe: Recipe, images: Tensor, targets: Tensor, folder: Path) -> None:
@@ -181,16 +203,19 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--to", type=Path, help="output folder (default: where the package looks for the model)")
     parser.add_argument("--first-phase", type=int, default=0, help="continue from the saved weights with this phase")
-    parser.add_argument("--only", choices=("denoiser", "attributes"), help="make one of the two networks")
+    parser.add_argument("--only", choices=("autoencoder", "denoiser", "attributes"), help="make one of the networks")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.model]
     folder = arguments.to or model_folder(arguments.model)
     images, targets = recipe.data(recipe.samples, torch.Generator().manual_seed(recipe.seed))
-    if arguments.only != "denoiser":
+    if recipe.attributes and arguments.only in (None, "attributes"):
         seen = slice(digits.TRAINED) if recipe.classify else slice(None)
         train_attributes(recipe, images[seen], targets[seen], folder)
-    if arguments.only != "attributes":
-        train_denoiser(recipe, images, folder, arguments.first_phase)
+    if recipe.autoencoder and arguments.only in (None, "autoencoder"):
+        made = train_autoencoder(recipe.autoencoder, images, recipe.seed)
+        made.save_pretrained(autoencoder_folder(recipe, folder))
+    if arguments.only in (None, "denoiser"):
+        train_denoiser(recipe, images, targets, folder, arguments.first_phase)
 
 
 if __name__ == "__main__":

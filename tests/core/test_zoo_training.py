@@ -42,7 +42,7 @@ def _run(unet: Any, x: Tensor) -> Tensor:
     return eps
 
 
-def _skips(unet: Any, x: Tensor, dropped: Tensor, input_only: bool) -> list[Tensor]:
+def _skips(unet: Any, x: Tensor, dropped: Tensor, input_only: bool, blind: Tensor | None = None) -> list[Tensor]:
     """What the decoder gets through skips, in its own order, while some samples' are dropped."""
     seen: list[Tensor] = []
     taken = [
@@ -52,7 +52,7 @@ def _skips(unet: Any, x: Tensor, dropped: Tensor, input_only: bool) -> list[Tens
     ]
     for resnet, channels in taken:
         resnet.register_forward_pre_hook(lambda _m, inputs, c=channels: seen.append(inputs[0][:, -c:].detach()))
-    with dropped_skips(unet, dropped, input_only):
+    with dropped_skips(unet, dropped, input_only, blind):
         _run(unet, x)
     return seen
 
@@ -64,6 +64,15 @@ def test_skips_of_the_dropped_samples_are_zero(kind: str, input_only: bool, kept
     skips = _skips(_unet(kind), x, torch.tensor([True, False]), input_only)
     assert [bool(skip[0].abs().sum() > 0) for skip in skips] == kept
     assert all(bool(skip[1].abs().sum() > 0) for skip in skips), "the other sample has all of its skips"
+
+
+@pytest.mark.parametrize("kind", ("plain", "told"))
+@pytest.mark.parametrize("input_only", (False, True))
+def test_blind_samples_have_none_if_they_are_dropped(kind: str, input_only: bool) -> None:
+    x, dropped, blind = torch.randn(3, 3, 8, 8), torch.tensor([True, True, False]), torch.tensor([True, False, True])
+    skips = _skips(_unet(kind), x, dropped, input_only, blind)
+    assert [bool(part.abs().sum() > 0) for part in skips[-1]] == [False, True, True]
+    assert not any(bool(skip[0].abs().sum() > 0) for skip in skips)
 
 
 @pytest.mark.parametrize("kind", ("plain", "told"))
@@ -145,7 +154,7 @@ def _hasty(name: str) -> tuple[Any, tuple[Tensor, Tensor]]:
         recipe,
         samples=8,
         batch=2,
-        phases=(Phase(2, 0.012, 1e-3, input_only=True),),
+        phases=(Phase(2, 0.012, 1e-3, input_only=True, blind_from=400),),
         autoencoder=replace(recipe.autoencoder, config=config, steps=2, batch=2),
     )
     return recipe, recipe.data(recipe.samples, torch.Generator().manual_seed(0))
