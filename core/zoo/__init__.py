@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-MODELS = ("toyfaces", "digits", "toyfaces-latent")
+MODELS = ("toyfaces", "digits", "toyfaces-latent", "toyfaces-text")
 
 # Public models that a sweep is planned on without a network. Ho et al. (arXiv 2006.11239) give 114 million weights for
 # their CelebA-HQ and LSUN models; this architecture has 113,673,219. A trial reads the model's own configuration.

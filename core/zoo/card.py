@@ -24,6 +24,7 @@ _DATA = {
     "digits": "scikit-learn's `load_digits` (1,797 handwritten digits; UCI Optical Recognition of Handwritten Digits), "
     "enlarged from 8x8 to 16x16.",
 }
+_OBEYED = 0.75  # how often a sentence that is obeyed comes true, at the least
 
 
 def card(name: str) -> str:
@@ -71,8 +72,8 @@ def _latents(name: str, recipe: Recipe) -> str:
     if recipe.autoencoder is None:
         return ""
     quality, made = autoencoder_quality(name), recipe.autoencoder
-    text = f"""**Latents.** A `{made.make.__name__}` ({made.steps:,} steps, batch {made.batch}) halves the
-        resolution. Of fresh faces, encoded and decoded, the root mean square error is {quality["error"]:.3f} on the
+    text = f"""**Latents** have half the resolution, by `{made.make.__name__}` ({made.steps:,} steps, batch
+        {made.batch}). Of fresh faces, encoded and decoded, the root mean square error is {quality["error"]:.3f} on the
         range from -1 to 1, and the predictor still reads every factor with R^2 of at least {quality["read"]:.3f}."""
     return _wrapped(text) + "\n\n"
 
@@ -83,6 +84,8 @@ def _sentences(name: str, recipe: Recipe) -> str:
         return ""
     strengths = (1.0, GUIDANCE, 4.0)
     obeyed = [obedience(name, guidance) for guidance in strengths]
+    ignored = [factor for factor in WORDS if obeyed[1][factor] < _OBEYED]
+    unheard = f"What is said of {' and '.join(ignored)} is not obeyed.\n\n" if ignored else ""
     rows = "\n".join(
         f"| {factor} ({', '.join(WORDS[factor])}) | {' | '.join(f'{one[factor]:.2f}' for one in obeyed)} |"
         for factor in WORDS
@@ -97,7 +100,7 @@ def _sentences(name: str, recipe: Recipe) -> str:
 |---|---|---|---|
 {rows}
 
-"""
+{unheard}"""
 
 
 def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:

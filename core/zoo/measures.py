@@ -1,0 +1,115 @@
+"""What is measured of an embedded model: how h steers, how sharp its latents decode, how it obeys sentences."""
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from core import Denoiser, Schedule, noise, sample
+from core.chain import trajectory
+from core.randomness import REPORT_SEEDS, SELECT_SEEDS
+from core.zoo import digits, faces, model_folder
+from core.zoo.attributes import AttributeNet, Attributes, embedded, predictor_folder
+from core.zoo.autoencoders import decode, encode
+from core.zoo.recipes import RECIPES
+from core.zoo.sentences import WORDS, describe_words, sentence
+from core.zoo.train import load_autoencoder
+
+STEPS = 20
+GUIDANCE = 2.0
+_OPEN = "a face"  # the sentence that names nothing
+
+
+def load(name: str) -> Denoiser:
+    """An embedded model; one that is told sentences, with the one that leaves everything open."""
+    if RECIPES[name].sentences:
+        return Denoiser.from_pretrained(name, prompts=[_OPEN], guidance=GUIDANCE)
+    return Denoiser.from_pretrained(name)
+
+
+@torch.no_grad()
+def steering(
+    denoiser: Denoiser, attributes: Attributes, samples: int = 512, shifted: int = 32
+) -> dict[str, tuple[float, float]]:
+    """By attribute: how far h moves it, in standard deviations: half of (score at +1 minus score at -1); and what that
+    standard deviation over samples is.
+
+    Scale 1 is the difference of the mean h (all steps) of the tenth of `samples` with the highest and lowest scores.
+    """
+    schedule = Schedule.ddim(denoiser, STEPS)
+    x_T = noise(SELECT_SEEDS[:samples], denoiser.sample_shape)
+    drawn = [trajectory(denoiser, schedule, part) for part in torch.split(x_T, 64)]
+    scores = torch.cat([attributes.score(denoiser.images(x)) for x, _ in drawn])  # [N, A]
+    h = torch.cat([states for _, states in drawn], dim=1)  # [T, N, C, H, W]
+    fresh = noise(REPORT_SEEDS[:shifted], denoiser.sample_shape)
+    moved = {}
+    for a, name in enumerate(attributes.names):
+        order = scores[:, a].argsort()
+        tenth = samples // 10
+        difference = h[:, order[-tenth:]].mean(1) - h[:, order[:tenth]].mean(1)  # [T, C, H, W]
+
+        def ends(scale: float, delta: Tensor = difference, column: int = a) -> Tensor:
+            x_0 = sample(denoiser, schedule, fresh, lambda i: scale * delta[i].expand(shifted, -1, -1, -1))
+            return attributes.score(denoiser.images(x_0))[:, column]
+
+        spread = float(scores[:, a].std())
+        moved[name] = float((ends(1.0) - ends(-1.0)).mean()) / 2 / spread, spread
+    return moved
+
+
+@torch.no_grad()
+def predictor_quality(name: str) -> dict[str, float]:
+    """R^2 of each factor on fresh renders, or the share of all digits that are recognised."""
+    net = AttributeNet.load(predictor_folder(name))
+    if name == "digits":
+        images, labels = digits.load(digits.COUNT, torch.Generator().manual_seed(0))
+        held = slice(digits.TRAINED, None)  # never seen in training
+        return {"accuracy": float((net(images[held]).argmax(1) == labels[held]).float().mean())}
+    factors = faces.sample_factors(1000, torch.Generator().manual_seed(10**6))
+    error = (net(faces.render(factors)) - factors).square().mean(0)
+    return dict(zip(faces.FACTORS, (1 - error / factors.var(0)).tolist(), strict=True))
+
+
+@torch.no_grad()
+def autoencoder_quality(name: str) -> dict[str, float]:
+    """Of fresh renders encoded and decoded: root mean square error, on the range from -1 to 1, and the lowest R^2 with
+    which the predictor still reads a factor off them.
+    """
+    factors = faces.sample_factors(1000, torch.Generator().manual_seed(10**6))
+    images = faces.render(factors)
+    autoencoder = load_autoencoder(RECIPES[name], model_folder(name))
+    decoded = decode(autoencoder, encode(autoencoder, images))
+    error = (AttributeNet.load(predictor_folder(name))(decoded) - factors).square().mean(0)
+    return {
+        "error": float((decoded - images).square().mean().sqrt()),
+        "read": float((1 - error / factors.var(0)).min()),
+    }
+
+
+@torch.no_grad()
+def obedience(name: str, guidance: float, prompts: int = 200) -> dict[str, float]:
+    """By factor that can be named: how often a sample is on the named side of the middle (1/2 is chance).
+
+    "brown" and "grey" are the middle itself and not counted.
+    """
+    attributes = embedded(name)
+    assert attributes is not None
+    factors = faces.sample_factors(prompts, torch.Generator().manual_seed(10**6 + 1))
+    named = describe_words(factors, torch.Generator().manual_seed(10**6 + 2))
+    pipeline = StableDiffusionPipeline.from_pretrained(model_folder(name))
+    pipeline.set_progress_bar_config(disable=True)
+    x_T = noise(REPORT_SEEDS[:prompts], (4, faces.SIZE // 2, faces.SIZE // 2))
+    drawn = pipeline(
+        [sentence(words) for words in named],
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=x_T,
+        output_type="pt",
+    ).images
+    scores = attributes.score(drawn * 2 - 1)  # [prompts, A]
+    right: dict[str, list[bool]] = {factor: [] for factor in WORDS}
+    for words, score in zip(named, scores, strict=True):
+        for factor, word in words.items():
+            side = WORDS[factor].index(word) - (len(WORDS[factor]) - 1) / 2
+            if side:
+                right[factor].append(bool(score[attributes.index(factor)] * side > 0))
+    return {factor: sum(answers) / len(answers) for factor, answers in right.items()}
