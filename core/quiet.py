@@ -1,30 +1,27 @@
 """What libraries say while they load, kept off the user's screen."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Remarks about optional packages, and progress bars."""
+def quiet_diffusers() -> AbstractContextManager[None]:
+    """Without diffusers' remarks about optional packages, and its progress bars."""
     from diffusers.utils import logging
 
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+    return _quiet(logging)
+
+
+def quiet_transformers() -> AbstractContextManager[None]:
+    """Without transformers' progress bars and remarks."""
+    from transformers.utils import logging
+
+    return _quiet(logging)
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Progress bars and remarks."""
-    from transformers.utils import logging
-
+def _quiet(logging: Any) -> Iterator[None]:
+    """Both libraries keep their voice in a module of the same functions."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -14,7 +14,8 @@ from orchestrator.layout import Grid, add_row, counted, facts_table, table_of
 from orchestrator.secrets import redacted
 from orchestrator.space import configurations, fits, ordered, sample, size, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
-from orchestrator.spec.sections import DeepSpeed, Denoiser
+from orchestrator.spec.model_use import Denoiser
+from orchestrator.spec.sections import DeepSpeed
 
 SAMPLES = 5  # configurations that are shown
 

@@ -18,13 +18,13 @@ from orchestrator.spec.distributions import (
     unknown_key,
 )
 from orchestrator.spec.domains import Domain, OrNull, Slug, Text, Whole
+from orchestrator.spec.model_use import Denoiser
 from orchestrator.spec.problems import Findings, Problem, Refused, complaint
 from orchestrator.spec.reading import without
 from orchestrator.spec.sections import (
     Budget,
     Cluster,
     DeepSpeed,
-    Denoiser,
     Evaluate,
     Export,
     Gradient,

@@ -1,0 +1,78 @@
+"""The section `denoiser` of a sweep file: how the model is used."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from orchestrator.spec.domains import Domain, OneOf, OrNull, Real, Text, Whole
+from orchestrator.spec.sections import Section
+
+
+@dataclass(frozen=True)
+class ListOf(Domain):
+    """A list of different values of `domain`, or one alone."""
+
+    domain: Domain
+    most: int = 1000
+
+    def __str__(self) -> str:
+        return f"a list of different values, each {self.domain}"
+
+    def check(self, value: object) -> tuple[Any, ...]:
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if len(values) > self.most:
+            self.refuse(f"has more than {self.most} values", len(values))
+        found = tuple(self.domain.check(each) for each in values)
+        if len(set(found)) < len(found):
+            self.refuse("names something twice", value)
+        return found
+
+
+@dataclass(frozen=True)
+class Prompt(Domain):
+    """What a text model is told; it may be empty."""
+
+    def __str__(self) -> str:
+        return "text (quote what YAML reads as a number or a truth value)"
+
+    def check(self, value: object) -> str:
+        return "" if value == "" else Text().check(value)
+
+
+@dataclass(frozen=True)
+class TapName(Domain):
+    """A place in a network."""
+
+    def __str__(self) -> str:
+        return "mid_block of a UNet, or blocks.N of a transformer"
+
+    def check(self, value: object) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,199}", value):
+            self.refuse("is not the name of a tap", value)
+        return value
+
+
+class Denoiser(Section):
+    """How the model is used (core.use): where it is shifted, what it is told to draw, and how large.
+
+    `tap` is where h is, `form` what of it has a shift of its own: every place ("spatial"), every token ("tokens"), or
+    every channel ("pooled"). Samples take `prompts`, or `classes`, in turn, by their seed. `guidance` leads away from
+    `negative_prompt`; `shifted` says which half of a guided batch is shifted. `size` is the side of the images in
+    pixels. `space` is what the trained parts and the judges look at: latents, or the images decoded from them. A null
+    is the model's own.
+    """
+
+    tap: Annotated[str | None, OrNull(TapName())] = None
+    form: Annotated[str | None, OrNull(OneOf(("spatial", "tokens", "pooled")))] = None
+    prompts: Annotated[tuple[str, ...], ListOf(Prompt())] = ()
+    negative_prompt: Annotated[str, Prompt()] = ""
+    classes: Annotated[tuple[int, ...], ListOf(Whole(0))] = ()
+    guidance: Annotated[float | None, OrNull(Real(low=1, below=100))] = None
+    shifted: Annotated[str, OneOf(("both", "conditional"))] = "both"
+    size: Annotated[int | None, OrNull(Whole(8, 65_536))] = None
+    space: Annotated[str, OneOf(("latents", "pixels"))] = "latents"
+
+    @property
+    def use(self) -> dict[str, Any]:
+        """The arguments of `core.denoiser.Denoiser.from_pretrained`."""
+        return self.model_dump()
