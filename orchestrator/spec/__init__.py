@@ -1,8 +1,8 @@
 """Sweep file -> validated `Sweep`. Every mistake in a file is told at once, one line each.
 
-The story: `reading` (YAML and --set to plain data) and `lines` (where that stands), `sweep` and `sections` (plain data
-to values, `model_use` among them, with `domains`, `distributions` and `tables`), `checks` (do the parts fit each other), `problems` (how a
-mistake is told).
+The story: `reading` (YAML and --set to plain data) and `lines` (where that stands), `sweep`, `sections` and `model_use`
+(plain data to values, with `domains`, `distributions` and `tables`), `checks` (do the parts fit each other), `problems`
+(how a mistake is told).
 Nothing heavy is imported here: validating a file needs neither torch nor Ray.
 """
 
