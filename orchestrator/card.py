@@ -16,7 +16,7 @@ from core.zoo import MODELS
 _SHOWN = 3  # attributes of a direction
 _LEAST = 0.2  # standard deviations that are worth a word
 
-_ALONE = """from diffusers import {pipeline}
+_ALONE = """from diffusers import {imported}
 from apply_directions import applied  # the file in this folder; needs torch and safetensors alone
 
 pipeline = {pipeline}.from_pretrained({model}{revision}){shipped}
@@ -28,10 +28,7 @@ _WITH_PACKAGE = """from core import DirectionSet
 directions = DirectionSet.load(".")
 with directions.applied(pipeline.{network}, {edit}{asymmetric}):
     images = pipeline({told}num_inference_steps={steps}{eta}).images"""
-_SWAP = """from diffusers import DDIMScheduler
-
-pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-"""
+_SWAP = "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)\n"
 
 
 def card(directions: DirectionSet, for_hub: bool = False) -> str:
@@ -128,8 +125,10 @@ def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
     told = f"{_quoted((use.prompts or ('',))[0])}{guidance}, "
     if kind == "DiTTransformer2DModel":
         told = f"class_labels={[(use.classes or (1000,))[0]]}{guidance}, "
+    pipeline = "DDIMPipeline" if pixels else "DiffusionPipeline"
     return {
-        "pipeline": "DDIMPipeline" if pixels else "DiffusionPipeline",
+        "pipeline": pipeline,
+        "imported": f"DDIMScheduler, {pipeline}" if swapped else pipeline,
         "network": "unet" if kind.startswith("UNet") else "transformer",
         "told": "" if kind == "UNet2DModel" else told,
         "eta": f", eta={float(origin.get('eta', 0.0))}" if pixels else "",
