@@ -14,9 +14,12 @@ from core.errors import DirectionSetError, NonFiniteError, UserError
 from core.metrics import METRICS, Evaluation, Traversals, draw_traversals, evaluate
 from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity, spearman
+from core.metrics.distances import fid
 from core.metrics.features import denoiser_features, standardise
 from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
+from core.metrics.judges import Judges
+from core.metrics.networks import Extractor, Lpips
 from core.metrics.traversals import SCALES, draw_plain
 from core.randomness import generator, noise, step_noise
 from core.schedule import Schedule
@@ -25,6 +28,7 @@ from core.zoo.attributes import Attributes
 STEPS = 3
 SEEDS = (5, 6, 7)
 REFERENCE_SEEDS = (10, 11, 12, 13)
+JUDGED = {"fid", "inception_kid", "lpips", "identity"}  # of networks that are asked beside the denoiser
 
 
 def normal(*shape: int, purpose: str = "test") -> Tensor:
@@ -342,6 +346,49 @@ def test_coverage_counts_attributes_that_are_controlled() -> None:
     assert coverage(torch.tensor([[-2.0, 0.1]])) == 1.0
 
 
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+def pixels(purpose: str) -> Extractor:
+    """A network whose features are some pixels."""
+    return Extractor(purpose, lambda images: images.flatten(1)[:, :6].float())
+
+
+class Brightness(torch.nn.Module):
+    """A distance of images [N, C, H, W]: of their means."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.mean(dim=(1, 2, 3)) - b.mean(dim=(1, 2, 3))).abs()
+
+
+def judges() -> Judges:
+    return Judges(None, pixels("inception"), Lpips("lpips", 1, Brightness(), "cpu"), pixels("identity"))
+
+
+def test_judges_say_what_their_networks_see() -> None:
+    """Samples of one brightness each, which every direction adds as much to."""
+    plain = normal(3, 1, 2, 3).float()
+    shifted = torch.stack([plain + add for add in (-2.0, 2.0)], dim=1)[:, None].expand(-1, 2, -1, -1, -1, -1)
+    found = judges().measure(Traversals(plain, shifted, (-1.0, 1.0)), plain, 2)
+    assert found["lpips"] == pytest.approx(2.0, abs=1e-5)
+    alike = torch.cosine_similarity((plain + 2).flatten(1), plain.flatten(1)).mean()
+    assert found["identity"] == pytest.approx(float(alike), abs=1e-5)
+    ends = torch.cat([plain - 2, plain - 2, plain + 2, plain + 2]).flatten(1)
+    assert found["fid"] == pytest.approx(fid(ends, plain.flatten(1)), rel=1e-4)
+    assert judges().names == {"inception": "inception", "lpips": "lpips", "identity": "identity"}
+
+
+def test_evaluate_asks_the_judges_that_there_are(tiny_denoiser: Denoiser) -> None:
+    schedule = Schedule.ddim(tiny_denoiser, STEPS)
+    given = (tiny_denoiser, schedule, direction_set(tiny_denoiser), SEEDS, REFERENCE_SEEDS)
+    found = evaluate(*given, judges=judges())
+    assert found.metrics.keys() == METRICS.keys() - {"disentanglement", "coverage"}
+    other = evaluate(*given, judges=Judges(features=pixels("other")))
+    assert other.judged_by == {"features": "other"}
+    assert other.metrics["globality"] != found.metrics["globality"]
+    assert other.metrics["identifiability"] == found.metrics["identifiability"]
+
+
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
@@ -354,7 +401,7 @@ def test_evaluate_measures_everything_once_and_the_same_again(tiny_denoiser: Den
     before = torch.random.get_rng_state()
     first, second = (evaluated(tiny_denoiser, LEFT_RIGHT) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert first.metrics.keys() == METRICS.keys()
+    assert first.metrics.keys() == METRICS.keys() - JUDGED and not first.judged_by
     assert first.metrics == second.metrics
     assert all(type(value) is float and math.isfinite(value) for value in first.metrics.values())
 
@@ -393,7 +440,7 @@ def test_evaluate_measures_features_in_deviations_of_the_reference(tiny_denoiser
 
 def test_evaluate_reports_no_attribute_metric_without_a_predictor(tiny_denoiser: Denoiser) -> None:
     found = evaluated(tiny_denoiser)
-    assert found.metrics.keys() == METRICS.keys() - {"disentanglement", "coverage"}
+    assert found.metrics.keys() == METRICS.keys() - JUDGED - {"disentanglement", "coverage"}
     assert found.effects is None
 
 
