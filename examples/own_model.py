@@ -4,7 +4,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from core import Denoiser, Schedule
-from core.denoiser import without_skips
+from core.cuts.unet import without_skips
 from core.methods import pca
 from core.pictures import traversal, traversal_grid
 
