@@ -1,6 +1,7 @@
 """What every family of networks has in common once it is cut at its tap: `encode` up to it, `decode` from it on."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -43,7 +44,7 @@ class Features:
         return rows[len(rows) // 2 :] if self.guided else rows
 
 
-class Cut:
+class Cut(ABC):
     """A frozen network, cut.
 
     shares: whether what comes before the tap runs once, however often it is shifted. middle: the network's own tap.
@@ -59,21 +60,21 @@ class Cut:
         # How a block of the network is called: checkpointed, it keeps its inputs only.
         self._run: Callable[..., Any] = _call
 
+    @abstractmethod
     def encode(self, x_t: Tensor, t: Tensor, given: Given) -> Features:
         """Everything up to the tap. x_t: [N, *sample_shape], t: [N] training timesteps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
         """Everything after it, with delta_h [N or 1, *h_shape] added: the network's output [N, *sample_shape]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def middle(self) -> str:
         """The name of the tap where none is asked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def checked(self, tap: str) -> str:
         """The name of a tap that this network has. Raises UserError, with those it has."""
-        raise NotImplementedError
 
     def module(self) -> str:
         """The submodule of the network whose output is what the tap reads."""
