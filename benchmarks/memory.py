@@ -65,7 +65,7 @@ def ways(denoiser: Denoiser) -> dict[str, Denoiser]:
     return {
         "resident": lean(denoiser),
         "offloaded": offloaded(denoiser, "meta"),
-        f"over {_PARTS}": partitioned(denoiser, "meta", torch.clone, 0, _PARTS),
+        f"over {_PARTS}": partitioned(denoiser, "meta", 0, _PARTS),
     }
 
 

@@ -1,7 +1,7 @@
 """The training samples: what every method looks at, unshifted, before it finds anything."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,12 +49,15 @@ def measured_spread(
 
 @dataclass(frozen=True)
 class Pool:
-    """Training samples, drawn once, and the state from which their chains go on; on the denoiser's device."""
+    """Training samples, drawn once, and the state from which their chains go on."""
 
     seeds: range
     first: int  # the step before which the chains are
     x_t: Tensor  # [P, *sample_shape], their state there; x_T where first is 0
     x_0: Tensor  # [P, *sample_shape], where they end unshifted
+
+    def to(self, device: torch.device | str) -> "Pool":
+        return replace(self, x_t=self.x_t.to(device), x_0=self.x_0.to(device))
 
 
 def draw_pool(

@@ -33,7 +33,9 @@ from core.denoiser import Denoiser
 from core.errors import UserError
 from core.latents import Codec
 
-Gather = Callable[[Tensor], Tensor]  # the bytes [n] of this process -> those of all W processes, in order [W n]
+Bytes = Callable[[], Tensor]
+# How this process comes by its part [n] of a block -> how it comes by those of all W processes, in order [W n].
+Gather = Callable[[Bytes], Bytes]
 
 _ALIGNED = 256  # bytes: where tensors in a buffer begin, for kernels that load many numbers at once
 _PIECE = 1 << 26  # bytes pinned at a time; torch rounds each request up to a power of two
@@ -52,7 +54,7 @@ class Way:
 
     def on_meta(self) -> "Way":
         """The same where there is no data, and nobody to ask for it."""
-        return self if self.gather is None else replace(self, gather=partial(_no_data, self.world))
+        return replace(self, gather=partial(_without_data, self.world) if self.world > 1 else None)
 
 
 def offloaded(denoiser: Denoiser, device: torch.device | str) -> Denoiser:
@@ -64,12 +66,18 @@ def offloaded(denoiser: Denoiser, device: torch.device | str) -> Denoiser:
 
 
 def partitioned(
-    denoiser: Denoiser, device: torch.device | str, gather: Gather, rank: int, world: int, cpu: bool = False
+    denoiser: Denoiser,
+    device: torch.device | str,
+    rank: int,
+    world: int,
+    gather: Gather | None = None,
+    cpu: bool = False,
 ) -> Denoiser:
     """The denoiser at work on `device`, with the part number `rank` of `world` of the weights of each of its blocks.
 
-    gather: an all-gather of equal parts; cpu: the part is in the CPU's memory, so that the processes of a machine hold
-    one copy there between them. Raises UserError for a network that is not run block by block.
+    gather: an all-gather of equal parts, told once of each block; the meta device needs none. cpu: the part is in the
+    CPU's memory, so that the processes of a machine hold one copy there between them. Raises UserError for a network
+    that is not run block by block.
     """
     return _streamed(denoiser, torch.device(device), Way(cpu, rank, world, gather))
 
@@ -188,6 +196,8 @@ class _Weights:
         part = _part(self._packed(tensors), way.rank, way.world)
         self._size = len(part)
         self._pieces = list(_kept(part, device, way.cpu))
+        own = self._copied if way.cpu else partial(self._pieces.__getitem__, 0)
+        self._whole: Bytes = own if way.gather is None else way.gather(own)
 
     def _packed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """All bytes, on the device that they are on."""
@@ -199,8 +209,7 @@ class _Weights:
 
     def fetch(self) -> dict[str, Tensor]:
         """Every tensor by its name, on the device, all of them views of one buffer."""
-        part = self._copied() if self._way.cpu else self._pieces[0]
-        whole = part if self._way.gather is None else self._way.gather(part)
+        whole = self._whole()
         return {name: place.read(whole) for name, place in self._places.items()}
 
     def _copied(self) -> Tensor:
@@ -245,8 +254,14 @@ def _kept(part: Tensor, device: torch.device, cpu: bool) -> Iterator[Tensor]:
         yield piece.pin_memory() if device.type == "cuda" else piece
 
 
-def _no_data(world: int, part: Tensor) -> Tensor:
-    return part.new_empty(world * len(part))
+def _without_data(world: int, part: Bytes) -> Bytes:
+    """A gather for the meta device."""
+
+    def whole() -> Tensor:
+        own = part()
+        return own.new_empty(world * len(own))
+
+    return whole
 
 
 def _away(network: Network) -> dict[str, dict[str, Tensor]]:

@@ -19,8 +19,9 @@ from core.metrics.judges import NOBODY, Judges
 from core.pictures import traversal, traversal_grid
 from core.precision import use_precision
 from core.schedule import Schedule
-from core.streaming import offloaded
+from core.streaming import offloaded, partitioned
 from core.zoo.attributes import Attributes
+from orchestrator.crew import ALONE, Crew
 from orchestrator.spec import Sweep
 
 
@@ -37,13 +38,19 @@ class Bench:
     judges: Judges = NOBODY
 
     @classmethod
-    def load(cls, sweep: Sweep, cache: SampleCache | None = None) -> "Bench":
+    def load(cls, sweep: Sweep, cache: SampleCache | None = None, crew: Crew = ALONE) -> "Bench":
+        """crew: those over which weights are partitioned; a process alone has them in the CPU's memory instead."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        away = sweep.gradient.weights == "cpu"
+        weights = sweep.gradient.weights
         denoiser = Denoiser.from_pretrained(
-            sweep.model, use_precision(sweep.train.precision), "cpu" if away else device, **sweep.denoiser.use
+            sweep.model,
+            use_precision(sweep.train.precision),
+            device if weights == "device" else "cpu",
+            **sweep.denoiser.use,
         )
-        if away:
+        if weights == "partitioned" and crew.assembly:
+            denoiser = partitioned(denoiser, device, crew.rank, crew.world, crew.assembly.gather)
+        elif weights != "device":
             denoiser = offloaded(denoiser, device)
         elif sweep.gradient.lean:
             denoiser = lean(denoiser)

@@ -6,6 +6,7 @@ through a gloo group of its own, so that it waits on no GPU.
 
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from orchestrator.assembly import Assembly
 from orchestrator.outcome import sentence
 
 T = TypeVar("T")
@@ -28,19 +30,22 @@ def _nothing() -> None:
 class Crew:
     """One process of those that share a trial; by default the only one.
 
-    rest: called before this process waits for the first one to finish something.
+    rest: called before this process waits for the first one to finish something; assembly: how they put the weights of
+    a partitioned network together.
     """
 
     rank: int = 0
     world: int = 1
     group: Any = None
     rest: Callable[[], None] = _nothing
+    assembly: Assembly | None = None
 
     @classmethod
     def join(cls, rest: Callable[[], None] = _nothing) -> "Crew":
         """The crew of this process's torch.distributed world. Every rank has to call it."""
         rank, world = distributed.get_rank(), distributed.get_world_size()
-        return cls(rank, world, distributed.new_group(backend="gloo", timeout=_PATIENCE), rest)
+        group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        return cls(rank, world, group, rest, Assembly(group))
 
     @property
     def leads(self) -> bool:
@@ -53,12 +58,15 @@ class Crew:
         told: list[Any] = [None]
         if self.leads:
             try:
-                told = [(work(), None)]
+                with self.assembly.leading() if self.assembly else nullcontext():
+                    told = [(work(), None)]
             except Exception as error:
                 distributed.broadcast_object_list([(None, _portable(error))], 0, self.group)
                 raise
         else:
             self.rest()
+            if self.assembly:
+                self.assembly.attend()
         distributed.broadcast_object_list(told, 0, self.group)
         value: T
         value, ended = told[0]

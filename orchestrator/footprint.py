@@ -24,7 +24,7 @@ from core.lean import lean
 from core.methods import learned
 from core.precision import PRECISIONS
 from core.schedule import Schedule
-from core.streaming import offloaded
+from core.streaming import offloaded, partitioned
 from core.training_memory import drawing_bytes, pool_bytes, trained_bytes
 from orchestrator.settings import POLICIES, settings_of
 from orchestrator.spec import Sweep
@@ -109,6 +109,8 @@ def without_weights(sweep: Sweep) -> Denoiser:
     denoiser = Denoiser.without_weights(sweep.model, PRECISIONS[sweep.train.precision].dtype, **sweep.denoiser.use)
     if sweep.gradient.weights == "cpu":
         return offloaded(denoiser, "meta")
+    if sweep.gradient.weights == "partitioned":
+        return partitioned(denoiser, "meta", 0, sweep.resources.workers)
     return lean(denoiser) if sweep.gradient.lean else denoiser
 
 

@@ -74,7 +74,7 @@ def again(sweep: Sweep, found: Footprint) -> int:
     """Passes that are run again on the way back: blocks that keep no graph once more than their step, and where they
     are fetched, those of kept steps too.
     """
-    fetched = sweep.gradient.weights == "cpu"
+    fetched = sweep.gradient.weights != "device"
     times = 2 if found.gradient.by_blocks or fetched else 1
     kept = found.chain.kept if fetched else 0
     return sweep.train.iterations * sweep.train.batch * (found.again * times + kept)

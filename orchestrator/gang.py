@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ class _PassOn(UserCallback):  # type: ignore[misc]
 def _share(given: Mapping[str, Any]) -> None:
     """One process's share of a trial."""
     from core.cache import SampleCache
+    from orchestrator.bench import Bench
     from orchestrator.crew import Crew
     from orchestrator.trial import Surroundings, run_trial
 
@@ -181,8 +183,8 @@ def _share(given: Mapping[str, Any]) -> None:
     crew = Crew.join(post.watchdog.rest)
     around = Surroundings(post.shall_stop, post.moved, crew)
     cache = SampleCache(folder.cache, waiting=around.step)
-    trial = folder.trial(config["trial_id"])
-    for report in run_trial(config["parameters"], sweep, trial, cache, around, config["out_of_memory"]):
+    trial, load = folder.trial(config["trial_id"]), partial(Bench.load, crew=crew)
+    for report in run_trial(config["parameters"], sweep, trial, cache, around, config["out_of_memory"], load):
         post.watchdog.rest()
         train.report(post.told(report))
         post.watchdog.step()

@@ -18,6 +18,7 @@ from orchestrator.spec.model_use import Denoiser
 from orchestrator.spec.sections import DeepSpeed
 
 SAMPLES = 5  # configurations that are shown
+_WEIGHTS = {"cpu": "in the CPU's memory", "partitioned": "partitioned over the workers"}
 
 
 def show(
@@ -181,8 +182,8 @@ def _training(sweep: Sweep) -> dict[str, str]:
     cut = f"batch {train.batch}: {counted(workers, 'worker')} x {parts}"
     kept = "" if gradient.memory == "auto" else f", graphs of at most {gradient.memory}"
     how = ", lean denoiser" if gradient.lean else ""
-    if gradient.weights == "cpu":
-        how = ", the denoiser's weights in the CPU's memory"
+    if gradient.weights != "device":
+        how = f", the denoiser's weights {_WEIGHTS[gradient.weights]}"
     return {
         "training": f"{counted(train.iterations, 'iteration')}, {cut}",
         "precision": f"denoiser {train.precision}, trained parts {engine.precision}",

@@ -240,6 +240,7 @@ def _train(work: Work, attempt: Attempt, drawing: Drawing, asked: Mapping[str, A
                 crew.world,
                 drawing.batch,
                 bench.cache,
+                crew.lead,
             )
         if path is not None:
             engines.load(path / "engines")

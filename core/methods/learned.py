@@ -16,7 +16,8 @@ The denoiser stays frozen. The gradient of x_0' goes back through every step (co
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from core.discriminator import Discriminator
 from core.errors import NonFiniteError, UserError
 from core.gradient import FullGraph, GradientPolicy
 from core.optimiser import Group, MakeOptimiser, Optimiser, TorchOptimiser
-from core.pool import draw_pool
+from core.pool import Pool, draw_pool
 from core.provenance import provenance
 from core.randomness import generator, step_noise
 from core.reconstructor import Reconstructor
@@ -45,6 +46,7 @@ from core.shift import (
 )
 from core.step import INJECTIONS, Injection
 
+Lead = Callable[[Callable[[], Any]], Any]  # what one process works out, for all of those that share the work
 Start = Literal["flattest", "pca", "random"]
 STARTS = ("flattest", "pca", "random")
 
@@ -100,12 +102,17 @@ class Explorer(nn.Module):
         self.shift, self.reconstructor = shift, reconstructor
 
 
+def _here(work: Callable[[], Any]) -> Any:
+    return work()
+
+
 class Learner:
     """The learned method in progress. `iterate(n)` is iteration n, `directions()` the set so far.
 
     Iteration n draws its samples, directions and magnitudes from (seed, n) alone, so that a resumed run goes on exactly
     where the interrupted one stopped. `rank` of `world` takes its share of every batch. The pool is drawn `draw_batch`
-    samples at a time, or read from `cache`; what the chains do before the window is run there and never again.
+    samples at a time, or read from `cache`; what the chains do before the window is run there and never again. `lead`
+    has one of the `world` processes do that for all.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class Learner:
         world: int = 1,
         draw_batch: int = 64,
         cache: SampleCache | None = None,
+        lead: Lead = _here,
     ) -> None:
         self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
         self.micro_batch = settings.micro_batch or settings.batch // world
@@ -126,13 +134,13 @@ class Learner:
                 f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
             )
         self.rank, self.world = rank, world
-        first = schedule.inside(settings.window).index(True)
-        self.pool, h = draw_pool(denoiser, schedule, settings.pool, settings.seed, draw_batch, first, cache)
+        pool, spread, start = lead(partial(self._drawn, draw_batch, cache))
+        self.pool = pool.to(denoiser.device)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            self.explorer = self._make_explorer(h).to(denoiser.device)
+            self.explorer = self._make_explorer(spread, start).to(denoiser.device)
             self.discriminator = Discriminator(denoiser.seen_shape).to(denoiser.device)
-        self._calibrate(draw_batch)
+        self.explorer.reconstructor.load_state_dict(lead(partial(self._units, draw_batch)), strict=False)
         count = settings.batch // (self.micro_batch * world)
         shift, reconstructor = self.explorer.shift, self.explorer.reconstructor
         groups = [
@@ -145,17 +153,24 @@ class Learner:
             critic = Group(list(self.discriminator.parameters()), settings.discriminator_rate, (0.5, 0.99))
             self.critic_optimiser = make_optimiser("discriminator", self.discriminator, [critic], count)
 
-    def _make_explorer(self, h: Tensor) -> Explorer:
+    def _drawn(self, batch: int, cache: SampleCache | None) -> tuple[Pool, Tensor, Tensor | None]:
+        """The pool, the spread of h [T], and where the directions start; on the CPU."""
         settings = self.settings
+        first = self.schedule.inside(settings.window).index(True)
+        pool, h = draw_pool(self.denoiser, self.schedule, settings.pool, settings.seed, batch, first, cache)
         start = None
         if settings.start == "pca":
             start = leading_components(h, settings.directions, settings.parametrisation)
         elif settings.start == "flattest":
             start = flattest_directions(h, settings.directions, settings.parametrisation, settings.seed)
+        return pool.to("cpu"), spread_of(h), start
+
+    def _make_explorer(self, spread: Tensor, start: Tensor | None) -> Explorer:
+        settings = self.settings
         shift = ShiftControl(
             settings.directions,
             self.denoiser.h_shape,
-            spread_of(h),
+            spread,
             self.schedule.timesteps,
             settings.parametrisation,
             settings.orthonormal,
@@ -165,13 +180,17 @@ class Learner:
         return Explorer(shift, Reconstructor(self.denoiser.seen_shape, settings.directions))
 
     @torch.no_grad()
-    def _calibrate(self, batch: int) -> None:
-        """Measure once, on the first 32 samples and the directions as they start, how large differences are."""
+    def _units(self, batch: int) -> dict[str, Tensor]:
+        """How large differences are: the reconstructor's buffers, measured once, on the first 32 samples and the
+        directions as they start.
+        """
         rows = torch.arange(min(32, len(self.pool.x_0)))
         k, magnitude = self._draw(-1, len(rows))
         parts = [slice(start, start + batch) for start in range(0, len(rows), batch)]
         shifted = torch.cat([self._shifted(rows[part], k[part], magnitude[part]) for part in parts])
-        self.explorer.reconstructor.calibrate(torch.cat([self._plain(rows[part]) for part in parts]), shifted)
+        reconstructor = self.explorer.reconstructor
+        reconstructor.calibrate(torch.cat([self._plain(rows[part]) for part in parts]), shifted)
+        return {name: buffer.cpu() for name, buffer in reconstructor.named_buffers()}
 
     def _draw(self, n: int, count: int) -> tuple[Tensor, Tensor]:
         """Directions [count], two samples each, and signed magnitudes [count] in +-[floor, 1] of iteration n."""

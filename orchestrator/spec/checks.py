@@ -17,6 +17,7 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
         *_told(sweep),
         *_batches(sweep),
         *_workers(sweep),
+        *_parts(sweep),
         *_compared(sweep),
         *_kept(sweep),
         *_engine(sweep),
@@ -72,6 +73,14 @@ def _workers(sweep: Sweep) -> Iterator[Check]:
     if gpus and workers != each:
         text = complaint("does not fit the GPUs of a trial", workers, f"{each}, or null: one worker for each GPU")
         yield (("resources", "workers"), ("resources", "gpus_per_trial")), Problem(("resources", "workers"), text)
+
+
+def _parts(sweep: Sweep) -> Iterator[Check]:
+    """One worker would hold all of the weights, and copy them for nothing."""
+    path, weights = ("gradient", "weights"), sweep.gradient.weights
+    if weights == "partitioned" and sweep.resources.workers == 1:
+        text = complaint("needs workers to share them", weights, "device or cpu, or resources.workers: 2 or more")
+        yield (path, ("resources", "workers"), ("resources", "gpus_per_trial")), Problem(path, text)
 
 
 def _compared(sweep: Sweep) -> Iterator[Check]:

@@ -161,8 +161,9 @@ class Gradient(Section):
 
     `policy` auto keeps as many steps as the device holds, deepspeed is checkpoint_steps by DeepSpeed's own
     checkpointing, which moves states to the CPU; `memory` is what the graphs of the kept steps may take, at
-    most; `lean` runs the denoiser with fewer operations and saved bytes (core.lean); `weights` cpu keeps those of its
-    blocks in the CPU's memory, from where each is copied when it runs (core.streaming; such a network is not lean).
+    most; `lean` runs the denoiser with fewer operations and saved bytes (core.lean); `weights` says where those of its
+    blocks are until they run: cpu, in the CPU's memory, or partitioned, over the workers of a trial, a part on each
+    device (core.streaming; such networks are not lean).
     """
 
     policy: Annotated[
@@ -170,7 +171,7 @@ class Gradient(Section):
     ] = "auto"
     memory: Annotated[str, OrWord(Size(), ("auto",))] = "auto"
     lean: Annotated[bool, Truth()] = True
-    weights: Annotated[str, OneOf(("device", "cpu"))] = "device"
+    weights: Annotated[str, OneOf(("device", "cpu", "partitioned"))] = "device"
 
     @property
     def bytes(self) -> int | None:

@@ -27,7 +27,7 @@ from core.linearised import DecoderJacobian
 from core.memory import Ledger
 from core.randomness import step_noise
 from core.step import Injection
-from core.streaming import Streamed, _part, _Weights, offloaded, partitioned
+from core.streaming import Bytes, Streamed, _part, _Weights, offloaded, partitioned
 from core.training_memory import drawing_bytes
 from tests.contracts.conftest import USES
 from tests.families import saved
@@ -36,10 +36,17 @@ STEPS = 3
 SMALL = 14_000  # bytes: a few of the tensors that a shift and a loss are made of; a block holds a hundred times as much
 FAMILIES = ("pixel", "sd", "sdxl", "lcm", "dit", "pixart", "sd3", "flux")
 POLICIES: tuple[GradientPolicy, ...] = (FullGraph(), CheckpointSteps(), CheckpointBlocks(), KeepSteps(0))
+
+
+def _copied(part: Bytes) -> Bytes:
+    """A gather of one process."""
+    return lambda: part().clone()
+
+
 WAYS: dict[str, Callable[[Denoiser], Denoiser]] = {
     "offloaded": lambda denoiser: offloaded(denoiser, "cpu"),
-    "partitioned over one": lambda denoiser: partitioned(denoiser, "cpu", torch.clone, 0, 1),
-    "partitioned, on the CPU": lambda denoiser: partitioned(denoiser, "cpu", torch.clone, 0, 1, cpu=True),
+    "partitioned over one": lambda denoiser: partitioned(denoiser, "cpu", 0, 1, _copied),
+    "partitioned, on the CPU": lambda denoiser: partitioned(denoiser, "cpu", 0, 1, _copied, cpu=True),
 }
 Load = Callable[[str], Denoiser]
 
@@ -207,7 +214,7 @@ def test_a_model_without_weights_is_planned_as_it_will_run(load: Load) -> None:
 
 def test_a_part_is_planned_as_a_part(load: Load) -> None:
     denoiser = load("flux")
-    ways = [partitioned(denoiser.blueprint(), "meta", torch.clone, 0, world) for world in (1, 2, 4)]
+    ways = [partitioned(denoiser.blueprint(), "meta", 0, world) for world in (1, 2, 4)]
     resident = [way.weight_bytes() for way in ways]
     rest = offloaded(denoiser.blueprint(), "meta").weight_bytes()
     assert resident[1] - rest == pytest.approx((resident[0] - rest) / 2, rel=0.05)
@@ -278,11 +285,15 @@ def test_a_network_that_runs_whole_is_refused(load: Load) -> None:
         offloaded(whole.with_cut(hooked), "cpu")
 
 
-def _gather(part: Tensor) -> Tensor:
+def _gather(part: Bytes) -> Bytes:
     from torch import distributed
 
-    whole = part.new_empty(distributed.get_world_size() * len(part))
-    distributed.all_gather_into_tensor(whole, part)
+    def whole() -> Tensor:
+        own = part()
+        found = own.new_empty(distributed.get_world_size() * len(own))
+        distributed.all_gather_into_tensor(found, own)
+        return found
+
     return whole
 
 
@@ -295,7 +306,7 @@ def _process(rank: int, world: int, place: Path, names: tuple[str, ...], told: "
     for name in names:
         whole = Denoiser.from_pretrained(place / name, torch.float64, **USES[name])
         for cpu in (False, True):
-            denoiser = partitioned(whole, "cpu", _gather, rank, world, cpu)
+            denoiser = partitioned(whole, "cpu", rank, world, _gather, cpu)
             same = []
             for policy in POLICIES:
                 expected, found = (taken(one, policy, "asymmetric", 10 * rank) for one in (whole, denoiser))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from core.zoo import MODELS
 from orchestrator import cli
 from orchestrator.arguments import SHELLS
 from orchestrator.spec import Sweep
@@ -120,7 +121,7 @@ def test_what_is_not_there_gets_one_sentence(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model=./nowhere", "model './nowhere' is not there: give a built-in name (toyfaces, digits, toyfaces-latent, toyfaces-text), a folder"),
+        ("model=./nowhere", f"model './nowhere' is not there: give a built-in name ({', '.join(MODELS)}), a folder"),
         ("tracking.uri=http://127.0.0.1:9", "tracking.uri: the MLflow store http://127.0.0.1:9 does not answer"),
         ("search.directions=33", "search.directions: got 33; h of "),
         ("objectives=[{coverage: max}]", "objectives: 'coverage' needs an attribute predictor, and model "),

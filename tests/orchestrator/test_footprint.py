@@ -10,7 +10,17 @@ import torch
 
 from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepSteps
 from orchestrator import footprint as module
-from orchestrator.footprint import Case, Footprint, choose, device_bytes, footprint, heaviest, next_fitting, usable
+from orchestrator.footprint import (
+    Case,
+    Footprint,
+    choose,
+    device_bytes,
+    footprint,
+    heaviest,
+    next_fitting,
+    usable,
+    without_weights,
+)
 from orchestrator.forecast import case_of
 from orchestrator.settings import DeepSpeedSteps
 from orchestrator.spec import Sweep, parse
@@ -54,6 +64,18 @@ def test_with_room_for_everything_nothing_is_cut_or_run_again(case: Case) -> Non
     way = choose(case, HUGE)
     assert summary(way) == ("keep_steps", 16, 0, True) and way.draw_batch == 2
     assert way.chain.kept == way.steps == 20
+
+
+def test_weights_that_are_elsewhere_are_not_counted_here() -> None:
+    def held(weights: str, workers: int = 1) -> int:
+        gradient, resources = {"weights": weights, "lean": False}, {"workers": workers}
+        return without_weights(sweep_with(gradient=gradient, resources=resources)).weight_bytes()
+
+    whole, rest = held("device"), held("cpu")
+    blocks = whole - rest
+    assert blocks > 0.9 * whole
+    for workers in (2, 4):
+        assert held("partitioned", workers) - rest == pytest.approx(blocks / workers, rel=0.01)
 
 
 def test_a_smaller_micro_batch_comes_before_running_steps_again(case: Case) -> None:

@@ -15,14 +15,16 @@ from orchestrator.checkpoints import TrialFolder
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ITERATIONS = 4
+PLAIN, PARTITIONED = {"lean": False}, {"weights": "partitioned"}
 PCA = {"method": "pca", "pca.samples": 32}
 # One process of a trial, as orchestrator.gang starts it, without Ray. `stop_in` is the iteration in which the last rank
 # alone is asked to end.
 SCRIPT = """
-import json, pathlib, sys
+import functools, json, pathlib, sys
 import torch
 from torch import distributed
 from core.methods import learned
+from orchestrator.bench import Bench
 from orchestrator.checkpoints import TrialFolder
 from orchestrator.crew import Crew
 from orchestrator.outcome import Preempted
@@ -40,7 +42,7 @@ for number, given in enumerate(starts):
         "name": "a", "model": model, "method": {"choice": ["learned", "pca"]}, "sampler": {"steps": 2, "batch": 16},
         "search": {}, "budget": {"trials": 2},
         "train": {"iterations": ITERATIONS, "batch": 8, "micro_batch": 2, "pool": 32},
-        "evaluate": {"every": 2, "seeds": 6}, "gradient": {"policy": "full_graph"},
+        "evaluate": {"every": 2, "seeds": 6}, "gradient": {"policy": "full_graph", **given.get("gradient", {})},
         "resources": {"workers": world}, "deepspeed": {"zero": given["zero"]},
     })
     asked = []
@@ -49,11 +51,11 @@ for number, given in enumerate(starts):
         return iterate(self, n)
     learned.Learner.iterate = iterated
     crew = Crew.join() if world > 1 else Crew()
-    told = {"ended": "whole", "reports": []}
+    told, load = {"ended": "whole", "reports": []}, functools.partial(Bench.load, crew=crew)
     parameters = {"directions": 3, **given.get("parameters", {"method": "learned"})}
     try:
         for report in run_trial(parameters, sweep, TrialFolder(place / "trial"),
-                                around=Surroundings(lambda: bool(asked), crew=crew)):
+                                around=Surroundings(lambda: bool(asked), crew=crew), load=load):
             told["reports"].append({name: report[name] for name in ("global_step", "curve", "metrics")})
     except Preempted:
         told["ended"] = "preempted"
@@ -150,3 +152,23 @@ def test_what_does_not_train_is_found_by_one_for_all(tiny_model: Path, tmp_path:
     alone = run(tiny_model, tmp_path / "alone", {"world": 1, "parameters": PCA})
     shared = run(tiny_model, tmp_path / "shared", {"world": 2, "parameters": PCA})
     assert numbers(shared) == numbers(alone)
+
+
+@pytest.mark.parametrize("parameters", [{"method": "learned"}, PCA], ids=["learned", "pca"])
+def test_partitioned_weights_come_to_the_same_to_the_last_bit(
+    tiny_model: Path, tmp_path: Path, parameters: dict[str, Any]
+) -> None:
+    """Where all train, and where one draws and measures and the others only give their parts of the weights."""
+    given = {"world": 2, "parameters": parameters}
+    whole = run(tiny_model, tmp_path / "whole", {**given, "gradient": PLAIN})
+    parts = run(tiny_model, tmp_path / "parts", {**given, "gradient": PARTITIONED})
+    assert numbers(parts) == numbers(whole)
+    assert set_in(tmp_path / "parts").table.equal(set_in(tmp_path / "whole").table)
+
+
+def test_partitioned_weights_go_on_with_another_number_of_parts(tiny_model: Path, tmp_path: Path) -> None:
+    whole = run(tiny_model, tmp_path / "whole", {"world": 2, "gradient": PLAIN})
+    starts = {"world": 2, "stop_in": 3}, {"world": 4}
+    parts = run(tiny_model, tmp_path / "parts", *({**start, "gradient": PARTITIONED} for start in starts))
+    assert [ranks[-1]["ended"] for ranks in parts] == ["preempted", "whole"]
+    assert differs(numbers(parts), numbers(whole)) < 2e-2

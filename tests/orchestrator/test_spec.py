@@ -162,6 +162,11 @@ SENTENCES = [
         "gradient.memroy: is not a known key (got 'auto'); allowed: policy, memory, lean, weights; "
         "did you mean 'memory'?",
     ),
+    (
+        "gradient: {weights: partitioned}",
+        "gradient.weights: needs workers to share them (got 'partitioned'); allowed: device or cpu, or "
+        "resources.workers: 2 or more",
+    ),
     ("gradient: {lean: 1}", "gradient.lean: is neither true nor false (got 1); allowed: true or false"),
     ("gradient: {memory: 20}", f"gradient.memory: is not an amount of memory (got 20); allowed: {SIZE}"),
     ("gradient: {memory: lots}", f"gradient.memory: is not an amount of memory (got 'lots'); allowed: {SIZE}"),
