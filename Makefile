@@ -16,7 +16,7 @@ sweep: ops
 	orchestrate sweep sweeps/toyfaces.yaml
 
 test: ops
-	python -m pytest -q -n 2 --dist loadgroup
+	python -m pytest -q -n 2 --no-loadscope-reorder
 
 check: install
 	ruff check .

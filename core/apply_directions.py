@@ -10,6 +10,11 @@ Every exported set has a copy of it. From inside the set's folder:
 The network is the pipeline's `unet`, or its `transformer`. A direction is a name, a number, or several with a scale
 each, as in {"smile": 1.0, "yaw": -0.5}. Sets that were found with asymmetric injection (Kwon et al., arXiv 2210.10960)
 need the pipeline's scheduler too: applied(pipeline.unet, ".", "smile", asymmetric=pipeline.scheduler).
+
+Sets are found on chains that clip nothing. Where a pipeline's scheduler has clip_sample or thresholding on, as that of
+google/ddpm-celebahq-256 has, the same images need one without:
+
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
 """
 
 import json
@@ -17,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -39,7 +44,8 @@ def applied(
 
     scale: 1.0 moves images equally far for every direction of a calibrated set; signed. steps: the pipeline's number of
     inference steps where it is not the set's own; each shift is then scaled by the ratio of the two. asymmetric: the
-    pipeline's scheduler, for a shift of the predicted image alone; each step then runs the network twice.
+    pipeline's scheduler, which may not clip, for a shift of the predicted image alone; each step then runs the network
+    twice.
     """
     tensors = load_file(Path(folder) / "directions.safetensors")
     told = json.loads((Path(folder) / "directions.json").read_text())
@@ -53,19 +59,35 @@ def applied(
         parts = [own * tensors["sigma"][k, s] * tensors["table"][k, s] for k, own in rows.items()]
         return scale * ratio * torch.stack(parts).sum(dim=0, keepdim=True)
 
-    with shifted(network, shift, timesteps, asymmetric, tap=tap_of(origin), both=shifts_both(origin)):
+    with shifted(network, shift, timesteps, asymmetric, place=place_of(origin)):
         yield
 
 
-def tap_of(origin: Mapping[str, Any]) -> str:
-    """The submodule behind which a set shifts, as its provenance has it."""
-    return str(origin.get("tap", MID_BLOCK))
+class Place(NamedTuple):
+    """Where and how a set shifts a network.
+
+    tap: the submodule behind which; output: which of several outputs of it; both: whether in both halves of a batch
+    under classifier-free guidance, or in the conditional one; clock: (a, b) where the network is told a t + b for t.
+    """
+
+    tap: str = MID_BLOCK
+    output: int = -1  # text tokens come first
+    both: bool = True
+    clock: tuple[float, float] | None = None
 
 
-def shifts_both(origin: Mapping[str, Any]) -> bool:
-    """Whether a set shifts both halves of a batch under classifier-free guidance, or the conditional one."""
-    use = origin.get("use")
-    return not (isinstance(use, Mapping) and use.get("shifted") == "conditional")
+def place_of(origin: Mapping[str, Any], error: type[Exception] = ValueError) -> Place:
+    """As a set's provenance has it, which a stranger may have written: raises `error` for what cannot be."""
+    use, output, clock = origin.get("use"), origin.get("output", -1), origin.get("clock")
+    if type(output) is not int:
+        raise error(f"output: got {output!r}; allowed: the number of an output of the tap")
+    if clock is not None:
+        numbers = isinstance(clock, list | tuple) and all(type(each) in (int, float) for each in clock)
+        if not numbers or len(clock) != 2 or not all(map(math.isfinite, clock)) or not clock[0]:
+            raise error(f"clock: got {clock!r}; allowed: (a, b) of a t + b, with an a other than 0")
+        clock = float(clock[0]), float(clock[1])
+    both = not (isinstance(use, Mapping) and use.get("shifted") == "conditional")
+    return Place(str(origin.get("tap", MID_BLOCK)), output, both, clock)
 
 
 @contextmanager
@@ -75,41 +97,51 @@ def shifted(
     timesteps: Sequence[float],
     asymmetric: Any = None,
     error: type[Exception] = ValueError,
-    tap: str = MID_BLOCK,
-    both: bool = True,
+    place: Place = Place(),  # noqa: B008  # a value
 ) -> Iterator[None]:
-    """Add shift(i), [1, C, H, W], to what leaves the submodule `tap`; i is the nearest of `timesteps`.
+    """Add shift(i), [1, C, H, W], to what leaves the submodule of `place`; i is the nearest of `timesteps`.
 
     Maps [N, C, H, W] are shifted place by place, image tokens [N, L, C] one by one in the order of their grid, both all
-    alike where H and W are 1. both: False shifts the conditional half of a batch under classifier-free guidance only.
-    The hooks go, whatever happens inside.
+    alike where H and W are 1. The hooks go, whatever happens inside.
     """
-    module = dict(network.named_modules()).get(tap)
+    module = dict(network.named_modules()).get(place.tap) if isinstance(network, nn.Module) else None
     if module is None:
-        raise error(f"a {type(network).__name__} has no {tap} to shift: give the pipeline's unet, or its transformer")
+        kind = type(network).__name__
+        raise error(f"a {kind} has no {place.tap} to shift: give the pipeline's unet, or its transformer")
     if asymmetric is not None and type(asymmetric).__name__ not in _MIXED:
         raise error(f"asymmetric: got a {type(asymmetric).__name__}; allowed: {', '.join(_MIXED)}, with eta 0")
+    if asymmetric is not None and (clips := [name for name in _CLIPS if asymmetric.config.get(name)]):
+        kind = type(asymmetric).__name__
+        raise error(
+            f"asymmetric: the scheduler has {' and '.join(clips)} on, with which a step is no sum to be mixed: set "
+            f"pipeline.scheduler = {kind}.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)"
+        )
     now = {"timestep": 0.0, "shifts": True}
     # Flux is told thousandths; DiT's pipeline has the conditional half first, all others second.
     kind = type(network).__name__
-    unit, first = 1000.0 if kind.startswith("Flux") else 1.0, kind.startswith("DiT")
+    pace, zero = place.clock or ((0.001, 0.0) if kind.startswith("Flux") else (1.0, 0.0))
+    first = kind.startswith("DiT")
 
     def remember_timestep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         told = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        now["timestep"] = unit * float(torch.as_tensor(told).reshape(-1)[0])
+        now["timestep"] = (float(torch.as_tensor(told).reshape(-1)[0]) - zero) / pace
 
     def add_shift(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
         nearest = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - now["timestep"]))
         delta_h = shift(nearest) if now["shifts"] else None
         if delta_h is None:
             return output
-        h = output if isinstance(output, Tensor) else output[-1]  # text tokens come first
+        parts = [output] if isinstance(output, Tensor) else list(output)
+        number = 0 if isinstance(output, Tensor) else place.output
+        if not -len(parts) <= number < len(parts):
+            raise error(f"output: got {number}; {place.tap} gives {len(parts)} outputs")
+        h = parts[number]
         delta = _laid_out(delta_h, h, error)
-        if not both:
+        if not place.both:
             rows = torch.arange(len(h), device=h.device) < len(h) // 2
             delta = delta * (rows if first else ~rows).reshape(-1, *[1] * (h.ndim - 1)).to(delta)
-        moved = h + delta.to(h)
-        return moved if isinstance(output, Tensor) else (*output[:-1], moved)
+        parts[number] = h + delta.to(h)
+        return parts[0] if isinstance(output, Tensor) else tuple(parts)
 
     def mix(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not now["shifts"]:
@@ -183,4 +215,5 @@ def _of_flow(scheduler: Any, t: float) -> tuple[Level, Level, str]:
     return (1 - s, s), (1 - s_prev, s_prev), "v_prediction"  # a flow's velocity enters a step as v does
 
 
+_CLIPS = ("clip_sample", "thresholding")  # what makes a step other than a sum, where a scheduler has it on
 _MIXED = {"DDIMScheduler": _of_ddim, "FlowMatchEulerDiscreteScheduler": _of_flow}

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 
-from core.errors import UserError
+from core.errors import ModelError, UserError
 from core.quiet import quiet_diffusers
 
 
@@ -19,7 +19,7 @@ def class_of(config: Mapping[str, Any]) -> Any:
 def own_shape(network: Any, size: int | None = None, factor: int = 1) -> tuple[int, int, int]:
     """(C, H, W) of x_t: as the model has it, or for square images of `size` pixels, `factor` of them a place.
 
-    Raises UserError for a size that the network cannot draw.
+    Raises UserError for a size that the network cannot draw, and where there is none.
     """
     config, kind = network.config, type(network).__name__
     flux = kind == "FluxTransformer2DModel"
@@ -29,9 +29,18 @@ def own_shape(network: Any, size: int | None = None, factor: int = 1) -> tuple[i
         if size < unit or size % unit:
             raise UserError(f"size: got {size}; this model draws squares of {unit}, {2 * unit}, {3 * unit} ... pixels")
         return channels, size // factor, size // factor
-    own = 128 if flux else config["sample_size"]  # Flux's pipeline has the size, not its network
-    height, width = (own, own) if isinstance(own, int) else own
-    return channels, int(height), int(width)
+    return channels, *_sides(128 if flux else config["sample_size"])  # Flux's pipeline has the size, not its network
+
+
+def _sides(told: object) -> tuple[int, int]:
+    """Height and width, of a configuration's sample_size."""
+    if told is None:
+        raise UserError("size: the model's configuration names none: give the side of its images in pixels")
+    sides = told if isinstance(told, list | tuple) else (told, told)
+    if len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
+        raise ModelError(f"the model's configuration has the sample_size {told!r}; allowed: a whole number, or two")
+    height, width = sides
+    return height, width
 
 
 def _unit(network: Any) -> int:
@@ -45,10 +54,19 @@ def empty_network(network: Any, dtype: torch.dtype = torch.float32) -> Any:
     """A network, or that of a configuration, on the meta device: every shape, and no data."""
     config = network if isinstance(network, Mapping) else getattr(network, "config", None)
     if config is None:
-        empty = copy.deepcopy(network).to("meta")
+        empty = _hollow(network)
     else:
         kind = class_of(config) if isinstance(network, Mapping) else type(network)
         with torch.device("meta"), quiet_diffusers():
             empty = kind.from_config(config)
     torch.nn.Module.to(empty, dtype=dtype)
     return empty.eval().requires_grad_(False)
+
+
+def _hollow(network: torch.nn.Module) -> torch.nn.Module:
+    """The network's modules around tensors without data; what it has is not copied on the way."""
+    replaced: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        moved = tensor.detach().to("meta")
+        replaced[id(tensor)] = torch.nn.Parameter(moved, False) if isinstance(tensor, torch.nn.Parameter) else moved
+    return copy.deepcopy(network, replaced)

@@ -88,6 +88,9 @@ def _check(denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: str, st
         raise UserError(
             f"x has shape {list(x.shape)}; model '{denoiser.name}' draws [N, {str(denoiser.sample_shape)[1:-1]}]"
         )
+    for what, given in (("x", x), ("step_noise", step_noise)):
+        if given is not None and given.device != denoiser.device:
+            raise UserError(f"{what} is on {given.device}; model '{denoiser.name}' is on {denoiser.device}")
     if injection not in INJECTIONS:
         raise UserError(f"injection: got '{injection}'; allowed: {', '.join(INJECTIONS)}")
     if schedule.stochastic and step_noise is None:

@@ -20,6 +20,7 @@ from core.cuts import Cut, Features, cut_of, halved
 from core.cuts.transformer import TransformerCut
 from core.errors import ModelError, UserError, first_line
 from core.latents import Codec
+from core.origin import GROUP
 from core.pretrained import (
     codec_factor,
     combined_digest,
@@ -28,11 +29,13 @@ from core.pretrained import (
     load_codec,
     load_network,
     load_scheduler,
-    read_config,
+    network_alone,
+    refuse_incomplete,
     refuse_unsupported,
     weight_digest,
 )
-from core.prompts import condition_of, text_length, unknown_condition
+from core.prompts import check_use, condition_of, text_length, unknown_condition
+from core.samplers import as_run
 from core.use import Use
 
 
@@ -56,20 +59,22 @@ class Denoiser:
         use: Use | None = None,
         sample_shape: tuple[int, int, int] | None = None,
     ) -> None:
-        """network: of diffusers, or with a `cut` any; condition: what it is told; codec: of a latent model.
+        """network: of diffusers, or with a `cut` any; condition: what it is told; codec: of a latent model. Of the
+        scheduler the noise is taken (core.samplers).
 
         Raises ModelError where the parts cannot be used, UserError for a tap or form that the network has not.
         """
         self.use = use or Use()
-        refuse_unsupported(network, scheduler, name)
+        if cut is None:
+            refuse_unsupported(network, name)
         self.network = network.eval().requires_grad_(False)
         self.cut = cut or cut_of(network, self.use.tap, self.use.form)  # type: ignore[arg-type]  # checked by the tap
-        self.scheduler, self.name, self.codec = scheduler, name, codec
+        self.scheduler, self.name, self.codec = as_run(scheduler, name), name, codec
         self.condition = (condition or unknown_condition(network, self.use)).to(self.cut.device)
         self.digest = digest or weight_digest(network)
-        self.sample_shape = sample_shape or own_shape(network)
+        self.sample_shape = sample_shape or (codec.sample_shape if codec else own_shape(network, self.use.size))
         if not self.cut.tap.channels:
-            self.cut.look(self._on_meta(), self.sample_shape, self.condition.plain().to("meta").rows(1))
+            self.cut.look(self._on_meta(), self.sample_shape, self.condition.plain().rows(1), name)
         self.listeners: list[Callable[[], object]] = []  # told of every pass that begins
         self._blueprints: dict[torch.dtype, Denoiser] = {}
 
@@ -83,16 +88,18 @@ class Denoiser:
     ) -> "Denoiser":
         """Load a built-in name, a diffusers folder, or a hub id ("id@revision" pins it); safetensors only.
 
-        use: how, as core.use.Use has it: tap, form, prompts, negative_prompt, classes, guidance, shifted, size.
+        use: how, as core.use.Use has it: tap, form, prompts, negative_prompt, classes, guidance, shifted, size, space.
         Raises ModelError, in one sentence, where the model is missing, incomplete, or of a kind that has no cut.
 
         A package may register models of its own, of any kind (docs/models.md).
         """
-        if own := registered(str(model), Use(**use), dtype, device):
+        if own := registered(str(model), Use.of(use), dtype, device):
             return own
-        asked, found = Use(**use), find_model(model)
+        asked, found = Use.of(use), find_model(model)
         network, *digests = load_network(found, dtype)
         scheduler = load_scheduler(found)
+        refuse_unsupported(network, found.name)
+        refuse_incomplete(found)
         shape = own_shape(network, asked.size, codec_factor(found))
         codec = None
         if (loaded := load_codec(found, shape, dtype)) is not None:
@@ -111,10 +118,12 @@ class Denoiser:
 
         Reads, or downloads, nothing but configuration files. Raises ModelError as `from_pretrained` does.
         """
-        if own := registered(str(model), Use(**use), dtype, "cpu"):
+        if own := registered(str(model), Use.of(use), dtype, "cpu"):
             return own.blueprint(dtype)
-        asked, found = Use(**use), find_model(model, weights=False)
-        network, scheduler = empty_network(read_config(found, weights=False), dtype), load_scheduler(found)
+        asked, found = Use.of(use), find_model(model, weights=False)
+        network, scheduler = network_alone(found, dtype), load_scheduler(found)
+        refuse_unsupported(network, found.name)
+        check_use(network, asked, found.name)
         shape = own_shape(network, asked.size, codec_factor(found))
         return cls(
             network,
@@ -253,11 +262,11 @@ class Denoiser:
         return images if self.codec is None else self.codec.x_0(images)
 
 
-GROUP = "h_space.models"  # of entry points: a model's name -> load(dtype, device, use) -> Denoiser
-
-
 def registered(name: str, use: Use, dtype: torch.dtype, device: str | torch.device) -> Denoiser | None:
-    """The model that an installed package registers under this name, if one does. Raises ModelError where it fails."""
+    """The model that an installed package registers under this name, if one does.
+
+    Raises ModelError where it fails, UserError where it is not used as was asked.
+    """
     found = entry_points(group=GROUP, name=name)
     if not found:
         return None
@@ -267,5 +276,11 @@ def registered(name: str, use: Use, dtype: torch.dtype, device: str | torch.devi
         raise
     except Exception as error:
         raise ModelError(f"model '{name}' of an installed package cannot be loaded: {first_line(error)}") from error
-    denoiser.name, denoiser.use = name, use
+    asked, own = use.to_json(), denoiser.use.to_json()
+    if ignored := [field for field, value in asked.items() if own.get(field) != value]:
+        raise UserError(
+            f"{', '.join(ignored)}: model '{name}' of an installed package does not say that it is used so: its load "
+            "has to heed the use that it is told, and give it to its Denoiser"
+        )
+    denoiser.name = name
     return denoiser

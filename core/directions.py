@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from core.apply_directions import shifted, shifts_both, tap_of
+from core.apply_directions import place_of, shifted
 from core.chain import Shift
 from core.dials import Dial
 from core.errors import DirectionSetError
@@ -147,13 +147,13 @@ class DirectionSet:
         direction: a number, a name, or several with a scale each, as in `shift`.
         steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
         scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. asymmetric: the pipeline's
-        scheduler (DDIM, or a flow's), where its predicted image alone is to be shifted; None: symmetric injection, with
-        any sampler.
+        scheduler (DDIM, or a flow's, that does not clip), where its predicted image alone is to be shifted; None:
+        symmetric injection, with any sampler.
         The hooks go in any case.
         """
         shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
-        tap, both = tap_of(self.provenance), shifts_both(self.provenance)
-        with shifted(network, shift, self.timesteps, asymmetric, DirectionSetError, tap, both):
+        place = place_of(self.provenance, DirectionSetError)
+        with shifted(network, shift, self.timesteps, asymmetric, DirectionSetError, place):
             yield
 
     def within(self, window: tuple[int, int] | None) -> "DirectionSet":

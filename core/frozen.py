@@ -81,12 +81,13 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 
 
 def _dense(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor without gaps, in the order of memory that `like` has: what torch's normalisation kernels take.
+    """The tensor without gaps, in the order of memory that torch's normalisation kernels take: a CPU's that of `like`,
+    any other device's channels first.
 
     Of a single sample the stride between samples says nothing, and the kernels look at it all the same.
     """
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-    last = last and like.stride(0) == like[0].numel()
+    last = last and like.stride(0) == like[0].numel() and like.device.type == "cpu"
     return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

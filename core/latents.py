@@ -2,6 +2,9 @@
 
     images = decoder(x_0 / scaling_factor + shift_factor)        x_0 = (encoder(images) - shift_factor) * scaling_factor
 
+or, of autoencoders that know mean and deviation of each channel of their latents, with the deviation over
+scaling_factor, and the mean;
+
 with AutoencoderKL (whose mean is taken) and with VQModel (which quantises when it decodes). Frozen; differentiable, by
 running each part again on the way back, so that no more than one part's graph is ever held.
 """
@@ -40,6 +43,11 @@ class Codec:
     def kind(self) -> str:
         return type(self.network).__name__
 
+    @property
+    def scaling(self) -> float:
+        """By how much latents are made larger for the denoiser."""
+        return float(self.network.config.get("scaling_factor") or 1)
+
     def tensors(self) -> list[Tensor]:
         return [*self.network.parameters(), *self.network.buffers()]
 
@@ -65,15 +73,21 @@ class Codec:
         return torch.cat(again)
 
     def _decode(self, x_0: Tensor) -> Tensor:
-        latents = x_0 / self._number("scaling_factor", 1.0) + self._number("shift_factor", 0.0)
-        images: Tensor = self.network.decode(latents.to(self.network.dtype), return_dict=False)[0]
+        scaling, shift = self._units(x_0)
+        images: Tensor = self.network.decode((x_0 / scaling + shift).to(self.network.dtype), return_dict=False)[0]
         return images.to(x_0.dtype)
 
     def _encode(self, images: Tensor) -> Tensor:
         found = self.network.encode(images.to(self.network.dtype), return_dict=False)[0]
         latents: Tensor = (found if isinstance(found, Tensor) else found.mode()).to(images.dtype)
-        return (latents - self._number("shift_factor", 0.0)) * self._number("scaling_factor", 1.0)
+        scaling, shift = self._units(latents)
+        return (latents - shift) * scaling
 
-    def _number(self, name: str, default: float) -> float:
-        value = self.network.config.get(name)
-        return default if value is None else float(value)
+    def _units(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """(scaling, shift) between x_0 and the decoder's latents."""
+        config = self.network.config
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or deviation is None:
+            return self.scaling, float(config.get("shift_factor") or 0)
+        mean, deviation = (torch.tensor(each, device=like.device, dtype=like.dtype) for each in (mean, deviation))
+        return (self.scaling / deviation)[:, None, None], mean[:, None, None]

@@ -62,10 +62,12 @@ class SharedFeatures(UNetFeatures):
 
 
 def lean(denoiser: Denoiser) -> Denoiser:
-    """The denoiser with the savings above, if it has not got them yet and is a UNet whose weights are at hand; another
-    as it is.
+    """The denoiser with the savings above, if it has not got them yet and is a UNet whose weights are at hand and whose
+    maps halve without a rest; another as it is.
     """
     if isinstance(denoiser.cut, LeanUNet | Streamed) or not isinstance(denoiser.cut, UNetCut):
+        return denoiser
+    if denoiser.cut.uneven(denoiser.sample_shape):
         return denoiser
     return denoiser.with_cut(LeanUNet.of(denoiser.cut))
 

@@ -70,8 +70,9 @@ def grid(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), 
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """[1 or 3, H, W] in [-1, 1] -> RGB picture."""
-    pixels = ((image.float().cpu().expand(3, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
+    """[C, H, W] in [-1, 1] -> RGB picture: of three channels, the first three of more, or the first alone."""
+    shown = image[: 3 if len(image) >= 3 else 1].float().cpu()
+    pixels = ((shown.expand(3, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

@@ -39,7 +39,7 @@ def measured_spread(
     total: Tensor | None = None
     squares: Tensor | None = None
     for part in draw_h(denoiser, schedule, seeds, batch, cache):
-        h = part.double().cpu()
+        h = part.cpu().double()
         total = h.sum(1) + (0 if total is None else total)
         squares = h.square().flatten(1).sum(1) + (0 if squares is None else squares)
     assert total is not None and squares is not None
@@ -77,7 +77,7 @@ def draw_pool(
     h = torch.empty(len(schedule), size, *denoiser.h_shape)
     states, images, done = [], [], 0
     for part in draw(denoiser, schedule, seeds, (state, IMAGES, H), batch, cache):
-        h[:, done : done + len(part[IMAGES])] = part[H].float().cpu()
+        h[:, done : done + len(part[IMAGES])] = part[H].cpu().float()
         done += len(part[IMAGES])
         states.append(part[state])
         images.append(part[IMAGES])

@@ -5,12 +5,12 @@ safetensors only, and only what the package can open; everything else is refused
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
@@ -18,22 +18,25 @@ from torch import Tensor
 
 from core.architecture import class_of, empty_network
 from core.cuts import CUTS
+from core.cuts.transformer import TransformerCut
 from core.errors import ModelError, first_line
+from core.hub import download
 from core.latents import Codec
+from core.origin import at_path, origin_of
 from core.quiet import quiet_diffusers
-from core.single_file import unpacked
-from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
-
-_WEIGHTS = "diffusion_pytorch_model"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_NETWORKS = ("unet", "transformer")  # where a pipeline keeps what denoises
-_CODECS = ("vae", "vqvae")
-# Their noise is not that of diffusion with a cumulative alpha, nor of a flow in one straight piece.
-_OTHER_NOISE = ("ScoreSde", "KarrasVe", "EDM", "CMStochastic", "VQDiffusion", "UnCLIP", "FlowMatchHeun", "FlowMatchLCM")
-_CONVERT = (
-    'python -c "from diffusers import DiffusionPipeline as P; '
-    "P.from_pretrained('{0}', use_safetensors=False).save_pretrained('{0}-safetensors')\""
+from core.samplers import PLAIN, as_run, refuse_kind
+from core.single_file import configured_as, unpacked, unpacked_before
+from core.weights import (
+    CODECS,
+    NETWORKS,
+    PICKLES,
+    TRANSFORMERS_WEIGHTS,
+    WEIGHTS,
+    only_pickles,
+    weight_files,
+    weights_at,
 )
+from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
 
 
 @dataclass(frozen=True)
@@ -46,76 +49,49 @@ class Found:
     @property
     def network(self) -> Path:
         """The folder of the network; older models keep it at the root."""
-        return next((self.folder / part for part in _NETWORKS if (self.folder / part).is_dir()), self.folder)
+        return next((self.folder / part for part in NETWORKS if (self.folder / part).is_dir()), self.folder)
 
     @property
     def codec(self) -> Path | None:
         """The folder of the autoencoder, of a latent model."""
-        return next((self.folder / part for part in _CODECS if (self.folder / part).is_dir()), None)
+        return next((self.folder / part for part in CODECS if (self.folder / part).is_dir()), None)
+
+    @property
+    def variant(self) -> str | None:
+        """What diffusers calls the weights of text encoders that are there in half precision alone."""
+        stored = [weights_at(part, TRANSFORMERS_WEIGHTS) for part in self.folder.glob("text_encoder*")]
+        return "fp16" if any(".fp16" in file.name for file in stored if file) else None
 
 
 def find_model(model: str | Path, weights: bool = True) -> Found:
     """The folder that holds a built-in name, a local folder, a single file, or a hub id (downloaded once).
 
-    "id@revision" is a hub id at a branch, tag or commit. Without `weights` nothing but configuration files is
-    downloaded, and of the models whose configuration this package has, nothing at all.
+    "id@revision" is a hub id at a branch, tag or commit. Without `weights` nothing but configuration files is read or
+    downloaded, and of the models whose configuration this package has, nothing at all. A single file that is not
+    unpacked yet then has the configuration that it would get.
     """
-    name = str(model)
+    name, there = str(model), at_path(str(model))
     if name in MODELS:
         return Found(name, model_folder(name))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Found(name, folder)
-    if folder.is_file():
-        return Found(name, unpacked(folder))
-    hub_id, _, revision = name.partition("@")
-    if folder.is_absolute() or hub_id.count("/") != 1 or name.startswith(".") or (revision == "" and "@" in name):
+    if there == "folder":
+        return Found(name, Path(name).expanduser())
+    if there == "file":
+        path = Path(name).expanduser()
+        return Found(name, unpacked(path) if weights else unpacked_before(path) or _of_hub(configured_as(path), False))
+    if origin_of(name) != "hub":
         raise ModelError(
             f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
             "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "
             "@REVISION pins it"
         )
+    return Found(name, _of_hub(name, weights))
+
+
+def _of_hub(name: str, weights: bool) -> Path:
+    hub_id, _, revision = name.partition("@")
     if not weights and hub_id in ARCHITECTURES:
-        return Found(name, architecture_folder(hub_id))
-    return Found(name, _download(hub_id, revision or None, weights))
-
-
-def _download(hub_id: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    # google/ddpm-* keep the UNet at the repository's root, later models in folders.
-    patterns = ["*.json", "*/*.json", "tokenizer*/*"]
-    if weights:
-        patterns += [f"{_WEIGHTS}.safetensors", f"*/{_WEIGHTS}*.safetensors", "text_encoder*/*.safetensors"]
-    try:
-        ignored = ["*.fp16.*", "*non_ema*"]
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
-    except Exception as error:  # the hub client has a dozen exception types; the user has one problem
-        what = f"{hub_id} at revision {revision}" if revision else hub_id
-        raise ModelError(_unreachable(what, error)) from error
-
-
-def _unreachable(what: str, error: Exception) -> str:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    told = f"model '{what}' is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
-    if isinstance(error, GatedRepoError):
-        return f"model '{what}' is gated: ask for access on its page of the hub, then `hf auth login` here"
-    if isinstance(error, RevisionNotFoundError):
-        return f"model '{what}': the hub has no such revision; give a branch, a tag or a commit after @"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{told}no such model, or a private one: check the spelling and your access"
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-        return (
-            f"{told}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
-        )
-    return f"{told}check the spelling, your access and the network, or give a local folder"
+        return architecture_folder(hub_id)
+    return download(hub_id, revision or None, weights)
 
 
 def weight_digest(network: torch.nn.Module, *others: torch.nn.Module) -> str:
@@ -146,26 +122,55 @@ def load_network(found: Found, dtype: torch.dtype) -> tuple[Any, str]:
     return _loaded(found, found.network, config, dtype)
 
 
+def network_alone(found: Found, dtype: torch.dtype) -> Any:
+    """The network's architecture, without its weights."""
+    return _empty(found, found.network, read_config(found, weights=False), dtype)
+
+
 def load_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Codec, str] | None:
     """The autoencoder of a latent model and its digest; None for a pixel model."""
     if found.codec is None:
         return None
-    config = _checked_config(found, found.codec, weights=True)
+    config = _codec_config(found, found.codec, weights=True)
     network, digest = _loaded(found, found.codec, config, _codec_dtype(config, dtype))
-    return Codec(network, sample_shape), digest
+    return _codec(found, network, sample_shape), digest
 
 
 def empty_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> Codec | None:
     """The autoencoder's architecture alone."""
     if found.codec is None:
         return None
-    config = _checked_config(found, found.codec, weights=False)
-    return Codec(empty_network(config, _codec_dtype(config, dtype)), sample_shape)
+    config = _codec_config(found, found.codec, weights=False)
+    return _codec(found, _empty(found, found.codec, config, _codec_dtype(config, dtype)), sample_shape)
 
 
 def codec_factor(found: Found) -> int:
     """How many pixels across a sample's place stands for: 1 for a pixel model."""
-    return 1 if found.codec is None else Codec.factor(_checked_config(found, found.codec, weights=False))
+    return 1 if found.codec is None else Codec.factor(_codec_config(found, found.codec, weights=False))
+
+
+def _codec_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
+    """An autoencoder's configuration.
+
+    A VQModel that was saved before it had a scale was trained without one; diffusers takes that of Stable Diffusion.
+    """
+    config = _checked_config(found, part, weights)
+    _refuse_silent(found, config, "block_out_channels")
+    return {"scaling_factor": 1.0, **config} if config["_class_name"] == "VQModel" else config
+
+
+def _codec(found: Found, network: Any, sample_shape: tuple[int, int, int]) -> Codec:
+    _refuse_silent(found, {**network.config, "_class_name": type(network).__name__}, "out_channels")
+    return Codec(network, sample_shape)
+
+
+def _refuse_silent(found: Found, config: Mapping[str, Any], needed: str) -> None:
+    """Raises ModelError for an autoencoder that does not say how large its images are."""
+    if not config.get(needed):
+        raise ModelError(
+            f"model '{found.name}' has a {config['_class_name']} whose configuration names no {needed}: autoencoders "
+            "are supported that do, such as AutoencoderKL and VQModel"
+        )
 
 
 def _codec_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
@@ -177,9 +182,14 @@ def _loaded(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.
     try:
         with init_empty_weights(include_buffers=False), quiet_diffusers():  # a buffer may be computed, and in no file
             network = class_of(config).from_config(config)
-        stored = {name: weight for file in _weight_files(folder) for name, weight in load_file(file).items()}
+        stored = {name: weight for file in weight_files(folder) for name, weight in load_file(file).items()}
         network._fix_state_dict_keys_on_load(stored)  # published models have the old names of attention's parts
-        stored = {name: stored[name] for name in network.state_dict() if name in stored}
+        expected = network.state_dict()
+        stored = {name: stored[name] for name in expected if name in stored}
+        for name, weight in stored.items():
+            if weight.shape != expected[name].shape:
+                shapes = f"{list(weight.shape)}, and by its configuration {list(expected[name].shape)}"
+                raise ValueError(f"{name} is of shape {shapes}")
         cast = {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in stored.items()}
         missing = network.load_state_dict(cast, strict=False, assign=True).missing_keys
         if missing:
@@ -189,12 +199,13 @@ def _loaded(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.
         raise ModelError(f"model '{found.name}' cannot be read from {folder}: {first_line(error)}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """One file, or all that an index names."""
-    index = folder / f"{_WEIGHTS}.safetensors.index.json"
-    if not index.is_file():
-        return [folder / f"{_WEIGHTS}.safetensors"]
-    return [folder / Path(name).name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+def _empty(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    try:
+        return empty_network(config, dtype)
+    except Exception as error:
+        raise ModelError(
+            f"model '{found.name}' cannot be built as {folder / 'config.json'} has it: {first_line(error)}"
+        ) from error
 
 
 def read_config(found: Found, weights: bool = True) -> dict[str, Any]:
@@ -211,22 +222,39 @@ def read_config(found: Found, weights: bool = True) -> dict[str, Any]:
 
 def _checked_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
     """The configuration of a part, beside which its weights have to be."""
-    names = [f"{_WEIGHTS}.safetensors"]
-    there = [part / names[0], part / f"{names[0]}.index.json"]
     missing = [] if (part / "config.json").is_file() else ["config.json"]
-    if weights and not any(file.is_file() for file in there):
-        pickled = sorted(file.name for file in part.glob("*") if file.suffix in _PICKLES)
-        if pickled and not missing:
-            raise ModelError(
-                f"model '{found.name}' has only {', '.join(pickled)} in {part}, and pickles are not read: they can run "
-                f"code; if you trust it, convert it once: {_CONVERT.format(found.folder)}"
-            )
-        missing += names
+    if weights and weights_at(part) is None:
+        if (pickled := _pickled(part)) and not missing:
+            raise ModelError(only_pickles(found.name, pickled, f"in {part}", found.folder))
+        missing.append(f"{WEIGHTS}.safetensors")
     if missing:
-        raise ModelError(
-            f"model '{found.name}' is incomplete: {part} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
-        )
+        raise _incomplete(found, part, missing)
     return _current(_read_json(part / "config.json", found.name))
+
+
+def _incomplete(found: Found, where: Path, missing: Iterable[str]) -> ModelError:
+    return ModelError(
+        f"model '{found.name}' is incomplete: {where} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
+    )
+
+
+def refuse_incomplete(found: Found) -> None:
+    """Raises ModelError where tokenizers or text encoders that the model's index names are not there to be read."""
+    try:
+        index = json.loads((found.folder / "model_index.json").read_text()).items()
+    except (OSError, ValueError, AttributeError):  # whoever needs it says so
+        return
+    listed = [name for name, kind in index if isinstance(kind, list) and any(kind)]
+    named = [name for name in listed if name.startswith(("tokenizer", "text_encoder"))]
+    if missing := [f"{name}/" for name in named if not (found.folder / name).is_dir()]:
+        raise _incomplete(found, found.folder, missing)
+    for part in (found.folder / name for name in named if name.startswith("text_encoder")):
+        if weights_at(part, TRANSFORMERS_WEIGHTS) is None and (pickled := _pickled(part)):
+            raise ModelError(only_pickles(found.name, pickled, f"in {part}", found.folder))
+
+
+def _pickled(part: Path) -> list[str]:
+    return sorted(file.name for file in part.glob("*") if file.suffix in PICKLES)
 
 
 def _current(config: dict[str, Any]) -> dict[str, Any]:
@@ -238,55 +266,68 @@ def _current(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_scheduler(found: Found) -> Any:
-    """The scheduler as this package runs it: DDIM for diffusion, and consistency models and flows as themselves."""
+    """The scheduler as this package runs it (core.samplers)."""
     part = found.folder / "scheduler" if (found.folder / "scheduler").is_dir() else found.folder
     if not (part / "scheduler_config.json").is_file():
         raise ModelError(f"model '{found.name}' is incomplete: {part} lacks scheduler_config.json")
     told = _read_json(part / "scheduler_config.json", found.name)
-    kind = told["_class_name"]
-    if kind.startswith(_OTHER_NOISE):
-        raise ModelError(
-            f"model '{found.name}' has a {kind}; only diffusion with a cumulative alpha (DDPM and its samplers), "
-            "consistency models (LCM) and flow matching (Euler) are supported"
-        )
-    if odd := next((name for name in ("stochastic_sampling", "invert_sigmas") if told.get(name)), None):
-        raise ModelError(f"model '{found.name}' has a flow with {odd}, which is not supported")
-    own = kind if kind in ("FlowMatchEulerDiscreteScheduler", "LCMScheduler") else "DDIMScheduler"
-    # A clipped x_0 is not differentiable where it matters, and both papers' code turns clipping off.
-    plain = {} if own.startswith("Flow") else {"clip_sample": False, "thresholding": False}
+    refuse_kind(told["_class_name"], found.name)
     try:
-        with quiet_diffusers():
-            return getattr(diffusers, own).from_pretrained(part, **plain)
+        with quiet_diffusers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of diffusers' own code, where a class fills its tables
+            scheduler = class_of(told).from_pretrained(part, **PLAIN)
     except Exception as error:
         raise ModelError(
             f"model '{found.name}': the scheduler in {part} cannot be read: {first_line(error)}"
         ) from error
+    return as_run(scheduler, found.name)
 
 
 def _read_json(config: Path, name: str) -> dict[str, Any]:
     try:
         read: dict[str, Any] = json.loads(config.read_text())
-        read["_class_name"]
+        if not isinstance(read["_class_name"], str):
+            raise TypeError
         return read
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model '{name}': {config} is not a diffusers configuration") from error
 
 
-def refuse_unsupported(network: Any, scheduler: Any, name: str) -> None:
-    """What a configuration alone does not show to be a network that denoises."""
-    prediction = scheduler.config.get("prediction_type", "flow")
-    if prediction not in ("epsilon", "v_prediction", "sample", "flow"):
-        raise ModelError(f"model '{name}' predicts '{prediction}'; allowed: epsilon, v_prediction, sample, or a flow")
-    if not type(network).__name__.startswith("UNet2D"):
+def refuse_unsupported(network: Any, name: str) -> None:
+    """Raises ModelError for a network of a known kind that its kind's cut cannot draw with by itself."""
+    if type(network).__name__ in CUTS:
+        _refuse_channels(network, name)
+    if type(network).__name__.startswith("UNet2D"):
+        _refuse_unets(network, name)
+
+
+def _refuse_channels(network: Any, name: str) -> None:
+    """A network draws by itself if it gives what it takes; a transformer's predicted variance is left out."""
+    takes = network.config["in_channels"]
+    gives = network.config["out_channels"] or takes
+    varies = gives == 2 * takes
+    if gives == takes or (varies and CUTS[type(network).__name__] is TransformerCut):
         return
+    if varies:
+        raise ModelError(
+            f"model '{name}' takes {takes} channels and gives {gives}: it predicts a variance beside the noise "
+            "(learned variance), and only UNets that predict the noise alone are supported"
+        )
+    raise ModelError(
+        f"model '{name}' takes {takes} channels and gives {gives}: it needs an image to begin with (inpainting, "
+        "upscaling), and only models that draw by themselves are supported"
+    )
+
+
+def _refuse_unets(network: Any, name: str) -> None:
     if network.mid_block is None:
         raise ModelError(f"model '{name}' has no mid block, hence no h")
-    if network.config["in_channels"] != network.config["out_channels"]:
-        raise ModelError(
-            f"model '{name}' takes {network.config['in_channels']} channels and gives "
-            f"{network.config['out_channels']}: it needs an image to begin with (inpainting, upscaling), and only "
-            "models that draw by themselves are supported"
-        )
     blocks = [*network.down_blocks, *network.up_blocks]
     if network.config["time_embedding_type"] == "fourier" or any(hasattr(block, "skip_conv") for block in blocks):
         raise ModelError(f"model '{name}' is a score-SDE network (NCSN++): only DDPM-type UNets are supported")
+    told = network.config["class_embed_type"] or "number"
+    if network.class_embedding is not None and (told != "number" or type(network).__name__ != "UNet2DModel"):
+        raise ModelError(
+            f"model '{name}' is told its class by {told}; of UNets only a UNet2DModel is supported that is told it by "
+            "number"
+        )

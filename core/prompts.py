@@ -4,7 +4,7 @@ The encoders come with the model, run once when it is loaded, and are let go: a 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import diffusers
@@ -45,10 +45,14 @@ def condition_of(
     weight, guided = _weight(network, use), _led(network, use)
     with quiet_diffusers(), quiet_transformers(), torch.no_grad():
         pipeline = _pipeline(found, network, codec, dtype, device)
+        _refuse_long(pipeline, (*prompts, use.negative_prompt), network)
+        _refuse_refiner(network, pipeline, found.name)
         try:
             given, other = _ENCODERS[_kind(network, pipeline)](
                 pipeline, prompts, use.negative_prompt, guided, image_size
             )
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             raise ModelError(f"model '{found.name}' cannot read its prompts: {first_line(error)}") from error
         given |= _told(network, pipeline, weight, len(prompts))
@@ -97,7 +101,8 @@ def unknown_condition(network: Any, use: Use, length: int | None = None) -> Cond
     shapes: dict[str, tuple[int, ...]] = {}
     match kind:
         case "UNet2DConditionModel":
-            shapes["encoder_hidden_states"] = (length or 77, config["cross_attention_dim"])
+            width = config["encoder_hid_dim"] or config["cross_attention_dim"]
+            shapes["encoder_hidden_states"] = (length or 77, width if isinstance(width, int) else width[0])
             if config["addition_embed_type"] == "text_time":
                 sizes = 6 * config["addition_time_embed_dim"]
                 shapes["text_embeds"] = (config["projection_class_embeddings_input_dim"] - sizes,)
@@ -105,7 +110,8 @@ def unknown_condition(network: Any, use: Use, length: int | None = None) -> Cond
             if config["time_cond_proj_dim"]:
                 shapes["timestep_cond"] = (config["time_cond_proj_dim"],)
         case "PixArtTransformer2DModel":
-            shapes["encoder_hidden_states"] = (length or 120, config["caption_channels"])
+            width = config["caption_channels"] or config["cross_attention_dim"]
+            shapes["encoder_hidden_states"] = (length or 120, width)
             shapes["encoder_attention_mask"] = (length or 120,)
             if network.use_additional_conditions:
                 shapes |= {"resolution": (2,), "aspect_ratio": (1,)}
@@ -187,14 +193,35 @@ def _pipeline(found: Found, network: Any, codec: Codec | None, dtype: torch.dtyp
         if "scheduler" in parts:
             del parts["scheduler"]
         pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
-            found.folder, dtype=dtype, local_files_only=True, use_safetensors=True, **parts
+            found.folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=found.variant,
+            **parts,
         )
-    except (ValueError, KeyError, TypeError, OSError, AttributeError, ImportError) as error:
+    except Exception as error:
         raise ModelError(f"model '{found.name}': its text encoders cannot be read: {first_line(error)}") from error
     for name in pipeline.components:
         if name.startswith("text_encoder") and getattr(pipeline, name) is not None:
             getattr(pipeline, name).to(device)
     return pipeline
+
+
+def _refuse_long(pipeline: Any, prompts: Sequence[str], network: Any) -> None:
+    """Raises UserError for a prompt that the pipeline would cut where its one kind of tokenizer ends."""
+    if type(network).__name__ != "UNet2DConditionModel":
+        return
+    most = int(pipeline.tokenizer.model_max_length) if pipeline.tokenizer else 0
+    for prompt in prompts:
+        if most and (length := len(pipeline.tokenizer(prompt).input_ids)) > most:
+            raise UserError(f"prompts: '{prompt[:40]}...' has {length} tokens, of which the model would read {most}")
+
+
+def _refuse_refiner(network: Any, pipeline: Any, name: str) -> None:
+    """Raises ModelError for SDXL's second model, which is told a score in place of a size."""
+    if pipeline.config.get("requires_aesthetics_score"):
+        raise ModelError(f"model '{name}' is a refiner, which needs an image to begin with: take the base model")
 
 
 def _reads(name: str, kind: list[Any]) -> bool:
@@ -288,5 +315,7 @@ def _told(network: Any, pipeline: Any, weight: float, count: int) -> Rows:
 
 
 def _device(pipeline: Any) -> torch.device:
-    device: torch.device = next(pipeline.text_encoder.parameters()).device
+    """That of the text encoders; a pipeline may lack its first."""
+    encoders = (part for name, part in sorted(pipeline.components.items()) if name.startswith("text_encoder") and part)
+    device: torch.device = next(next(encoders).parameters()).device
     return device

@@ -75,7 +75,13 @@ class Schedule:
         scheduler = denoiser.scheduler
         scheduler.set_timesteps(steps)
         alphas, final = scheduler.alphas_cumprod.double().tolist(), float(scheduler.final_alpha_cumprod)
-        timesteps = scheduler.timesteps.tolist()
+        # Of some numbers of steps diffusers rounds one more out of the end of a trailing chain: timestep -1.
+        timesteps = [t for t in scheduler.timesteps.tolist() if t >= 0][:steps]
+        if timesteps[0] >= len(alphas):
+            raise UserError(
+                f"steps: got {steps}; the chain would begin at timestep {timesteps[0]}, and model '{denoiser.name}' "
+                f"knows 0 to {len(alphas) - 1}: take fewer steps"
+            )
         alpha = [*(alphas[t] for t in timesteps), final]
         prediction: Prediction = scheduler.config["prediction_type"]
         if prediction == "epsilon" and alpha[0] <= _TINY:
@@ -103,7 +109,10 @@ class Schedule:
         most = int(scheduler.config["original_inference_steps"])
         if steps > most:
             raise UserError(f"steps: got {steps}; model '{denoiser.name}' is a consistency model of 1 to {most} steps")
-        scheduler.set_timesteps(steps)
+        try:
+            scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise UserError(f"steps: got {steps}; model '{denoiser.name}' has no such chain: {error}") from error
         timesteps = scheduler.timesteps.tolist()
         alphas = scheduler.alphas_cumprod.double().tolist()
         boundary = []

@@ -54,6 +54,11 @@ def pool_bytes(denoiser: Denoiser, settings: Settings) -> int:
     return 2 * int(_samples(denoiser, settings.pool).nbytes)
 
 
+def pool_h_bytes(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> int:
+    """The h that the pool's samples pass through, from which the directions start: in the CPU's memory, float32."""
+    return 4 * settings.pool * len(schedule) * prod(denoiser.h_shape)
+
+
 @lru_cache(maxsize=64)
 @torch.no_grad()
 def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:

@@ -57,8 +57,7 @@ def draw(
     """What the chains of `seeds` give, `batch` of them at a time: memory does not grow with their number.
 
     names: what of it, x_0 [N, *sample_shape], h [T, N, *h_shape] or the state before a step [N, *sample_shape]; on the
-    denoiser's device. cache: where it is read, or kept once drawn, unless all of it would fill too much of the cache;
-    what comes is then as long as its blocks.
+    denoiser's device. cache: where it is read, or kept once drawn, unless all of it would fill too much of the cache.
     """
     if cache is None:
         yield from (_chain(denoiser, schedule, part, names) for part in _cut(seeds, batch))
@@ -72,9 +71,11 @@ def draw(
         for entry, chain in zip(entries, chains, strict=True):
             if not cache.prepare(entry, chain):
                 break
-    for entry, chain in zip(entries, chains, strict=True):
+    for block, entry, chain in zip(blocks, entries, chains, strict=True):
         found = cache.get(entry, chain) if keep else cache.read(entry) or chain()
-        yield {name: tensor.to(denoiser.device) for name, tensor in found.items()}
+        for start in range(0, len(block), batch):
+            cut = slice(start, start + batch)
+            yield {name: (t[:, cut] if name == H else t[cut]).to(denoiser.device) for name, t in found.items()}
 
 
 def _cut(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -123,7 +124,7 @@ def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
         "format": _FORMAT,
         "weights": denoiser.digest,
         "network": [type(denoiser.cut).__name__, config],  # the digest does not know how the weights are used
-        "tap": asdict(denoiser.cut.tap),
+        "tap": {name: value for name, value in asdict(denoiser.cut.tap).items() if value is not None},
         "condition": denoiser.condition.digest(),
         "network_dtype": str(denoiser.dtype),
         "chain_dtype": str(_chain_dtype(denoiser)),

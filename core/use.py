@@ -1,7 +1,9 @@
 """How a model is used: where it is shifted, what it is told to draw, and how large. A value that a set carries."""
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from types import NoneType
 from typing import Any, Literal
 
 from core.errors import UserError
@@ -10,6 +12,13 @@ Half = Literal["both", "conditional"]
 HALVES = ("both", "conditional")
 Space = Literal["latents", "pixels"]
 SPACES = ("latents", "pixels")
+_SINGLE: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("tap", (str, NoneType), "the name of a block"),
+    ("form", (str, NoneType), "spatial, tokens or pooled"),
+    ("negative_prompt", (str,), "a text"),
+    ("guidance", (int, float, NoneType), "a number from 1, which is none, to 100"),
+    ("size", (int, NoneType), "a whole number of pixels"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,15 @@ class Use:
     space: Space = "latents"
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "classes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, allowed in (("shifted", HALVES), ("space", SPACES)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name}: got '{getattr(self, name)}'; allowed: {', '.join(allowed)}")
+        for name, kind, allowed in (("prompts", str, "a text"), ("classes", int, "the number of a class")):
+            object.__setattr__(self, name, _several(name, getattr(self, name), kind, allowed))
+        for name, kinds, allowed in _SINGLE:
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise UserError(f"{name}: got {value!r}; allowed: {allowed}")
+        for name, words in (("shifted", HALVES), ("space", SPACES)):
+            if getattr(self, name) not in words:
+                raise UserError(f"{name}: got '{getattr(self, name)}'; allowed: {', '.join(words)}")
         if self.guidance is not None and not 1 <= self.guidance < 100:
             raise UserError(f"guidance: got {self.guidance}; allowed: 1, which is none, to 100")
         if self.prompts and self.classes:
@@ -51,17 +64,22 @@ class Use:
         return {k: list(v) if isinstance(v, tuple) else v for k, (v, default) in told.items() if v != default}
 
     @classmethod
-    def from_json(cls, told: object) -> "Use":
-        """What `to_json` wrote, which may come from a stranger. Raises UserError."""
-        if not isinstance(told, Mapping) or told.keys() - asdict(cls()).keys():
-            raise UserError("use: not what a model can be told")
-        kinds: dict[str, tuple[type, ...]] = {"guidance": (int, float), "size": (int,)}
-        for name, value in told.items():
-            if name in ("prompts", "classes"):
-                item = str if name == "prompts" else int
-                good = isinstance(value, list | tuple) and all(type(each) is item for each in value)
-            else:
-                good = isinstance(value, kinds.get(name, (str,))) and not isinstance(value, bool)
-            if not good:
-                raise UserError(f"use: {name} is not what a model can be told")
+    def of(cls, told: object) -> "Use":
+        """From names and values, such as `to_json` wrote, and a stranger may have changed. Raises UserError."""
+        if not isinstance(told, Mapping):
+            raise UserError(f"a model's use: got {told!r}; allowed: names and values")
+        names = [field.name for field in fields(cls)]
+        for name in told:
+            if name not in names:
+                near = difflib.get_close_matches(str(name), names, 1)
+                meant = f"; did you mean '{near[0]}'?" if near else ""
+                raise UserError(f"{name}: not what a model can be told; allowed: {', '.join(names)}{meant}")
         return cls(**told)
+
+
+def _several(name: str, value: object, kind: type, allowed: str) -> tuple[Any, ...]:
+    """One or several of a kind, as a tuple; None is none."""
+    items = () if value is None else (value,) if isinstance(value, str | int) else value
+    if isinstance(items, list | tuple) and all(type(item) is kind for item in items):
+        return tuple(items)
+    raise UserError(f"{name}: got {value!r}; allowed: {allowed}, or a list of them")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.edit_options import edit_options, explore_options
+from orchestrator.edit_options import edit_options, explore_options, model_options
 
 _MOST_SAMPLES = 1000  # of a plan
 SHELLS = ("bash", "zsh", "tcsh")
@@ -168,10 +168,12 @@ def _using(add: Add) -> None:
     name.add_argument("--words", metavar="WORDS", help="for CLIP: known ones, or a text and its opposite")
     name.add_argument("--names-only", action="store_true", help="without the model: the gallery is removed")
     name.add_argument("--model", metavar="M", help="a folder or hub id, instead of the model that the set names")
+    model_options(name)
     gallery = add("gallery", "the page of one bundle, or of two side by side", root=False)
     gallery.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     gallery.add_argument("--to", type=Path, required=True, metavar="FILE", help="a new HTML file")
     gallery.add_argument("--model", metavar="M", help="a folder or hub id, instead of the model that the sets name")
+    model_options(gallery)
     edit_options(add("edit", "edit seeds or your own images along a set's directions", root=False))
     explore_options(add("explore", "a page with a slider for each direction of a set", root=False))
 

@@ -10,8 +10,8 @@ from core.dials import Dial
 from core.directions import DirectionSet
 from core.errors import UserError
 from core.metrics import METRICS
+from core.origin import origin_of
 from core.use import Use
-from core.zoo import MODELS
 
 _SHOWN = 3  # attributes of a direction
 _LEAST = 0.2  # standard deviations that are worth a word
@@ -20,7 +20,7 @@ _ALONE = """from diffusers import {imported}
 from apply_directions import applied  # the file in this folder; needs torch and safetensors alone
 
 pipeline = {pipeline}.from_pretrained({model}{revision}){shipped}
-{scheduler}with applied(pipeline.{network}, ".", {name}, scale=1.0{asymmetric}):
+{before}with applied(pipeline.{network}, ".", {name}, scale=1.0{asymmetric}):
     images = pipeline({told}num_inference_steps={steps}{eta}).images"""
 
 _WITH_PACKAGE = """from core import DirectionSet
@@ -28,7 +28,18 @@ _WITH_PACKAGE = """from core import DirectionSet
 directions = DirectionSet.load(".")
 with directions.applied(pipeline.{network}, {edit}{asymmetric}):
     images = pipeline({told}num_inference_steps={steps}{eta}).images"""
-_SWAP = "pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)\n"
+# What the package's own chain steps with, whatever the model comes with: it clips nothing (core.pretrained).
+# Else a scheduler would give values of its own to what the former one's file leaves out.
+_SWAP = """\
+config = {{**pipeline.scheduler.config, "_use_default_values": []}}
+pipeline.scheduler = {sampler}.from_config(config, clip_sample=False, thresholding=False)
+"""
+_RESCALED = "pipeline.vqvae.register_to_config(scaling_factor={factor})\n"
+_SWAPPED = ("DDIMScheduler", "LCMScheduler")
+_RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # of pipelines that take no size
+# What a network that is told its guidance is told where nobody says anything: by its pipeline, and by core.prompts.
+_TOLD = {"FluxTransformer2DModel": 3.5, "UNet2DConditionModel": 8.5}
+_PLAIN = {"PixArtTransformer2DModel": ", clean_caption=False, use_resolution_binning=False"}
 
 
 def card(directions: DirectionSet, for_hub: bool = False) -> str:
@@ -56,10 +67,11 @@ def card(directions: DirectionSet, for_hub: bool = False) -> str:
 
 def _front_matter(directions: DirectionSet) -> str:
     model = str(directions.provenance.get("model"))
+    hub_id = model.partition("@")[0]
     told = {
         "library_name": "diffusers",
         "tags": ["h-space", "image-editing", "diffusion", "interpretability"],
-        **({"base_model": model} if model.count("/") == 1 and not model.startswith((".", "/", "~")) else {}),
+        **({"base_model": hub_id} if origin_of(model) == "hub" else {}),
     }
     return f"---\n{yaml.safe_dump(told, sort_keys=False)}---"
 
@@ -93,10 +105,12 @@ def _use(directions: DirectionSet) -> str:
     asymmetric = ", asymmetric=pipeline.scheduler" if origin.get("injection") == "asymmetric" else ""
     two = dict(zip(directions.names[:2], (1.0, -0.5), strict=False))
     model = str(origin.get("model"))
+    place = origin_of(model)
+    name, at, revision = model.partition("@") if place == "hub" else (model, "", "")
     values = {
-        "model": _quoted(f"core/zoo/{model}" if model in MODELS else model.partition("@")[0]),
-        "revision": f", revision={_quoted(model.partition('@')[2])}" if "@" in model else "",
-        "shipped": "  # of h-space-orchestrator" if model in MODELS else "",
+        "model": _quoted(f"core/zoo/{model}" if place == "built-in" else name),
+        "revision": f", revision={_quoted(revision)}" if at else "",
+        "shipped": "  # of h-space-orchestrator" if place == "built-in" else "",
         "name": _quoted(directions.names[0]),
         "edit": "{" + ", ".join(f"{_quoted(name)}: {scale}" for name, scale in two.items()) + "}",
         "steps": len(directions.timesteps),
@@ -117,28 +131,73 @@ With this package, several at once (`orchestrate explore .` is a page with a sli
 
 
 def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What depends on the family of the model: its pipeline, what that is told, and with which sampler."""
-    kind, use = str(origin.get("network", "UNet2DModel")), _use_of(origin)
+    """What depends on the family of the model: its pipeline, what that is told, and what is changed of it before."""
+    kind = str(origin.get("network", "UNet2DModel"))
     pixels = kind == "UNet2DModel" and not origin.get("codec")
-    swapped = kind != "UNet2DModel" and origin.get("sampler") == "DDIMScheduler"
-    guidance = f", guidance_scale={use.guidance:g}" if use.guidance is not None else ", guidance_scale=1"
-    told = f"{_quoted((use.prompts or ('',))[0])}{guidance}, "
-    if kind == "DiTTransformer2DModel":
-        told = f"class_labels={[(use.classes or (1000,))[0]]}{guidance}, "
     pipeline = "DDIMPipeline" if pixels else "DiffusionPipeline"
+    network = "unet" if kind.startswith("UNet") else "transformer"
+    sampler = origin.get("sampler", "DDIMScheduler" if kind == "UNet2DModel" else None)
+    swapped, eta = sampler in _SWAPPED, origin.get("eta", 0.0)
+    eta = float(eta) if isinstance(eta, int | float) else 0.0
     return {
         "pipeline": pipeline,
-        "imported": f"DDIMScheduler, {pipeline}" if swapped else pipeline,
-        "network": "unet" if kind.startswith("UNet") else "transformer",
-        "told": "" if kind == "UNet2DModel" else told,
-        "eta": f", eta={float(origin.get('eta', 0.0))}" if pixels else "",
-        "scheduler": _SWAP if swapped else "",
+        "imported": ", ".join(sorted([pipeline, *([sampler] if swapped else [])])),
+        "network": network,
+        "told": _told(origin, kind),
+        "eta": f", eta={eta}" if pixels or (eta and kind != "DiTTransformer2DModel") else "",
+        "before": (_SWAP.format(sampler=sampler) if swapped else "")
+        + _rescaled(origin)
+        + _resized(origin, kind, network),
     }
+
+
+def _told(origin: Mapping[str, Any], kind: str) -> str:
+    """The arguments that make a pipeline draw what the chain drew: prompt or class, guidance, size."""
+    use = _use_of(origin)
+    guidance = f", guidance_scale={_guidance(origin, kind, use):g}"
+    match kind:
+        case "UNet2DModel":
+            return ""
+        case "DiTTransformer2DModel":
+            return f"class_labels={[(use.classes or (1000,))[0]]}{guidance}, "
+    negative = f", negative_prompt={_quoted(use.negative_prompt)}" if use.negative_prompt else ""
+    size = f", height={use.size}, width={use.size}" if use.size else ""
+    return f"{_quoted((use.prompts or ('',))[0])}{negative}{guidance}{size}{_PLAIN.get(kind, '')}, "
+
+
+def _guidance(origin: Mapping[str, Any], kind: str, use: Use) -> float:
+    """As asked for, or what a distilled network is used to be told, or 1, which is none."""
+    if use.guidance is not None:
+        return use.guidance
+    told = origin.get("told")
+    if isinstance(told, list | tuple):
+        distilled = "guidance" in told or "timestep_cond" in told
+    else:  # an older set's, which does not say
+        distilled = kind.startswith("Flux") or origin.get("sampler") == "LCMScheduler"
+    return _TOLD.get(kind, 1.0) if distilled else 1.0
+
+
+def _rescaled(origin: Mapping[str, Any]) -> str:
+    """The line for a VQModel, of which diffusers makes up a scaling that its file does not name."""
+    factor = origin.get("scaling_factor")
+    if origin.get("codec") != "VQModel" or not isinstance(factor, int | float):
+        return ""
+    return _RESCALED.format(factor=float(factor))
+
+
+def _resized(origin: Mapping[str, Any], kind: str, network: str) -> str:
+    """Where a size was asked for, the line for pipelines that draw as their network's configuration says."""
+    shape = origin.get("sample_shape")
+    if _use_of(origin).size is None or kind not in ("UNet2DModel", "DiTTransformer2DModel"):
+        return ""
+    if not isinstance(shape, list | tuple) or len(shape) != 3 or type(shape[2]) is not int:
+        return ""
+    return _RESIZED.format(network=network, side=shape[2])
 
 
 def _use_of(origin: Mapping[str, Any]) -> Use:
     try:
-        return Use.from_json(origin.get("use", {}))
+        return Use.of(origin.get("use", {}))
     except UserError:  # a stranger's
         return Use()
 

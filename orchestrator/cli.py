@@ -132,7 +132,8 @@ def _name(given: argparse.Namespace) -> int:
     from orchestrator.naming import name, parse_names
 
     names = parse_names(given.names)
-    found = name(given.bundle, names, given.predictor, given.words, given.model, given.names_only)
+    how = (given.model, given.names_only, given.precision, given.weights)
+    found = name(given.bundle, names, given.predictor, given.words, *how)
     for number, called in enumerate(found.names):
         print(f"{number:3}  {called}")
     return 0
@@ -141,7 +142,7 @@ def _name(given: argparse.Namespace) -> int:
 def _gallery(given: argparse.Namespace) -> int:
     from orchestrator.naming import gallery
 
-    gallery(given.bundles, given.to, given.model)
+    gallery(given.bundles, given.to, given.model, given.precision, given.weights)
     print(given.to)
     return 0
 
@@ -162,8 +163,8 @@ def _edit(given: argparse.Namespace) -> int:
 def _explore(given: argparse.Namespace) -> int:
     from orchestrator.explore import serve
 
-    model, any_model, steps = given.model, given.any_model, given.steps
-    return serve(given.bundle, given.port, not given.no_browser, _console(), model, any_model, steps)
+    how = (given.model, given.any_model, given.steps, given.precision, given.weights)
+    return serve(given.bundle, given.port, not given.no_browser, _console(), *how)
 
 
 def _ui(given: argparse.Namespace) -> int:

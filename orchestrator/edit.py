@@ -35,7 +35,7 @@ from orchestrator.edit_settings import (
     told,
     write_settings,
 )
-from orchestrator.studio import Begun, Edit, Studio, Window, recovered, told_recovered
+from orchestrator.studio import LESS, Begun, Edit, Studio, Window, recovered, told_of_memory, told_recovered
 
 Kind = Literal["pictures", "picture", "grid", "animation"]
 
@@ -63,6 +63,8 @@ class Asked:
     batch: int = 64
     model: str | None = None
     any_model: bool = False
+    precision: str | None = None
+    weights: str = "device"
     settings: Path | None = None
     save_settings: Path | None = None
 
@@ -74,9 +76,13 @@ def edit(bundle: Path, to: Path, asked: Asked, console: Console) -> None:
     """
     kind = _kind(to, asked)
     _check(asked, to)
+    with told_of_memory("a smaller --batch", *LESS):
+        _edit(bundle, to, asked, kind, console)
+
+
+def _edit(bundle: Path, to: Path, asked: Asked, kind: Kind, console: Console) -> None:
     saved = read_settings(asked.settings) if asked.settings else None
-    steps = saved.steps if asked.steps is None and saved else asked.steps
-    studio = Studio.open(bundle, asked.model, steps=steps, any_model=asked.any_model)
+    studio = _opened(bundle, asked, saved)
     settings = _merged(studio, asked, saved, kind)
     if kind == "picture" and len(_sources(settings)) > 1:
         raise UserError(f"--to: {to} is one picture, and {len(_sources(settings))} are asked for: a folder, or --grid")
@@ -87,6 +93,20 @@ def edit(bundle: Path, to: Path, asked: Asked, console: Console) -> None:
         write_settings(settings, asked.save_settings)
     how = settings.injection if settings.window is None else f"{settings.injection}, timesteps {settings.window}"
     console.print(f"{told(settings.directions)} ({how})", soft_wrap=True, highlight=False)
+
+
+def _opened(bundle: Path, asked: Asked, saved: Settings | None) -> Studio:
+    steps, precision = asked.steps, asked.precision
+    if saved:
+        steps, precision = saved.steps if steps is None else steps, precision or saved.precision
+    return Studio.open(
+        bundle,
+        asked.model,
+        steps=steps,
+        any_model=asked.any_model,
+        precision=precision,
+        weights=asked.weights,
+    )
 
 
 def _kind(to: Path, asked: Asked) -> Kind:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 _MOST_SEEDS = 100_000  # of one edit
+_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")  # core.precision, which loads torch
 _EDIT_EPILOG = """\
 examples:
   orchestrate edit out/ --seed 7 --direction smile=1.5 --to smile.png
@@ -13,6 +14,7 @@ examples:
   orchestrate edit out/ --seed 7 --direction smile --frames 30 --from -2 --until 2 --to smile.gif
   orchestrate edit out/ --image me.jpg --direction smile=1.5 --to me/
   orchestrate edit out/ --settings faces/settings.json --to again/
+  orchestrate edit out/ --seed 7 --direction smile --to smile.png --weights cpu --precision bf16
 
 TO ends in .png (one picture, or a --grid), in .gif or .webp (an animation), or is a new folder (a picture each).
 """
@@ -30,6 +32,22 @@ def _bundle(verb: argparse.ArgumentParser, epilog: str) -> None:
     verb.add_argument("--model", metavar="M", help="a folder or hub id, instead of the model that the set names")
     verb.add_argument("--any-model", action="store_true", help="use it even if its weights are others than the set's")
     verb.add_argument("--steps", type=int, metavar="N", help="of the chain (default: the set's own)")
+    model_options(verb)
+
+
+def model_options(verb: argparse.ArgumentParser) -> None:
+    """How a set's model is run."""
+    verb.add_argument(
+        "--precision",
+        choices=_PRECISIONS,
+        help="what the model is run in (default: what the set was found in; fp32 where it does not say so)",
+    )
+    verb.add_argument(
+        "--weights",
+        choices=("device", "cpu"),
+        default="device",
+        help="where the model's are kept; cpu: block by block on the GPU, for models that it does not hold",
+    )
 
 
 def edit_options(verb: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.directions import DirectionSet
 from core.errors import UserError
 from core.files import atomic_file, open_regular
+from core.precision import PRECISIONS
 from core.step import Injection
 from orchestrator.studio import Edit, Studio, Window
 
@@ -52,6 +53,7 @@ class Settings(_Strict):
     injection: Injection = "symmetric"
     window: Window | None = None
     steps: int
+    precision: Annotated[str, Field(pattern=f"^({'|'.join(PRECISIONS)})$")] = "fp32"
     frames: Frames | None = None
 
     @model_validator(mode="after")
@@ -83,6 +85,7 @@ def settings_of(
         injection=edit.injection,
         window=edit.window,
         steps=len(studio.schedule),
+        precision=studio.precision,
         frames=frames,
     )
 

@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.images import SUFFIXES
 from core.step import INJECTIONS
 from orchestrator.edit_settings import MAX_SEED
-from orchestrator.studio import Edit, Studio, Window
+from orchestrator.studio import LESS, Edit, Studio, Window, told_of_memory
 from orchestrator.workbench import STEP, Dialled, Workbench, dialled
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -58,10 +58,13 @@ def serve(
     model: str | None = None,
     any_model: bool = False,
     steps: int | None = None,
+    precision: str | None = None,
+    weights: str = "device",
 ) -> int:
     """Serve the page until it is interrupted. Raises UserError for what cannot be opened, and a port that is taken."""
     _check_port(port)
-    studio = Studio.open(bundle, model, steps=steps, any_model=any_model)
+    with told_of_memory(*LESS):
+        studio = Studio.open(bundle, model, steps=steps, any_model=any_model, precision=precision, weights=weights)
     for warning in studio.warnings:
         console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
     if _small(studio):
@@ -247,7 +250,8 @@ def _drawn(
     """What the page shows; of a mistake, its sentence beside the pictures that were there."""
     try:
         edit = Edit(dict(zip(names, scales, strict=True)), injection, _window(bench.studio, high, low))
-        shown = bench.show(Path(own) if own else _seed(seed), edit)
+        with told_of_memory(*LESS):
+            shown = bench.show(Path(own) if own else _seed(seed), edit)
     except UserError as error:
         said = (
             str(error).replace(f"{Path(own).parent}/", "") if own else str(error)

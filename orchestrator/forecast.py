@@ -7,6 +7,7 @@ import torch
 
 from core.errors import UserError
 from core.schedule import Schedule
+from core.training_memory import pool_h_bytes
 from orchestrator.footprint import (
     Case,
     Footprint,
@@ -126,6 +127,8 @@ def memory_table(case: Case, devices: Sequence[Device]) -> Grid:
     table = table_of(title, "", *headings, numbers=True, by_column=True)
     for name, values in _parts(ways).items():
         add_row(table, name, *values)
+    beside = f"{pool_h_bytes(case.denoiser, case.schedule, case.settings) / 1e9:.2f}"
+    add_row(table, "h of the pool, in the CPU's memory", *[beside] * len(ways))
     for name, values in _choices(case.sweep, ways).items():
         add_row(table, name, *values)
     add_row(table, "fits", *(_verdict(case, way) for way in ways))

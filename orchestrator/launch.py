@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from core.errors import UserError
 from core.files import atomic_folder
-from core.zoo import MODELS
+from core.origin import origin_of
 from orchestrator.layout import counted
 from orchestrator.secrets import redacted
 from orchestrator.spec import SpecError, Sweep, countable, size_bytes
@@ -287,10 +287,8 @@ def _paths(sweep: Sweep, target: str, root: Path) -> Iterator[str]:
 
 
 def _is_path(where: str, text: str) -> bool:
-    """As core tells a folder from a built-in name and from the id of a hub's model."""
-    if where in _FILES:
-        return True
-    return text not in MODELS and (text.startswith((".", "/", "~")) or text.count("/") != 1 or Path(text).is_dir())
+    """Whether a name stands for something on a disk."""
+    return where in _FILES or origin_of(text) in ("folder", "file")
 
 
 def _below(path: Path, *parents: Path) -> bool:

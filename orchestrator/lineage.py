@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.origin import origin_of
 from orchestrator.spec import Sweep
 
 Dataset = dict[str, str]  # name, digest, source_type, source, context, and a profile where there is more to say
@@ -70,8 +71,8 @@ def _samples(sweep: Sweep, weights: str, seeds: range, context: str) -> Dataset:
 
 
 def _name(sweep: Sweep) -> str:
-    """The model's, without the way to its folder."""
-    return Path(sweep.model).name if Path(sweep.model).expanduser().is_dir() else sweep.model
+    """The model's, without the way to its folder or file."""
+    return Path(sweep.model).name if origin_of(sweep.model) in ("folder", "file") else sweep.model
 
 
 def _dataset(

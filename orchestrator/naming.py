@@ -16,7 +16,9 @@ from core.metrics import draw_traversals
 from core.zoo.attributes import Attributes
 from orchestrator import bundle
 from orchestrator.gallery import Shown, page
-from orchestrator.studio import Studio
+from orchestrator.studio import LESS, Studio, as_fits, told_of_memory
+
+_BATCH = 64  # samples drawn at a time, where memory suffices
 
 
 def parse_names(given: Sequence[str]) -> dict[int | str, str]:
@@ -37,13 +39,15 @@ def name(
     words: str | None = None,
     model: str | None = None,
     names_only: bool = False,
+    precision: str | None = None,
+    weights: str = "device",
 ) -> DirectionSet:
     """Give directions of a bundle names, in its folder; the set as it is then.
 
     predictor: what to measure every direction with anew, and to name those after that have no name by hand: a
     classifier, or a CLIP model with `words`. Card, picture and gallery follow, for which the model is needed;
-    names_only: without them, the gallery goes. Raises UserError, with nothing changed, where a name or a model is not
-    there.
+    names_only: without them, the gallery goes; precision, weights: of the model, as Studio.open has them. Raises
+    UserError, with nothing changed, where a name or a model is not there.
     """
     found = DirectionSet.load(folder).renamed(names)
     style: bundle.Format = "hub" if (folder / ".gitattributes").is_file() else "bundle"
@@ -55,21 +59,29 @@ def name(
             _replace(Path(temporary), folder)
         (folder / bundle.GALLERY).unlink(missing_ok=True)
         return found
-    studio = replace(Studio.open(folder, model), directions=found)
-    calibrated = _look(studio, *_attributes(studio, predictor, words))
+    with told_of_memory(*LESS):
+        studio = Studio.open(folder, model, precision=precision, weights=weights)
+        studio = replace(studio, directions=found)
+        calibrated = _look(studio, *_attributes(studio, predictor, words))
     with tempfile.TemporaryDirectory() as temporary:
         bundle.write(bundle.bundle(calibrated, _title(calibrated.directions, folder)), Path(temporary), style)
         _replace(Path(temporary), folder)
     return calibrated.directions
 
 
-def gallery(folders: Sequence[Path], to: Path, model: str | None = None) -> None:
+def gallery(
+    folders: Sequence[Path],
+    to: Path,
+    model: str | None = None,
+    precision: str | None = None,
+    weights: str = "device",
+) -> None:
     """The page of one bundle, or of two side by side. Raises UserError, with nothing written, where `to` exists."""
     if to.exists():
         raise UserError(f"{to} exists; a gallery is written into a new file")
     shown = []
     for folder in folders:
-        calibrated = _look(Studio.open(folder, model))
+        calibrated = _look(Studio.open(folder, model, precision=precision, weights=weights))
         shown.append(Shown(calibrated.directions, calibrated.traversals, _title(calibrated.directions, folder)))
     with atomic_file(to) as temporary:
         temporary.write_text(page(shown))
@@ -79,10 +91,11 @@ def _look(studio: Studio, attributes: Attributes | None = None, named_by: str = 
     """The set and its images: as it is where it has dials and nobody asks for attributes, else measured now."""
     directions, chain = studio.directions, (studio.denoiser, studio.schedule)
     if directions.dials and attributes is None:
-        drawn = draw_traversals(*chain, directions, SEEDS, SCALES, studio.injection, studio.window)
-        return Calibrated(directions, drawn)
+        given = (*chain, directions, SEEDS, SCALES, studio.injection, studio.window)
+        return Calibrated(directions, as_fits(lambda batch: draw_traversals(*given, batch), _BATCH))
     strength = float(directions.provenance.get("strength", STRENGTH))
-    return with_dials(*chain, directions, attributes, strength, studio.injection, studio.window, named_by=named_by)
+    asked = (*chain, directions, attributes, strength, studio.injection, studio.window)
+    return as_fits(lambda batch: with_dials(*asked, batch, named_by=named_by), _BATCH)
 
 
 def _attributes(studio: Studio, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from core.denoiser import Denoiser
 from core.errors import ModelError
 from core.schedule import Schedule
+from core.training_memory import pool_h_bytes
 from orchestrator import forecast, pace, probe
 from orchestrator.footprint import Case, Footprint, choose, without_weights
 from orchestrator.layout import clock, counted, facts_table, nbytes
@@ -106,7 +107,8 @@ def document(found: Outlook) -> dict[str, Any]:
     memory = None
     if found.case is not None:
         case = found.case
-        memory = [_way(each, choose(case, each.bytes)) for each in found.devices]
+        beside = {"pool_h_cpu_bytes": pool_h_bytes(case.denoiser, case.schedule, case.settings)}
+        memory = [_way(each, choose(case, each.bytes)) | beside for each in found.devices]
     passes = forecast.unet_passes(found.sweep, found.schedule) if "learned" in found.sweep.methods else None
     return {
         "unet_passes": passes and {**asdict(passes), "total": passes.total},

@@ -11,6 +11,7 @@ from core.images import load_pairs
 from core.masks import find_mask
 from core.methods.jacobian import check_count
 from core.pool import training_seeds
+from core.precision import PRECISIONS
 from core.schedule import Schedule
 from core.zoo.attributes import Attributes
 from orchestrator.bench import judges_of
@@ -33,7 +34,8 @@ class Checked:
 
 def check_model(sweep: Sweep) -> Checked:
     """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
-    denoiser = Denoiser.from_pretrained(sweep.model, **sweep.denoiser.use)
+    dtype = PRECISIONS[sweep.train.precision].dtype  # large models take twice the memory in another
+    denoiser = Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
     attributes = predictors.load(sweep.predictor, sweep.model)
     judges_of(sweep)

@@ -2,6 +2,8 @@
 
 `mlflow.pyfunc.load_model("models:/NAME@champion")` comes here (`_load_pyfunc`). The model's folder holds the bundle and
 this module's name, so nothing is pickled; it needs this package, and the diffusion model where `model_config` says.
+`model_config` also says what the model is run in (`precision`) and where its weights are kept (`weights`, "device" or
+"cpu"): as in the sweep, unless `load_model` is given others.
 """
 
 import math
@@ -18,8 +20,10 @@ import numpy as np
 import pandas as pd
 
 from core.directions import DirectionSet
-from core.errors import DirectionSetError, UserError
+from core.errors import DirectionSetError, ModelError, UserError
 from core.files import atomic_folder
+from core.origin import origin_of
+from core.precision import use_precision
 from orchestrator.spec import Sweep
 
 if TYPE_CHECKING:
@@ -27,7 +31,8 @@ if TYPE_CHECKING:
     from core.schedule import Schedule
 
 PACKAGE = "h-space-orchestrator"
-_BATCH = 16  # samples drawn at a time
+_BATCH = 16  # samples drawn at a time, where memory suffices
+_LESS = ("model_config={'weights': 'cpu'}", "model_config={'precision': 'bf16'}")  # of a device's memory
 
 
 def save(bundle: Path, sweep: Sweep, to: Path, made_ms: int, run_id: str, identity: str) -> None:
@@ -51,13 +56,14 @@ def _write(data: Path, sweep: Sweep, to: Path, made: datetime, run_id: str, iden
     rows = Schema([ColSpec("long", "seed"), direction, ColSpec("double", "scale", required=False)])
     images = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "images")
     steps = ParamSpec("steps", "long", sampler.steps)
-    found = Path(sweep.model).expanduser()
     pyfunc.save_model(
         to,
         loader_module=__name__,
         data_path=str(data),
         model_config={
-            "model": str(found.resolve()) if found.is_dir() else sweep.model,
+            "model": _from_anywhere(sweep.model),
+            "precision": sweep.train.precision,
+            "weights": "device" if sweep.gradient.weights == "device" else "cpu",
             "eta": sampler.eta,
             "injection": sampler.injection,
             "window": sampler.window and list(sampler.window),
@@ -69,6 +75,12 @@ def _write(data: Path, sweep: Sweep, to: Path, made: datetime, run_id: str, iden
     )
 
 
+def _from_anywhere(model: str) -> str:
+    """A model's name, that of a folder or a file as it is called from every working folder."""
+    here = origin_of(model) in ("folder", "file")
+    return str(Path(model).expanduser().resolve()) if here else model
+
+
 def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> "Editor":
     """What MLflow calls. Raises UserError, in one sentence, where the diffusion model is not there or another one."""
     return Editor(DirectionSet.load(path), model_config)
@@ -78,17 +90,18 @@ class Editor:
     """A direction set on its model."""
 
     def __init__(self, directions: DirectionSet, config: Mapping[str, Any]) -> None:
-        import torch
-
-        from core.denoiser import Denoiser
         from core.use import Use
+        from orchestrator.studio import own_device, placed, told_of_memory
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            use = Use.from_json(directions.provenance.get("use", {})).to_json()
-            self.denoiser = Denoiser.from_pretrained(config["model"], device=device, **use)
-        except UserError as error:
-            raise UserError(f"{error}; or give load_model the place as model_config={{'model': ...}}") from None
+        self.precision = config.get("precision", "fp32")  # an older version's model does not say
+        device, weights = own_device(), config.get("weights", "device")
+        use = Use.of(directions.provenance.get("use", {})).to_json()
+        with told_of_memory(*_LESS):
+            try:
+                self.denoiser = placed(config["model"], device, self.precision, weights, use)
+            except ModelError as error:
+                told = f"{error}; or give load_model the place as model_config={{'model': ...}}"
+                raise ModelError(told) from error.__cause__
         wanted = directions.provenance.get("weight_digest")
         if wanted != self.denoiser.digest:
             raise UserError(
@@ -106,6 +119,7 @@ class Editor:
         Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no number.
         """
         from core.schedule import Schedule
+        from orchestrator.studio import as_fits, told_of_memory
 
         table = pd.DataFrame(rows)
         seeds = [int(seed) for seed in table["seed"]]
@@ -113,8 +127,14 @@ class Editor:
         scales = [_scale(each) for each in (table["scale"] if "scale" in table else [1.0] * len(seeds))]
         steps = int((params or {}).get("steps") or len(self.directions.timesteps))
         schedule = Schedule.ddim(self.denoiser, steps, float(self.config["eta"]))
-        cuts = [slice(start, start + _BATCH) for start in range(0, len(seeds), _BATCH)]
-        parts = [self._draw(schedule, seeds[cut], numbers[cut], scales[cut]) for cut in cuts]
+        use_precision(self.precision)  # the switches are the process's, and another model may have set them since
+
+        def draw(batch: int) -> list[np.ndarray[Any, Any]]:
+            cuts = [slice(start, start + batch) for start in range(0, len(seeds), batch)]
+            return [self._draw(schedule, seeds[cut], numbers[cut], scales[cut]) for cut in cuts]
+
+        with told_of_memory(*_LESS):
+            parts = as_fits(draw, _BATCH)
         empty = np.empty((0, *self.denoiser.image_shape[1:], 3), np.uint8)
         return np.concatenate(parts) if parts else empty
 

@@ -6,9 +6,11 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import ImageOps
@@ -20,16 +22,23 @@ from core.directions import DirectionSet
 from core.errors import DirectionSetError, ModelError, UserError
 from core.images import load_images, open_picture
 from core.lean import lean
+from core.precision import PRECISIONS, use_precision
 from core.randomness import noise, step_noise
 from core.schedule import Schedule
 from core.step import INJECTIONS, Injection, one_step
+from core.streaming import offloaded
 from core.untrusted import shown
 from core.use import Use
+from orchestrator.drawing import release
+from orchestrator.outcome import TrialOutcome, classify, out_of_memory
 
 REACH = (-2.0, 2.0)  # of the scales of a direction whose range nobody has measured
 _INVERSION_PASSES = 60  # of the network, about; few steps are far apart, and need more of them each
 _SHOWN = 12  # hexadecimal digits of a digest in a message
+WEIGHTS = ("device", "cpu")  # where those of a model's blocks are kept
+LESS = ("--weights cpu", "--precision bf16")  # options that take less of a device's memory
 
+T = TypeVar("T")
 Window = tuple[int, int]
 
 
@@ -75,7 +84,9 @@ class Begun:
 
 @dataclass(frozen=True)
 class Studio:
-    """An opened set. injection, window: those it was made with; warnings: what a person should know of it."""
+    """An opened set. injection, window: those it was made with; warnings: what a person should know of it; precision:
+    that of its model.
+    """
 
     directions: DirectionSet
     denoiser: Denoiser
@@ -84,6 +95,7 @@ class Studio:
     window: Window | None = None
     warnings: tuple[str, ...] = ()
     name: str = ""
+    precision: str = "fp32"
 
     @classmethod
     def open(
@@ -93,15 +105,19 @@ class Studio:
         device: str | None = None,
         steps: int | None = None,
         any_model: bool = False,
+        precision: str | None = None,
+        weights: str = "device",
     ) -> "Studio":
         """Read a bundle and the model that it is for.
 
         model: instead of the one that the set names; steps: of the chain, instead of the set's own; any_model: whether
-        other weights of the same shape will do. Raises UserError where the two do not belong together.
+        other weights of the same shape will do; precision: of the model, instead of the one that the set was found in;
+        weights: where they are kept, "device" or "cpu". Raises UserError where the two do not belong together.
         """
         directions = DirectionSet.load(bundle)
         injection, window, eta = _chain_of(directions, bundle)
-        denoiser = lean(_model(directions, model, device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        precision = precision or _precision_of(directions, bundle)
+        denoiser = lean(_model(directions, model, device or own_device(), precision, weights))
         warnings = [*_agreement(directions, denoiser, any_model)]
         schedule = Schedule.ddim(denoiser, len(directions.timesteps) if steps is None else steps, eta)
         if len(schedule) != len(directions.timesteps):
@@ -110,7 +126,8 @@ class Studio:
                 "in proportion, and its ranges were not measured"
             )
         name = bundle.resolve().name
-        return cls(directions.to(denoiser.device), denoiser, schedule, injection, window, tuple(warnings), name)
+        told = (injection, window, tuple(warnings), name, precision)
+        return cls(directions.to(denoiser.device), denoiser, schedule, *told)
 
     @cached_property
     def digest(self) -> str:
@@ -237,6 +254,47 @@ class Studio:
         ]
 
 
+def own_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def placed(model: str, device: str, precision: str, weights: str, use: Mapping[str, Any]) -> Denoiser:
+    """A model at work on a device, its weights there or in the CPU's memory; results are the same with both.
+
+    Sets torch's switches for the whole process. Raises UserError for a precision or a place that there is not, and for
+    a network that is not run block by block.
+    """
+    for name, value, allowed in (("precision", precision, tuple(PRECISIONS)), ("weights", weights, WEIGHTS)):
+        if value not in allowed:
+            raise UserError(f"{name}: got {shown(value)}; allowed: {', '.join(allowed)}")
+    resident = weights == "device"
+    denoiser = Denoiser.from_pretrained(model, use_precision(precision), device if resident else "cpu", **use)
+    return denoiser if resident else offloaded(denoiser, device)
+
+
+@contextmanager
+def told_of_memory(*instead: str) -> Iterator[None]:
+    """Raises UserError, which says what takes less of it, where memory runs out inside the block."""
+    try:
+        yield
+    except Exception as error:
+        if classify(error) is not TrialOutcome.OUT_OF_MEMORY:
+            raise
+        raise UserError(f"memory ran out; these take less of it: {', '.join(instead)}") from None
+
+
+def as_fits(draw: Callable[[int], T], batch: int) -> T:
+    """What `draw` gives for so many samples at a time, or for half as many after every time that memory runs out."""
+    while True:
+        try:
+            return draw(batch)
+        except Exception as error:
+            if batch == 1 or not out_of_memory(error):
+                raise
+        batch //= 2
+        release()
+
+
 def recovered(begun: Begun, images: Tensor) -> list[float]:
     """How far what is drawn of inverted images is from them: the mean over pixels, of 255 levels."""
     apart = (begun.plain.clamp(-1, 1) - images).abs().mean(dim=(1, 2, 3)) * 127.5
@@ -260,15 +318,25 @@ def _chain_of(directions: DirectionSet, bundle: Path) -> tuple[Injection, Window
     return injection, None if window is None else (window[0], window[1]), float(eta)
 
 
-def _model(directions: DirectionSet, model: str | None, device: str) -> Denoiser:
+def _precision_of(directions: DirectionSet, bundle: Path) -> str:
+    """What the model was run in when the set was found; sets that do not say so are of float32."""
+    told = directions.provenance.get("precision", "fp32")
+    if not isinstance(told, str) or told not in PRECISIONS:
+        raise DirectionSetError(f"{bundle}: precision is {shown(told)}; allowed: {', '.join(PRECISIONS)}")
+    return told
+
+
+def _model(directions: DirectionSet, model: str | None, device: str, precision: str, weights: str) -> Denoiser:
     named = directions.provenance.get("model")
     if model is None and (not isinstance(named, str) or not named):
         raise ModelError("the set does not say which model it is for; name it with --model")
     try:
-        use = Use.from_json(directions.provenance.get("use", {})).to_json()
-        return Denoiser.from_pretrained(model or str(named), device=device, **use)
+        use = Use.of(directions.provenance.get("use", {})).to_json()
+        return placed(model or str(named), device, precision, weights, use)
     except ModelError as error:
-        raise error if model else ModelError(f"{error}; another place of it can be given with --model") from None
+        if model or classify(error) is TrialOutcome.OUT_OF_MEMORY:
+            raise
+        raise ModelError(f"{error}; another place of it can be given with --model") from None
 
 
 def _agreement(directions: DirectionSet, denoiser: Denoiser, any_model: bool) -> Iterator[str]:

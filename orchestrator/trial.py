@@ -305,8 +305,10 @@ def _measure(
 ) -> Report:
     """The report; the set that it is of, and its picture, go into the folder."""
     sampler, bench = drawing.sweep.sampler, work.bench
-    # The set carries its window, so that it is the same edit in any pipeline.
-    origin = {**directions.provenance, "injection": sampler.injection, "window": sampler.window}
+    # The set carries its window, so that it is the same edit in any pipeline, and its precision, so that it is opened
+    # where it was found.
+    found_in = {"injection": sampler.injection, "window": sampler.window, "precision": drawing.sweep.train.precision}
+    origin = {**directions.provenance, **found_in}
     unscaled = replace(directions.within(sampler.window), provenance=origin)
     scaled = drawing.run(lambda sweep: bench.scaled(sweep, unscaled))
     evaluation = drawing.run(lambda sweep: bench.measure(sweep, scaled, SELECT_SEEDS))

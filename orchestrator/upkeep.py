@@ -14,11 +14,12 @@ import torch
 from core.cache import SampleCache
 from core.denoiser import Denoiser
 from core.methods import learned
+from core.origin import origin_of
 from core.pictures import GRID_SCALES, grid
 from core.prompts import reads_text
 from core.schedule import Schedule
 from core.training_memory import trained_bytes
-from core.zoo import MODELS
+from core.weights import NETWORKS, TRANSFORMERS_WEIGHTS, WEIGHTS, weight_names
 from orchestrator.disk import free_bytes
 from orchestrator.settings import samples_of, settings_of
 from orchestrator.space import configurations, fits, sample, trials
@@ -111,16 +112,17 @@ def downloads(sweep: Sweep, denoiser: Denoiser | None) -> list[Download]:
     denoiser: the model without weights, where its configuration is at hand; counted in float32, which is the most.
     """
     found = []
-    places = ("", "unet/", "transformer/")
-    if _of_hub(sweep.model) and not _cached(sweep.model, "diffusion_pytorch_model.safetensors", places):
+    places = ("", *(f"{part}/" for part in NETWORKS))
+    if origin_of(sweep.model) == "hub" and not _cached(sweep.model, WEIGHTS, places):
         size, what = None, "model"
         if denoiser is not None:
             parts = [denoiser.network, *([denoiser.codec.network] if denoiser.codec else [])]
             size = 4 * sum(weight.numel() for part in parts for weight in part.parameters())
             what = "model and its text encoders, which are not counted" if reads_text(denoiser.network) else "model"
         found.append(Download(what, sweep.model, size))
-    if sweep.predictor and _of_hub(sweep.predictor) and not _cached(sweep.predictor, "model.safetensors", ("",)):
-        found.append(Download("predictor", sweep.predictor, None))
+    predictor = sweep.predictor
+    if predictor and origin_of(predictor) == "hub" and not _cached(predictor, TRANSFORMERS_WEIGHTS, ("",)):
+        found.append(Download("predictor", predictor, None))
     return found
 
 
@@ -132,18 +134,11 @@ def _largest(trained: list[learned.Settings]) -> list[learned.Settings]:
     return list(most.values())
 
 
-def _of_hub(name: str) -> bool:
-    """Whether a name is a hub id: neither embedded nor a folder here."""
-    if name in MODELS or Path(name).expanduser().is_dir():
-        return False
-    return not Path(name).is_absolute() and name.count("/") == 1 and not name.startswith(".")
-
-
-def _cached(name: str, file: str, folders: tuple[str, ...]) -> bool:
+def _cached(name: str, stem: str, folders: tuple[str, ...]) -> bool:
     """Whether the hub's cache on this machine holds the weights, whole or in parts; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
     hub_id, _, revision = name.partition("@")
-    names = [f"{folder}{each}" for folder in folders for each in (file, f"{file}.index.json")]
+    names = [f"{folder}{each}" for folder in folders for each in weight_names(stem)]
     found = (try_to_load_from_cache(hub_id, each, revision=revision or None) for each in names)
     return any(isinstance(each, str) for each in found)

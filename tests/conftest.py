@@ -1,12 +1,12 @@
 """A denoiser small enough for exact comparisons: random weights, float64, 8x8 images, h of 8x2x2.
 
 `make test` runs two files of tests at a time, one file in one process. Those that kill processes and take machines away
-stay together, one after the other.
+stay together, one after the other, and so do those that look at one sweep in a browser.
 """
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,15 +15,28 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_ONE_AFTER_THE_OTHER = ("cluster", "faults")
+_TOGETHER = {"cluster": "kills", "faults": "kills", "browser": "browser"}  # by folder; they take long as well
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def _group(path: Path) -> str:
+    """What a file of tests shares a process of xdist's with."""
+    return _TOGETHER.get(path.relative_to(Path(__file__).parent).parts[0], path.as_posix())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a process of xdist's."""
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group("faults" if folder in _ONE_AFTER_THE_OTHER else item.path.stem))
+    """What takes long begins first, so that no process has to wait for another at the end."""
+    items.sort(key=lambda item: _group(item.path) not in _TOGETHER.values())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(config.rootpath / nodeid.split("::")[0])
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")

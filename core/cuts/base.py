@@ -12,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from core.cuts.tap import Form, Tap
+from core.errors import ModelError, UserError, first_line
 
 Network = Any  # diffusers' networks, whose parts are not typed
 Given = Mapping[str, Tensor]  # what a network is told beside x_t and t (core.condition), a row for each sample
@@ -31,6 +32,11 @@ class Features:
         return len(self.hidden)
 
     @property
+    def output(self) -> int | None:
+        """Which of several outputs of the tap's submodule `hidden` is, where a hook chose."""
+        return None
+
+    @property
     def h(self) -> Tensor:
         """h [N, *h_shape]; under guidance that of the conditional half."""
         return self.tap.h(self.conditional(self.hidden))
@@ -47,10 +53,12 @@ class Features:
 class Cut(ABC):
     """A frozen network, cut.
 
-    shares: whether what comes before the tap runs once, however often it is shifted. middle: the network's own tap.
+    shares: whether what comes before the tap runs once, however often it is shifted. clock: (a, b) where the network is
+    told a t + b and nothing but its cut says so. middle: the network's own tap.
     """
 
     shares: ClassVar[bool] = True
+    clock: tuple[float, float] | None = None
 
     def __init__(self, network: Network, tap: str | None = None, form: Form | None = None) -> None:
         self.network = network
@@ -88,14 +96,39 @@ class Cut(ABC):
         """What the first half knows of an image, as maps [N, C, H, W]."""
         return [features.conditional(features.tap.maps(features.hidden))]
 
-    def look(self, blueprint: Self, sample_shape: tuple[int, int, int], given: Given) -> None:
-        """Read the tap's shape off the architecture: `blueprint` is this cut on torch's meta device."""
-        x, t = torch.empty(1, *sample_shape, device="meta"), torch.zeros(1, device="meta")
-        with torch.no_grad():
-            hidden = blueprint.encode(x.to(blueprint.dtype), t, given).hidden
-        grid = self.grid(sample_shape)
+    def look(self, blueprint: Self, sample_shape: tuple[int, int, int], given: Given, model: str) -> None:
+        """Read the tap's shape off the architecture, and see that the network gives what it takes.
+
+        blueprint: this cut on torch's meta device; given: what the network is told of one sample. Raises ModelError
+        where it cannot be run on such samples or gives others, UserError for a form that the tap cannot have.
+        """
+        self.tap = blueprint.tried(sample_shape, {name: rows.to("meta") for name, rows in given.items()}, model)
+
+    def tried(self, sample_shape: tuple[int, int, int], given: Given, model: str) -> Tap:
+        """The tap, seen by running one sample that is shifted there. Raises as `look` does."""
+        try:
+            with torch.no_grad():
+                shape = self._pass(sample_shape, given)
+        except UserError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"model '{model}' cannot be run on samples of {list(sample_shape)}: {first_line(error)}"
+            ) from error
+        if shape != (1, *sample_shape):
+            raise ModelError(
+                f"model '{model}' takes {list(sample_shape)} and gives {list(shape[1:])}; it has to give what it takes"
+            )
+        return self.tap
+
+    def _pass(self, sample_shape: tuple[int, int, int], given: Given) -> torch.Size:
+        """Find the tap; the shape of the output that is shifted there."""
+        x, t = torch.zeros(1, *sample_shape, dtype=self.dtype, device=self.device), torch.zeros(1, device=self.device)
+        features = self.encode(x, t, given)
+        hidden, grid = features.hidden, self.grid(sample_shape)
         form: Form = self.form or ("spatial" if hidden.ndim == 4 or grid else "tokens")
-        self.tap = Tap.seen(self.name, form, hidden, grid)
+        self.tap = Tap.seen(self.name, form, hidden, grid, features.output)
+        return self.decode(features, torch.zeros(1, *self.tap.h_shape, device=self.device)).shape
 
     @property
     def dtype(self) -> torch.dtype:

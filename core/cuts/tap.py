@@ -22,16 +22,19 @@ FORMS = ("spatial", "tokens", "pooled")
 @dataclass(frozen=True)
 class Tap:
     """A place in a network. name: "mid_block", or "blocks.N" of a transformer; grid: rows and columns of its places,
-    or (L, 1) where they have none.
+    or (L, 1) where they have none; output: which of several outputs of its submodule, where a hook has to choose.
     """
 
     name: str
     form: Form
     channels: int
     grid: tuple[int, int]
+    output: int | None = None
 
     @classmethod
-    def seen(cls, name: str, form: Form, hidden: Tensor, grid: tuple[int, int] | None = None) -> "Tap":
+    def seen(
+        cls, name: str, form: Form, hidden: Tensor, grid: tuple[int, int] | None = None, output: int | None = None
+    ) -> "Tap":
         """The tap that gave `hidden`: maps [N, C, H, W], or tokens [N, L, C] on a grid of L places.
 
         Raises UserError for a form that it cannot have.
@@ -39,17 +42,17 @@ class Tap:
         if form not in FORMS:
             raise UserError(f"form: got '{form}'; allowed: {', '.join(FORMS)}")
         if hidden.ndim == 4:
-            return cls(name, form, hidden.shape[1], (hidden.shape[2], hidden.shape[3]))
+            return cls(name, form, hidden.shape[1], (hidden.shape[2], hidden.shape[3]), output)
         if hidden.ndim != 3:
             raise UserError(
                 f"tap: '{name}' gives {list(hidden.shape)}; maps [N, C, H, W] or tokens [N, L, C] are needed"
             )
         tokens, channels = hidden.shape[1:]
         if grid is not None and prod(grid) == tokens:
-            return cls(name, form, channels, grid)
+            return cls(name, form, channels, grid, output)
         if form == "spatial":
             raise UserError(f"form: got 'spatial'; the {tokens} tokens at '{name}' are on no grid: tokens or pooled")
-        return cls(name, form, channels, (tokens, 1))
+        return cls(name, form, channels, (tokens, 1), output)
 
     @property
     def h_shape(self) -> tuple[int, int, int]:

@@ -5,13 +5,13 @@ h-space is the output of the mid block (Kwon et al., arXiv 2210.10960; Haas et a
 output to the last bit.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.cuts.base import Cut, Features, Given
 from core.errors import UserError
@@ -47,11 +47,19 @@ class UNetCut(Cut):
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
         assert isinstance(features, UNetFeatures)
         sample, skips = self.tap.shifted(features.hidden, delta_h), features.skips
+        uneven = self.uneven(skips[0].shape)
         for block in self.network.up_blocks:
-            count = len(block.resnets)
-            sample = self._run(up_block, block, sample, features.time, features.context, *skips[-count:])
-            skips = skips[:-count]
+            own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            run = partial(up_block, size=skips[-1].shape[2:]) if uneven and skips else up_block
+            sample = self._run(run, block, sample, features.time, features.context, *own)
         return self.finish(sample)
+
+    def uneven(self, shape: Sequence[int]) -> bool:
+        """Whether maps [..., H, W] cannot be halved as often as the network does, so that its up blocks have to be told
+        how large to make them: diffusers tells those of a UNet2DConditionModel.
+        """
+        doublings = getattr(self.network, "num_upsamplers", 0)
+        return any(side % 2**doublings for side in shape[-2:])
 
     def embed(self, x_t: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Tensor, Context]:
         """What enters the network, in its precision: the image, the time embedding, and what attention reads."""
@@ -59,6 +67,8 @@ class UNetCut(Cut):
         if hasattr(unet, "process_encoder_hidden_states"):
             time, context = _conditioned(unet, sample, t, given)
         else:
+            # A table of learned timesteps is read by whole numbers.
+            t = t.round().long() if isinstance(unet.time_proj, nn.Embedding) else t
             time, context = unet.time_embedding(unet.time_proj(t).to(self.dtype)), {}
             if unet.class_embedding is not None:
                 time = time + unet.class_embedding(given["class_labels"]).to(self.dtype)
@@ -83,9 +93,7 @@ class UNetCut(Cut):
 
     def checked(self, tap: str) -> str:
         if tap != MID_BLOCK:
-            near = difflib.get_close_matches(tap, [MID_BLOCK], n=1)
-            hint = f"; did you mean '{MID_BLOCK}'?" if near else ""
-            raise UserError(f"tap: got '{tap}'; a UNet has {MID_BLOCK}{hint}")
+            raise UserError(f"tap: got '{tap}'; a UNet has {MID_BLOCK}")
         return tap
 
 
@@ -117,13 +125,22 @@ def down_block(block: Callable[..., Any], sample: Tensor, time: Tensor, context:
     return block(sample, time, **context) if reads_context(block) else block(sample, time)
 
 
-def middle_block(block: Callable[..., Tensor], sample: Tensor, time: Tensor, context: Context) -> Tensor:
-    return block(sample, time, **context) if reads_context(block) else block(sample, time)
+middle_block: Callable[..., Tensor] = down_block  # it is called alike, and has no skips to give
 
 
-def up_block(block: Callable[..., Tensor], sample: Tensor, time: Tensor, context: Context, *skips: Tensor) -> Tensor:
-    """An up block with its skips one by one: of what is packed into a tuple, a checkpoint keeps hold."""
-    return block(sample, skips, time, **context) if reads_context(block) else block(sample, skips, time)
+def up_block(
+    block: Callable[..., Tensor],
+    sample: Tensor,
+    time: Tensor,
+    context: Context,
+    *skips: Tensor,
+    size: torch.Size | None = None,
+) -> Tensor:
+    """An up block with its skips one by one: of what is packed into a tuple, a checkpoint keeps hold. size: (H, W) of
+    what it gives, where that is not twice what it is given.
+    """
+    told: dict[str, Any] = dict(context) if reads_context(block) else {}
+    return block(sample, skips, time, **told | ({} if size is None else {"upsample_size": size}))
 
 
 def without_skips(features: UNetFeatures, dropped: Tensor, input_only: bool = False) -> UNetFeatures:

@@ -158,6 +158,8 @@ class Learner:
         settings = self.settings
         first = self.schedule.inside(settings.window).index(True)
         pool, h = draw_pool(self.denoiser, self.schedule, settings.pool, settings.seed, batch, first, cache)
+        if not torch.isfinite(h).all():
+            raise NonFiniteError(f"h of model '{self.denoiser.name}' became NaN or infinite in its training samples")
         start = None
         if settings.start == "pca":
             start = leading_components(h, settings.directions, settings.parametrisation)

@@ -135,7 +135,7 @@ def weighted_h(
         count = part.shape[1]
         weight = rows[:, used[start : start + count]]  # [A, N']
         for i, h in enumerate(part):
-            total[:, i] += weight @ h.flatten(1).double().cpu()
+            total[:, i] += weight @ h.flatten(1).cpu().double()
         start += count
     return total.reshape(*total.shape[:2], *denoiser.h_shape)
 

@@ -4,7 +4,11 @@ The pipeline is called as a user calls it; watched are what its scheduler is giv
 float64. Its scheduler is the one that `core.pretrained.load_scheduler` makes of its own.
 """
 
+import json
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from core import Denoiser, DirectionSet, Schedule, apply_directions, noise, samp
 from core.pretrained import find_model, load_scheduler
 from core.provenance import provenance
 from core.randomness import step_noise
+from orchestrator.card import card
 from tests import families
 from tests.contracts.conftest import QUIET, Folder
 
@@ -277,3 +282,78 @@ def test_the_pipelines_own_sampler_may_be_another(model: Model, name: str, monke
     with set_of(denoiser).applied(network, EDIT):
         assert not torch.allclose(Watched(pipeline, name, monkeypatch).x_0, plain, atol=1e-4)
     assert torch.equal(Watched(pipeline, name, monkeypatch).x_0, plain)
+
+
+# What a sweep says of its model, on whose cards the pipeline has to be told more than a prompt and a number of steps.
+CARDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clipped pixels": ("pixel", {}),
+    "pixels of another size": ("pixel", {"size": 24}),
+    "latents of another size": ("latent", {"size": 64}),
+    "a negative prompt": ("sd", {**TEXT, "guidance": 7.5, "negative_prompt": "blurry", "size": 64}),
+    "told its guidance by an embedding": ("lcm", TEXT),
+    "classes": ("dit", {"classes": (1,), "guidance": 4.0, "size": 64}),
+    "a size of no bin": ("pixart", {**TEXT, "guidance": 4.5, "negative_prompt": "dull", "size": 64}),
+    "told its guidance": ("flux", {**TEXT, "size": 32}),
+    "distilled to draw without": ("flux-schnell", {**TEXT, "size": 32}),
+}
+
+
+@pytest.mark.parametrize("injection", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("case", CARDS)
+def test_the_code_on_a_card_draws_what_our_chain_draws(
+    folder: Folder, case: str, injection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a reader runs it, inside the set's folder: nothing of the pipeline is changed but by the card."""
+    name, use = CARDS[case]
+    if name == "lcm" and injection == "asymmetric":
+        pytest.skip("a consistency model's steps have no second part")
+    denoiser = Denoiser.from_pretrained(leading(folder(name), tmp_path / "model"), **use)
+    found = set_of(denoiser)
+    found = replace(found, provenance={**found.provenance, "injection": injection})
+    found.save(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    monkeypatch.setitem(sys.modules, "apply_directions", apply_directions)
+    z = step_noise([SEED], denoiser.sample_shape, STEPS)
+    states = states_of(type(denoiser.scheduler), z, monkeypatch)
+    torch.manual_seed(SEED)
+    exec(card(found).split("```python\n")[1].split("```")[0], {})
+    x_T, x_0 = (_as_samples(each, denoiser.sample_shape) for each in (states[0], states[-1]))
+    schedule = Schedule.ddim(denoiser, STEPS)
+    with torch.no_grad():
+        expected = sample(
+            denoiser, schedule, x_T, found.shift("smile"), injection, step_noise=z if schedule.stochastic else None
+        )
+        plain = sample(denoiser, schedule, x_T, step_noise=z if schedule.stochastic else None)
+    assert float((x_0 - expected).norm() / expected.norm()) < 1e-4
+    assert float((plain - expected).norm() / expected.norm()) > 1e-2
+
+
+def leading(folder: Path, to: Path) -> Path:
+    """The same model; for timesteps at equal distances, as in `evenly`, where they are not."""
+    shutil.copytree(folder, to)
+    file = to / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    if config.get("timestep_spacing") == "linspace":
+        file.write_text(json.dumps({**config, "timestep_spacing": "leading"}))
+    return to
+
+
+def states_of(kind: type, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What schedulers of a kind are given first, and give at every step from now on; z: what LCM's adds."""
+    states: list[Tensor] = []
+    step = kind.step  # type: ignore[attr-defined]
+
+    @wraps(step)
+    def watched(scheduler: Any, output: Tensor, t: Any, x: Tensor, *rest: Any, **named: Any) -> Any:
+        result = step(scheduler, output, t, x, *rest, **named)
+        states.extend([x, result[0]][len(states) > 0 :])
+        return result
+
+    monkeypatch.setattr(kind, "step", watched)
+    drawn = iter(z)
+    monkeypatch.setattr(diffusers.schedulers.scheduling_lcm, "randn_tensor", lambda *_, **__: next(drawn))
+    return states
+
+
+def _as_samples(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return FluxPipeline._unpack_latents(x, *shape[1:], vae_scale_factor=1) if x.ndim == 3 else x[:1]

@@ -123,3 +123,12 @@ def test_what_does_not_fit_is_told(tiny_denoiser: Denoiser, schedule: Schedule, 
 def test_impossible_schedules_are_refused(tiny_denoiser: Denoiser, steps: int, eta: float) -> None:
     with pytest.raises(UserError, match="steps: got|eta: got"):
         Schedule.ddim(tiny_denoiser, steps, eta)
+
+
+def test_what_is_on_another_device_is_told(tiny_denoiser: Denoiser) -> None:
+    x, stochastic = start(tiny_denoiser), Schedule.ddim(tiny_denoiser, 5, eta=1.0)
+    z = torch.empty(5, *x.shape, device="meta")
+    for told, x_T in (("x", x.to("meta")), ("step_noise", x)):
+        with pytest.raises(UserError) as caught:
+            sample(tiny_denoiser, stochastic, x_T, step_noise=z)
+        assert str(caught.value) == f"{told} is on meta; model 'tiny' is on cpu"

@@ -216,10 +216,36 @@ def test_what_no_model_can_be_told(use: dict[str, Any], sentence: str) -> None:
 
 def test_a_use_is_read_back_from_json() -> None:
     use = Use(tap="blocks.1", form="pooled", prompts=("a", "b"), guidance=3.0, shifted="conditional", size=64)
-    assert Use.from_json(use.to_json()) == use and Use().to_json() == {}
-    for told in ([], {"beside": 1}, {"prompts": "a"}, {"classes": [1.0]}, {"guidance": "3"}, {"size": True}):
-        with pytest.raises(UserError, match="^use: "):
-            Use.from_json(told)
+    assert Use.of(use.to_json()) == use and Use().to_json() == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ([], "a model's use: got []; allowed: names and values"),
+        (
+            {"promts": "a"},
+            "promts: not what a model can be told; allowed: tap, form, prompts, negative_prompt, classes, guidance, "
+            "shifted, size, space; did you mean 'prompts'?",
+        ),
+        ({"prompts": 3}, "prompts: got 3; allowed: a text, or a list of them"),
+        ({"prompts": ["a", 1]}, "prompts: got ['a', 1]; allowed: a text, or a list of them"),
+        ({"classes": [1.0]}, "classes: got [1.0]; allowed: the number of a class, or a list of them"),
+        ({"classes": "3"}, "classes: got '3'; allowed: the number of a class, or a list of them"),
+        ({"guidance": "3"}, "guidance: got '3'; allowed: a number from 1, which is none, to 100"),
+        ({"size": True}, "size: got True; allowed: a whole number of pixels"),
+        ({"tap": 3}, "tap: got 3; allowed: the name of a block"),
+    ],
+)
+def test_a_use_of_the_wrong_kind(told: Any, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Use.of(told)
+    assert str(caught.value) == sentence
+
+
+def test_one_prompt_or_class_needs_no_list() -> None:
+    assert Use.of({"prompts": "a face"}).prompts == ("a face",) and Use.of({"classes": 3}).classes == (3,)
+    assert Use.of({"prompts": None}).prompts == ()
 
 
 def test_classes_are_told_with_the_class_of_no_class_beside() -> None:

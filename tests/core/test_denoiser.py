@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from core import Denoiser, Schedule, noise
-from core.cuts.unet import without_skips
+from core.cuts.unet import UNetCut, without_skips
 from core.errors import ModelError
 from core.pretrained import find_model, weight_digest
 
@@ -89,6 +91,31 @@ def test_loading_a_flat_folder_with_a_ddpm_scheduler(saved: Path, tmp_path: Path
     shutil.copytree(saved / "unet", flat)
     DDPMScheduler(beta_schedule="linear").save_config(flat)
     assert Schedule.ddim(Denoiser.from_pretrained(flat), 2).timesteps == (500, 0)
+
+
+def test_every_model_is_looked_at_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    look = UNetCut.look
+
+    def counted(cut: UNetCut, *told: Any) -> None:
+        looks.append(told[-1])
+        look(cut, *told)
+
+    monkeypatch.setattr(UNetCut, "look", counted)
+    Denoiser.from_pretrained(saved).blueprint()
+    Denoiser.without_weights(saved).blueprint(torch.bfloat16)
+    assert looks == [str(saved)] * 2
+
+
+@pytest.mark.parametrize("open_model", [Denoiser.from_pretrained, Denoiser.without_weights])
+def test_a_model_of_a_size_that_it_cannot_draw_is_told_when_it_is_opened(
+    tmp_path: Path, open_model: Callable[[Path], Denoiser]
+) -> None:
+    DDIMPipeline(tiny_unet(sample_size=9), DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        open_model(tmp_path)
+    assert str(caught.value).startswith(f"model '{tmp_path}' cannot be run on samples of [3, 9, 9]: ")
+    assert "\n" not in str(caught.value)
 
 
 def edit(file: Path, **changes: object) -> None:

@@ -121,6 +121,13 @@ def test_a_loss_that_is_not_finite_names_the_term(denoiser: Denoiser, schedule: 
     assert torch.equal(shift[0], before[0])
 
 
+def test_weights_that_are_no_numbers_are_told_before_anything_is_learned(schedule: Schedule) -> None:
+    broken = Denoiser.from_pretrained("toyfaces")
+    next(broken.network.parameters()).data.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="^h of model 'toyfaces' became NaN or infinite in its training samples$"):
+        Learner(broken, schedule, SETTINGS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -27,3 +27,8 @@ def test_grey_levels_and_order() -> None:
     assert [to_picture(image).getpixel((0, 0))[0] for image in images.flatten(0, 1)] == [0, 128, 255, 255]
     picture = grid(images, cell=4)
     assert [picture.getpixel(at)[0] for at in ((1, 1), (7, 1), (1, 7))] == [0, 128, 255]
+
+
+def test_channels_that_no_screen_has_are_left_out() -> None:
+    shown = {c: to_picture(torch.linspace(-1, 1, c)[:, None, None].expand(c, 2, 2)).getpixel((0, 0)) for c in (2, 3, 4)}
+    assert shown == {2: (0, 0, 0), 3: (0, 128, 255), 4: (0, 85, 170)}

@@ -1,10 +1,12 @@
 """`applied` on real, unmodified diffusers pipelines of every kind: the mid block is shifted, and left as it was."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from torch import Tensor, nn
 
 from core import Denoiser, DirectionSet, Schedule, apply_directions, noise, sample
+from core.cuts.hooked import HookedCut
 from core.errors import DirectionSetError
+from core.methods import random
 from core.step import Injection
 
 STEPS = 4
@@ -197,6 +202,29 @@ def test_asymmetric_injection_needs_ddims_steps() -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("config", "on"),
+    [
+        ({"clip_sample": True}, "clip_sample"),
+        ({"clip_sample": False, "thresholding": True}, "thresholding"),
+        ({"clip_sample": True, "thresholding": True}, "clip_sample and thresholding"),
+    ],
+)
+def test_asymmetric_injection_needs_steps_that_clip_nothing(config: dict[str, bool], on: str) -> None:
+    pipeline = DDIMPipeline(unet(), DDIMScheduler(**config))
+    found = directions((8, 4, 4), timesteps_of(pipeline.scheduler, STEPS))
+    with pytest.raises(DirectionSetError) as error, found.applied(pipeline.unet, 0, asymmetric=pipeline.scheduler):
+        pass
+    assert str(error.value) == (
+        f"asymmetric: the scheduler has {on} on, with which a step is no sum to be mixed: set pipeline.scheduler = "
+        "DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)"
+    )
+    assert untouched(pipeline.unet)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
+    with found.applied(pipeline.unet, 0, asymmetric=pipeline.scheduler):
+        assert np.isfinite(draw(pipeline)).all()
+
+
 def test_a_set_of_other_size_is_refused_with_the_hooks_gone() -> None:
     pipeline = ddim()
     wrong = directions((8, 2, 2), (900, 500, 100))
@@ -230,3 +258,75 @@ def test_the_copy_in_a_bundle_does_the_same_without_this_package(tmp_path: Path)
     with found.applied(pipeline.unet, {"smile": 1.0, "yaw": -0.5}, scale=2.0, steps=8):
         expected = draw(pipeline, 8)
     assert np.allclose(np.load(script.parent / "out.npy"), expected, atol=1e-5)
+
+
+class Joint(nn.Module):
+    """A transformer's block that gives image tokens and text tokens, in this order."""
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return image + text.mean(1, keepdim=True), text * 2
+
+
+class Clocked(nn.Module):
+    """A network of two such blocks, which is told a t + b in place of t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Joint(), Joint()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT * self.weight
+        image, text = self.second(*self.first(tokens, tokens[:, :2] + timestep.reshape(-1, 1, 1)))
+        return (image + text.mean(1, keepdim=True)).mT.reshape(x.shape)
+
+
+@pytest.mark.parametrize("output", [0, 1])
+@pytest.mark.parametrize("clock", [(0.001, 0.0), (-0.001, 1.0)])
+def test_a_set_is_applied_where_and_when_its_hook_was(output: int, clock: tuple[float, float]) -> None:
+    """A pipeline that tells its network a t + b, and blocks of several outputs: the set says which of them."""
+    a, b = clock
+    network = Clocked()
+    cut = HookedCut(network, "first", call=lambda net, x, t, given: net(x, a * t + b), output=output, clock=clock)
+    denoiser = Denoiser(network, DDIMScheduler(clip_sample=False), "clocked", cut=cut, sample_shape=(3, 2, 4))
+    schedule = Schedule.ddim(denoiser, STEPS)
+    found = random.find(denoiser, schedule, random.Settings(1), 4)
+    assert (found.provenance["output"], found.provenance["clock"]) == (output, list(clock))
+    # A length of its own for every step, so that a shift of another step is another image.
+    found = replace(found, sigma=torch.arange(1.0, STEPS + 1)[None])
+    x_T = noise([0], denoiser.sample_shape)
+    expected, x = sample(denoiser, schedule, x_T, found.shift(0)), x_T
+    with torch.no_grad(), found.applied(network, 0):
+        for i, t in enumerate(schedule.timesteps):
+            told = network(x, timestep=torch.tensor(a * t + b))
+            x = schedule.step(i, x, told, told)
+    assert torch.allclose(x, expected, rtol=1e-5, atol=1e-5) and (x - sample(denoiser, schedule, x_T)).norm() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("origin", "sentence"),
+    [
+        ({"output": "a"}, "output: got 'a'; allowed: the number of an output of the tap"),
+        ({"output": True}, "output: got True; allowed: the number of an output of the tap"),
+        ({"clock": [0, 1]}, "clock: got [0, 1]; allowed: (a, b) of a t + b, with an a other than 0"),
+        ({"clock": [math.nan, 1]}, "clock: got [nan, 1]; allowed: (a, b) of a t + b, with an a other than 0"),
+        ({"clock": 3}, "clock: got 3; allowed: (a, b) of a t + b, with an a other than 0"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(origin: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DirectionSetError) as caught:
+        apply_directions.place_of(origin, DirectionSetError)
+    assert str(caught.value) == sentence
+
+
+def test_a_pipeline_in_place_of_its_network_is_refused() -> None:
+    network = unet()
+    pipeline = DDIMPipeline(network, DDIMScheduler())
+    found = directions((8, 4, 4), (500, 0))
+    with (
+        pytest.raises(
+            DirectionSetError, match="^a DDIMPipeline has no mid_block to shift: give the pipeline's unet, or"
+        ),
+        found.applied(pipeline, 0),
+    ):
+        pass

@@ -226,6 +226,15 @@ def test_euler_ancestral_at_the_same_timesteps_is_ddim_with_eta_one(monkeypatch:
         assert torch.allclose(schedule.step(i, x, output, output, z), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_chain_has_as_many_steps_as_were_asked_for(spacing: str) -> None:
+    """diffusers' own trailing timesteps are one more, and the last is -1, at 61 steps and many other numbers."""
+    denoiser = model(DDIM(timestep_spacing=spacing))
+    for steps in (*range(1, 260), 999, 1000):
+        timesteps = Schedule.ddim(denoiser, steps).timesteps
+        assert len(timesteps) == steps and min(timesteps) >= 0
+
+
 def test_what_is_looked_at_for_features_is_late() -> None:
     t, a = late_level(model(DDIM()), 0.05)
     assert (t, a) == (50, pytest.approx(float(DDIM().alphas_cumprod[50]) ** 0.5))
@@ -239,6 +248,21 @@ def test_what_is_looked_at_for_features_is_late() -> None:
         (DDIM(), 1001, 0.0, "steps: got 1001; a chain has 1 to 1000 steps with model 'tiny'"),
         (DDIM(), 5, -0.1, "eta: got -0.1; allowed: 0 (DDIM) to 1 (DDPM's variance)"),
         (DDIM(), 5, 1.5, "eta: got 1.5; allowed: 0 (DDIM) to 1 (DDPM's variance)"),
+        (
+            DDIM(steps_offset=1),
+            1000,
+            0.0,
+            "steps: got 1000; the chain would begin at timestep 1000, and model 'tiny' knows 0 to 999: take fewer "
+            "steps",
+        ),
+        (
+            LCM(num_train_timesteps=40),
+            20,
+            0.0,
+            "steps: got 20; model 'tiny' has no such chain: `original_steps`: 50 cannot be larger than "
+            "`self.config.train_timesteps`: 40 as the unet model trained with this scheduler can only handle maximal "
+            "40 timesteps.",
+        ),
         (
             FlowMatchEulerDiscreteScheduler(),
             5,

@@ -107,9 +107,9 @@ def test_another_batch_reads_the_same_samples(
         for name in NAMES
     }
     chains.clear()
-    for batch, drawn in ((3, [3, 1, 3, 1, 2]), (64, []), (1, [])):
+    for batch, drawn, given in ((3, [3, 1, 3, 1, 2], [3, 1, 3, 1, 2]), (64, [], [4, 4, 2]), (1, [], [1] * 10)):
         found = list(draw(denoiser, schedule, SEEDS, NAMES, batch, cache))
-        assert chains == drawn and [len(part[IMAGES]) for part in found] == [4, 4, 2]
+        assert chains == drawn and [len(part[IMAGES]) for part in found] == given
         for name in NAMES:
             joined = torch.cat([part[name] for part in found], 1 if name == H else 0)
             assert torch.allclose(joined, whole[name], rtol=1e-4, atol=1e-5)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from core.precision import PRECISIONS
 from core.zoo import MODELS
 from orchestrator import cli
 from orchestrator.arguments import SHELLS
 from orchestrator.spec import Sweep
+from orchestrator.studio import WEIGHTS
 from tests.orchestrator.conftest import Orchestrate
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers", "pydantic", "rich")
@@ -55,6 +57,19 @@ def test_completion_knows_verbs_and_options(shell: str, capsys: pytest.CaptureFi
     script = capsys.readouterr().out
     assert "explore" in script
     assert "--device-memory" in script or shell == "tcsh"  # which completes verbs alone
+
+
+@pytest.mark.parametrize("verb", ["edit", "explore", "name"])
+def test_a_sets_model_is_run_in_any_precision(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parser has words of its own, for it loads nothing; help and completion are made of it."""
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"--precision {{{','.join(PRECISIONS)}}} what the model is run in" in told
+    assert f"--weights {{{','.join(WEIGHTS)}}} where the model's are kept" in told
+    cli.main(["completion", "bash"])
+    options = next(line for line in capsys.readouterr().out.splitlines() if f"_{verb}_option_strings=" in line)
+    assert "--precision" in options and "--weights" in options
 
 
 def test_bash_takes_the_completion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -295,6 +296,7 @@ def test_an_image_needs_a_chain_without_noise(run: Run, tiny_model: Path, tmp_pa
         ({"seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0"),
         ({"extra": 1}, "extra: Extra inputs are not permitted"),
         ({"version": 2}, "version: Input should be 1"),
+        ({"precision": "half"}, "precision: String should match pattern '^(fp32|tf32|bf16|fp16)$'"),
     ],
 )
 def test_settings_that_are_none_are_refused(run: Run, change: dict[str, object], message: str) -> None:
@@ -302,6 +304,48 @@ def test_settings_that_are_none_are_refused(run: Run, change: dict[str, object],
     Path("s.json").write_text(json.dumps({**json.loads(Path("s.json").read_text()), **change}))
     code, _, err = run("--settings", "s.json", "--to", "b.png")
     assert code == 2 and err == f"--settings: s.json is not of an edit: {message}\n"
+
+
+def test_settings_say_what_the_model_was_run_in(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    """Those of an older version do not: float32, as it drew."""
+    half = tiny_bundle(tiny_model, tmp_path / "half", precision="bf16")
+    assert run(*DIRECTION, "--to", "a.png", "--save-settings", "a.json", bundle=half)[0] == 0
+    saved = json.loads(Path("a.json").read_text())
+    assert saved.pop("precision") == "bf16"
+    Path("old.json").write_text(json.dumps(saved))
+    told = [("a.json", (), "bf16"), ("old.json", (), "fp32"), ("a.json", ("--precision", "tf32"), "tf32")]
+    for number, (settings, given, precision) in enumerate(told):
+        out = Path(f"{number}.png")
+        assert (
+            run("--settings", settings, *given, "--to", out, "--save-settings", f"{number}.json", bundle=half)[0] == 0
+        )
+        assert json.loads(Path(f"{number}.json").read_text())["precision"] == precision
+        assert (pixels(out) == pixels(Path("a.png"))).all() == (precision == "bf16")
+
+
+def test_weights_may_be_in_the_cpus_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "orchestrator.studio.offloaded", lambda denoiser, device: opened.append(str(denoiser.device)) or denoiser
+    )
+    assert run(*DIRECTION, "--weights", "cpu", "--to", "a.png")[0] == 0 and opened == ["cpu"]
+    assert run(*DIRECTION, "--to", "b.png")[0] == 0 and opened == ["cpu"]
+    assert (pixels(Path("a.png")) == pixels(Path("b.png"))).all()
+
+
+def test_where_memory_runs_out_the_options_that_help_are_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity")
+
+    for where in ("orchestrator.studio.sample", "core.denoiser.Denoiser.from_pretrained"):
+        monkeypatch.setattr(where, no_memory)
+        code, out, err = run(*DIRECTION, "--to", "a.png")
+        assert (code, out) == (2, "") and err == (
+            "memory ran out; these take less of it: a smaller --batch, --weights cpu, --precision bf16\n"
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_interrupted_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -111,6 +111,39 @@ def test_a_mistake_in_the_page_is_one_escaped_sentence(bench: Workbench, tmp_pat
     assert all(Path(file).is_file() for file in files) and said == '<div role="status"></div>'
 
 
+def test_where_memory_runs_out_the_options_that_help_are_told(
+    bench: Workbench, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the page, and in the shell where the model itself does not fit."""
+    from orchestrator.explore import _drawn
+
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    told = "memory ran out; these take less of it: --weights cpu, --precision bf16"
+    monkeypatch.setattr("orchestrator.studio.sample", no_memory)
+    high, low = bench.studio.schedule.timesteps[0], bench.studio.schedule.timesteps[-1]
+    assert _drawn(bench, ["yaw"], 0, None, "symmetric", high, low, 1.0)[-1] == (
+        f'<p class="problem" role="alert">{told}</p>'
+    )
+    monkeypatch.setattr("core.denoiser.Denoiser.from_pretrained", no_memory)
+    assert cli.main(["explore", str(bundle), "--port", str(free_port()), "--no-browser"]) == 2
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+def test_the_model_is_run_as_it_is_asked_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[dict[str, Any]] = []
+
+    def stop(*_: Any, **given: Any) -> None:
+        opened.append(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Studio, "open", stop)
+    given = ["--precision", "bf16", "--weights", "cpu", "--steps", "5"]
+    assert cli.main(["explore", str(bundle), "--port", str(free_port()), *given]) == 130
+    assert opened == [{"steps": 5, "any_model": False, "precision": "bf16", "weights": "cpu"}]
+
+
 def test_without_gradio_the_command_that_installs_it_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path
 ) -> None:

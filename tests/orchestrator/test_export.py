@@ -157,6 +157,115 @@ def test_a_card_says_what_each_direction_does_best_first(directions: DirectionSe
     assert "Nobody has measured their scales" in card(directions)
 
 
+def code_of(directions: DirectionSet, **told: Any) -> str:
+    """The first block of the card of a set that comes from elsewhere."""
+    text = card(replace(directions, provenance={**directions.provenance, **told}))
+    return text.split("```python\n")[1].split("```")[0]
+
+
+FLUX = {"network": "FluxTransformer2DModel", "sampler": "FlowMatchEulerDiscreteScheduler", "codec": "AutoencoderKL"}
+LCM = {"network": "UNet2DConditionModel", "sampler": "LCMScheduler", "codec": "AutoencoderKL"}
+SD = {"network": "UNet2DConditionModel", "sampler": "DDIMScheduler", "codec": "AutoencoderKL"}
+DIT = {"network": "DiTTransformer2DModel", "sampler": "DDIMScheduler", "codec": "AutoencoderKL"}
+PIXART = {"network": "PixArtTransformer2DModel", "sampler": "DDIMScheduler", "codec": "AutoencoderKL"}
+FACE = {"prompts": ["a face"]}
+
+
+@pytest.mark.parametrize(
+    ("told", "call"),
+    [
+        ({"eta": 0.5}, "num_inference_steps=2, eta=0.5"),
+        ({**FLUX, "use": FACE, "told": ["guidance"]}, '"a face", guidance_scale=3.5, num_inference_steps=2'),
+        ({**FLUX, "use": FACE, "told": []}, '"a face", guidance_scale=1, num_inference_steps=2'),
+        ({**FLUX, "use": FACE}, '"a face", guidance_scale=3.5, num_inference_steps=2'),
+        ({**FLUX, "use": {"guidance": 2}, "told": ["guidance"]}, '"", guidance_scale=2, num_inference_steps=2'),
+        ({**LCM, "told": ["timestep_cond"]}, '"", guidance_scale=8.5, num_inference_steps=2'),
+        ({**LCM, "told": ["encoder_hidden_states"]}, '"", guidance_scale=1, num_inference_steps=2'),
+        (LCM, '"", guidance_scale=8.5, num_inference_steps=2'),
+        ({**SD, "told": ["timestep_cond"]}, '"", guidance_scale=8.5, num_inference_steps=2'),
+        ({"eta": "); import os"}, "num_inference_steps=2, eta=0.0"),
+        ({**SD, "told": 7, "eta": 0.5}, '"", guidance_scale=1, num_inference_steps=2, eta=0.5'),
+        (
+            {**SD, "use": {**FACE, "guidance": 5.0, "negative_prompt": 'a "b', "size": 256}},
+            '"a face", negative_prompt="a \\"b", guidance_scale=5, height=256, width=256, num_inference_steps=2',
+        ),
+        (
+            {**PIXART, "use": {**FACE, "size": 768}},
+            '"a face", guidance_scale=1, height=768, width=768, clean_caption=False, use_resolution_binning=False, '
+            "num_inference_steps=2",
+        ),
+        ({**DIT, "use": {"classes": [3], "guidance": 4}}, "class_labels=[3], guidance_scale=4, num_inference_steps=2"),
+    ],
+)
+def test_the_code_on_a_card_tells_the_pipeline_what_the_model_was_told(
+    directions: DirectionSet, told: dict[str, Any], call: str
+) -> None:
+    """Older sets do not say whether their network is told its guidance; strangers' say anything."""
+    assert f"pipeline({call}).images" in code_of(directions, **told)
+
+
+@pytest.mark.parametrize("told", [{}, {"sampler": "DDIMScheduler"}, SD, LCM, DIT])
+def test_the_code_on_a_card_steps_as_the_chain_did(directions: DirectionSet, told: dict[str, Any]) -> None:
+    code, kind = code_of(directions, **told), told.get("sampler", "DDIMScheduler")
+    config = 'config = {**pipeline.scheduler.config, "_use_default_values": []}'
+    swap = f"pipeline.scheduler = {kind}.from_config(config, clip_sample=False, thresholding=False)"
+    assert f"\n{config}\n{swap}\nwith applied(" in code
+    assert kind in code.splitlines()[0]
+    assert ".scheduler = " not in code_of(directions, **FLUX)
+    assert ".scheduler = " not in code_of(directions, **{**SD, "sampler": 'x"); import os; os.system("'})
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"use": {"size": 64}, "sample_shape": [3, 64, 64]}, "pipeline.unet.register_to_config(sample_size=64)"),
+        ({**DIT, "use": {"size": 512}, "sample_shape": [4, 64, 64]}, "pipeline.transformer.register_to_config("),
+        ({"codec": "VQModel", "scaling_factor": 1.0}, "pipeline.vqvae.register_to_config(scaling_factor=1.0)"),
+        ({"codec": "VQModel", "scaling_factor": "1); import os"}, None),
+        ({"codec": "AutoencoderKL", "scaling_factor": 1.0}, None),
+        ({"sample_shape": [3, 64, 64]}, None),
+        ({"use": {"size": 64}}, None),
+        ({"use": {"size": 64}, "sample_shape": [3, 64, "64); import os"]}, None),
+        ({**SD, "use": {"size": 64}, "sample_shape": [4, 8, 8]}, None),
+    ],
+)
+def test_where_a_pipeline_takes_no_size_its_network_says_it(
+    directions: DirectionSet, told: dict[str, Any], line: str | None
+) -> None:
+    code = code_of(directions, **told)
+    assert line in code if line else "register_to_config" not in code
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "read"),
+    [
+        ("google/ddpm-celebahq-256", "google/ddpm-celebahq-256", '"google/ddpm-celebahq-256"'),
+        ("google/ddpm@main", "google/ddpm", '"google/ddpm", revision="main"'),
+        ("toyfaces", None, '"core/zoo/toyfaces")  # of h-space-orchestrator'),
+        ("models/mine", None, '"models/mine"'),
+        ("models/mine@2", None, '"models/mine@2"'),
+        ("models/mine.safetensors", None, '"models/mine.safetensors"'),
+        ("~nobody-at-all/mine", None, '"~nobody-at-all/mine"'),
+        (f"a/{'b' * 5000}", None, f'"a/{"b" * 5000}"'),
+    ],
+)
+def test_a_hub_is_told_of_a_model_of_the_hub_alone(
+    directions: DirectionSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    base: str | None,
+    read: str,
+) -> None:
+    """Folders that are here look like the names of others there."""
+    for name in ("mine", "mine@2"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    text = card(replace(directions, provenance={**directions.provenance, "model": model}), for_hub=True)
+    assert yaml.safe_load(text.split("---\n")[1]).get("base_model") == base
+    assert f"from_pretrained({read}" in text
+
+
 def test_a_card_uses_the_injection_that_was_measured(directions: DirectionSet) -> None:
     asymmetric = replace(directions, provenance={**directions.provenance, "injection": "asymmetric"})
     assert card(asymmetric).count("asymmetric=pipeline.scheduler") == 2

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core import origin
 from core.errors import UserError
 from orchestrator import cli, launch
 from orchestrator.spec import Sweep, load, parse
@@ -547,6 +549,25 @@ def test_the_cluster_is_worked_out_from_one_trial(
 def test_what_cannot_work_gets_one_sentence(target: str, sections: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         launch.render(sweep_with(**sections), target, Path("there"), Path("runs"))
+    assert str(error.value) == message
+
+
+def test_what_a_package_registers_and_what_the_hub_has_is_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = EntryPoints([EntryPoint("colours", "somewhere:load", origin.GROUP)])
+    monkeypatch.setattr(origin, "entry_points", lambda **asked: points.select(**asked))
+    for model in ("colours", "toyfaces", "some/model@main"):
+        assert launch.render(sweep_with(model=model, cluster=MACHINES), "kuberay", Path("there"), Path("runs")).files
+
+
+def test_a_single_file_is_one_that_the_nodes_must_have() -> None:
+    message = (
+        "model: is nothing that the nodes have (got 'models/sd.safetensors'); "
+        "allowed: an absolute path below /shared/runs"
+    )
+    with pytest.raises(UserError) as error:
+        launch.render(
+            sweep_with(model="models/sd.safetensors", cluster=MACHINES), "kuberay", Path("there"), Path("runs")
+        )
     assert str(error.value) == message
 
 

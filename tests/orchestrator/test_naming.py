@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from core import Denoiser, DirectionSet, Schedule, predictors
 from core.calibration import with_dials
 from core.errors import DirectionSetError, UserError
 from core.methods import random
+from core.metrics import draw_traversals
+from core.streaming import Streamed
 from core.zoo.attributes import Attributes
-from orchestrator import bundle
+from orchestrator import bundle, cli
 from orchestrator.naming import gallery, name, parse_names
+from orchestrator.studio import Studio
 
 
 @pytest.fixture
@@ -87,6 +91,41 @@ def test_what_is_wrong_changes_nothing(folder: Path) -> None:
     with pytest.raises(UserError, match="--names-only: names from a predictor need the model"):
         name(folder, {}, predictor="a/b", names_only=True)
     assert files(folder) == before
+
+
+def test_what_does_not_fit_is_drawn_half_as_many_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[int] = []
+    draw: Any = draw_traversals
+
+    def tight(*given: Any) -> Any:
+        tried.append(given[-1])
+        if given[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return draw(*given)
+
+    monkeypatch.setattr("orchestrator.naming.draw_traversals", tight)
+    most, before = 0, files(folder)
+    assert cli.main(["name", str(folder), "0=smile"]) == 2
+    told = "memory ran out; these take less of it: --weights cpu, --precision bf16\n"
+    assert capsys.readouterr().err == told and tried == [64, 32, 16, 8, 4, 2, 1] and files(folder) == before
+    most = 16
+    assert cli.main(["name", str(folder), "0=smile", "--weights", "cpu", "--precision", "bf16"]) == 0
+    assert tried[7:] == [64, 32, 16] and DirectionSet.load(folder).names[0] == "smile"
+
+
+def test_the_model_is_run_as_it_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[torch.dtype, bool]] = []
+
+    def kept(studio: Studio, *_: Any) -> Any:
+        opened.append((studio.denoiser.dtype, isinstance(studio.denoiser.cut, Streamed)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.naming._look", kept)
+    for given in ([], ["--precision", "bf16", "--weights", "cpu"]):
+        assert cli.main(["name", str(folder), "0=smile", *given]) == 130
+    assert opened == [(torch.float32, False), (torch.bfloat16, True)]
 
 
 @pytest.mark.parametrize("text", ["3", "=smile", "3=", "smile"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,25 @@ def test_processes_that_measure_side_by_side_are_averaged() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_what_a_trial_does(sweep_file: Path) -> None:
-    """A long iteration, measured on a shorter chain, comes to about what it takes on the whole one."""
+def test_what_is_measured_is_what_a_trial_does(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long iteration, measured on a shorter chain, comes to what it takes on the whole one: in passes."""
     plain = "deepspeed={zero: 0}"  # what DeepSpeed imports for the others warns
     sweep = load(sweep_file, ["sampler.steps=12", "train.batch=8", "gradient.policy=checkpoint_steps", plain])
-    bench = Bench.load(sweep)
-    forward = probe._forward_s(bench, sweep.sampler.batch)
+    bench, passes = Bench.load(sweep), [0]
+    bench.denoiser.listeners.append(lambda: passes.__setitem__(0, passes[0] + 1))
+
+    def counted(work: Callable[[], object]) -> float:
+        before = passes[0]
+        work()
+        return float(passes[0] - before)
+
+    monkeypatch.setattr(probe, "_timed", counted)
     settings = heaviest(sweep)
-    whole = probe._iteration_s(bench, sweep, settings, forward)
+    whole = probe._iteration_s(bench, sweep, settings, 1e-9)
+    before = passes[0]
     short = probe._iteration_s(bench, sweep, settings, 1.0)  # as if a pass took a second
-    assert 0 < forward < whole and short == pytest.approx(whole, rel=1.0)
+    assert short == pytest.approx(whole, rel=0.05)
+    assert passes[0] - before < 2 * whole  # on a shorter chain
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from core.chain import sample
 from core.errors import UserError
 from core.methods import random
 from core.pictures import to_picture
+from core.streaming import Streamed
 from orchestrator import pyfunc
 from orchestrator.spec import Sweep, parse
 from orchestrator.tracking import Tracking
@@ -101,6 +102,85 @@ def test_a_chain_of_another_length(model: Any) -> None:
     rows = {"seed": [3], "direction": [0], "scale": [0.0]}
     assert np.array_equal(model.predict(rows), model.predict(rows, params={"steps": 4})), "its own"
     assert (model.predict(rows) != model.predict(rows, params={"steps": 9})).any()
+
+
+@pytest.fixture
+def half(saved: Path) -> Iterator[Any]:
+    import mlflow
+
+    yield mlflow.pyfunc.load_model(str(saved), model_config={"precision": "bf16", "weights": "cpu"})
+
+
+def test_it_is_run_as_the_sweep_was_or_as_it_is_asked_for(model: Any, half: Any) -> None:
+    """An older version's model does not say: float32, on the device."""
+    denoisers = [loaded._model_impl.denoiser for loaded in (model, half)]
+    assert [denoiser.dtype for denoiser in denoisers] == [torch.float32, torch.bfloat16]
+    assert [isinstance(denoiser.cut, Streamed) for denoiser in denoisers] == [False, True]
+    rows = {"seed": [5], "direction": ["yaw"], "scale": [0.1]}
+    drawn, exact = (loaded.predict(rows).astype(int) for loaded in (half, model))
+    assert (drawn != exact).any() and abs(drawn - exact).mean() < 8
+    editor = model._model_impl
+    told = {name: value for name, value in editor.config.items() if name not in ("precision", "weights")}
+    older = pyfunc.Editor(editor.directions, told)
+    assert older.precision == "fp32" and np.array_equal(older.predict(rows), model.predict(rows))
+
+
+def test_each_model_is_run_in_its_own_precision(model: Any, saved: Path) -> None:
+    """The switches are those of the process, which may hold two."""
+    import mlflow
+
+    loose = mlflow.pyfunc.load_model(str(saved), model_config={"precision": "tf32"})
+    for loaded, said in ((model, "highest"), (loose, "high"), (model, "highest")):
+        loaded.predict({"seed": [5], "direction": ["yaw"]})
+        assert torch.get_float32_matmul_precision() == said
+
+
+@pytest.mark.parametrize(("weights", "kept"), [("device", "device"), ("cpu", "cpu"), ("partitioned", "cpu")])
+def test_it_says_how_the_sweep_ran_its_model_and_where_that_is(
+    sweep: Sweep,
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+    kept: str,
+) -> None:
+    """From every working folder: a single file, too."""
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    given = {"train": sweep.train.model_copy(update={"precision": "bf16"}), "model": "model.safetensors"}
+    given["gradient"] = sweep.gradient.model_copy(update={"weights": weights})
+    pyfunc.save(saved / "data" / "bundle", sweep.model_copy(update=given), tmp_path / "made", 1, "run", "ab" * 16)
+    [flavor] = yaml.safe_load((tmp_path / "made" / "MLmodel").read_text())["flavors"].values()
+    expected = {"model": str(tmp_path / "model.safetensors"), "precision": "bf16", "weights": kept}
+    assert {name: flavor["config"][name] for name in expected} == expected
+
+
+def test_where_memory_runs_out_what_takes_less_is_told(
+    model: Any, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    editor, tried = model._model_impl, []
+    draw = editor._draw
+
+    def tight(schedule: Any, seeds: Any, *given: Any) -> Any:
+        tried.append(len(seeds))
+        if len(seeds) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return draw(schedule, seeds, *given)
+
+    monkeypatch.setattr(editor, "_draw", tight)
+    most, rows = 4, {"seed": list(range(9)), "direction": [0] * 9}
+    assert model.predict(rows).shape == (9, 8, 8, 3) and tried == [9, 8, 4, 4, 1]
+    most = 0
+    told = "memory ran out; these take less of it: model_config={'weights': 'cpu'}, model_config={'precision': 'bf16'}"
+    with pytest.raises(UserError) as error:
+        model.predict(rows)
+    assert str(error.value) == told
+    monkeypatch.setattr("core.denoiser.Denoiser.from_pretrained", lambda *_, **__: tight(None, [0]))
+    with pytest.raises(UserError) as error:
+        mlflow.pyfunc.load_model(str(saved))
+    assert str(error.value) == told
 
 
 MISTAKES = {

@@ -114,6 +114,14 @@ def test_what_a_trial_has_worked_on() -> None:
     assert [each["context"] for each in all_of_it] == ["model", "training", "evaluation", "training", "report"]
 
 
+def test_a_model_s_way_on_this_disk_is_no_part_of_what_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "sd.safetensors").touch()
+    models = (str(tmp_path / "faces"), str(tmp_path / "sd.safetensors"), "google/ddpm-celebahq-256")
+    found = [lineage.of_model(sweep_of(model=model), "w")[0]["name"] for model in models]
+    assert found == ["faces", "sd.safetensors", "google/ddpm-celebahq-256"]
+
+
 def test_real_images_are_known_by_what_they_hold(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs" / "smile" / "positive"
     pairs.mkdir(parents=True)

@@ -11,10 +11,12 @@ from PIL import Image
 
 from core.chain import sample
 from core.denoiser import Denoiser
-from core.errors import UserError
+from core.errors import ModelError, UserError
+from core.precision import PRECISIONS
 from core.randomness import noise
 from core.schedule import Schedule
-from orchestrator.studio import REACH, Begun, Edit, Studio, recovered
+from core.streaming import Streamed
+from orchestrator.studio import REACH, WEIGHTS, Begun, Edit, Studio, as_fits, recovered, told_of_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
 
 
@@ -151,6 +153,8 @@ Change = Callable[[dict[str, object]], object]
         (lambda told: told.update(eta="much"), "eta is 'much'; allowed: 0 to 1"),
         (lambda told: told.update(eta=2), "eta is 2; allowed: 0 to 1"),
         (lambda told: told.update(window=[5]), "window is a list; allowed: two timesteps, or null"),
+        (lambda told: told.update(precision="half"), "precision is 'half'; allowed: fp32, tf32, bf16, fp16"),
+        (lambda told: told.update(precision=["bf16"]), "precision is a list; allowed: fp32, tf32, bf16, fp16"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(
@@ -185,3 +189,88 @@ def test_a_bundle_that_is_not_there_and_scales_that_are_none(tiny: Studio, tmp_p
     for scale in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="the scale of 'yaw' is (nan|inf); allowed: a finite number"):
             tiny.draw(tiny.from_seeds([0]), Edit({"yaw": scale}))
+
+
+def test_a_set_is_opened_in_the_precision_that_it_was_found_in(tiny: Studio, tiny_model: Path, tmp_path: Path) -> None:
+    """An older set does not say: float32, as it was opened before."""
+    assert (tiny.precision, tiny.denoiser.dtype) == ("fp32", torch.float32)
+    bundle = tiny_bundle(tiny_model, tmp_path / "set", precision="bf16")
+    half, whole = Studio.open(bundle, device="cpu"), Studio.open(bundle, device="cpu", precision="fp32")
+    assert (half.precision, half.denoiser.dtype, half.warnings) == ("bf16", torch.bfloat16, ())
+    assert (whole.precision, whole.denoiser.dtype) == ("fp32", torch.float32)
+    edit = half.edit({"yaw": 1.0})
+    drawn, exact = (studio.draw(studio.from_seeds([1]), edit) for studio in (half, whole))
+    assert drawn.dtype == torch.float32 and not torch.equal(drawn, exact)
+    assert float((drawn - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_in_the_cpus_memory_draw_the_same(tiny_model: Path, tmp_path: Path, precision: str) -> None:
+    bundle = tiny_bundle(tiny_model, tmp_path / "set", precision=precision)
+    resident, away = (Studio.open(bundle, device="cpu", weights=weights) for weights in WEIGHTS)
+    assert isinstance(away.denoiser.cut, Streamed) and not isinstance(resident.denoiser.cut, Streamed)
+    edit = away.edit({"yaw": 1.0})
+    drawn, expected = (studio.draw(studio.from_seeds([1]), edit) for studio in (away, resident))
+    far = 1e-4 if precision in ("fp32", "tf32") else 0.05
+    assert float((drawn - expected).norm() / expected.norm()) < far
+    inverted = away.from_images(torch.zeros(1, *away.denoiser.image_shape))
+    assert torch.isfinite(away.draw(inverted, edit)).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"precision": "half"}, "precision: got 'half'; allowed: fp32, tf32, bf16, fp16"),
+        ({"weights": "disk"}, "weights: got 'disk'; allowed: device, cpu"),
+    ],
+)
+def test_a_precision_and_a_place_that_there_are_not(
+    tiny_model: Path, tmp_path: Path, given: dict[str, str], told: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        Studio.open(tiny_bundle(tiny_model, tmp_path / "set"), device="cpu", **given)  # type: ignore[arg-type]
+    assert str(error.value) == told
+
+
+def no_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity of ...")
+
+
+def test_where_memory_runs_out_what_takes_less_is_told() -> None:
+    with pytest.raises(UserError) as error, told_of_memory("a smaller --batch", "--weights cpu"):
+        no_memory()
+    assert str(error.value) == "memory ran out; these take less of it: a smaller --batch, --weights cpu"
+    with pytest.raises(RuntimeError, match="^another$"), told_of_memory("--weights cpu"):
+        raise RuntimeError("another")
+
+
+def test_a_model_that_could_not_be_read_for_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path
+) -> None:
+    """As text encoders are, and models of other packages: what ran out stands behind what is told of it."""
+
+    def unread(*_: object, **__: object) -> None:
+        try:
+            no_memory()
+        except RuntimeError as error:
+            raise ModelError("model 'x' cannot read its prompts: CUDA out of memory.") from error
+
+    bundle = tiny_bundle(tiny_model, tmp_path / "set")
+    monkeypatch.setattr(Denoiser, "from_pretrained", unread)
+    with pytest.raises(UserError, match=r"^memory ran out; these take less of it: --weights cpu$"):
+        with told_of_memory("--weights cpu"):
+            Studio.open(bundle)
+
+
+def test_half_as_many_at_a_time_until_they_fit() -> None:
+    tried: list[int] = []
+
+    def draw(batch: int) -> str:
+        tried.append(batch)
+        if batch > 16:
+            no_memory()
+        return "drawn"
+
+    assert as_fits(draw, 64) == "drawn" and tried == [64, 32, 16]
+    with pytest.raises(torch.OutOfMemoryError):
+        as_fits(no_memory, 2)

@@ -16,6 +16,7 @@ from orchestrator.bench import Bench, random_like
 from orchestrator.checkpoints import CheckpointError, TrialFolder
 from orchestrator.outcome import Preempted
 from orchestrator.spec import Sweep, parse
+from orchestrator.studio import Studio
 from orchestrator.trial import Surroundings, run_trial
 
 
@@ -51,6 +52,19 @@ def test_a_method_that_does_not_train_reports_once(
     assert directions.metrics == told["metrics"]
     assert len(directions) == 3 and directions.provenance["method"] == parameters["method"]
     assert directions.provenance["settings"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)], ids=["fp32", "bf16"]
+)
+def test_a_set_is_opened_in_the_precision_that_its_trial_ran_in(
+    tiny_model: Path, tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    sweep = sweep_with(tiny_model, method="random", train={"iterations": 7, "precision": precision})
+    reports_of(tmp_path, PARAMETERS[0], sweep)
+    assert set_of(tmp_path).provenance["precision"] == precision
+    studio = Studio.open(TrialFolder(tmp_path).result() / "directions", device="cpu")
+    assert (studio.precision, studio.denoiser.dtype) == (precision, dtype)
 
 
 def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(

@@ -1,11 +1,13 @@
 """What a sweep will take of the disk, against what one really wrote, and what it will fetch."""
 
 import os
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core import origin
 from core.cache import SampleCache
 from core.methods import learned
 from core.pool import draw_pool
@@ -114,6 +116,17 @@ def test_what_is_embedded_or_a_folder_is_not_downloaded(tiny_model: Path) -> Non
         assert upkeep.downloads(sweep_of(model, predictor=str(tiny_model)), None) == []
 
 
+@pytest.mark.usefixtures("hub")
+def test_what_is_a_file_or_registered_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/sd.safetensors").touch()
+    points = EntryPoints([EntryPoint("our/colours", "somewhere:load", origin.GROUP)])
+    monkeypatch.setattr(origin, "entry_points", lambda **asked: points.select(**asked))
+    for model in ("models/sd.safetensors", "our/colours"):
+        assert upkeep.downloads(sweep_of(model), None) == []
+
+
 def test_what_the_hub_has_is_told_with_its_size_where_that_is_known(hub: set[tuple[str, str]]) -> None:
     sweep = sweep_of(CELEBA, predictor="google/vit-base-patch16-224")
     model, predictor = upkeep.downloads(sweep, without_weights(sweep))
@@ -122,7 +135,15 @@ def test_what_the_hub_has_is_told_with_its_size_where_that_is_known(hub: set[tup
     assert upkeep.downloads(sweep, None)[0].bytes is None
 
 
-@pytest.mark.parametrize("file", ["diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    ],
+)
 def test_what_was_downloaded_is_not_downloaded_again(hub: set[tuple[str, str]], file: str) -> None:
     hub |= {(CELEBA, file), ("a/b", "model.safetensors.index.json")}
     assert upkeep.downloads(sweep_of(CELEBA, predictor="a/b"), None) == []
