@@ -3,6 +3,7 @@
 ValueError
   +-- UserError            anything the caller can put right
         +-- ModelError     a model that is missing, incomplete or of a kind that cannot be used
+              +-- AbsentModelError   one that is not on this machine, and cannot be fetched from here
         +-- DirectionSetError   a direction set that cannot be read, or does not fit the model
 RuntimeError
   +-- NonFiniteError       a loss or gradient that is NaN or infinite; names the term and the iteration
@@ -15,6 +16,10 @@ class UserError(ValueError):
 
 class ModelError(UserError):
     """The model cannot be loaded or is not of a kind that has an h-space."""
+
+
+class AbsentModelError(ModelError):
+    """The model is not at hand here; elsewhere it may be."""
 
 
 class DirectionSetError(UserError):

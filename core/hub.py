@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.errors import ModelError
+from core.errors import AbsentModelError, ModelError
 from core.origin import SINGLE_FILES
 from core.weights import CODECS, NETWORKS, PICKLES, TRANSFORMERS_WEIGHTS, WEIGHTS, only_pickles, weights_at
 
@@ -57,7 +57,7 @@ def _fetched(hub_id: str, revision: str | None, patterns: list[str], ignored: li
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
     except Exception as error:  # the hub client has a dozen exception types; the user has one problem
         what = f"{hub_id} at revision {revision}" if revision else hub_id
-        raise ModelError(_unreachable(what, error)) from error
+        raise AbsentModelError(_unreachable(what, error)) from error
 
 
 def _without_weights(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from core.architecture import class_of, empty_network
 from core.cuts import CUTS
 from core.cuts.transformer import TransformerCut
-from core.errors import ModelError, first_line
+from core.errors import AbsentModelError, ModelError, first_line
 from core.hub import download
 from core.latents import Codec
 from core.origin import at_path, origin_of
@@ -79,7 +79,7 @@ def find_model(model: str | Path, weights: bool = True) -> Found:
         path = Path(name).expanduser()
         return Found(name, unpacked(path) if weights else unpacked_before(path) or _of_hub(configured_as(path), False))
     if origin_of(name) != "hub":
-        raise ModelError(
+        raise AbsentModelError(
             f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
             "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "
             "@REVISION pins it"

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from core.denoiser import Denoiser
-from core.errors import ModelError
+from core.errors import AbsentModelError
 from core.schedule import Schedule
 from core.training_memory import pool_h_bytes
 from orchestrator import forecast, pace, probe
@@ -128,7 +128,7 @@ def document(found: Outlook) -> dict[str, Any]:
 def _model(sweep: Sweep) -> tuple[Denoiser | None, str | None]:
     try:
         return without_weights(sweep), None
-    except ModelError as error:
+    except AbsentModelError as error:
         return None, str(error)
 
 

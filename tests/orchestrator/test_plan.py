@@ -213,6 +213,21 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["downloads"], found["time"], found["cost"], found["not_counted"]) == ([], None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("denoiser.prompts=[a face]", "prompts: model 'toyfaces' reads no text"),
+        ("denoiser.tap=mid", "tap: got 'mid'; a UNet has mid_block"),
+        ("denoiser.size=9", "size: got 9; "),
+    ],
+)
+def test_a_use_that_the_model_does_not_have_is_refused(
+    capsys: pytest.CaptureFixture[str], setting: str, sentence: str
+) -> None:
+    assert main(["plan", str(ROOT / "sweeps" / "toyfaces.yaml"), "--set", setting]) == 2
+    assert capsys.readouterr().err.startswith(sentence)
+
+
 def test_as_json_of_a_model_that_is_not_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(ROOT / "sweeps" / "toyfaces.yaml"), "--json", "--set", "model=./nowhere"]) == 0
     found = json.loads(capsys.readouterr().out)
