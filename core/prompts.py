@@ -16,12 +16,10 @@ from core.errors import ModelError, UserError, first_line
 from core.latents import Codec
 from core.pretrained import Found
 from core.quiet import quiet_diffusers, quiet_transformers
-from core.use import Use
+from core.use import DISTILLED_GUIDANCE, Use
 
 Rows = dict[str, Tensor]
 _NULL_CLASS = 1000  # of DiT's pipeline
-# What networks that are told their guidance are told where nobody says anything: the defaults of their pipelines.
-_TOLD = {"FluxTransformer2DModel": 3.5, "UNet2DConditionModel": 8.5}
 _PROMPT_LENGTH = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # whatever their tokenizers could read
 _TEXT_LENGTH = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120, "SD3Transformer2DModel": 333}
 
@@ -145,7 +143,7 @@ def _weight(network: Any, use: Use) -> float:
     """The weight of guidance: as asked for, or as a network that is told it is used to, or 1, which is none."""
     if use.guidance is not None:
         return float(use.guidance)
-    return _TOLD[type(network).__name__] if _is_told_guidance(network) else 1.0
+    return DISTILLED_GUIDANCE[type(network).__name__] if _is_told_guidance(network) else 1.0
 
 
 def _led(network: Any, use: Use) -> bool:

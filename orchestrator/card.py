@@ -11,7 +11,7 @@ from core.directions import DirectionSet
 from core.errors import UserError
 from core.metrics import METRICS
 from core.origin import origin_of
-from core.use import Use
+from core.use import DISTILLED_GUIDANCE, Use
 
 _SHOWN = 3  # attributes of a direction
 _LEAST = 0.2  # standard deviations that are worth a word
@@ -37,8 +37,6 @@ pipeline.scheduler = {sampler}.from_config(config, clip_sample=False, thresholdi
 _RESCALED = "pipeline.vqvae.register_to_config(scaling_factor={factor})\n"
 _SWAPPED = ("DDIMScheduler", "LCMScheduler")
 _RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # of pipelines that take no size
-# What a network that is told its guidance is told where nobody says anything: by its pipeline, and by core.prompts.
-_TOLD = {"FluxTransformer2DModel": 3.5, "UNet2DConditionModel": 8.5}
 _PLAIN = {"PixArtTransformer2DModel": ", clean_caption=False, use_resolution_binning=False"}
 
 
@@ -174,7 +172,7 @@ def _guidance(origin: Mapping[str, Any], kind: str, use: Use) -> float:
         distilled = "guidance" in told or "timestep_cond" in told
     else:  # an older set's, which does not say
         distilled = kind.startswith("Flux") or origin.get("sampler") == "LCMScheduler"
-    return _TOLD.get(kind, 1.0) if distilled else 1.0
+    return DISTILLED_GUIDANCE.get(kind, 1.0) if distilled else 1.0
 
 
 def _rescaled(origin: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from orchestrator.layout import Grid, add_row, counted, facts_table, table_of
 from orchestrator.secrets import redacted
 from orchestrator.space import configurations, fits, ordered, sample, size, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
-from orchestrator.spec.model_use import Denoiser
+from orchestrator.spec.model_use import ModelUse
 from orchestrator.spec.sections import DeepSpeed
 
 SAMPLES = 5  # configurations that are shown
@@ -125,7 +125,7 @@ def what_runs(sweep: Sweep) -> dict[str, str]:
 
 def _used(sweep: Sweep) -> dict[str, str]:
     """How the model is used, where the file says so."""
-    given, plain = sweep.denoiser.model_dump(), Denoiser().model_dump()
+    given, plain = sweep.denoiser.model_dump(), ModelUse().model_dump()
     told = [f"{name.replace('_', ' ')} {_listed(value)}" for name, value in given.items() if value != plain[name]]
     return {"used": ", ".join(told)} if told else {}
 

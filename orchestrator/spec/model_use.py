@@ -52,7 +52,7 @@ class TapName(Domain):
         return value
 
 
-class Denoiser(Section):
+class ModelUse(Section):
     """How the model is used (core.use): where it is shifted, what it is told to draw, and how large.
 
     `tap` is where h is, `form` what of it has a shift of its own: every place ("spatial"), every token ("tokens"), or

@@ -18,7 +18,7 @@ from orchestrator.spec.distributions import (
     unknown_key,
 )
 from orchestrator.spec.domains import Domain, OrNull, Slug, Text, Whole
-from orchestrator.spec.model_use import Denoiser
+from orchestrator.spec.model_use import ModelUse
 from orchestrator.spec.problems import Findings, Problem, Refused, complaint
 from orchestrator.spec.reading import without
 from orchestrator.spec.sections import (
@@ -143,7 +143,7 @@ class Sweep(Section):
     predictor: Annotated[str | None, OrNull(Text())] = None
     method: Annotated[Fixed | Choice, _Method()] = Fixed("learned")
     seed: Annotated[int, Whole(0, 2**32 - 1)] = 0
-    denoiser: Denoiser = Denoiser()
+    denoiser: ModelUse = ModelUse()
     sampler: Sampler = Sampler()
     train: Train = Train()
     search: Annotated[dict[str, Distribution], _Search()]
