@@ -45,8 +45,6 @@ TWO = [
 ]
 FOUR = [
     Job("four-1", zero=1, micro_batch=2, world=4),
-    Job("four-3", zero=3, gradient_clipping=CLIP, world=4),
-    Job("four-from-two", zero=2, world=4, resume="half"),
     Job("four-3-from-two", zero=3, world=4, resume="half"),
 ]
 ONE_FROM_TWO = [
