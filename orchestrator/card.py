@@ -34,7 +34,7 @@ _SWAP = """\
 config = {{**pipeline.scheduler.config, "_use_default_values": []}}
 pipeline.scheduler = {sampler}.from_config(config, clip_sample=False, thresholding=False)
 """
-_RESCALED = "pipeline.vqvae.register_to_config(scaling_factor={factor})\n"
+_RESCALED = "pipeline.vqvae.register_to_config(scaling_factor=1.0)\n"
 _SWAPPED = ("DDIMScheduler", "LCMScheduler")
 _RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # of pipelines that take no size
 _PLAIN = {"PixArtTransformer2DModel": ", clean_caption=False, use_resolution_binning=False"}
@@ -176,11 +176,8 @@ def _guidance(origin: Mapping[str, Any], kind: str, use: Use) -> float:
 
 
 def _rescaled(origin: Mapping[str, Any]) -> str:
-    """The line for a VQModel, of which diffusers makes up a scaling that its file does not name."""
-    factor = origin.get("scaling_factor")
-    if origin.get("codec") != "VQModel" or not isinstance(factor, int | float):
-        return ""
-    return _RESCALED.format(factor=float(factor))
+    """The line for a VQModel without a scaling, of which diffusers makes up one that its file does not name."""
+    return _RESCALED if origin.get("codec") == "VQModel" and origin.get("scaling_factor") == 1 else ""
 
 
 def _resized(origin: Mapping[str, Any], kind: str, network: str) -> str:
