@@ -28,9 +28,6 @@ class Assembly:
         self._parts: list[Bytes] = []
         self._leading = False
 
-    def __len__(self) -> int:
-        return len(self._parts)
-
     def gather(self, part: Bytes) -> Bytes:
         """How all of a block is had, of which this process has a part (core.streaming.Gather)."""
         self._parts.append(part)

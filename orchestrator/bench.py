@@ -48,7 +48,7 @@ class Bench:
             device if weights == "device" else "cpu",
             **sweep.denoiser.use,
         )
-        if weights == "partitioned" and crew.assembly:
+        if weights == "partitioned" and crew.assembly is not None:
             denoiser = partitioned(denoiser, device, crew.rank, crew.world, crew.assembly.gather)
         elif weights != "device":
             denoiser = offloaded(denoiser, device)

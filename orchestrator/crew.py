@@ -6,7 +6,6 @@ through a gloo group of its own, so that it waits on no GPU.
 
 import pickle
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -30,8 +29,8 @@ def _nothing() -> None:
 class Crew:
     """One process of those that share a trial; by default the only one.
 
-    rest: called before this process waits for the first one to finish something; assembly: how they put the weights of
-    a partitioned network together.
+    rest: called before this process waits for the first one to finish something; assembly: how several put the weights
+    of a partitioned network together.
     """
 
     rank: int = 0
@@ -53,20 +52,19 @@ class Crew:
 
     def lead(self, work: Callable[[], T]) -> T:
         """What `work` gives on the first rank, for every rank; where it raises, it raises on every rank."""
-        if self.world == 1:
+        if self.assembly is None:
             return work()
         told: list[Any] = [None]
         if self.leads:
             try:
-                with self.assembly.leading() if self.assembly else nullcontext():
+                with self.assembly.leading():
                     told = [(work(), None)]
             except Exception as error:
                 distributed.broadcast_object_list([(None, _portable(error))], 0, self.group)
                 raise
         else:
             self.rest()
-            if self.assembly:
-                self.assembly.attend()
+            self.assembly.attend()
         distributed.broadcast_object_list(told, 0, self.group)
         value: T
         value, ended = told[0]

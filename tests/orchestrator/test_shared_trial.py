@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from core import DirectionSet
+from core import Denoiser, DirectionSet
+from core.streaming import partitioned
 from orchestrator.checkpoints import TrialFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -20,7 +21,7 @@ PCA = {"method": "pca", "pca.samples": 32}
 # One process of a trial, as orchestrator.gang starts it, without Ray. `stop_in` is the iteration in which the last rank
 # alone is asked to end.
 SCRIPT = """
-import functools, json, pathlib, sys
+import json, pathlib, sys
 import torch
 from torch import distributed
 from core.methods import learned
@@ -51,7 +52,11 @@ for number, given in enumerate(starts):
         return iterate(self, n)
     learned.Learner.iterate = iterated
     crew = Crew.join() if world > 1 else Crew()
-    told, load = {"ended": "whole", "reports": []}, functools.partial(Bench.load, crew=crew)
+    told = {"ended": "whole", "reports": []}
+    def load(*asked):
+        bench = Bench.load(*asked, crew)
+        told["held"] = bench.denoiser.weight_bytes()
+        return bench
     parameters = {"directions": 3, **given.get("parameters", {"method": "learned"})}
     try:
         for report in run_trial(parameters, sweep, TrialFolder(place / "trial"),
@@ -162,5 +167,7 @@ def test_partitioned_weights_come_to_the_same_to_the_last_bit(
     given = {"world": 2, "parameters": parameters}
     whole = run(tiny_model, tmp_path / "whole", {**given, "gradient": PLAIN})
     parts = run(tiny_model, tmp_path / "parts", {**given, "gradient": PARTITIONED})
+    half = partitioned(Denoiser.without_weights(tiny_model), "meta", 0, 2).weight_bytes()
+    assert {ranks["held"] for ranks in parts[0]} == {half} and half < whole[0][0]["held"]
     assert numbers(parts) == numbers(whole)
     assert set_in(tmp_path / "parts").table.equal(set_in(tmp_path / "whole").table)
