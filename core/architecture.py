@@ -1,11 +1,12 @@
 """Networks as shapes: without data, and how large what they draw is."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor, nn
 
 from core.errors import ModelError, UserError
 from core.quiet import quiet_diffusers
@@ -54,19 +55,19 @@ def empty_network(network: Any, dtype: torch.dtype = torch.float32) -> Any:
     """A network, or that of a configuration, on the meta device: every shape, and no data."""
     config = network if isinstance(network, Mapping) else getattr(network, "config", None)
     if config is None:
-        empty = _hollow(network)
+        empty = rebuilt(network, lambda tensor: tensor.to("meta"))
     else:
         kind = class_of(config) if isinstance(network, Mapping) else type(network)
         with torch.device("meta"), quiet_diffusers():
             empty = kind.from_config(config)
-    torch.nn.Module.to(empty, dtype=dtype)
+    nn.Module.to(empty, dtype=dtype)
     return empty.eval().requires_grad_(False)
 
 
-def _hollow(network: torch.nn.Module) -> torch.nn.Module:
-    """The network's modules around tensors without data; what it has is not copied on the way."""
+def rebuilt(network: Any, moved: Callable[[Tensor], Tensor]) -> Any:
+    """The network's modules around other tensors, each `moved` from its own; what it has is not copied on the way."""
     replaced: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
-        moved = tensor.detach().to("meta")
-        replaced[id(tensor)] = torch.nn.Parameter(moved, False) if isinstance(tensor, torch.nn.Parameter) else moved
+        found = moved(tensor).detach()
+        replaced[id(tensor)] = nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found
     return copy.deepcopy(network, replaced)

@@ -44,7 +44,7 @@ def condition_of(
     with quiet_diffusers(), quiet_transformers(), torch.no_grad():
         pipeline = _pipeline(found, network, codec, dtype, device)
         _refuse_long(pipeline, (*prompts, use.negative_prompt), network)
-        _refuse_refiner(network, pipeline, found.name)
+        _refuse_refiner(pipeline, found.name)
         try:
             given, other = _ENCODERS[_kind(network, pipeline)](
                 pipeline, prompts, use.negative_prompt, guided, image_size
@@ -213,10 +213,10 @@ def _refuse_long(pipeline: Any, prompts: Sequence[str], network: Any) -> None:
     most = int(pipeline.tokenizer.model_max_length) if pipeline.tokenizer else 0
     for prompt in prompts:
         if most and (length := len(pipeline.tokenizer(prompt).input_ids)) > most:
-            raise UserError(f"prompts: '{prompt[:40]}...' has {length} tokens, of which the model would read {most}")
+            raise UserError(f"prompts: '{prompt[:40]}...' has {length} tokens; the model reads {most}: shorten it")
 
 
-def _refuse_refiner(network: Any, pipeline: Any, name: str) -> None:
+def _refuse_refiner(pipeline: Any, name: str) -> None:
     """Raises ModelError for SDXL's second model, which is told a score in place of a size."""
     if pipeline.config.get("requires_aesthetics_score"):
         raise ModelError(f"model '{name}' is a refiner, which needs an image to begin with: take the base model")

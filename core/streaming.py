@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from core.architecture import rebuilt
 from core.cuts import Cut
 from core.cuts.base import Network, checkpointed
 from core.cuts.transformer import TransformerCut
@@ -113,7 +114,8 @@ class Streamed(Cut):
 
     def __init__(self, cut: Cut, device: torch.device, way: Way) -> None:
         away = _away(cut.network)
-        network = _hollow(cut.network, {id(tensor) for part in away.values() for tensor in part.values()}, device)
+        gone = {id(tensor) for part in away.values() for tensor in part.values()}
+        network = rebuilt(cut.network, lambda tensor: tensor.to("meta" if id(tensor) in gone else device))
         super().__init__(network, cut.name, cut.form)
         self.tap, self._device, self._way = cut.tap, device, way
         blocks = {network.get_submodule(name): part for name, part in away.items()}
@@ -283,12 +285,3 @@ def _block_names(network: Network) -> Iterator[str]:
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, whether they are saved with it or not."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _hollow(network: Network, away: set[int], device: torch.device) -> Network:
-    """The network's modules around other tensors: those that are `away`, by their identity, have no data."""
-    replaced: dict[int, Any] = {}
-    for tensor in _tensors(network).values():
-        moved = tensor.detach().to("meta" if id(tensor) in away else device)
-        replaced[id(tensor)] = nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
-    return copy.deepcopy(network, replaced)

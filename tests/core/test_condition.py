@@ -1,16 +1,21 @@
 """What a network is told: the rows of a batch, guidance, the digest; and what a model cannot be told."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
+from core import Denoiser
+from core.architecture import empty_network
 from core.condition import Condition
 from core.errors import ModelError, UserError
 from core.prompts import check_use, unknown_condition
 from core.use import Use
+from tests.families import saved
 
 TEXT = torch.arange(6.0).reshape(3, 2)  # three prompts
 OTHER = torch.tensor([[9.0, 9.0]])
@@ -98,9 +103,8 @@ def conditional(**more: Any) -> UNet2DConditionModel:
         mid_block_type="UNetMidBlock2DCrossAttn",
         layers_per_block=1,
         norm_num_groups=2,
-        cross_attention_dim=4,
         attention_head_dim=2,
-        **more,
+        **{"cross_attention_dim": 4, **more},
     )
 
 
@@ -254,6 +258,34 @@ def test_classes_are_told_with_the_class_of_no_class_beside() -> None:
     assert found.guided and found.guidance == 4.0
     plain = unknown_condition(transformer(), Use())
     assert plain.given["class_labels"].tolist() == [3] and not plain.guided
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [({}, 4), ({"encoder_hid_dim": 6, "encoder_hid_dim_type": "text_proj"}, 6), ({"cross_attention_dim": (8,)}, 8)],
+)
+def test_the_width_of_what_is_read_is_that_of_the_encoder(options: dict[str, Any], width: int) -> None:
+    network = empty_network(conditional(**options))
+    assert unknown_condition(network, Use()).given["encoder_hidden_states"].shape == (1, 77, width)
+
+
+def test_a_prompt_that_would_be_cut_is_refused(tmp_path: Path) -> None:
+    folder = saved("sd", tmp_path)
+    with pytest.raises(UserError) as caught:
+        Denoiser.from_pretrained(folder, prompts=["a", 30 * "a face "])
+    told = str(caught.value)
+    assert told.startswith(f"prompts: '{(30 * 'a face ')[:40]}...' has ") and told.endswith(": shorten it")
+
+
+def test_a_refiner_is_told_apart(tmp_path: Path) -> None:
+    index = saved("sdxl", tmp_path) / "model_index.json"
+    refiner = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}
+    index.write_text(json.dumps(json.loads(index.read_text()) | refiner | {"text_encoder": [None, None]}))
+    with pytest.raises(ModelError) as caught:
+        Denoiser.from_pretrained(tmp_path)
+    assert str(caught.value) == (
+        f"model '{tmp_path}' is a refiner, which needs an image to begin with: take the base model"
+    )
 
 
 def test_a_network_that_has_to_be_told_something_is_not_left_alone() -> None:
