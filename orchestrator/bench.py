@@ -3,9 +3,8 @@ drawn with them.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from core import predictors
 from core.cache import SampleCache
@@ -17,11 +16,11 @@ from core.methods import random
 from core.metrics import Evaluation, calibrate, evaluate
 from core.metrics.judges import NOBODY, Judges
 from core.pictures import traversal, traversal_grid
-from core.precision import use_precision
 from core.schedule import Schedule
 from core.streaming import offloaded, partitioned
 from core.zoo.attributes import Attributes
 from orchestrator.crew import ALONE, Crew
+from orchestrator.loading import Away, loaded, own_device
 from orchestrator.spec import Sweep
 
 
@@ -40,19 +39,14 @@ class Bench:
     @classmethod
     def load(cls, sweep: Sweep, cache: SampleCache | None = None, crew: Crew = ALONE) -> "Bench":
         """crew: those over which weights are partitioned; a process alone has them in the CPU's memory instead."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        weights = sweep.gradient.weights
-        denoiser = Denoiser.from_pretrained(
-            sweep.model,
-            use_precision(sweep.train.precision),
-            device if weights == "device" else "cpu",
-            **sweep.denoiser.use,
-        )
-        if weights == "partitioned" and crew.assembly is not None:
-            denoiser = partitioned(denoiser, device, crew.rank, crew.world, crew.assembly.gather)
-        elif weights != "device":
-            denoiser = offloaded(denoiser, device)
-        elif sweep.gradient.lean:
+        device = own_device()
+        away: Away | None = None
+        if sweep.gradient.weights == "partitioned" and crew.assembly is not None:
+            away = partial(partitioned, rank=crew.rank, world=crew.world, gather=crew.assembly.gather)
+        elif sweep.gradient.weights != "device":
+            away = offloaded
+        denoiser = loaded(sweep.model, device, sweep.train.precision, sweep.denoiser.use, away)
+        if sweep.gradient.lean:
             denoiser = lean(denoiser)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
         judges = judges_of(sweep, device)

@@ -53,6 +53,18 @@ class Drawing:
         return {"sampler_batch": self.batch, "out_of_memory_retries": self.retries} if self.retries else {}
 
 
+def as_fits(draw: Callable[[int], T], batch: int) -> T:
+    """What `draw` gives for so many samples at a time, or for half as many after every time that memory runs out."""
+    while True:
+        try:
+            return draw(batch)
+        except Exception as error:
+            if batch == 1 or not out_of_memory(error):
+                raise
+        batch //= 2
+        release()
+
+
 def with_batch(sweep: Sweep, batch: int) -> Sweep:
     """The sweep with so many samples drawn at a time."""
     return sweep.model_copy(update={"sampler": sweep.sampler.model_copy(update={"batch": batch})})

@@ -35,7 +35,8 @@ from orchestrator.edit_settings import (
     told,
     write_settings,
 )
-from orchestrator.studio import LESS, Begun, Edit, Studio, Window, recovered, told_of_memory, told_recovered
+from orchestrator.loading import LESS, told_of_memory
+from orchestrator.studio import Begun, Edit, Studio, Window, recovered, told_recovered
 
 Kind = Literal["pictures", "picture", "grid", "animation"]
 

@@ -17,7 +17,8 @@ from core.errors import UserError
 from core.images import SUFFIXES
 from core.step import INJECTIONS
 from orchestrator.edit_settings import MAX_SEED
-from orchestrator.studio import LESS, Edit, Studio, Window, told_of_memory
+from orchestrator.loading import LESS, told_of_memory
+from orchestrator.studio import Edit, Studio, Window
 from orchestrator.workbench import STEP, Dialled, Workbench, dialled
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported

@@ -15,8 +15,10 @@ from core.files import atomic_file
 from core.metrics import draw_traversals
 from core.zoo.attributes import Attributes
 from orchestrator import bundle
+from orchestrator.drawing import as_fits
 from orchestrator.gallery import Shown, page
-from orchestrator.studio import LESS, Studio, as_fits, told_of_memory
+from orchestrator.loading import LESS, told_of_memory
+from orchestrator.studio import Studio
 
 _BATCH = 64  # samples drawn at a time, where memory suffices
 

@@ -91,7 +91,7 @@ class Editor:
 
     def __init__(self, directions: DirectionSet, config: Mapping[str, Any]) -> None:
         from core.use import Use
-        from orchestrator.studio import own_device, placed, told_of_memory
+        from orchestrator.loading import own_device, placed, told_of_memory
 
         self.precision = config.get("precision", "fp32")  # an older version's model does not say
         device, weights = own_device(), config.get("weights", "device")
@@ -119,7 +119,8 @@ class Editor:
         Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no number.
         """
         from core.schedule import Schedule
-        from orchestrator.studio import as_fits, told_of_memory
+        from orchestrator.drawing import as_fits
+        from orchestrator.loading import told_of_memory
 
         table = pd.DataFrame(rows)
         seeds = [int(seed) for seed in table["seed"]]

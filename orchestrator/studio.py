@@ -6,11 +6,9 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from PIL import ImageOps
@@ -22,23 +20,19 @@ from core.directions import DirectionSet
 from core.errors import DirectionSetError, ModelError, UserError
 from core.images import load_images, open_picture
 from core.lean import lean
-from core.precision import PRECISIONS, use_precision
+from core.precision import PRECISIONS
 from core.randomness import noise, step_noise
 from core.schedule import Schedule
 from core.step import INJECTIONS, Injection, one_step
-from core.streaming import offloaded
 from core.untrusted import shown
 from core.use import Use
-from orchestrator.drawing import release
-from orchestrator.outcome import TrialOutcome, classify, out_of_memory
+from orchestrator.loading import own_device, placed
+from orchestrator.outcome import TrialOutcome, classify
 
 REACH = (-2.0, 2.0)  # of the scales of a direction whose range nobody has measured
 _INVERSION_PASSES = 60  # of the network, about; few steps are far apart, and need more of them each
 _SHOWN = 12  # hexadecimal digits of a digest in a message
-WEIGHTS = ("device", "cpu")  # where those of a model's blocks are kept
-LESS = ("--weights cpu", "--precision bf16")  # options that take less of a device's memory
 
-T = TypeVar("T")
 Window = tuple[int, int]
 
 
@@ -252,47 +246,6 @@ class Studio:
             for name, (low, high) in ranges.items()
             if not low <= scales[name] <= high
         ]
-
-
-def own_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def placed(model: str, device: str, precision: str, weights: str, use: Mapping[str, Any]) -> Denoiser:
-    """A model at work on a device, its weights there or in the CPU's memory; results are the same with both.
-
-    Sets torch's switches for the whole process. Raises UserError for a precision or a place that there is not, and for
-    a network that is not run block by block.
-    """
-    for name, value, allowed in (("precision", precision, tuple(PRECISIONS)), ("weights", weights, WEIGHTS)):
-        if value not in allowed:
-            raise UserError(f"{name}: got {shown(value)}; allowed: {', '.join(allowed)}")
-    resident = weights == "device"
-    denoiser = Denoiser.from_pretrained(model, use_precision(precision), device if resident else "cpu", **use)
-    return denoiser if resident else offloaded(denoiser, device)
-
-
-@contextmanager
-def told_of_memory(*instead: str) -> Iterator[None]:
-    """Raises UserError, which says what takes less of it, where memory runs out inside the block."""
-    try:
-        yield
-    except Exception as error:
-        if classify(error) is not TrialOutcome.OUT_OF_MEMORY:
-            raise
-        raise UserError(f"memory ran out; these take less of it: {', '.join(instead)}") from None
-
-
-def as_fits(draw: Callable[[int], T], batch: int) -> T:
-    """What `draw` gives for so many samples at a time, or for half as many after every time that memory runs out."""
-    while True:
-        try:
-            return draw(batch)
-        except Exception as error:
-            if batch == 1 or not out_of_memory(error):
-                raise
-        batch //= 2
-        release()
 
 
 def recovered(begun: Begun, images: Tensor) -> list[float]:

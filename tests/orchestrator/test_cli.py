@@ -13,8 +13,8 @@ from core.precision import PRECISIONS
 from core.zoo import MODELS
 from orchestrator import cli
 from orchestrator.arguments import SHELLS
+from orchestrator.loading import WEIGHTS
 from orchestrator.spec import Sweep
-from orchestrator.studio import WEIGHTS
 from tests.orchestrator.conftest import Orchestrate
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers", "pydantic", "rich")

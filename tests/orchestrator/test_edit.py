@@ -326,7 +326,7 @@ def test_settings_say_what_the_model_was_run_in(run: Run, tiny_model: Path, tmp_
 def test_weights_may_be_in_the_cpus_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
-        "orchestrator.studio.offloaded", lambda denoiser, device: opened.append(str(denoiser.device)) or denoiser
+        "orchestrator.loading.offloaded", lambda denoiser, device: opened.append(str(denoiser.device)) or denoiser
     )
     assert run(*DIRECTION, "--weights", "cpu", "--to", "a.png")[0] == 0 and opened == ["cpu"]
     assert run(*DIRECTION, "--to", "b.png")[0] == 0 and opened == ["cpu"]

@@ -16,7 +16,9 @@ from core.precision import PRECISIONS
 from core.randomness import noise
 from core.schedule import Schedule
 from core.streaming import Streamed
-from orchestrator.studio import REACH, WEIGHTS, Begun, Edit, Studio, as_fits, recovered, told_of_memory
+from orchestrator.drawing import as_fits
+from orchestrator.loading import WEIGHTS, told_of_memory
+from orchestrator.studio import REACH, Begun, Edit, Studio, recovered
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
 
 
