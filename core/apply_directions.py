@@ -97,7 +97,7 @@ def shifted(
     timesteps: Sequence[float],
     asymmetric: Any = None,
     error: type[Exception] = ValueError,
-    place: Place = Place(),  # noqa: B008  # a value
+    place: Place = Place(),  # noqa: B008  # cannot change
 ) -> Iterator[None]:
     """Add shift(i), [1, C, H, W], to what leaves the submodule of `place`; i is the nearest of `timesteps`.
 

@@ -28,7 +28,7 @@ class Far(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Far":
-        found = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch's stub leaves it out
+        found: Far = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch's stub leaves it out
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -37,7 +37,7 @@ class Far(Tensor):
             device=torch.device("far:0"),
         )
         found.inner = inner
-        return found  # type: ignore[no-any-return]
+        return found
 
     def tolist(self) -> Any:
         return self.inner.tolist()

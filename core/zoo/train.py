@@ -83,8 +83,8 @@ def load_autoencoder(recipe: Recipe, folder: Path) -> Any:
     if recipe.autoencoder is None:
         return None
     source = autoencoder_folder(recipe, folder)
-    scaling = recipe.autoencoder.make.load_config(source)["scaling_factor"]  # type: ignore[attr-defined]  # of diffusers' mixin, untyped
-    model = recipe.autoencoder.make(**recipe.autoencoder.config, scaling_factor=scaling)
+    kind: Any = recipe.autoencoder.make
+    model = kind(**recipe.autoencoder.config, scaling_factor=kind.load_config(source)["scaling_factor"])
     model.load_state_dict(load_file(source / _WEIGHTS))
     return model.eval().requires_grad_(False)
 

@@ -338,10 +338,10 @@ def leading(folder: Path, to: Path) -> Path:
     return to
 
 
-def states_of(kind: type, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def states_of(kind: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What schedulers of a kind are given first, and give at every step from now on; z: what LCM's adds."""
     states: list[Tensor] = []
-    step = kind.step  # type: ignore[attr-defined]
+    step = kind.step
 
     @wraps(step)
     def watched(scheduler: Any, output: Tensor, t: Any, x: Tensor, *rest: Any, **named: Any) -> Any:

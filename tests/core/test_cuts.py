@@ -21,6 +21,7 @@ from core.architecture import empty_network
 from core.condition import Condition
 from core.cuts import CUTS, FORMS, Cut, Given, Tap, cut_of, halved
 from core.cuts.hooked import HookedCut
+from core.cuts.unet import UNetCut
 from core.errors import ModelError, UserError
 from core.randomness import noise
 from core.streaming import offloaded
@@ -147,14 +148,15 @@ def test_taps_that_a_transformer_has_not_are_told(tap: Any) -> None:
 
 
 def test_a_hook_needs_a_submodule_to_hang_on() -> None:
-    for tap, sentence in (
+    taps: tuple[tuple[Any, str], ...] = (
         (None, "tap: a UNet2DModel has none by itself; name one of its submodules"),
         ("nowhere", "tap: got 'nowhere'; a UNet2DModel has no submodule of that name"),
         ("", "tap: got ''; a UNet2DModel has no submodule of that name"),
         (["mid_block"], "tap: got '['mid_block']'; a UNet2DModel has no submodule of that name"),
-    ):
+    )
+    for tap, sentence in taps:
         with pytest.raises(UserError) as caught:
-            HookedCut(unet(), tap)  # type: ignore[arg-type]
+            HookedCut(unet(), tap)
         assert str(caught.value) == sentence
 
 
@@ -183,7 +185,8 @@ def test_a_text_unet_of_a_size_that_cannot_be_halved_is_the_unet_to_the_last_bit
     told = {"encoder_hidden_states": text}
     denoiser = Denoiser(network.double(), DDIMScheduler(), "odd", condition=Condition(told))
     x, delta = noise([0], denoiser.sample_shape, torch.float64), noise([1], denoiser.h_shape, torch.float64)
-    assert denoiser.h_shape == (8, 3, 3) and denoiser.cut.uneven(denoiser.sample_shape)  # type: ignore[attr-defined]
+    assert denoiser.h_shape == (8, 3, 3)
+    assert isinstance(denoiser.cut, UNetCut) and denoiser.cut.uneven(denoiser.sample_shape)
     with torch.no_grad():
         assert torch.equal(denoiser(x, 17), network(x, 17, text).sample)
         hook = network.mid_block.register_forward_hook(lambda module, inputs, h: h + delta)

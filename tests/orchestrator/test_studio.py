@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -227,10 +228,10 @@ def test_weights_in_the_cpus_memory_draw_the_same(tiny_model: Path, tmp_path: Pa
     ],
 )
 def test_a_precision_and_a_place_that_there_are_not(
-    tiny_model: Path, tmp_path: Path, given: dict[str, str], told: str
+    tiny_model: Path, tmp_path: Path, given: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        Studio.open(tiny_bundle(tiny_model, tmp_path / "set"), device="cpu", **given)  # type: ignore[arg-type]
+        Studio.open(tiny_bundle(tiny_model, tmp_path / "set"), device="cpu", **given)
     assert str(error.value) == told
 
 
