@@ -2,11 +2,9 @@
 
     images = decoder(x_0 / scaling_factor + shift_factor)        x_0 = (encoder(images) - shift_factor) * scaling_factor
 
-or, of autoencoders that know mean and deviation of each channel of their latents, with the deviation over
-scaling_factor, and the mean;
-
-with AutoencoderKL (whose mean is taken) and with VQModel (which quantises when it decodes). Frozen; differentiable, by
-running each part again on the way back, so that no more than one part's graph is ever held.
+with AutoencoderKL (whose mean is taken) and with VQModel (which quantises when it decodes). Where its configuration has
+latents_mean and latents_std, for each channel, these are the shift and, over scaling_factor, the unit. Frozen;
+differentiable, by running each part again on the way back, so that no more than one part's graph is ever held.
 """
 
 from collections.abc import Callable, Mapping
