@@ -1,4 +1,4 @@
-# make sweep   create the environment, run the five-minute example, say where the results are
+# make sweep   create the environment, run the first example, say where the results are
 # make test    all tests
 # make check   what CI checks beside the tests
 # make faults  real sweeps under real faults, about a quarter of an hour; LONG=1 for twice the kills
