@@ -31,11 +31,11 @@ from core.pretrained import (
     load_scheduler,
     network_alone,
     refuse_incomplete,
-    refuse_unsupported,
     weight_digest,
 )
 from core.prompts import check_use, condition_of, text_length, unknown_condition
 from core.samplers import as_run
+from core.unsupported import refuse_unsupported
 from core.use import Use
 
 
