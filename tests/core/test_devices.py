@@ -1,6 +1,6 @@
 """Models and methods on a device that is not the CPU: nothing is left behind, nothing asked of it that a GPU refuses.
 
-No machine of ours has a GPU. tests/far.py is a device beside the CPU on any machine, in a process of its own here.
+CI has no GPU. tests/far.py is a device beside the CPU on any machine, in a process of its own here.
 """
 
 import multiprocessing
