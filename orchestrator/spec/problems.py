@@ -77,11 +77,12 @@ def complaint(what: str, got: object, allowed: object, options: Iterable[str] = 
 
 
 def nearest(word: object, options: Iterable[str]) -> str | None:
-    """The option spelt most like `word`, or None if none is near."""
+    """The option spelt most like `word`, whatever the capitals of either, or None if none is near."""
     if not isinstance(word, str):
         return None
-    matches = difflib.get_close_matches(word.lower(), list(options), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    spelt = {option.lower(): option for option in options}
+    matches = difflib.get_close_matches(word.lower(), list(spelt), n=1, cutoff=0.6)
+    return spelt[matches[0]] if matches else None
 
 
 def dotted(path: Path) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,14 @@ def test_without_is_orthogonal_to_the_others_and_keeps_the_rest() -> None:
     full = (left.table * left.sigma[:, :, None, None, None]).flatten(1)
     assert torch.allclose(full[[1, 2]] @ full[0], torch.zeros(2, dtype=torch.float64), atol=1e-10)
     assert torch.allclose(left.table.flatten(2).norm(dim=2), torch.ones(4, 3, dtype=torch.float64))
-    assert torch.equal(left.table[1:], directions.table[1:])
+    assert torch.equal(left.table[1:], directions.table[1:]) and torch.equal(left.sigma[1:], directions.sigma[1:])
+
+
+def test_what_is_without_another_has_no_figures_of_the_set_before() -> None:
+    measured = replace(a_set(), metrics={"globality": 0.5}, provenance={"method": "pca"})
+    left = measured.without(0, others=[1])
+    assert dict(left.metrics) == {} and left.provenance == {"method": "pca"} and left.names == measured.names
+    assert dict(measured.metrics) == {"globality": 0.5}
 
 
 def test_without_matches_least_squares() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import psutil
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
@@ -11,9 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from core import ShiftControl, noise, sample
 from core.denoiser import Denoiser
 from core.errors import UserError
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, fitting, predict
+from core.gradient import (
+    CheckpointBlocks,
+    CheckpointSteps,
+    FullGraph,
+    GradientPolicy,
+    KeepSteps,
+    fitting,
+    free_memory,
+    predict,
+)
 from core.lean import lean
-from core.memory import Ledger
+from core.memory import Ledger, StepCost
 from core.randomness import step_noise
 from core.schedule import Schedule
 from core.step import one_step
@@ -136,6 +146,26 @@ def test_starting_late_is_the_same_chain(tiny_denoiser: Denoiser) -> None:
 def test_how_many_graphs_fit() -> None:
     assert [fitting([7, 5, 5], memory) for memory in (0, 4, 5, 9, 10, 16, 17, 99)] == [1, 1, 1, 1, 2, 2, 3, 3]
     assert fitting([], 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("free", "kept"),
+    [(0, 1), (1011, 1), (1012, 2), (1233, 2), (1234, 3), (1344, 3), (1345, 4), (10_000, 4)],
+)
+def test_what_is_free_is_kept_but_for_a_tenth_and_the_work_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, free: int, kept: int
+) -> None:
+    """Graphs of 100, 200, 300, 400 bytes: 0.9 free - 210 of work holds so many of the last ones."""
+    costs = [StepCost(graph, work, 0) for graph, work in ((100, 210), (200, 10), (300, 0), (400, 20))]
+    asked: list[torch.device] = []
+    monkeypatch.setattr("core.gradient.free_memory", lambda device: asked.append(device) or free)
+    assert KeepSteps("auto").kept(lambda: costs, 4, torch.device("meta")) == kept
+    assert asked == [torch.device("meta")]
+
+
+def test_what_is_free_of_this_machine() -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2) and free > 1 << 26
 
 
 def test_impossible_memory_is_refused() -> None:

@@ -284,3 +284,21 @@ def test_what_cannot_be_is_told_in_one_sentence(scheduler: Any, steps: int, eta:
     with pytest.raises(UserError) as caught:
         Schedule.ddim(model(scheduler), steps, eta)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("window", "chosen"),
+    [
+        (None, [1, 1, 1, 1, 1]),
+        ((800, 0), [1, 1, 1, 1, 1]),
+        ((600, 200), [0, 1, 1, 1, 0]),
+        ((600, 0), [0, 1, 1, 1, 1]),
+        ((799, 1), [0, 1, 1, 1, 0]),
+        ((400, 400), [0, 0, 1, 0, 0]),
+        ((599, 201), [0, 0, 1, 0, 0]),
+    ],
+)
+def test_a_window_holds_both_its_ends(window: tuple[int, int] | None, chosen: list[int]) -> None:
+    schedule = Schedule.ddim(model(DDIM()), 5)
+    assert schedule.timesteps == (800, 600, 400, 200, 0)
+    assert [int(inside) for inside in schedule.inside(window)] == chosen

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from core import Denoiser, DirectionSet, Schedule
+from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.errors import UserError
 from core.methods import random
 from core.metrics import calibrate, moved
+from core.metrics.features import features_of
+from core.metrics.strength import REFERENCE, SEEDS
+from core.metrics.traversals import draw_plain
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,69 @@ def test_a_calibrated_set_says_how_far_it_moves_images(
     told = torch.tensor(calibrated.provenance["moved"], dtype=torch.float64)
     assert calibrated.provenance["strength"] == 0.01
     assert torch.allclose(told, moved(tiny_denoiser, schedule, calibrated))
+
+
+def test_strength_1_is_the_distance_of_two_independent_samples(tiny_denoiser: Denoiser, schedule: Schedule) -> None:
+    """The unit by hand: root mean square over all pairs of reference samples, and of two samples that nothing ties."""
+    found = random.find(tiny_denoiser, schedule, random.Settings(3, 1.0))
+    features = [features_of(tiny_denoiser, draw_plain(tiny_denoiser, schedule, seeds)) for seeds in (REFERENCE, SEEDS)]
+    mean, deviation = features[0].mean(dim=0), features[0].std(dim=0)
+    deviation = deviation.clamp(min=0.01 * float(deviation.mean()))
+    reference, plain = ((part - mean) / deviation for part in features)
+    pairs = (reference[:, None] - reference[None]).double().square().sum(dim=2)
+    unit = pairs.mean().sqrt()
+    squares = []
+    for k in range(3):
+        for scale in (-1.0, 1.0):
+            x_T = noise(SEEDS, tiny_denoiser.sample_shape, torch.float64)
+            shifted = sample(tiny_denoiser, schedule, x_T, found.shift(k, scale))
+            moved_to = (features_of(tiny_denoiser, shifted) - mean) / deviation
+            squares.append((moved_to - plain).double().square().sum(dim=1).mean())
+    by_hand = torch.stack(squares).reshape(3, 2).mean(dim=1).sqrt() / unit
+    assert torch.allclose(moved(tiny_denoiser, schedule, found), by_hand, rtol=1e-4)
+    others = features_of(tiny_denoiser, draw_plain(tiny_denoiser, schedule, range(5000, 5256)))
+    apart = ((others[:128] - others[128:]) / deviation).double().square().sum(dim=1).mean().sqrt()
+    assert float(unit) == pytest.approx(float(apart), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("power", "drawn"),
+    [(1.0, 2), (0.5, 3), (2.0, 3)],
+    ids=["a straight line needs no secant", "a response that flattens", "one that steepens"],
+)
+def test_calibration_follows_a_secant(
+    tiny_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, power: float, drawn: int
+) -> None:
+    """A response that is a power of the scale is a straight line on logarithms: two points find its end."""
+    seen: list[torch.Tensor] = []
+
+    def response(self: object, directions: DirectionSet, *_: object) -> torch.Tensor:
+        seen.append(directions.sigma[:, 0].double())
+        return 0.3 * seen[-1] ** power
+
+    monkeypatch.setattr("core.metrics.strength._Unit.moved", response)
+    found = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0))
+    found.sigma.copy_(torch.tensor([1.0, 0.7])[:, None].expand_as(found.sigma))
+    calibrated = calibrate(tiny_denoiser, schedule, found, 0.5)
+    assert len(seen) == drawn
+    expected = torch.full((2,), (0.5 / 0.3) ** (1 / power))
+    assert torch.allclose(calibrated.sigma[:, 0], expected, rtol=0.02 / power)
+
+
+@pytest.mark.parametrize(("close", "rounds"), [(0.02, 6), (1e-9, 6), (0.9, 1)])
+def test_calibration_ends_when_it_is_close_and_after_six_rounds_at_the_most(
+    tiny_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, close: float, rounds: int
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def deaf(self: object, directions: DirectionSet, *_: object) -> torch.Tensor:
+        seen.append(directions.sigma[:, 0])
+        return torch.full((2,), 0.3, dtype=torch.float64)
+
+    monkeypatch.setattr("core.metrics.strength._Unit.moved", deaf)
+    found = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0))
+    calibrate(tiny_denoiser, schedule, found, 0.5, close=close)
+    assert len(seen) == rounds
 
 
 def test_no_shift_moves_nothing(tiny_denoiser: Denoiser, schedule: Schedule) -> None:

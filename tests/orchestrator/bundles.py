@@ -1,4 +1,4 @@
-"""A direction set of a tiny model in a folder, as an export leaves it: four directions with dials, three steps."""
+"""Direction sets of tiny models, as trials and exports leave them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from core.calibration import Calibrated
 from core.denoiser import Denoiser
 from core.dials import Dial
 from core.directions import DirectionSet
+from core.metrics import Traversals
 from core.randomness import generator
 from core.schedule import Schedule
+from orchestrator.store import SweepFolder
 
 NAMES = ("smile", "yaw", "hair colour", "a=b")
 _SCORES = (0.2, 0.9, 0.5, 0.1)
@@ -35,3 +39,32 @@ def tiny_set(
 def tiny_bundle(model: str | Path, folder: Path, /, **given: Any) -> Path:
     tiny_set(model, **given).save(folder)
     return folder
+
+
+def a_set(trial_id: str, method: str = "learned") -> DirectionSet:
+    """A set that is a trial's own: its numbers and the name of its first direction follow from the trial's id."""
+    table = torch.randn(2, 2, 4, 1, 1, generator=generator("a set", trial_id))
+    table = table / table.flatten(2).norm(dim=2)[..., None, None, None]
+    origin = {"model": "toyfaces", "method": method, "weight_digest": "ab" * 32}
+    sigma = torch.tensor([[1.0, 0.5], [2.0, 1.0]])
+    return DirectionSet(table, sigma, (500, 0), (trial_id, "second"), {}, origin)
+
+
+def dialled(directions: DirectionSet) -> Calibrated:
+    """The set with dials, and images that somebody might have drawn of it."""
+    dials = (Dial(-1.0, 2.0, 0.5, 0.8, 1.5, {"smile": 0.9, "age": -0.3}, "attributes"), Dial(-3.0, 3.0, 0.9, 0.9))
+    shifted = torch.rand(2, 2, 4, 3, 8, 8) * 2 - 1
+    drawn = Traversals(torch.zeros(2, 3, 8, 8), shifted, (-2.0, -1.0, 1.0, 2.0))
+    return Calibrated(replace(directions, dials=dials), drawn)
+
+
+def keep_set(folder: SweepFolder, trial_id: str, step: int, directions: DirectionSet | None) -> None:
+    """A checkpoint, with a set where the trial was measured."""
+
+    def write(to: Path) -> None:
+        if directions is not None:
+            (to / "directions").mkdir()
+            directions.write(to / "directions")
+            Image.new("RGB", (4, 4)).save(to / "traversal.png")
+
+    folder.trial(trial_id).save(step, write)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -65,13 +66,28 @@ def orchestrate(tmp_path: Path) -> Orchestrate:
 
 
 class Told:
-    """An outbox that keeps what it is told, in order: (what, trial, ...)."""
+    """An outbox that keeps what it is told, in order: (what, trial, ...).
+
+    A method, an argument or a keyword that Outbox does not have is refused as Outbox itself would refuse it.
+    """
 
     def __init__(self) -> None:
+        from orchestrator.outbox import Outbox  # imports MLflow, which most tests do without
+
         self.calls: list[tuple[Any, ...]] = []
+        self._outbox = create_autospec(Outbox, instance=True)
+
+    def tell(self, text: str) -> None:
+        self.calls.append(("tell", text))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *given, **more: self.calls.append((name, *given, *more.values()))
+        method = getattr(self._outbox, name)
+
+        def kept(*given: Any, **more: Any) -> None:
+            method(*given, **more)
+            self.calls.append((name, *given, *more.values()))
+
+        return kept
 
     def kinds(self, trial_id: str | None) -> list[str]:
         return [call[0] for call in self.calls if call[1] == trial_id]

@@ -144,6 +144,20 @@ def test_the_best_keep_their_sets_and_nobody_the_state_of_networks(books: Books)
         assert each.result().name == "checkpoint_00000100" and not (each.result() / "engines").exists()
 
 
+def test_the_whole_front_keeps_its_sets_even_beyond_keep_trials(books: Books) -> None:
+    """Three trials that nothing beats, and one that is beaten, where two may be kept."""
+    trials = []
+    for value, kid in ((0.5, 0.1), (0.7, 0.3), (0.6, 0.9), (0.9, 0.5)):
+        given = begin(books)
+        trials.append(trial_of(books, given))
+        report = report_at(100, value, kid)
+        keep(trials[-1], 100, report)
+        books.reported(given.trial_id, report)
+        books.ended(given.trial_id, OUT.COMPLETED, "", report)
+    kept = [bool(list(each.path.glob("checkpoint_*"))) for each in trials]
+    assert kept == [True, True, False, True]
+
+
 def test_one_that_goes_on_keeps_what_it_needs(books: Books) -> None:
     given = begin(books)
     checkpoint = keep(trial_of(books, given), 50, report_at(50))

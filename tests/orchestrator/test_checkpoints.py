@@ -207,6 +207,17 @@ def test_the_last_two_and_the_best_are_kept(trial: TrialFolder) -> None:
     assert names(trial) == [f"checkpoint_{step:08d}" for step in (8, 9)]
 
 
+def test_the_last_that_was_measured_is_kept_however_many_follow(trial: TrialFolder) -> None:
+    """It has the trial's report and set; those after it are of a trial on its way to the next report."""
+    trial.save(1, content("x"), 0.9)
+    trial.save(2, content("x"), 0.5)
+    for step in (3, 4, 5, 6):
+        trial.save(step, content("x"))
+    assert names(trial) == [f"checkpoint_{step:08d}" for step in (1, 2, 5, 6)]
+    trial.save(7, content("x"), 0.7)
+    assert names(trial) == [f"checkpoint_{step:08d}" for step in (1, 6, 7)]
+
+
 def test_a_writer_that_fails_leaves_nothing_behind(trial: TrialFolder) -> None:
     path = trial.save(100, content("first"))
     full = OSError(errno.ENOSPC, "No space left on device")

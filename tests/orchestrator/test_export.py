@@ -14,11 +14,9 @@ import yaml
 from PIL import Image
 
 from core import DirectionSet
-from core.calibration import Calibrated
-from core.dials import Dial
 from core.errors import UserError
 from core.methods import random
-from core.metrics import Traversals, evaluate
+from core.metrics import evaluate
 from orchestrator import bench as bench_module
 from orchestrator import export as module
 from orchestrator.books import Books
@@ -32,6 +30,7 @@ from orchestrator.ranking import rows
 from orchestrator.spec import Sweep, parse
 from orchestrator.store import SweepFolder
 from orchestrator.study import create_study
+from tests.orchestrator.bundles import dialled, keep_set
 from tests.orchestrator.conftest import Told, report_at
 
 
@@ -67,29 +66,9 @@ def begun(root: Path, sweep: Sweep) -> tuple[SweepFolder, Ledger]:
     return folder, ledger
 
 
-def keep_set(folder: SweepFolder, trial_id: str, step: int, directions: DirectionSet | None) -> None:
-    """A checkpoint, with a set where the trial was measured."""
-
-    def write(to: Path) -> None:
-        if directions is not None:
-            (to / "directions").mkdir()
-            directions.write(to / "directions")
-            Image.new("RGB", (4, 4)).save(to / "traversal.png")
-
-    folder.trial(trial_id).save(step, write)
-
-
 def name_of(folder: SweepFolder) -> str:
     [row] = rows(folder, folder.sweep())
     return row.trial_id
-
-
-def dialled(directions: DirectionSet) -> Calibrated:
-    """The set with dials, and images that somebody might have drawn of it."""
-    dials = (Dial(-1.0, 2.0, 0.5, 0.8, 1.5, {"smile": 0.9, "age": -0.3}, "attributes"), Dial(-3.0, 3.0, 0.9, 0.9))
-    shifted = torch.rand(2, 2, 4, 3, 8, 8) * 2 - 1
-    drawn = Traversals(torch.zeros(2, 3, 8, 8), shifted, (-2.0, -1.0, 1.0, 2.0))
-    return Calibrated(replace(directions, dials=dials), drawn)
 
 
 FILES = {

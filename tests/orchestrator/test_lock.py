@@ -2,11 +2,14 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -17,6 +20,7 @@ from orchestrator.lock import driver, driving
 HOLDER = """
 import sys, time
 from pathlib import Path
+from typing import IO
 from orchestrator.lock import driving
 with driving(Path(sys.argv[1]), "sweep 'a'"):
     print("holds", flush=True)
@@ -75,3 +79,34 @@ def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), driving(tmp_path / "lock", "sweep 'a'"):
         raise RuntimeError
     assert driver(tmp_path / "lock") is None
+
+
+@pytest.mark.parametrize("made_again", [False, True], ids=["removed", "removed and made again"])
+def test_a_lock_on_a_file_that_is_gone_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    """A sweep's folder may be removed between opening its lock and taking it; another may have the new one by then."""
+    path, taken = tmp_path / "lock", lock._taken
+
+    def late(file: IO[str]) -> bool:
+        path.unlink()
+        if made_again:
+            path.write_text("")
+        return taken(file)
+
+    monkeypatch.setattr(lock, "_taken", late)
+    sentence = "^sweep 'a' has just been given up by another process; start it again$"
+    with pytest.raises(UserError, match=sentence), driving(path, "sweep 'a'"):
+        pytest.fail("two could drive the sweep")
+    monkeypatch.undo()
+    with driving(path, "sweep 'a'"):
+        assert driver(path) is not None
+
+
+def test_who_drives_is_told_by_process_machine_and_time(tmp_path: Path) -> None:
+    before = time.strftime("%Y-%m-%d %H:%M:%S")
+    with driving(tmp_path / "lock", "sweep 'a'"):
+        found = driver(tmp_path / "lock")
+        assert found is not None and (found.pid, found.host) == (os.getpid(), socket.gethostname())
+        assert before <= found.since <= time.strftime("%Y-%m-%d %H:%M:%S")
+        assert str(found) == f"process {os.getpid()} on {socket.gethostname()}, since {found.since}"

@@ -131,9 +131,39 @@ def test_one_that_hung_is_told_with_its_line(tmp_path: Path) -> None:
     )
 
 
-def test_one_that_ray_ended_for_want_of_memory(tmp_path: Path) -> None:
-    (tmp_path / "error.txt").write_text("ray.exceptions.OutOfMemoryError: Task was killed")
-    assert end_of(tmp_path, 1, str(tmp_path / "error.txt")).outcome == OUT.OUT_OF_MEMORY
+LOST = End(OUT.PREEMPTED, "lost a machine that it ran on")
+
+
+@pytest.mark.parametrize(
+    ("told", "end"),
+    [
+        (
+            "ray.exceptions.OutOfMemoryError: Task was killed",
+            End(OUT.OUT_OF_MEMORY, "its machine ran out of memory, and Ray ended it"),
+        ),
+        ("RayActorError: The actor died because its node has died. Node Id: ab", LOST),
+        ("The actor died because its node was terminated expectedly: received SIGTERM", LOST),
+        (
+            "The actor died because of an error raised in its creation task\nImportError: no such thing",
+            End(OUT.FAILED, "its process did not start: ImportError: no such thing"),
+        ),
+        (
+            "RayActorError: The actor died unexpectedly",
+            End(OUT.FAILED, "its process ended without a word (killed, or crashed in a library)"),
+        ),
+    ],
+)
+def test_what_ray_says_of_an_end(tmp_path: Path, told: str, end: End) -> None:
+    """A lost machine is no crash of the trial's: it has a budget of its own (recovery.preemptions)."""
+    (tmp_path / "error.txt").write_text(told)
+    assert end_of(tmp_path, 1, str(tmp_path / "error.txt")) == end
+
+
+def test_a_process_with_an_account_of_its_own_is_believed_before_ray(tmp_path: Path) -> None:
+    write_end(tmp_path, 1, NonFiniteError("loss became nan"))
+    (tmp_path / "error.txt").write_text("its node has died")
+    assert end_of(tmp_path, 1, str(tmp_path / "error.txt")).outcome == OUT.DIVERGED
+    assert end_of(tmp_path, 2, str(tmp_path / "error.txt")) == LOST
 
 
 @pytest.mark.parametrize(("there", "outcome"), [(True, TrialOutcome.FAILED), (False, TrialOutcome.PREEMPTED)])

@@ -58,8 +58,8 @@ def trial(trial_id: str, method: str = "learned", attempt: int = 1) -> Any:
     return SimpleNamespace(trial_id=f"{trial_id}_{attempt}", config=config)
 
 
-def at(step: int, value: float) -> dict[str, Any]:
-    return {"global_step": step, "identifiability": value}
+def at(step: int, value: float, metric: str = "identifiability") -> dict[str, Any]:
+    return {"global_step": step, metric: value}
 
 
 def test_a_set_found_at_once_stops_no_trial_that_is_still_learning(tmp_path: Path) -> None:
@@ -94,20 +94,28 @@ def test_nor_does_one_that_was_found_before_the_sweep_was_interrupted(tmp_path: 
 
 
 VALUES = [0.3, 0.9, 0.2, 0.5, 0.6, 0.1]
+# Which of them go on from 100 iterations: with a reduction of 3, those in the best third of what came before.
+CONTINUES = {"max": [1, 1, 0, 0, 1, 0], "min": [1, 0, 1, 0, 0, 1]}
 
 
 @pytest.mark.parametrize("interrupted_before", [1, 3, 5])
-def test_asha_decides_as_if_it_had_never_been_interrupted(tmp_path: Path, interrupted_before: int) -> None:
+@pytest.mark.parametrize(("metric", "mode"), [("identifiability", "max"), ("fidelity_kid", "min")])
+def test_asha_decides_as_if_it_had_never_been_interrupted(
+    tmp_path: Path, interrupted_before: int, metric: str, mode: str
+) -> None:
     """Trials report at 100; those that go on are at 300 in the same order. One that goes on repeats its last report."""
     decisions = []
     for name, interrupted in (("plain", None), ("interrupted", interrupted_before)):
         (tmp_path / name).mkdir()
-        sweep = sweep_with()
-        decisions.append(_decided(sweep, tmp_path / name, interrupted))
-    assert decisions[0] == decisions[1] and set(decisions[0]) == {TrialScheduler.CONTINUE, TrialScheduler.STOP}
+        sweep = sweep_with(objectives=[{metric: mode}])
+        decisions.append(_decided(sweep, metric, tmp_path / name, interrupted))
+    assert decisions[0] == decisions[1]
+    assert decisions[0][: len(VALUES)] == [
+        TrialScheduler.CONTINUE if at_100 else TrialScheduler.STOP for at_100 in CONTINUES[mode]
+    ]
 
 
-def _decided(sweep: Sweep, folder: Path, interrupted: int | None) -> list[str]:
+def _decided(sweep: Sweep, metric: str, folder: Path, interrupted: int | None) -> list[str]:
     ledger, decided, names = opened(sweep, folder), [], []
     asha = LedgerAsha(sweep, ledger)
     for n, value in enumerate(VALUES):
@@ -115,12 +123,13 @@ def _decided(sweep: Sweep, folder: Path, interrupted: int | None) -> list[str]:
             asha = LedgerAsha(sweep, opened(sweep, folder))
             for name in names:
                 asha.on_trial_add(None, trial(name, attempt=2))
-                assert asha.on_trial_result(None, trial(name, attempt=2), at(100, 0.0)) == TrialScheduler.CONTINUE
+                repeated = asha.on_trial_result(None, trial(name, attempt=2), at(100, 0.0, metric))
+                assert repeated == TrialScheduler.CONTINUE
         given = ledger.next()
         assert given is not None
         names.append(given.trial_id)
         asha.on_trial_add(None, trial(given.trial_id))
-        decided.append(asha.on_trial_result(None, trial(given.trial_id), at(100, value)))
+        decided.append(asha.on_trial_result(None, trial(given.trial_id), at(100, value, metric)))
         ledger.reported(given.trial_id, 100, value, decided[-1] == TrialScheduler.STOP)
-    decided += [asha.on_trial_result(None, trial(name), at(300, v)) for name, v in zip(names, VALUES, strict=True)]
-    return decided
+    late = [asha.on_trial_result(None, trial(name), at(300, v, metric)) for name, v in zip(names, VALUES, strict=True)]
+    return decided + late

@@ -50,3 +50,14 @@ def test_everything_that_holds_texts_is_looked_into() -> None:
 
 def test_a_short_password_is_hidden_in_addresses_only() -> None:
     assert scrub("a bad answer from http://a:b@host", "http://a:b@host") == "a bad answer from http://***@host"
+
+
+def test_of_two_secrets_of_which_one_holds_the_other_both_are_hidden_whole() -> None:
+    """The longer one goes first: hidden after the shorter, its rest would stay readable."""
+    assert scrub("it says a:sesame and sesame", "http://a:sesame@host") == "it says *** and ***"
+    assert scrub("it says abcd and abcdefgh", "http://host?token=abcd&key=abcdefgh") == "it says *** and ***"
+
+
+def test_a_secret_of_four_characters_is_hidden_and_one_of_three_is_no_word() -> None:
+    assert scrub("word abc", "http://user:word@host") == "*** abc"
+    assert scrub("word abc", "http://user:abc@host") == "word abc"

@@ -21,6 +21,7 @@ from orchestrator.spec import (
     load,
     parse,
 )
+from orchestrator.spec.problems import nearest
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
@@ -1131,3 +1132,22 @@ def test_the_metrics_are_those_of_core() -> None:
     from orchestrator.spec import METRICS
 
     assert metrics_of_core == METRICS
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("LEARNED", "learned"),
+        ("Learned", "learned"),
+        ("lerned", "learned"),
+        ("PCA", "pca"),
+        ("autoencoderkl", "AutoencoderKL"),
+        ("ica", "pca"),
+        ("xyz", None),
+        ("", None),
+        (7, None),
+        (None, None),
+    ],
+)
+def test_the_nearest_spelling_minds_no_capitals(word: object, near: str | None) -> None:
+    assert nearest(word, ("learned", "pca", "AutoencoderKL")) == near

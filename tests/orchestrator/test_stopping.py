@@ -85,6 +85,31 @@ def test_the_hours_of_the_budget_count_what_was_spent_before(stopping: Stopping)
     assert stopping.over() and stopping.stopper().stop_all()
 
 
+@pytest.mark.parametrize(("set_mib", "least_mib"), [(0, 16), (10, 76), (1000, 6016)])
+def test_a_trial_starts_where_six_of_its_sets_fit_beside_16_mib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_mib: int, least_mib: int
+) -> None:
+    """What a trial writes grows with its set: checkpoints, MLflow's copies, the champion."""
+    folder = SweepFolder(tmp_path, "a")
+    folder.path.mkdir()
+    asked: list[Path] = []
+    for free, held in (((least_mib << 20) - 1, True), (least_mib << 20, False)):
+        monkeypatch.setattr(module, "free_bytes", lambda path, free=free: asked.append(path) or free)
+        assert Stopping(folder, Console(file=io.StringIO()), set_mib << 20).held() == held
+    assert asked == [folder.path] * 2
+
+
+def test_the_disk_is_looked_at_every_two_seconds_at_the_most(
+    stopping: Stopping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = [1000.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "free_bytes", lambda path: looks.append(now[0]) or 1 << 40)
+    for now[0] in (1000.0, 1001.9, 1002.0, 1003.0, 1004.5):
+        stopping.held()
+    assert looks == [1000.0, 1002.0, 1004.5]
+
+
 def test_a_disk_that_is_nearly_full_holds_up_what_is_new_and_says_so_once(
     stopping: Stopping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
