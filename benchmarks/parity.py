@@ -88,7 +88,7 @@ class Outcome:
 def run(model: Path, jobs: Sequence[Job], folder: Path) -> dict[str, Outcome]:
     """Run jobs of one world size after another, in the same processes; each has a process group of its own."""
     [world] = {job.world for job in jobs}
-    spawn(_worker, (world, str(model), jobs, str(folder)), nprocs=world)  # type: ignore[no-untyped-call]  # torch's
+    spawn(worker, (world, str(model), jobs, str(folder)), nprocs=world)  # type: ignore[no-untyped-call]  # torch's
     return {job.name: outcome(folder / job.name) for job in jobs}
 
 
@@ -101,7 +101,8 @@ def outcome(folder: Path) -> Outcome:
     return Outcome(None, told["losses"], told["seconds"], tensors, torch.load(folder / "directions.pt"))
 
 
-def _worker(rank: int, world: int, model: str, jobs: Sequence[Job], folder: str) -> None:
+def worker(rank: int, world: int, model: str, jobs: Sequence[Job], folder: str) -> None:
+    """One of the processes that run these jobs; what they come to lies in `folder`."""
     torch.set_num_threads(1)
     told = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
     os.environ.update({name: str(value) for name, value in told.items()})

@@ -3,7 +3,7 @@
 A new family adds a line to USES.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -37,14 +37,19 @@ USES: dict[str, dict[str, Any]] = {
 UNETS = ("pixel", "latent", "sd", "sd2", "sd2-zsnr", "sdxl", "sdxl-turbo", "lcm")
 TRANSFORMERS = ("dit", "pixart", "sd3", "flux", "flux-schnell")
 LATENT = FAMILIES[1:]
+QUICK = ("pixel", "sd", "flux")  # a UNet of pixels, one of latents with a prompt, a transformer
 TOKENS = 16  # of a text that are kept: enough for a contract
 Folder = Callable[[str], Path]
 Load = Callable[..., Denoiser]
 
 
-def each(*quick: str, of: Sequence[str] = FAMILIES) -> list[Any]:
-    """All families, those that are not told to be quick with the slow tests."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in of]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A kind of each is quick, all the others are proved with the slow tests."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            if item.callspec.params.get("name") in set(FAMILIES) - set(QUICK):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from core.lean import lean
 from core.randomness import step_noise
 from core.step import one_step
 from core.unshifted import draw_h
-from tests.contracts.conftest import LATENT, QUIET, TRANSFORMERS, UNETS, USES, Folder, Load, each, random_shift, start
+from tests.contracts.conftest import LATENT, QUIET, TRANSFORMERS, UNETS, USES, Folder, Load, random_shift, start
 from tests.families import FAMILIES
 
 pytestmark = QUIET
@@ -158,7 +158,7 @@ def test_a_hooked_step_takes_as_many_passes_as_outputs(load: Load, shifted: str,
 
 
 @pytest.mark.parametrize("form", ["tokens", "pooled"])
-@pytest.mark.parametrize("name", each("pixel", "sd", "dit", "flux"))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_forms_are_one_tap(load: Load, name: str, form: str) -> None:
     """What is shifted everywhere alike, or token by token, is a shift of every place."""
     denoiser, other = load(name), load(name, form=form)
@@ -198,7 +198,7 @@ def test_images_become_the_latents_of_their_mean(load: Load, name: str) -> None:
     assert torch.equal(denoiser.x_0(images), expected) and denoiser.sample_shape == expected.shape[1:]
 
 
-@pytest.mark.parametrize("name", each("pixel", "sd", "sd2-zsnr", "dit", "sd3", of=DETERMINISTIC))
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_inversion_comes_back(load: Load, name: str) -> None:
     """With the last layer at a tenth of its weights: random networks are steeper than any that was trained."""
     denoiser = load(name)

@@ -27,7 +27,7 @@ from core.pretrained import weight_digest
 from core.randomness import REPORT_SEEDS
 from core.zoo.attributes import Attributes
 from tests import families
-from tests.contracts.conftest import QUIET, USES, Folder, Load, each
+from tests.contracts.conftest import QUIET, USES, Folder, Load
 
 pytestmark = QUIET
 
@@ -81,7 +81,7 @@ def find(denoiser: Denoiser, method: str, name: str, looking: Looking) -> Direct
 
 
 @pytest.mark.parametrize("space", ["latents", "pixels"])
-@pytest.mark.parametrize("name", each("latent", "sd", "lcm", "dit", "flux"))
+@pytest.mark.parametrize("name", families.FAMILIES)
 def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(load: Load, name: str, space: str) -> None:
     denoiser = load(name, torch.float32, **MORE[name], space=space)
     parts = [denoiser.network, *([denoiser.codec.network] if denoiser.codec else [])]
@@ -98,7 +98,7 @@ def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(load
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", each("latent", "sd", "dit", "flux"))
+@pytest.mark.parametrize("name", families.FAMILIES)
 def test_a_set_of_every_method_is_saved_applied_and_measured(
     load: Load, folder: Folder, name: str, method: str, tmp_path: Path
 ) -> None:

@@ -1,7 +1,5 @@
 """The gradient through the whole chain: finite differences, the plain graph, and the memory it takes."""
 
-import itertools
-
 import psutil
 import pytest
 import torch
@@ -55,18 +53,22 @@ def gradient_of(shift: ShiftControl, loss: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten() for p in shift.parameters() if p.grad is not None])
 
 
+# KeepSteps of nothing is CheckpointSteps, and of everything FullGraph: the same code.
 POLICIES: dict[str, GradientPolicy] = {
     "CheckpointSteps": CheckpointSteps(),
     "CheckpointBlocks": CheckpointBlocks(),
-    "KeepSteps, none": KeepSteps(0),
-    "KeepSteps, some": KeepSteps(300_000),
-    "KeepSteps, all": KeepSteps(),
+    "KeepSteps": KeepSteps(300_000),
 }
 
 
 @pytest.mark.parametrize(
     ("injection", "eta", "window"),
-    list(itertools.product(["symmetric", "asymmetric"], [0.0, 1.0], [None, (700, 300)])),
+    [
+        ("symmetric", 0.0, None),
+        ("asymmetric", 1.0, None),
+        ("symmetric", 1.0, (700, 300)),
+        ("asymmetric", 0.0, (700, 300)),
+    ],
 )
 @pytest.mark.parametrize("leaner", [False, True], ids=["plain", "lean"])
 def test_every_policy_gives_the_plain_graphs_gradient(
@@ -214,30 +216,26 @@ def taken(denoiser: Denoiser, steps: int, policy: GradientPolicy, injection: str
     return held, ledger.peak
 
 
-@pytest.mark.parametrize("leaner", [False, True], ids=["plain", "lean"])
-@pytest.mark.parametrize("injection", ["symmetric", "asymmetric"])
-def test_memory_is_flat_in_the_number_of_steps(injection: str, leaner: bool) -> None:
+@pytest.mark.parametrize(("injection", "leaner"), [("symmetric", False), ("asymmetric", True)], ids=["plain", "lean"])
+def test_memory_is_flat_in_the_number_of_steps(tiny_denoiser: Denoiser, injection: str, leaner: bool) -> None:
     """Checkpointed, four times the steps keep only the x_t more; the plain graph keeps four times the activations."""
-    denoiser = Denoiser.from_pretrained("toyfaces", torch.float64)
-    denoiser = lean(denoiser) if leaner else denoiser
+    denoiser = lean(tiny_denoiser) if leaner else tiny_denoiser
     image = 2 * torch.Size(denoiser.sample_shape).numel() * 8
-    short, long = (taken(denoiser, steps, CheckpointSteps(), injection) for steps in (5, 20))
-    table = 20 * 2 * torch.Size(denoiser.h_shape).numel() * 8  # the shift of every step
-    assert long[1] - short[1] <= 15 * image * 1.05 + table
-    plain_short, plain_long = (taken(denoiser, steps, FullGraph(), injection) for steps in (5, 20))
+    short, long = (taken(denoiser, steps, CheckpointSteps(), injection) for steps in (3, 12))
+    table = 12 * 2 * torch.Size(denoiser.h_shape).numel() * 8  # the shift of every step
+    assert long[1] - short[1] <= 9 * image * 1.05 + table
+    plain_short, plain_long = (taken(denoiser, steps, FullGraph(), injection) for steps in (3, 12))
     assert plain_long[1] / plain_short[1] > 3.5
-    assert plain_long[1] / long[1] > 7
+    assert plain_long[1] / long[1] > 5
 
 
-@pytest.mark.parametrize("leaner", [False, True], ids=["plain", "lean"])
-@pytest.mark.parametrize("injection", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize(("injection", "leaner"), [("symmetric", False), ("asymmetric", True)], ids=["plain", "lean"])
 @pytest.mark.parametrize("policy", ["FullGraph", "CheckpointSteps", "CheckpointBlocks", "KeepSteps"])
-def test_the_prediction_is_what_is_taken(policy: str, injection: str, leaner: bool) -> None:
-    denoiser = Denoiser.from_pretrained("toyfaces", torch.float64)
-    denoiser, steps = lean(denoiser) if leaner else denoiser, 5
+def test_the_prediction_is_what_is_taken(tiny_denoiser: Denoiser, policy: str, injection: str, leaner: bool) -> None:
+    denoiser, steps = lean(tiny_denoiser) if leaner else tiny_denoiser, 5
     schedule = Schedule.ddim(denoiser, steps)
     one = predict(denoiser, schedule, 2, CheckpointSteps(), torch.float64, injection).graphs
-    chosen = {"FullGraph": FullGraph(), "KeepSteps": KeepSteps(int(3.5 * one)), **POLICIES}[policy]
+    chosen = {**POLICIES, "FullGraph": FullGraph(), "KeepSteps": KeepSteps(int(3.5 * one))}[policy]
     said = predict(denoiser, schedule, 2, chosen, torch.float64, injection)
     _, peak = taken(denoiser, steps, chosen, injection)
     assert said.peak - said.network == pytest.approx(peak, rel=0.1)
@@ -245,8 +243,10 @@ def test_the_prediction_is_what_is_taken(policy: str, injection: str, leaner: bo
     assert said.kept == {"FullGraph": 5, "CheckpointSteps": 1, "CheckpointBlocks": 0, "KeepSteps": 3}[policy]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("policy", ["CheckpointSteps", "FullGraph"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "dtype"), [("CheckpointSteps", torch.bfloat16), ("FullGraph", torch.float32)], ids=str
+)
 def test_the_prediction_for_a_model_that_is_mostly_attention(policy: str, dtype: torch.dtype) -> None:
     """No fused kernel keeps the matrix of all tokens by all, which would be most of what is held."""
     with torch.random.fork_rng(devices=[]):
@@ -278,6 +278,7 @@ def test_the_noise_of_a_stochastic_chain_counts(tiny_denoiser: Denoiser) -> None
     assert drawn.states - still.states == 5 * 2 * torch.Size(tiny_denoiser.sample_shape).numel() * 8
 
 
+@pytest.mark.slow
 def test_the_prediction_for_a_large_model() -> None:
     """google/ddpm-celebahq-256 without its weights: how memory is spent, and how many steps a device can keep."""
     denoiser = lean(Denoiser.without_weights("google/ddpm-celebahq-256"))

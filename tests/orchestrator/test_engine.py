@@ -1,9 +1,6 @@
 """DeepSpeed engines give what plain torch gives, and come back from disk."""
 
 import json
-import os
-import select
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -12,10 +9,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests import forks
+from tests.faults.sweep_under_test import until
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # One trial a process is the rule (DeepSpeed keeps state in its process), so every case runs in one of its own.
-SCRIPT = """
+TRAINS = """
 import json, pathlib, shutil, sys, warnings
 import torch
 torch.set_num_threads(1)
@@ -26,6 +26,7 @@ from orchestrator.engine import Engines, EngineError
 from orchestrator.spec.sections import DeepSpeed
 
 model, zero, offload, precision, folder_name = sys.argv[1:]
+told = []
 denoiser = Denoiser.from_pretrained(model)
 schedule = Schedule.ddim(denoiser, 2)
 # Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.
@@ -46,6 +47,16 @@ engines.close()
 resumed_engines, resumed = fresh()
 assert resumed_engines.load(pathlib.Path(folder_name) / "state") == 2
 tail = [resumed.iterate(n) for n in range(2, 4)]
+REFUSALS
+resumed_engines.close()
+
+plain = Learner(denoiser, schedule, settings)
+expected = [plain.iterate(n) for n in range(4)]
+print("RESULT", json.dumps([losses, tail, expected, told]))
+"""
+
+# What a checkpoint that does not fit its trial is refused with.
+REFUSALS = """
 try:
     resumed_engines.load(pathlib.Path(folder_name) / "nothing")
     missing = None
@@ -68,7 +79,8 @@ def refused(damage):
         shutil.rmtree(folder)
 
 name = "parameter/shift.coordinates"
-told = [
+told += [
+    missing,
     refused(lambda tensors, facts: tensors.pop(name)),
     refused(lambda tensors, facts: tensors.update({"parameter/other": torch.zeros(1)})),
     refused(lambda tensors, facts: tensors.update({name: tensors[name][:1]})),
@@ -85,19 +97,16 @@ try:
     resumed_engines.load(damaged)
 except EngineError as error:
     told.append(str(error).removeprefix(f"checkpoint {damaged} "))
-resumed_engines.close()
-
-plain = Learner(denoiser, schedule, settings)
-expected = [plain.iterate(n) for n in range(4)]
-print("RESULT", json.dumps([losses, tail, expected, [missing, *told]]))
 """
+Told = tuple[list[Any], list[Any], list[Any], list[str]]
 
 
 def run(
-    model: Path, folder: Path, zero: int, offload: str, precision: str, **environment: str
-) -> tuple[list[Any], list[Any], list[Any], list[str]]:
-    command = [sys.executable, "-c", SCRIPT, str(model), str(zero), offload, precision, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800, env={**os.environ, **environment})
+    model: Path, folder: Path, zero: int, offload: str, precision: str, refusals: str = "", **environment: str
+) -> Told:
+    """Losses of four iterations, of the last two gone on with, of plain torch; and what was refused on the way."""
+    script = TRAINS.replace("REFUSALS\n", refusals)
+    done = forks.run(script, folder / "forks", model, zero, offload, precision, folder, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     losses, tail, expected, refused = json.loads(line.removeprefix("RESULT "))
@@ -118,10 +127,14 @@ def assert_no_pickle(folder: Path) -> None:
 def test_engines_match_plain_torch_and_resume_exactly(
     tiny_model: Path, tmp_path: Path, zero: int, offload: str
 ) -> None:
-    losses, tail, expected, refused = run(tiny_model, tmp_path, zero, offload, "fp32")
+    losses, tail, expected, _ = run(tiny_model, tmp_path, zero, offload, "fp32")
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_in_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    *_, refused = run(tiny_model, tmp_path, 1, "none", "fp32", REFUSALS)
     assert refused[0].endswith("nothing holds no state of the engine 'explorer'")
     found = "is no state of 'explorer': "
     assert refused[1:-2] == [
@@ -144,7 +157,7 @@ def test_bf16_stays_near_full_precision(tiny_model: Path, tmp_path: Path, zero: 
     assert losses[0]["direction_loss"] == pytest.approx(expected[0]["direction_loss"], rel=0.05)
 
 
-def test_deepspeeds_checkpointing_gives_the_gradient_of_the_full_graph(tiny_model: Path) -> None:
+def test_deepspeeds_checkpointing_gives_the_gradient_of_the_full_graph(tiny_model: Path, tmp_path: Path) -> None:
     code = """
 import sys
 import torch
@@ -169,21 +182,22 @@ assert whole.abs().max() > 0.1
 for _ in range(2):
     assert torch.allclose(gradient(DeepSpeedSteps()), whole, rtol=1e-12, atol=1e-12)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tiny_model)], capture_output=True, text=True, timeout=300)
+    done = forks.run(code, tmp_path, tiny_model)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_path: Path) -> None:
-    """A path that holds no g++, and no operator built before."""
-    hidden = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "none")}
+    """A path that holds ninja and no g++, and no operator built before."""
+    hidden = {"PATH": str(Path(sys.executable).parent), "TORCH_EXTENSIONS_DIR": str(tmp_path / "none")}
     losses, tail, expected, _ = run(tiny_model, tmp_path, 2, "cpu", "fp32", **hidden)
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
     code = "from orchestrator.operators import compiler_missing; print(compiler_missing())"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **hidden})
-    assert said.stdout.strip().endswith(
-        "g++ not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
+    assert (
+        forks.run(code, tmp_path, **hidden)
+        .stdout.strip()
+        .endswith("g++ not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)")
     )
 
 
@@ -198,7 +212,7 @@ print(operators.missing(DeepSpeed()), operators.missing(there), sep="|", end="|"
 compatible["async_io"] = True
 print(operators.missing(there), operators.missing(nowhere), sep="|")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = forks.run(code, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().splitlines()[-1].split("|") == [
         "None",
@@ -211,18 +225,23 @@ print(operators.missing(there), operators.missing(nowhere), sep="|")
 
 def test_a_build_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
     """torch's guard file stays behind, and with it nothing else would ever be built there."""
-    code = "import time, orchestrator.operators as o\nwith o.guarded():\n  print(1, flush=True)\n  time.sleep(99)"
-    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    code = """
+import time
+from orchestrator.operators import guarded
+print("ready", flush=True)
+with guarded():
+    print("has it", flush=True)
+    time.sleep(99)
+"""
     (tmp_path / "cpu_adam").mkdir()
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    assert first.stdout is not None and first.stdout.readline() == "1\n"
+    first = forks.started(code, tmp_path / "forks", TORCH_EXTENSIONS_DIR=str(tmp_path))
+    until(lambda: "has it" in first.out.read_text(), 60, "the first builds")
     (tmp_path / "cpu_adam" / "lock").touch()
-    second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    assert second.stdout is not None
-    assert not select.select([second.stdout], [], [], 12)[0], "two at a time"
-    first.kill()
-    assert second.stdout.readline() == "1\n" and not (tmp_path / "cpu_adam" / "lock").exists()
-    for process in (first, second):
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+    second = forks.started(code, tmp_path / "forks", TORCH_EXTENSIONS_DIR=str(tmp_path))
+    until(lambda: "ready" in second.out.read_text(), 60, "the second is there")
+    second.process.join(1)
+    assert second.out.read_text() == "ready\n", "two at a time"
+    first.process.kill()
+    until(lambda: "has it" in second.out.read_text(), 60, "the second builds")
+    assert not (tmp_path / "cpu_adam" / "lock").exists()
+    second.process.kill()

@@ -1,12 +1,12 @@
 """A trial that runs out of memory goes on with smaller parts of the same batches, and finds the same directions."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -98,9 +98,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path) -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-c", SCRIPT, str(tiny_model), json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    done = forks.run(SCRIPT, tmp_path_factory.mktemp("trials"), tiny_model, json.dumps(CASES))
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     found: dict[str, dict[str, Any]] = json.loads(line.removeprefix("RESULT "))

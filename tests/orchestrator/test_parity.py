@@ -3,27 +3,23 @@
 The whole matrix is benchmarks/parity.py; here is one of each kind. Workers are processes of this machine (gloo).
 """
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.parity import CLIP, LIMITS, NETWORKS, Job, Outcome, outcome, plain
+from tests import forks
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # DeepSpeed is kept out of the process that runs the tests.
 SCRIPT = """
-import pathlib, sys
-from benchmarks.parity import Job, run
+import sys
+from benchmarks.parity import Job, worker
 
-if __name__ == "__main__":
-    model, folder, jobs = sys.argv[1:]
-    run(pathlib.Path(model), eval(jobs), pathlib.Path(folder))
+rank, world, model, folder, jobs = sys.argv[1:]
+worker(int(rank), int(world), model, eval(jobs), folder)
 """
 
 ALONE = [
@@ -58,12 +54,15 @@ Runs = dict[str, Outcome]
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("jobs")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     batches = [ALONE, TWO, FOUR, ONE_FROM_TWO, [replace(ALONE[0], name="alone")]]
     for jobs in batches:
-        command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(folder), repr(jobs)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
-        assert done.returncode == 0, done.stderr[-3000:]
+        [world] = {job.world for job in jobs}
+        workers = [
+            forks.started(SCRIPT, folder / "forks", rank, world, tiny_model, folder, repr(jobs))
+            for rank in range(world)
+        ]
+        for done in [worker.ended() for worker in workers]:
+            assert done.returncode == 0, done.stderr[-3000:]
     found = {job.name: outcome(folder / job.name) for jobs in batches for job in jobs}
     assert {name: run.failed for name, run in found.items() if run.failed} == {}
     return found

@@ -1,12 +1,12 @@
 """A trial that goes on comes to the very numbers that it would have come to, to the last bit."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -76,8 +76,7 @@ CASES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("trials")
-    command = [sys.executable, "-c", SCRIPT, str(tiny_model), str(folder), json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    done = forks.run(SCRIPT, folder / "forks", tiny_model, folder, json.dumps(CASES))
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     found: dict[str, dict[str, Any]] = json.loads(line.removeprefix("RESULT "))

@@ -1,9 +1,6 @@
 """A trial that several processes share comes to what one process comes to, and goes on with another number of them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 from core import Denoiser, DirectionSet
 from core.streaming import partitioned
 from orchestrator.checkpoints import TrialFolder
+from tests import forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -74,20 +72,12 @@ def run(model: Path, place: Path, *starts: dict[str, Any]) -> list[list[dict[str
     place.mkdir()
     worlds = [start["world"] for start in starts]
     given = [str(model), str(place), json.dumps([{"zero": 1, **start} for start in starts])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-Wignore", "-c", SCRIPT, str(rank), *given],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        forks.started(SCRIPT, place / "forks", rank, *given, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(max(worlds))
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
+    for done in [process.ended() for process in processes]:
+        assert done.returncode == 0, done.stderr
     return [
         [json.loads((place / f"told-{number}-{rank}.json").read_text()) for rank in range(world)]
         for number, world in enumerate(worlds)
