@@ -1,10 +1,13 @@
 """A denoiser small enough for exact comparisons: random weights, float64, 8x8 images, h of 8x2x2.
 
 `make test` runs two files of tests at a time, one file in one process. Those that kill processes and take machines away
-stay together, one after the other, and so do those that look at one sweep in a browser.
+stay together, one after the other, and so do those that look at the one finished sweep, from the command line and in a
+browser.
 """
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +15,36 @@ import pytest
 
 if TYPE_CHECKING:
     from core import Denoiser
+    from orchestrator.store import SweepFolder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_TOGETHER = {"cluster": "kills", "faults": "kills", "browser": "browser"}  # by folder; they take long as well
+# By folder or file; they take long as well.
+_TOGETHER = {"cluster": "kills", "faults": "kills", "browser": "sweep", "orchestrator/test_end_to_end.py": "sweep"}
+
+# Every real part at once: a method that trains in a DeepSpeed engine and three that do not, ASHA, paths relative to
+# where the user is, a registered model. Each configuration has one trial, however many the budget holds.
+SWEEP = """\
+name: faces
+model: toyfaces
+method: {choice: [learned, pca, jacobian, random]}
+sampler: {steps: 3}
+train: {iterations: 4, batch: 4, micro_batch: 2, pool: 32}
+search: {directions: 3, pca.samples: 32, jacobian.mask: mask.png}
+objectives: [{identifiability: max}, {fidelity_kid: min}]
+scheduler: {asha: {metric: identifiability, grace: 2, reduction: 2}}
+evaluate: {every: 2, seeds: 6, strength: 0.5}
+budget: {trials: 9}
+deepspeed: {zero: 2, offload_optimizer: cpu}
+gradient: {policy: full_graph}
+export: {register: faces-directions}
+"""
 
 
 def _group(path: Path) -> str:
     """What a file of tests shares a process of xdist's with."""
-    return _TOGETHER.get(path.relative_to(Path(__file__).parent).parts[0], path.as_posix())
+    file = path.relative_to(Path(__file__).parent)
+    return _TOGETHER.get(file.as_posix()) or _TOGETHER.get(file.parts[0]) or path.as_posix()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,3 +95,25 @@ def single_denoiser(tiny_denoiser: "Denoiser") -> "Denoiser":
     unet = tiny_denoiser.network.__class__.from_config(tiny_denoiser.network.config)
     unet.load_state_dict(tiny_denoiser.network.state_dict())
     return Denoiser(unet, tiny_denoiser.scheduler, "tiny")
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
+    """The one real sweep that many tests read, by `orchestrate sweep faces.yaml` in a folder of its own.
+
+    $HSO_FINISHED_SWEEP, the folder of a finished one, saves making it.
+    """
+    from PIL import Image
+
+    from orchestrator.store import SweepFolder
+
+    if made := os.environ.get("HSO_FINISHED_SWEEP"):
+        return SweepFolder(Path(made).parent, Path(made).name)
+    home = tmp_path_factory.mktemp("finished")
+    Image.new("L", (32, 32), 255).save(home / "mask.png")
+    (home / "faces.yaml").write_text(SWEEP)
+    command = [sys.executable, "-m", "orchestrator.cli", "sweep", "faces.yaml"]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (home / "said").write_text(done.stdout)
+    return SweepFolder(home / "runs", "faces")

@@ -1,14 +1,12 @@
-"""One finished sweep, `orchestrate ui` on it, and a browser to look at both.
+"""`orchestrate ui` on the finished sweep (tests/conftest.py), and a browser to look at both.
 
-page            a tab of its own, which fails its test for an error in a page of ours
-ui              where MLflow serves, and the links that the verb prints
-finished_sweep  the sweep's folder; $HSO_FINISHED_SWEEP, that of a finished one, saves making it
-screenshot      keeps what was seen, in $HSO_SCREENSHOTS or tests/browser/screenshots
+page        a tab of its own, which fails its test for an error in a page of ours
+ui          where MLflow serves, and the links that the verb prints
+screenshot  keeps what was seen, in $HSO_SCREENSHOTS or tests/browser/screenshots
 """
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,19 +21,6 @@ from orchestrator.store import SweepFolder
 WIDE, PHONE = {"width": 1440, "height": 1000}, {"width": 375, "height": 800}
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 _PATIENCE_MS = 30_000
-
-SWEEP = """\
-name: faces
-model: toyfaces
-method: {choice: [learned, pca, random]}
-sampler: {steps: 3}
-train: {iterations: 4, batch: 4, pool: 32}
-search: {directions: 3, pca.samples: 32}
-objectives: [{identifiability: max}, {fidelity_kid: min}]
-evaluate: {every: 2, seeds: 6, strength: 0.5}
-budget: {trials: 3}
-export: {register: faces-directions}
-"""
 
 Screenshot = Callable[[str], Path]
 
@@ -52,19 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def chromium() -> str | None:
     """The browser to look with; None where there is none."""
     return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="session")
-def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
-    """A real sweep, small and whole: a trial of each of three methods on the embedded faces."""
-    if made := os.environ.get("HSO_FINISHED_SWEEP"):
-        return SweepFolder(Path(made).parent, Path(made).name)
-    home = tmp_path_factory.mktemp("browser")
-    (home / "faces.yaml").write_text(SWEEP)
-    command = [sys.executable, "-m", "orchestrator.cli", "sweep", "faces.yaml"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return SweepFolder(home / "runs", "faces")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,25 @@ def orchestrate(tmp_path: Path) -> Orchestrate:
     return run
 
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line inside this process, with `tmp_path` as working folder, or another one: `at`."""
+    from orchestrator import cli
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a store that is not there is not there
+
+    def run(*arguments: object, at: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(at)
+        code = cli.main([str(each) for each in arguments])
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
+
+
 class Told:
     """An outbox that keeps what it is told, in order: (what, trial, ...).
 

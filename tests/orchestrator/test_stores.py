@@ -41,7 +41,7 @@ from orchestrator.spec import Sweep, parse
 from orchestrator.store import SweepFolder
 from orchestrator.study import check_place, create_study, open_study, refuse_damaged
 from orchestrator.tracking import Tracking
-from tests.orchestrator.conftest import Orchestrate, report_at
+from tests.orchestrator.conftest import Command, report_at
 
 BINARIES = postgresql_binaries()
 pytestmark = [
@@ -282,7 +282,7 @@ def test_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         Database("postgresql://host/x", "x").check()
 
 
-def test_a_sweep_is_refused_before_anything_is_written(orchestrate: Orchestrate, tmp_path: Path) -> None:
+def test_a_sweep_is_refused_before_anything_is_written(command: Command, tmp_path: Path) -> None:
     uri = f"postgresql://anna:geheim@127.0.0.1:{free_port()}/x"
     spec = {
         "name": "refused",
@@ -291,7 +291,7 @@ def test_a_sweep_is_refused_before_anything_is_written(orchestrate: Orchestrate,
         "study": {"uri": uri},
     }
     (tmp_path / "refused.json").write_text(json.dumps(spec))
-    done = orchestrate("sweep", "refused.json", "--root", tmp_path / "runs")
+    done = command("sweep", "refused.json", "--root", tmp_path / "runs")
     told = done.stdout + done.stderr
     assert done.returncode == 2 and "study.uri: the database postgresql://***@127.0.0.1" in told
     assert "geheim" not in told and not (tmp_path / "runs" / "refused").exists()
