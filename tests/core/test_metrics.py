@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from core.chain import sample
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import DirectionSetError, NonFiniteError, UserError
-from core.metrics import METRICS, Evaluation, Traversals, draw_traversals, evaluate
+from core.metrics import METRICS, Evaluation, Traversals, draw_traversals, evaluate, evaluation
+from core.metrics import identifiability as judge
 from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity, spearman
 from core.metrics.distances import fid
@@ -185,6 +187,33 @@ def test_identifiability_is_judged_on_samples_not_trained_on() -> None:
     assert abs(recognised) < 0.4
 
 
+def test_the_judge_is_tested_on_the_last_third_alone() -> None:
+    """What is not a number shows where it is looked at: untrained, the judge sees the test and nothing else."""
+    images = painted()  # of twelve samples
+    for m in range(12):
+        plain = images.plain.clone()
+        plain[m] = math.nan
+        error = identifiability(replace(images, plain=plain), iterations=0)[1]
+        assert math.isnan(error) == (m >= 8)
+    two = replace(images, plain=images.plain[:2], shifted=images.shifted[:2])
+    assert 0 <= identifiability(two, iterations=0)[1] < 2, "one to train on is left"
+
+
+def test_the_judge_is_trained_on_the_first_two_thirds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every sample there, every direction at every scale, as even as chance is."""
+    images, looked_at = painted(), []
+    look_up = create_autospec(
+        judge._look_up, side_effect=lambda t, pairs, d: looked_at.append(pairs) or real(t, pairs, d)
+    )
+    real = judge._look_up
+    monkeypatch.setattr(judge, "_look_up", look_up)
+    identifiability(images, iterations=20)
+    trained, tested = torch.cat(looked_at[:20]), torch.cat(looked_at[20:])
+    assert trained[:, 0].unique().tolist() == list(range(8)) and tested[:, 0].unique().tolist() == [8, 9, 10, 11]
+    assert len(tested) == 4 * 4 * 4 == len(tested.unique(dim=0))
+    assert len(trained) == 20 * 64 and len(trained.unique(dim=0)) == 8 * 4 * 4
+
+
 def test_one_direction_is_at_chance_and_still_has_a_strength() -> None:
     four = painted()
     recognised, error = identifiability(replace(four, shifted=four.shifted[:, :1]))
@@ -344,6 +373,8 @@ def test_coverage_counts_attributes_that_are_controlled() -> None:
     assert coverage(everything, min_share=0.3) == 3.0
     assert coverage(everything, min_effect=1.0) == 1.0
     assert coverage(torch.tensor([[-2.0, 0.1]])) == 1.0
+    at_least = torch.tensor([[0.5, 0.0, 0.0], [0.0, 2.0, 3.0]], dtype=torch.float64)
+    assert coverage(at_least, min_effect=0.5, min_share=0.6) == 2.0, "both limits are themselves enough"
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------
@@ -438,6 +469,38 @@ def test_evaluate_measures_features_in_deviations_of_the_reference(tiny_denoiser
     assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+def test_evaluate_draws_and_judges_as_it_is_told(tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, directions = Schedule.ddim(tiny_denoiser, STEPS), direction_set(tiny_denoiser)
+    drawing = create_autospec(draw_traversals, side_effect=draw_traversals)
+    judging = create_autospec(identifiability, return_value=(0.25, math.inf))
+    monkeypatch.setattr(evaluation, "draw_traversals", drawing)
+    monkeypatch.setattr(evaluation, "identifiability", judging)
+    window = (schedule.timesteps[1],) * 2
+    given = (tiny_denoiser, schedule, directions, SEEDS)
+    found = evaluate(*given, REFERENCE_SEEDS, LEFT_RIGHT, "asymmetric", window, 5, 3)
+    drawing.assert_called_once_with(*given, injection="asymmetric", window=window, batch=5, cache=None)
+    assert torch.equal(found.traversals.shifted, draw_traversals(*given, SCALES, "asymmetric", window, 5).shifted)
+    judging.assert_called_once_with(found.traversals, 3, device=tiny_denoiser.device)
+    assert found.metrics["identifiability"] == 0.25
+    assert found.metrics.keys() == METRICS.keys() - JUDGED - {"strength_error"}, "what is not finite is not measured"
+
+
+@pytest.mark.parametrize("broken", ["traversals", "reference"])
+def test_a_model_that_breaks_by_itself_is_told(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    plain = normal(3, 3, 8, 8)
+    images, reference = Traversals(plain, plain[:, None, None].expand(3, 2, 4, 3, 8, 8), SCALES), normal(4, 3, 8, 8)
+    (plain if broken == "traversals" else reference)[1, 2, 3, 4] = math.nan
+    images = replace(images, shifted=torch.zeros(3, 2, 4, 3, 8, 8))
+    monkeypatch.setattr(evaluation, "draw_traversals", create_autospec(draw_traversals, return_value=images))
+    monkeypatch.setattr(evaluation, "draw_plain", create_autospec(draw_plain, return_value=reference))
+    with pytest.raises(
+        NonFiniteError, match="^the model draws images with NaN or infinite values even without a shift"
+    ):
+        evaluated(tiny_denoiser)
+
+
 def test_evaluate_reports_no_attribute_metric_without_a_predictor(tiny_denoiser: Denoiser) -> None:
     found = evaluated(tiny_denoiser)
     assert found.metrics.keys() == METRICS.keys() - JUDGED - {"disentanglement", "coverage"}
@@ -464,6 +527,18 @@ def test_evaluate_does_not_depend_on_the_batch(tiny_denoiser: Denoiser) -> None:
             [4, 4],
             "evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
             "got 3 different of 3 and 1 of 2",
+        ),
+        (
+            [1, 2, 3, 3],
+            [4, 5, 5],
+            "evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
+            "got 3 different of 4 and 2 of 3",
+        ),
+        (
+            [1, 2, 3],
+            [4, 5, 5],
+            "evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
+            "got 3 different of 3 and 2 of 3",
         ),
         ([1, 2, 3], [4, 3], "seed 3 is both in seeds and in reference_seeds; they must be disjoint"),
     ],
