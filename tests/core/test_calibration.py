@@ -50,8 +50,10 @@ def test_a_dial_is_what_its_definition_reads_off_the_images(
     random = torch.Generator().manual_seed(0)
     units = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
     reference, plain = (torch.randn(n, 4, generator=random, dtype=torch.float64) * units + 3 for n in (40, 5))
-    along = torch.tensor([[0, 0, -0.6, 0], [2.0, 0, 0, 0], [-3.0, 1, 0, 0.2], [0, 2.5, 0, 0]], dtype=torch.float64)
+    along = torch.tensor([[0, 0, -0.6, 0], [2.0, 0, 0, 0], [-9.0, 3, 0, 0.6], [0, 2.5, 0, 0]], dtype=torch.float64)
     change = along + 0.3 * torch.randn(5, 4, 4, generator=random, dtype=torch.float64) * units
+    change[:, 0] -= 0.9 * change[:, 0].mean(0)  # to every sample something else
+    change[0, 1] *= -1  # to one sample the opposite
     amount = torch.tensor([scale + 0.2 * scale**2 for scale in SCALES], dtype=torch.float64)  # farther up than down
     drawn = Traversals(plain, plain[:, None, None] + amount[:, None] * change[:, :, None], SCALES)
 
@@ -78,6 +80,8 @@ def test_a_dial_is_what_its_definition_reads_off_the_images(
     traversals.assert_called_once_with(tiny_denoiser, schedule, stretched, SEEDS, SCALES, *place)
     unshifted.assert_called_once_with(tiny_denoiser, schedule, strength.REFERENCE, 9, None)
     assert all(call.kwargs == {"batch": 9, "extractor": extractor} for call in features.call_args_list)
+    calibration.with_dials(tiny_denoiser, schedule, before)
+    calibrate.assert_called_with(tiny_denoiser, schedule, before, 0.5, "symmetric", None, 64, None, 0.1, None)
 
     def standard(x: Tensor) -> Tensor:
         return (x - reference.mean(0)) / reference.std(0)
@@ -106,6 +110,7 @@ def test_a_dial_is_what_its_definition_reads_off_the_images(
         assert dial.own == pytest.approx(2.0 / 4)
         by_name = dict(zip(("first", "second"), (effect[k] * signs[k]).tolist(), strict=True))
         assert dial.effects == (pytest.approx(by_name) if asked else {})
+    assert made.directions.dials[0].consistency == 0
     assert signs == ([1, 1, -1, -1] if asked else [-1, 1, -1, 1])
     assert len({(dial.low, dial.high) for dial in made.directions.dials}) == 4
     names = ("direction_0", "first 2", "first", "second") if asked else found.names
