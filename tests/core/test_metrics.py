@@ -12,12 +12,13 @@ from core.chain import sample
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import DirectionSetError, NonFiniteError, UserError
+from core.latents import Codec
 from core.metrics import METRICS, Evaluation, Traversals, draw_traversals, evaluate, evaluation
 from core.metrics import identifiability as judge
 from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity, spearman
 from core.metrics.distances import fid
-from core.metrics.features import denoiser_features, standardise
+from core.metrics.features import denoiser_features, features_of, standardise
 from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
 from core.metrics.judges import Judges
@@ -25,6 +26,7 @@ from core.metrics.networks import Extractor, Lpips
 from core.metrics.traversals import SCALES, draw_plain
 from core.randomness import generator, noise, step_noise
 from core.schedule import Schedule
+from core.use import Use
 from core.zoo.attributes import Attributes
 
 STEPS = 3
@@ -501,6 +503,44 @@ def test_a_model_that_breaks_by_itself_is_told(
         evaluated(tiny_denoiser)
 
 
+def latent(denoiser: Denoiser, space: str) -> Denoiser:
+    """The same model, whose samples are latents: an image has twice their side, and shows them up to 1 and no more."""
+    codec = create_autospec(Codec, instance=True)
+    codec.sample_shape, codec.image_shape = (3, 8, 8), (3, 16, 16)
+    codec.images.side_effect = lambda x: x.clamp(-1, 1).repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+    codec.x_0.side_effect = lambda images: images[..., ::2, ::2]
+    return Denoiser(denoiser.network, denoiser.scheduler, "latent", codec=codec, use=Use(space=space))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("space", ["latents", "pixels"])
+def test_what_is_judged_is_what_the_settings_look_at(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, space: str
+) -> None:
+    """Latents or the images of them; what an image does not show is a feature of latents alone."""
+    denoiser, samples = latent(tiny_denoiser, space), 3 * normal(3, 3, 8, 8)
+    shown = samples.clamp(-1, 1) if space == "pixels" else samples
+    found = denoiser_features(denoiser, samples, batch=2)
+    assert torch.equal(found, denoiser_features(tiny_denoiser, shown, batch=2))
+
+    judging = create_autospec(identifiability, return_value=(0.25, 0.5))
+    monkeypatch.setattr(evaluation, "identifiability", judging)
+    schedule = Schedule.ddim(denoiser, STEPS)
+    made = evaluate(denoiser, schedule, direction_set(denoiser), SEEDS, REFERENCE_SEEDS, batch=5).traversals
+    judged = judging.call_args.args[0]
+    assert made.plain.shape == (3, 3, 8, 8) and made.shifted.shape == (3, 2, 4, 3, 8, 8)
+    for seen, drawn in ((judged.plain, made.plain), (judged.shifted, made.shifted)):
+        assert torch.equal(seen, denoiser.images(drawn) if space == "pixels" else drawn)
+    assert torch.equal(made.images(made.plain), denoiser.images(made.plain))
+
+
+def test_another_network_is_asked_of_the_images_of_latents(tiny_denoiser: Denoiser) -> None:
+    denoiser, samples = latent(tiny_denoiser, "latents"), normal(5, 3, 8, 8)
+    whole = Extractor("whole", lambda images: images.flatten(1).float())
+    found = features_of(denoiser, samples, batch=2, extractor=whole)
+    assert torch.equal(found, denoiser.images(samples).flatten(1).float())
+    assert torch.equal(features_of(denoiser, samples, batch=5), denoiser_features(tiny_denoiser, samples, batch=5))
+
+
 def test_evaluate_reports_no_attribute_metric_without_a_predictor(tiny_denoiser: Denoiser) -> None:
     found = evaluated(tiny_denoiser)
     assert found.metrics.keys() == METRICS.keys() - JUDGED - {"disentanglement", "coverage"}
@@ -530,9 +570,9 @@ def test_evaluate_does_not_depend_on_the_batch(tiny_denoiser: Denoiser) -> None:
         ),
         (
             [1, 2, 3, 3],
-            [4, 5, 5],
+            [4, 5],
             "evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
-            "got 3 different of 4 and 2 of 3",
+            "got 3 different of 4 and 2 of 2",
         ),
         (
             [1, 2, 3],
