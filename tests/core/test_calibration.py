@@ -201,8 +201,8 @@ def test_a_name_from_an_attribute_goes_where_the_attribute_is_no_longer_controll
     """And is free for another direction then; a name by hand stays, whatever the direction does."""
     dials = tuple(Dial(-1, 1, 0.5, 0.5, named_by=source) for source in ("attributes", "clip", "hand", ""))
     named = replace(found, names=("smile", "age", "grin", "direction_3"), dials=dials)
-    attributes = Attributes(("smile", "age"), brightness)
-    effect = torch.tensor([[0.49, 0.0], [0.0, 0.0], [2.0, 0.0], [-0.5, 0.0]], dtype=torch.float64)
+    attributes = Attributes(("smile", "age", "hair"), brightness)
+    effect = torch.tensor([[0.49, 0, 0], [1.0, 1.0, 1.05], [2.0, 0, 0], [-0.9, 0.6, 0.6]], dtype=torch.float64)
     expected = ("direction_0", "direction_1", "grin", "smile")
     assert names_from(named, effect, attributes, "attributes") == (expected, ("", "", "hand", "attributes"))
 
