@@ -190,7 +190,7 @@ def test_the_reconstructor_begins_in_the_units_of_the_directions_as_they_start(
 def test_what_is_trained_on_is_what_the_chain_draws(denoiser: Denoiser, eta: float) -> None:
     """From x_T, with the sample's own noise, in the window and with the injection of the settings."""
     schedule = Schedule.ddim(denoiser, 4, eta)
-    window = (schedule.timesteps[1], schedule.timesteps[2])
+    window = (schedule.timesteps[1],) * 2
     learner = Learner(denoiser, schedule, replace(SETTINGS, shift_scale=100.0, injection="asymmetric", window=window))
     rows, k, magnitude = torch.tensor([4, 1]), torch.tensor([2, 0]), torch.tensor([0.5, -0.75])
     seeds = [training_seeds(32)[4], training_seeds(32)[1]]
