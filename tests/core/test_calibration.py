@@ -1,19 +1,24 @@
 """Dials: equally far at 1.0, a range that ends where images leave the model's own, a sign and a name that hold."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, median
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 from torch import Tensor
 
-from core import Denoiser, DirectionSet, Schedule
+from core import Denoiser, DirectionSet, Schedule, calibration
 from core.calibration import SCALES, SEEDS, names_from, reach, with_dials
 from core.dials import Dial
 from core.errors import DirectionSetError
 from core.methods import random
-from core.metrics import draw_traversals, moved
+from core.metrics import Traversals, draw_traversals, moved, strength
 from core.metrics.consistency import agreement, distinctness
+from core.metrics.networks import Extractor
+from core.randomness import CALIBRATION_SEEDS
 from core.zoo.attributes import Attributes
 
 
@@ -31,6 +36,100 @@ def found(tiny_denoiser: Denoiser, schedule: Schedule) -> DirectionSet:
 
 def brightness(images: Tensor) -> Tensor:
     return torch.stack([images.mean(dim=(1, 2, 3)), -images.mean(dim=(1, 2, 3))], dim=1)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / a.norm() / b.norm())
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["without a predictor", "with one"])
+def test_a_dial_is_what_its_definition_reads_off_the_images(
+    tiny_denoiser: Denoiser, schedule: Schedule, found: DirectionSet, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """Of images that are their own features, four numbers each: every figure worked out sample by sample."""
+    random = torch.Generator().manual_seed(0)
+    units = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+    reference, plain = (torch.randn(n, 4, generator=random, dtype=torch.float64) * units + 3 for n in (40, 5))
+    along = torch.tensor([[0, 0, -0.6, 0], [2.0, 0, 0, 0], [-9.0, 3, 0, 0.6], [0, 2.5, 0, 0]], dtype=torch.float64)
+    change = along + 0.3 * torch.randn(5, 4, 4, generator=random, dtype=torch.float64) * units
+    change[:, 0] -= 0.9 * change[:, 0].mean(0)  # to every sample something else
+    change[0, 1] *= -1  # to one sample the opposite
+    amount = torch.tensor([scale + 0.2 * scale**2 for scale in SCALES], dtype=torch.float64)  # farther up than down
+    drawn = Traversals(plain, plain[:, None, None] + amount[:, None] * change[:, :, None], SCALES)
+
+    before = replace(found, dials=(Dial(-1.0, 1.0, 0.5, 0.5, own=2.0),) * 4)
+    stretched = replace(before, sigma=before.sigma * 4, metrics={})
+    calibrate = create_autospec(calibration.calibrate, return_value=stretched)
+    traversals = create_autospec(calibration.draw_traversals, return_value=drawn)
+    unshifted = create_autospec(calibration.draw_plain, return_value=reference)
+    features = create_autospec(calibration.features_of, side_effect=lambda denoiser, samples, **_: samples.flatten(1))
+    for name, fake in (
+        ("calibrate", calibrate),
+        ("draw_traversals", traversals),
+        ("draw_plain", unshifted),
+        ("features_of", features),
+    ):
+        monkeypatch.setattr(calibration, name, fake)
+    attributes = Attributes(("first", "second"), lambda x: torch.stack([x[:, 0], -x[:, 1]], dim=1)) if asked else None
+    extractor, window = Extractor("own", lambda images: images), (900, 100)
+    told = (tiny_denoiser, schedule, before, attributes, 0.7, "asymmetric", window, 9, None, "clip", extractor)
+    made = calibration.with_dials(*told)
+
+    place = ("asymmetric", window, 9, None)
+    calibrate.assert_called_once_with(tiny_denoiser, schedule, before, 0.7, *place, 0.1, extractor)
+    traversals.assert_called_once_with(tiny_denoiser, schedule, stretched, SEEDS, SCALES, *place)
+    unshifted.assert_called_once_with(tiny_denoiser, schedule, strength.REFERENCE, 9, None)
+    assert all(call.kwargs == {"batch": 9, "extractor": extractor} for call in features.call_args_list)
+    calibration.with_dials(tiny_denoiser, schedule, before)
+    calibrate.assert_called_with(tiny_denoiser, schedule, before, 0.5, "symmetric", None, 64, None, 0.1, None)
+
+    def standard(x: Tensor) -> Tensor:
+        return (x - reference.mean(0)) / reference.std(0)
+
+    def nearest(x: Tensor, others: Tensor) -> float:
+        return min(float((standard(x) - standard(other)).norm()) for other in others)
+
+    apart = [nearest(x, reference[torch.arange(40) != n]) for n, x in enumerate(reference)]
+    limit, still = float(torch.tensor(apart).quantile(0.9)), median(nearest(x, reference) for x in plain)
+    high, low = drawn.shifted[:, :, SCALES.index(1.0)], drawn.shifted[:, :, SCALES.index(-1.0)]
+    ends = standard(high) - standard(low)  # [M, K, F]
+    effect = (high - low).mean(0)[:, :2] / 2 * torch.tensor([1.0, -1.0]) / reference.std(0)[:2]
+    upward = [scale for scale in SCALES if scale > 0]
+    signs = []
+    for k, dial in enumerate(made.directions.dials):
+        pairs = itertools.combinations(range(5), 2)
+        assert dial.consistency == pytest.approx(max(0, fmean(cosine(ends[i, k], ends[j, k]) for i, j in pairs)))
+        mean = ends.mean(0)
+        alike = max(abs(cosine(mean[k], mean[j])) for j in range(4) if j != k)
+        assert dial.distinctness == pytest.approx(1 - alike)
+        deciding = effect[k] if asked else mean[k]
+        signs.append(-1.0 if deciding[deciding.abs().argmax()] < 0 else 1.0)
+        away = [median(nearest(x, reference) for x in drawn.shifted[:, k, a]) for a in range(len(SCALES))]
+        up, down = (reach(distance, upward, still, limit) for distance in (away[5:], away[4::-1]))
+        assert (dial.low, dial.high) == pytest.approx((-down, up) if signs[k] > 0 else (-up, down))
+        assert dial.own == pytest.approx(2.0 / 4)
+        by_name = dict(zip(("first", "second"), (effect[k] * signs[k]).tolist(), strict=True))
+        assert dial.effects == (pytest.approx(by_name) if asked else {})
+    assert made.directions.dials[0].consistency == 0
+    assert signs == ([1, 1, -1, -1] if asked else [-1, 1, -1, 1])
+    assert len({(dial.low, dial.high) for dial in made.directions.dials}) == 4
+    names = ("direction_0", "first 2", "first", "second") if asked else found.names
+    assert made.directions.names == names
+    assert [dial.named_by for dial in made.directions.dials] == (["", "clip", "clip", "clip"] if asked else [""] * 4)
+    assert torch.equal(made.directions.table, before.table * torch.tensor(signs)[:, None, None, None, None])
+    assert torch.equal(made.directions.sigma, stretched.sigma) and made.directions.metrics == found.metrics
+    for k, sign in enumerate(signs):
+        assert torch.equal(
+            made.traversals.shifted[:, k], drawn.shifted[:, k] if sign > 0 else drawn.shifted[:, k].flip(1)
+        )
+
+
+def test_samples_of_calibration_are_in_no_two_parts_of_it() -> None:
+    """What strength is measured on, what it is compared with and what dials are read off."""
+    parts = (strength.SEEDS, strength.REFERENCE, SEEDS)
+    assert [len(part) for part in parts] == [8, 64, 6]
+    assert all(set(part) <= set(CALIBRATION_SEEDS[:100]) for part in parts)
+    assert not any(set(a) & set(b) for a, b in itertools.combinations(parts, 2))
 
 
 def test_scale_one_moves_images_equally_far(tiny_denoiser: Denoiser, schedule: Schedule, found: DirectionSet) -> None:
@@ -98,9 +197,28 @@ def test_controlled_attributes_name_directions_and_names_by_hand_stay(found: Dir
     assert names_from(found, None, None, "attributes")[0] == found.names
 
 
+def test_a_name_from_an_attribute_goes_where_the_attribute_is_no_longer_controlled(found: DirectionSet) -> None:
+    """And is free for another direction then; a name by hand stays, whatever the direction does."""
+    dials = tuple(Dial(-1, 1, 0.5, 0.5, named_by=source) for source in ("attributes", "clip", "hand", ""))
+    named = replace(found, names=("smile", "age", "grin", "direction_3"), dials=dials)
+    attributes = Attributes(("smile", "age", "hair"), brightness)
+    effect = torch.tensor([[0.49, 0, 0], [1.0, 1.0, 1.05], [2.0, 0, 0], [-0.9, 0.6, 0.6]], dtype=torch.float64)
+    expected = ("direction_0", "direction_1", "grin", "smile")
+    assert names_from(named, effect, attributes, "attributes") == (expected, ("", "", "hand", "attributes"))
+
+
 @pytest.mark.parametrize(
     ("distance", "expected"),
-    [([1.0, 1.0, 1.0], 3.0), ([2.0, 4.0, 5.0], 1.5), ([5.0, 6.0, 7.0], 0.5), ([2.0, 3.0, 4.0], 2.0)],
+    [
+        ([1.0, 1.0, 1.0], 3.0),
+        ([2.0, 4.0, 5.0], 1.5),
+        ([5.0, 6.0, 7.0], 0.5),
+        ([2.0, 3.0, 4.0], 2.0),
+        ([2.0, 3.0, 3.0], 3.0),  # at the limit is still as faithful as asked
+        ([2.0, 9.0, 1.0], 1 + 1 / 7),  # what comes back is not reached
+        ([1.0, torch.inf, 1.0], 1.0),
+        ([1.0, torch.nan, 1.0], 1.0),
+    ],
 )
 def test_the_range_ends_where_the_distance_crosses_the_limit(distance: list[float], expected: float) -> None:
     assert reach(distance, (1.0, 2.0, 3.0), still=1.0, limit=3.0) == pytest.approx(expected)

@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
+from core.dials import Dial
 from core.errors import DirectionSetError
 
 
@@ -32,6 +33,26 @@ def test_shift_is_scale_times_sigma_times_direction() -> None:
     assert torch.equal(directions.shift(-1)(0), directions.shift(3)(0))
 
 
+def test_an_edit_of_several_directions_is_their_sum_each_at_its_own_scale() -> None:
+    directions = a_set()
+    one, other = (directions.sigma[k, 2] * directions.table[k, 2] for k in (1, 3))
+    edit = {"direction_1": 1.5, 3: -0.5}
+    assert torch.allclose(directions.shift(edit, 2.0)(2), (3.0 * one - 1.0 * other)[None])
+    each = directions.shift(edit, torch.tensor([1.0, -2.0]))(2)
+    assert torch.allclose(each, torch.stack([1.5 * one - 0.5 * other, -3.0 * one + other]))
+    with pytest.raises(DirectionSetError, match="^an edit of several directions needs at least one, as in"):
+        directions.shift({})
+
+
+def test_directions_are_counted_from_the_end_as_well() -> None:
+    directions = a_set()
+    assert [directions.index(k) for k in (-4, -1, 0, 3, "direction_3")] == [0, 3, 0, 3, 3]
+    with pytest.raises(DirectionSetError, match="^direction -5 is outside the set: it has 0 to 3$"):
+        directions.index(-5)
+    with pytest.raises(DirectionSetError, match="has no direction named 'z'; it has: direction_0, .*, direction_3$"):
+        directions.index("z")
+
+
 def test_a_set_shared_by_all_steps_shifts_each_alike() -> None:
     shift = a_set(steps=1).shift(1)
     assert torch.equal(shift(0), shift(2))
@@ -45,6 +66,14 @@ def test_a_set_shared_by_all_steps_shifts_each_alike() -> None:
         ({"sigma": torch.ones(4)}, r"sigma has shape \[4\], expected \[4, 3\]"),
         ({"names": ("a", "a", "b", "c")}, "4 names for 4 directions; each needs one of its own"),
         ({"sigma": torch.full((4, 3), torch.nan)}, "table or sigma holds NaN or infinite numbers"),
+        ({"table": torch.full((4, 3, 8, 2, 2), torch.inf)}, "table or sigma holds NaN or infinite numbers"),
+        ({"table": torch.zeros(0, 3, 8, 2, 2)}, r"table has shape \[0, 3, 8, 2, 2\], expected \[K, S, C, H, W\]"),
+        ({"names": ("a", "b", "c")}, "3 names for 4 directions; each needs one of its own"),
+        ({"names": ("a", "b", "c", "")}, "the name '' has 0 characters; allowed: 1 to 200"),
+        (
+            {"dials": (Dial(-1, 1, 0.5, 0.5),) * 3},
+            "3 dials for 4 directions; each needs one of its own, or none has one",
+        ),
     ],
 )
 def test_what_is_not_a_set(change: dict, message: str) -> None:
@@ -95,6 +124,11 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
             "directions.json",
             '{"format": "h-space directions", "version": 9}',
             "has format version 9; this one reads up to 2",
+        ),
+        (
+            "directions.json",
+            '{"format": "h-space directions", "version": 0}',
+            "has format version 0; this one reads up to 2",
         ),
         (
             "directions.json",
@@ -323,6 +357,21 @@ def test_applied_in_a_whole_pipeline_with_other_steps(tiny_denoiser: Denoiser) -
     assert images.shape == (2, 8, 8, 3)
 
 
+@pytest.mark.parametrize(("steps", "ratio"), [(None, 1.0), (4, 1.0), (8, 0.5), (2, 2.0)])
+def test_applied_shifts_by_a_share_of_the_steps_at_the_nearest_timestep(
+    tiny_denoiser: Denoiser, steps: int | None, ratio: float
+) -> None:
+    """Over twice as many steps half as far at each, so that all of them together shift as far."""
+    schedule = Schedule.ddim(tiny_denoiser, 4)
+    directions = DirectionSet(a_set(3).table.repeat(1, 2, 1, 1, 1)[:, :4], torch.rand(4, 4), schedule.timesteps)
+    x, t = noise([3], tiny_denoiser.sample_shape, torch.float64), schedule.timesteps[1] + 100
+    with torch.no_grad(), directions.applied(tiny_denoiser.network, {2: 1.0, 0: -0.5}, 1.5, steps):
+        found = tiny_denoiser.network(x, t).sample
+    with torch.no_grad():
+        expected = tiny_denoiser(x, t, directions.shift({2: 1.0, 0: -0.5}, 1.5 * ratio)(1))
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_no_hook_survives_an_exception(tiny_denoiser: Denoiser) -> None:
     unet = tiny_denoiser.network
     with pytest.raises(ZeroDivisionError), a_set(1).applied(unet, 0):
@@ -359,4 +408,5 @@ def test_a_window_is_part_of_the_set() -> None:
     assert inside.table.shape == (2, 3, 4, 1, 1)
     assert torch.equal(inside.sigma, torch.tensor([[0.0, 2.0, 0.0], [0.0, 3.0, 0.0]]))
     assert torch.equal(inside.shift(1)(1), shared.shift(1)(1)) and not inside.shift(1)(0).any()
+    assert shared.within((900, 501)).sigma.tolist() == [[2.0, 0.0, 0.0], [3.0, 0.0, 0.0]], "its ends belong to it"
     assert shared.within(None) is shared

@@ -83,6 +83,7 @@ def test_kid_depends_on_its_seed_and_on_nothing_else() -> None:
     first = kid(a, b, subsets=3, subset_size=10)
     torch.manual_seed(2)
     assert kid(a, b, subsets=3, subset_size=10) == first != kid(a, b, subsets=3, subset_size=10, seed=1)
+    assert kid(a, b, subsets=3, subset_size=2)[1] > 0, "two are enough"
     assert kid(a, b, subsets=5, subset_size=30)[1] == pytest.approx(0, abs=1e-12), "all subsets are the whole set"
 
 

@@ -1,6 +1,8 @@
 """Jacobian directions against the explicit Jacobian, finite differences, and power iteration."""
 
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -372,6 +374,29 @@ def test_a_box_reaches_the_directions(tiny_denoiser: Denoiser) -> None:
     alone = spectrum(tiny_denoiser, x_T, schedule.timesteps[0], 2, find_mask(tiny_denoiser, BOX))
     assert torch.allclose(found.table[:, 0], alone.vectors.float(), rtol=0, atol=1e-6)
     assert found.provenance["settings"]["box"] == BOX
+
+
+def test_each_step_is_asked_as_the_settings_say_and_all_of_them_must_converge(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule.ddim(tiny_denoiser, STEPS)
+    rows = torch.linalg.qr(normal(32, 2)).Q.T.reshape(2, *tiny_denoiser.h_shape)
+    numbers = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    first = Spectrum(numbers, rows, numbers / 100, True, 4, 12)
+    turned = replace(first, values=numbers + 10, vectors=-rows.flip(0), residuals=numbers / 50, passes=5, products=15)
+    asked = create_autospec(spectrum, side_effect=[first, replace(turned, converged=False), first])
+    monkeypatch.setattr(jacobian_module, "spectrum", asked)
+    settings = Settings(directions=2, step=None, tolerance=0.5, max_passes=9, block=3, seed=2, box=BOX)
+    found = find(tiny_denoiser, schedule, settings)
+    for s, call in enumerate(asked.call_args_list):
+        assert call.args[2:4] == (schedule.timesteps[s], 2) and call.args[6:] == (2, 3, 0.5, 9)
+        assert torch.equal(call.args[4], find_mask(tiny_denoiser, BOX))
+        assert (call.args[5] is None) == (s == 0) and (s == 0 or torch.equal(call.args[5], rows)), "what was followed"
+    assert found.provenance["converged"] is False
+    assert found.provenance["passes"] == [4, 5, 4] and found.provenance["products"] == [12, 15, 12]
+    assert found.provenance["singular_values"] == [[2.0, 1.0], [11.0, 12.0], [2.0, 1.0]]
+    assert found.provenance["residuals"] == [[0.02, 0.01], [0.02, 0.04], [0.02, 0.01]]
+    assert torch.allclose(found.table, rows.float()[:, None].expand_as(found.table))
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from core.errors import NonFiniteError, UserError
 from core.gradient import CheckpointSteps
 from core.methods import learned, random
 from core.methods.learned import Learner, Settings
-from core.optimiser import Optimiser
-from core.pool import training_seeds
-from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator
+from core.optimiser import Group, Optimiser, TorchOptimiser
+from core.pool import draw_pool, measured_spread, training_seeds
+from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator, step_noise
+from core.shift import flattest_directions, leading_components
 
 SETTINGS = Settings(directions=3, batch=4, pool=32, iterations=3, shift_scale=2.0)
 
@@ -122,6 +123,102 @@ def test_directions_and_magnitudes_are_drawn_evenly_with_both_signs(denoiser: De
     assert float((m.abs() * m.sign()).mean()) == pytest.approx(0, abs=0.03), "size and sign"
     assert torch.equal(learner._draw(0, 9000)[1], m) and not torch.equal(learner._draw(1, 9000)[1], m)
     assert len(learner._draw(0, 5)[0]) == 5 and len(learner._draw(0, 5)[1]) == 5
+
+
+def test_each_part_has_its_own_optimiser_and_rate(denoiser: Denoiser, schedule: Schedule) -> None:
+    """Two networks descend together at two rates; the discriminator alone has less momentum."""
+    make = create_autospec(TorchOptimiser)
+    settings = replace(SETTINGS, direction_rate=0.5, reconstructor_rate=0.3, discriminator_rate=0.1, micro_batch=2)
+    learner = Learner(denoiser, schedule, settings, make)
+    (explorer, critic) = (call.args for call in make.call_args_list)
+    assert explorer[:2] == ("explorer", learner.explorer) and critic[:2] == ("discriminator", learner.discriminator)
+    assert explorer[3] == critic[3] == 2, "micro-batches of a step"
+    groups = [(group.rate, group.betas, list(map(id, group.parameters))) for group in (*explorer[2], *critic[2])]
+    parts = (learner.explorer.shift, learner.explorer.reconstructor, learner.discriminator)
+    assert groups == [
+        (rate, betas, [id(parameter) for parameter in part.parameters()])
+        for part, rate, betas in zip(parts, (0.5, 0.3, 0.1), ((0.9, 0.99), (0.9, 0.99), (0.5, 0.99)), strict=True)
+    ]
+
+
+def test_an_update_is_one_step_of_adam_on_the_mean_of_the_losses() -> None:
+    """The first step of Adam is as long as the rate, whatever the gradient; the second tells the momentum apart."""
+    found, expected = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    optimiser = TorchOptimiser("any", torch.nn.Module(), [Group([found], 0.1, (0.5, 0.75))], 2)
+    adam = torch.optim.Adam([expected], lr=0.1, betas=(0.5, 0.75))
+    for target in (3.0, -1.0):
+        optimiser.update((found - target).square().sum() * weight for weight in (1.0, 3.0))
+        adam.zero_grad()
+        (2 * (expected - target).square().sum()).backward()
+        assert torch.allclose(found.grad, expected.grad)
+        adam.step()
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", ["flattest", "pca", "random"])
+def test_directions_start_where_they_are_told_to(denoiser: Denoiser, schedule: Schedule, start: str) -> None:
+    settings = replace(SETTINGS, start=start, seed=1, orthonormal=False, window=(schedule.timesteps[1], 0))
+    learner = Learner(denoiser, schedule, settings)
+    pool, h = draw_pool(denoiser, schedule, 32, 1, first=1)
+    assert learner.pool.seeds == pool.seeds and torch.equal(learner.pool.x_t, pool.x_t)
+    expected = {
+        "flattest": flattest_directions(h, 3, "shared", 1),
+        "pca": leading_components(h, 3, "shared"),
+        "random": torch.randn(3, 1, h[0, 0].numel(), generator=generator("directions", 1)),
+    }[start]
+    cosines = torch.cosine_similarity(learner.explorer.shift().flatten(2), expected, dim=2)
+    assert torch.allclose(cosines, torch.ones(3, 1), atol=1e-4)
+    spread = (h - h.mean(1, keepdim=True)).flatten(2).square().sum(2).mean(1).sqrt()
+    assert torch.allclose(learner.explorer.shift.spread, spread, rtol=1e-5)
+
+
+def test_the_reconstructor_begins_in_the_units_of_the_directions_as_they_start(
+    denoiser: Denoiser, schedule: Schedule
+) -> None:
+    """Root mean squares over the first 32 samples of the pool, whatever the batch they are drawn in."""
+    settings = replace(SETTINGS, pool=34, start="random")
+    learner = Learner(denoiser, schedule, settings, draw_batch=20)
+    k, magnitude = learner._draw(-1, 32)
+    with torch.no_grad():
+        shifted = learner._shifted(torch.arange(32), k, magnitude)
+    x_0, network = learner.pool.x_0[:32], learner.explorer.reconstructor
+    assert float(network.image_rms) == pytest.approx(float(x_0.square().mean().sqrt()), rel=1e-4)
+    assert float(network.difference_rms) == pytest.approx(float((shifted - x_0).square().mean().sqrt()), rel=1e-4)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_is_trained_on_is_what_the_chain_draws(denoiser: Denoiser, eta: float) -> None:
+    """From x_T, with the sample's own noise, in the window and with the injection of the settings."""
+    schedule = Schedule.ddim(denoiser, 4, eta)
+    window = (schedule.timesteps[1],) * 2
+    learner = Learner(denoiser, schedule, replace(SETTINGS, shift_scale=100.0, injection="asymmetric", window=window))
+    rows, k, magnitude = torch.tensor([4, 1]), torch.tensor([2, 0]), torch.tensor([0.5, -0.75])
+    seeds = [training_seeds(32)[4], training_seeds(32)[1]]
+    x_T = noise(seeds, denoiser.sample_shape)
+    z = step_noise(seeds, denoiser.sample_shape, 4) if eta else None
+    control = learner.explorer.shift
+    shift = [100.0 * spread * magnitude[:, None, None, None] * control()[k, 0] for spread in control.spread]
+    with torch.no_grad():
+        expected = sample(denoiser, schedule, x_T, shift.__getitem__, "asymmetric", None, window, z)
+        found = learner._shifted(rows, k, magnitude)
+        plain = sample(denoiser, schedule, x_T, step_noise=z)
+        assert apart(found - plain, expected - plain) < 0.01
+
+
+def test_what_is_found_is_what_the_iterations_make_of_it(denoiser: Denoiser, schedule: Schedule) -> None:
+    """Scale 1 is the largest magnitude trained with; everyone who listens hears of every iteration."""
+    settings = replace(SETTINGS, iterations=2, pool=8)
+    learner, terms = run(denoiser, schedule, settings, 2)
+    heard: list[tuple[int, Any]] = []
+    found = learned.find(denoiser, schedule, settings, progress=lambda n, told: heard.append((n, told)))
+    assert heard == list(enumerate(terms))
+    assert torch.equal(found.table, learner.explorer.shift().detach().expand(-1, 3, -1, -1, -1))
+    assert torch.allclose(found.sigma, 2.0 * learner.explorer.shift.spread.expand(3, 3))
+    assert found.provenance["settings"]["gradient"] == "FullGraph"
+
+
+def test_samples_that_are_not_compared_need_no_pairs() -> None:
+    assert replace(SETTINGS, micro_batch=1, consistency_weight=0.0).micro_batch == 1
 
 
 def test_it_learns_to_tell_directions_apart(denoiser: Denoiser, schedule: Schedule) -> None:
@@ -242,8 +339,11 @@ def test_random_directions_are_orthonormal_and_as_long_as_asked(denoiser: Denois
     directions = random.find(denoiser, schedule, random.Settings(4, 1.5))
     flat = directions.table[:, 0].flatten(1)
     assert torch.allclose(flat @ flat.T, torch.eye(4), atol=1e-5)
-    half = random.find(denoiser, schedule, random.Settings(4, 0.75))
-    assert torch.allclose(directions.sigma, 2 * half.sigma)
+    half = random.find(denoiser, schedule, random.Settings(4, 0.75, seed=1), batch=100)
+    spread = measured_spread(denoiser, schedule, training_seeds(256, 1)).float()
+    assert torch.allclose(half.sigma, 0.75 * spread.expand(4, 3)), "of the samples of its own seed"
+    assert torch.allclose(directions.sigma, 2 * half.sigma, rtol=0.2) and len(set(half.sigma[0].tolist())) == 3
+    assert torch.equal(half.table[:, 0], half.table[:, 2]) and not torch.allclose(half.table, directions.table)
 
 
 def test_seeds_to_train_select_report_and_calibrate_are_disjoint() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from core.chain import sample
 from core.denoiser import Denoiser
 from core.directions import DirectionSet
 from core.errors import DirectionSetError, NonFiniteError, UserError
-from core.metrics import METRICS, Evaluation, Traversals, draw_traversals, evaluate
+from core.latents import Codec
+from core.metrics import METRICS, Evaluation, Traversals, draw_traversals, evaluate, evaluation
+from core.metrics import identifiability as judge
 from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity, spearman
 from core.metrics.distances import fid
-from core.metrics.features import denoiser_features, standardise
+from core.metrics.features import denoiser_features, features_of, standardise
 from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
 from core.metrics.judges import Judges
@@ -23,6 +26,7 @@ from core.metrics.networks import Extractor, Lpips
 from core.metrics.traversals import SCALES, draw_plain
 from core.randomness import generator, noise, step_noise
 from core.schedule import Schedule
+from core.use import Use
 from core.zoo.attributes import Attributes
 
 STEPS = 3
@@ -185,6 +189,31 @@ def test_identifiability_is_judged_on_samples_not_trained_on() -> None:
     assert abs(recognised) < 0.4
 
 
+def test_the_judge_is_tested_on_the_last_third_alone() -> None:
+    """What is not a number shows where it is looked at: untrained, the judge sees the test and nothing else."""
+    images = painted()  # of twelve samples
+    for m in range(12):
+        plain = images.plain.clone()
+        plain[m] = math.nan
+        error = identifiability(replace(images, plain=plain), iterations=0)[1]
+        assert math.isnan(error) == (m >= 8)
+
+
+def test_the_judge_is_trained_on_the_first_two_thirds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every sample there, every direction at every scale, as even as chance is."""
+    images, looked_at = painted(), []
+    look_up = create_autospec(
+        judge._look_up, side_effect=lambda t, pairs, d: looked_at.append(pairs) or real(t, pairs, d)
+    )
+    real = judge._look_up
+    monkeypatch.setattr(judge, "_look_up", look_up)
+    identifiability(images, iterations=20)
+    trained, tested = torch.cat(looked_at[:20]), torch.cat(looked_at[20:])
+    assert trained[:, 0].unique().tolist() == list(range(8)) and tested[:, 0].unique().tolist() == [8, 9, 10, 11]
+    assert len(tested) == 4 * 4 * 4 == len(tested.unique(dim=0))
+    assert len(trained) == 20 * 64 and len(trained.unique(dim=0)) == 8 * 4 * 4
+
+
 def test_one_direction_is_at_chance_and_still_has_a_strength() -> None:
     four = painted()
     recognised, error = identifiability(replace(four, shifted=four.shifted[:, :1]))
@@ -344,6 +373,9 @@ def test_coverage_counts_attributes_that_are_controlled() -> None:
     assert coverage(everything, min_share=0.3) == 3.0
     assert coverage(everything, min_effect=1.0) == 1.0
     assert coverage(torch.tensor([[-2.0, 0.1]])) == 1.0
+    assert coverage(torch.tensor([[0.9, 0.6, -0.6]])) == 1.0, "a share of 0.43"
+    at_least = torch.tensor([[0.5, 0.0, 0.0], [0.0, 2.0, 3.0]], dtype=torch.float64)
+    assert coverage(at_least, min_effect=0.5, min_share=0.6) == 2.0, "both limits are themselves enough"
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------
@@ -438,6 +470,76 @@ def test_evaluate_measures_features_in_deviations_of_the_reference(tiny_denoiser
     assert {name: found.metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
+def test_evaluate_draws_and_judges_as_it_is_told(tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, directions = Schedule.ddim(tiny_denoiser, STEPS), direction_set(tiny_denoiser)
+    drawing = create_autospec(draw_traversals, side_effect=draw_traversals)
+    judging = create_autospec(identifiability, return_value=(0.25, math.inf))
+    monkeypatch.setattr(evaluation, "draw_traversals", drawing)
+    monkeypatch.setattr(evaluation, "identifiability", judging)
+    window = (schedule.timesteps[1],) * 2
+    given = (tiny_denoiser, schedule, directions, SEEDS)
+    found = evaluate(*given, REFERENCE_SEEDS, LEFT_RIGHT, "asymmetric", window, 5, 3)
+    drawing.assert_called_once_with(*given, injection="asymmetric", window=window, batch=5, cache=None)
+    assert torch.equal(found.traversals.shifted, draw_traversals(*given, SCALES, "asymmetric", window, 5).shifted)
+    judging.assert_called_once_with(found.traversals, 3, device=tiny_denoiser.device)
+    assert found.metrics["identifiability"] == 0.25
+    assert found.metrics.keys() == METRICS.keys() - JUDGED - {"strength_error"}, "what is not finite is not measured"
+
+
+@pytest.mark.parametrize("broken", ["traversals", "reference"])
+def test_a_model_that_breaks_by_itself_is_told(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    plain = normal(3, 3, 8, 8)
+    images, reference = Traversals(plain, plain[:, None, None].expand(3, 2, 4, 3, 8, 8), SCALES), normal(4, 3, 8, 8)
+    (plain if broken == "traversals" else reference)[1, 2, 3, 4] = math.nan
+    images = replace(images, shifted=torch.zeros(3, 2, 4, 3, 8, 8))
+    monkeypatch.setattr(evaluation, "draw_traversals", create_autospec(draw_traversals, return_value=images))
+    monkeypatch.setattr(evaluation, "draw_plain", create_autospec(draw_plain, return_value=reference))
+    with pytest.raises(
+        NonFiniteError, match="^the model draws images with NaN or infinite values even without a shift"
+    ):
+        evaluated(tiny_denoiser)
+
+
+def latent(denoiser: Denoiser, space: str) -> Denoiser:
+    """The same model, whose samples are latents: an image has twice their side, and shows them up to 1 and no more."""
+    codec = create_autospec(Codec, instance=True)
+    codec.sample_shape, codec.image_shape = (3, 8, 8), (3, 16, 16)
+    codec.images.side_effect = lambda x: x.clamp(-1, 1).repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+    codec.x_0.side_effect = lambda images: images[..., ::2, ::2]
+    return Denoiser(denoiser.network, denoiser.scheduler, "latent", codec=codec, use=Use(space=space))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("space", ["latents", "pixels"])
+def test_what_is_judged_is_what_the_settings_look_at(
+    tiny_denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, space: str
+) -> None:
+    """Latents or the images of them; what an image does not show is a feature of latents alone."""
+    denoiser, samples = latent(tiny_denoiser, space), 3 * normal(3, 3, 8, 8)
+    shown = samples.clamp(-1, 1) if space == "pixels" else samples
+    found = denoiser_features(denoiser, samples, batch=2)
+    assert torch.equal(found, denoiser_features(tiny_denoiser, shown, batch=2))
+
+    judging = create_autospec(identifiability, return_value=(0.25, 0.5))
+    monkeypatch.setattr(evaluation, "identifiability", judging)
+    schedule = Schedule.ddim(denoiser, STEPS)
+    made = evaluate(denoiser, schedule, direction_set(denoiser), SEEDS, REFERENCE_SEEDS, batch=5).traversals
+    judged = judging.call_args.args[0]
+    assert made.plain.shape == (3, 3, 8, 8) and made.shifted.shape == (3, 2, 4, 3, 8, 8)
+    for seen, drawn in ((judged.plain, made.plain), (judged.shifted, made.shifted)):
+        assert torch.equal(seen, denoiser.images(drawn) if space == "pixels" else drawn)
+    assert torch.equal(made.images(made.plain), denoiser.images(made.plain))
+
+
+def test_another_network_is_asked_of_the_images_of_latents(tiny_denoiser: Denoiser) -> None:
+    denoiser, samples = latent(tiny_denoiser, "latents"), normal(5, 3, 8, 8)
+    whole = Extractor("whole", lambda images: images.flatten(1).float())
+    found = features_of(denoiser, samples, batch=2, extractor=whole)
+    assert torch.equal(found, denoiser.images(samples).flatten(1).float())
+    assert torch.equal(features_of(denoiser, samples, batch=5), denoiser_features(tiny_denoiser, samples, batch=5))
+
+
 def test_evaluate_reports_no_attribute_metric_without_a_predictor(tiny_denoiser: Denoiser) -> None:
     found = evaluated(tiny_denoiser)
     assert found.metrics.keys() == METRICS.keys() - JUDGED - {"disentanglement", "coverage"}
@@ -464,6 +566,18 @@ def test_evaluate_does_not_depend_on_the_batch(tiny_denoiser: Denoiser) -> None:
             [4, 4],
             "evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
             "got 3 different of 3 and 1 of 2",
+        ),
+        (
+            [1, 2, 3, 3],
+            [4, 5],
+            "evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
+            "got 3 different of 4 and 2 of 2",
+        ),
+        (
+            [1, 2, 3],
+            [4, 5, 5],
+            "evaluate needs 3 or more different seeds and 2 or more different reference seeds; "
+            "got 3 different of 3 and 2 of 3",
         ),
         ([1, 2, 3], [4, 3], "seed 3 is both in seeds and in reference_seeds; they must be disjoint"),
     ],

@@ -238,6 +238,7 @@ def test_a_chain_has_as_many_steps_as_were_asked_for(spacing: str) -> None:
 def test_what_is_looked_at_for_features_is_late() -> None:
     t, a = late_level(model(DDIM()), 0.05)
     assert (t, a) == (50, pytest.approx(float(DDIM().alphas_cumprod[50]) ** 0.5))
+    assert late_level(model(DDIM()), 1.0)[0] == 999, "there is none after the last"
     assert late_level(model(FlowMatchEulerDiscreteScheduler(shift=3.0)), 0.05) == (50, 0.95)
 
 

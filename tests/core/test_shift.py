@@ -1,8 +1,11 @@
 """Shift control: unit directions, linear in the magnitude, scaled by the measured spread of h."""
 
+from unittest.mock import create_autospec
+
 import pytest
 import torch
 
+from core import shift
 from core.errors import UserError
 from core.shift import ShiftControl, flattest_directions, leading_components, spread_of
 
@@ -93,6 +96,23 @@ def test_flattest_directions_are_regressions_of_h_on_a_projection() -> None:
     assert torch.allclose(shared[:, 0], found.mean(dim=1), atol=1e-6)
     with_more = flattest_directions(h[:, :3], 6, "shared")
     assert with_more.shape == (6, 1, 16) and (with_more.norm(dim=2) > 0.1).all()
+
+
+@pytest.mark.parametrize(("count", "components"), [(3, 16), (20, 20), (60, 39)])
+def test_flat_projections_are_looked_for_in_sixteen_components_or_as_many_as_asked(
+    monkeypatch: pytest.MonkeyPatch, count: int, components: int
+) -> None:
+    """And never in more than the samples can have; by the seed that is given."""
+    h = torch.randn(2, 40, 16, 2, 2, generator=torch.Generator().manual_seed(0))
+    sources = torch.randn(40, min(count, 39), dtype=torch.float64)
+    pursued = create_autospec(shift.flattest_sources, return_value=sources)
+    monkeypatch.setattr(shift, "flattest_sources", pursued)
+    found = flattest_directions(h, count, "per_step", seed=7)
+    (rows, *asked) = pursued.call_args.args
+    assert asked == [min(count, 39), components, 7]
+    standard = (h[1] - h[1].mean(0)).flatten(1) / spread_of(h)[1]
+    assert torch.allclose(rows, standard, atol=1e-6)
+    assert torch.allclose(found[: min(count, 39), 1], sources.T.float() @ standard / 40, atol=1e-5)
 
 
 def test_coordinates_start_with_unit_variance() -> None:

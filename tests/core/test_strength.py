@@ -1,13 +1,18 @@
 """Calibration: afterwards every direction moves images equally far, whatever its scale meant before."""
 
+import math
+from dataclasses import replace
+from unittest.mock import create_autospec
+
 import pytest
 import torch
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.errors import UserError
 from core.methods import random
-from core.metrics import calibrate, moved
+from core.metrics import calibrate, moved, strength
 from core.metrics.features import features_of
+from core.metrics.networks import Extractor
 from core.metrics.strength import REFERENCE, SEEDS
 from core.metrics.traversals import draw_plain
 
@@ -36,7 +41,7 @@ def test_after_calibration_all_directions_move_images_equally_far(
 
 
 def test_calibration_changes_lengths_only(tiny_denoiser: Denoiser, schedule: Schedule, uneven: DirectionSet) -> None:
-    calibrated = calibrate(tiny_denoiser, schedule, uneven, 0.1)
+    calibrated = calibrate(tiny_denoiser, schedule, replace(uneven, metrics={"globality": 0.5}), 0.1)
     assert torch.equal(calibrated.table, uneven.table)
     factor = calibrated.sigma / uneven.sigma
     assert torch.allclose(factor, factor[:, :1].expand_as(factor))  # steps keep their proportions
@@ -113,6 +118,67 @@ def test_calibration_ends_when_it_is_close_and_after_six_rounds_at_the_most(
     found = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0))
     calibrate(tiny_denoiser, schedule, found, 0.5, close=close)
     assert len(seen) == rounds
+
+
+@pytest.mark.parametrize(("power", "slope"), [(0.1, 0.3), (6.0, 3.0)], ids=["nearly flat", "very steep"])
+def test_a_secant_is_followed_no_farther_than_its_slope_can_be_believed(
+    tiny_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, power: float, slope: float
+) -> None:
+    """On logarithms: first as if the slope were 1, then with what was measured, held within 0.3 and 3."""
+    seen: list[float] = []
+
+    def response(self: object, directions: DirectionSet, *_: object) -> torch.Tensor:
+        seen.append(float(directions.sigma[0, 0].log()))
+        return 0.5 * directions.sigma[:, 0].double() ** power
+
+    monkeypatch.setattr("core.metrics.strength._Unit.moved", response)
+    found = random.find(tiny_denoiser, schedule, random.Settings(1, 1.0))
+    found.sigma.fill_(1.0)
+    calibrate(tiny_denoiser, schedule, found, 0.6)
+    first = math.log(0.6 / 0.5)
+    assert seen[:2] == pytest.approx([0, first], abs=1e-6)
+    assert seen[2] == pytest.approx(first + (first - power * first) / slope, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e9])
+def test_images_that_are_not_finite_have_moved_as_far_as_there_is(
+    tiny_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """So that a direction which breaks the model is made shorter, by 16 at the most, and no other is touched by it."""
+
+    def response(self: object, directions: DirectionSet, *_: object) -> torch.Tensor:
+        return torch.tensor([value, 0.5], dtype=torch.float64)
+
+    monkeypatch.setattr("core.metrics.strength._Unit.moved", response)
+    found = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0))
+    calibrated = calibrate(tiny_denoiser, schedule, found, 0.5)
+    assert torch.allclose(calibrated.sigma, found.sigma * torch.tensor([[1 / 16], [1.0]]))
+    assert calibrated.provenance["moved"] == pytest.approx([1e6, 0.5])
+
+
+def test_a_set_is_calibrated_as_it_will_be_used(
+    tiny_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is injected, in which window, and in the features of the network that is asked."""
+    pixels = Extractor("pixels", lambda images: images.flatten(1)[:, :6].float())
+    drawing = create_autospec(strength.draw_traversals, side_effect=strength.draw_traversals)
+    monkeypatch.setattr(strength, "draw_traversals", drawing)
+    found, window = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0)), (schedule.timesteps[0],) * 2
+    measured = calibrate(tiny_denoiser, schedule, found, 0.5, "asymmetric", window, 5, None, 1e9, pixels)
+    (call,) = drawing.call_args_list
+    assert torch.equal(call.args[2].sigma, found.sigma)
+    assert call.args[3:] == (SEEDS, (-1.0, 1.0), "asymmetric", window, 5, None)
+    reference = draw_plain(tiny_denoiser, schedule, REFERENCE).flatten(1)[:, :6]
+    x_T = noise(SEEDS, tiny_denoiser.sample_shape, torch.float64)
+    plain = draw_plain(tiny_denoiser, schedule, SEEDS).flatten(1)[:, :6]
+    squares = torch.zeros(2, dtype=torch.float64)
+    for k in range(2):
+        for scale in (-1.0, 1.0):
+            shifted = sample(tiny_denoiser, schedule, x_T, found.shift(k, scale), "asymmetric", None, window)
+            change = (shifted.flatten(1)[:, :6] - plain) / reference.std(dim=0)
+            squares[k] += change.square().sum(dim=1).mean() / 2
+    unit = 2 * ((reference - reference.mean(0)) / reference.std(0)).square().sum(1).mean()
+    assert measured.provenance["moved"] == pytest.approx((squares / unit).sqrt().tolist(), rel=1e-4)
 
 
 def test_no_shift_moves_nothing(tiny_denoiser: Denoiser, schedule: Schedule) -> None:
