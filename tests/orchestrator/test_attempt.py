@@ -35,6 +35,8 @@ def test_kept_steps_stay_as_many() -> None:
     assert (second.settings.micro_batch, second.settings.gradient) == (6, KeepSteps(500))
     third = second.smaller(SIZES, training=True)
     assert (third.settings.micro_batch, third.settings.gradient) == (2, KeepSteps(166))
+    unbounded = attempt("keep_steps", KeepSteps()).smaller(SIZES, training=True)
+    assert (unbounded.settings.micro_batch, unbounded.settings.gradient) == (6, KeepSteps())
 
 
 @pytest.mark.parametrize(("policy", "gradient"), [("full_graph", FullGraph()), ("keep_steps", KeepSteps(1000))])
@@ -64,6 +66,12 @@ def test_drawing_and_training_give_way_apart() -> None:
     assert second.applied(sweep).sampler == sweep.sampler.model_copy(update={"batch": 32})
     with pytest.raises(MemoryError, match="^not even one sample fits: use a device with more memory, or lower train.p"):
         replace(first, draw_batch=1).smaller(SIZES, training=False)
+
+
+def test_without_a_micro_batch_it_is_the_batch_that_is_halved() -> None:
+    first = Attempt(Settings(batch=24, gradient=FullGraph()), "full_graph", 64)
+    assert first.told()["micro_batch"] == 24
+    assert first.smaller(SIZES, training=True).settings.micro_batch == 12
 
 
 def test_what_was_learned_while_measuring_is_kept() -> None:

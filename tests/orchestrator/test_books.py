@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from core.errors import UserError
+from orchestrator import books as module
 from orchestrator import disk
 from orchestrator.books import Books
 from orchestrator.checkpoints import TrialFolder
@@ -93,6 +94,42 @@ def test_a_report_is_put_down_once(books: Books) -> None:
     assert books.ledger.reports(given.trial_id) == {"50": {"value": 0.7, "stopped": False}}
 
 
+def test_what_an_attempt_is_recorded_with(books: Books) -> None:
+    given = begin(books)
+    searched = {name: given.parameters[name] for name in ("shift_scale",)}
+    books.started(given.trial_id, searched, 3)
+    [(what, trial_id, parameters, tags, inputs)] = calls(books)
+    assert (what, trial_id, parameters) == ("start", given.trial_id, searched)
+    told = {"sweep": "a", "method": "learned", "attempt": "3", "on_front": "false", "outcome": "running"}
+    assert tags == told and [each["context"] for each in inputs] == ["model", "training", "evaluation"]
+
+
+@pytest.mark.parametrize(("metric", "value"), [(None, 0.7), ("fidelity_kid", 0.1), ("coverage", None)])
+def test_a_trial_is_compared_by_what_asha_compares(
+    sweep: Sweep, tmp_path: Path, metric: str | None, value: float
+) -> None:
+    """By default the first objective; None where a report has no such metric."""
+    asha = {"grace": 50} | ({} if metric is None else {"metric": metric})
+    sweep = parse(sweep.resolved() | {"scheduler": {"asha": asha}})
+    folder = SweepFolder(tmp_path, "a")
+    folder.create(sweep, "weights")
+    create_study(sweep, folder.study)
+    books = opened(sweep, folder)
+    given = begin(books)
+    assert books.reported(given.trial_id, report_at(50, 0.7), stopped=True)
+    assert books.ledger.reports(given.trial_id) == {"50": {"value": value, "stopped": True}}
+
+
+def test_a_report_is_put_down_where_its_checkpoint_has_been_damaged_since(books: Books) -> None:
+    """The trial will say so itself. What a report does not hold is not told."""
+    given = begin(books)
+    report = report_at(50) | {"memory": {}, "usage": [{"system/cpu": 1.0}]}
+    (keep(trial_of(books, given), 50, report) / "state.json").write_text("")
+    assert books.reported(given.trial_id, report)
+    assert [call[:1] + call[2:] for call in calls(books)][1:] == [("usage", report["usage"])]
+    assert list(books.ledger.reports(given.trial_id)) == ["50"]
+
+
 def test_a_full_disk_is_waited_for(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_RETRY_S", 0.0)
     fails = [OSError(28, "No space left on device"), OSError(28, "No space left on device")]
@@ -115,6 +152,9 @@ def test_a_full_disk_is_waited_for(books: Books, monkeypatch: pytest.MonkeyPatch
         (OUT.FAILED, False, "KILLED", Ends(crashes=1)),
         (OUT.FAILED, True, "FAILED", None),
         (OUT.PREEMPTED, False, "KILLED", Ends(preemptions=1)),
+        (OUT.PREEMPTED, True, "KILLED", None),
+        (OUT.OUT_OF_MEMORY, False, "KILLED", Ends(out_of_memory=1)),
+        (OUT.OUT_OF_MEMORY, True, "FAILED", None),
     ],
 )
 def test_how_an_attempt_ends(
@@ -128,6 +168,28 @@ def test_how_an_attempt_ends(
     assert (tags["outcome"], tags["reason"]) == (outcome, "why")
     assert "identifiability" in tags["mlflow.note.content"]
     assert books.ledger.left() and (TrialState.WAITING in states(books)) == (goes_on is not None)
+
+
+def test_an_attempt_that_ended_before_it_began_is_recorded_as_the_one_that_it_was(books: Books) -> None:
+    given = begin(books)
+    for _ in range(2):
+        books.ended(given.trial_id, OUT.FAILED, "why")
+        begin(books)
+    starts = [call for call in calls(books) if call[0] == "start"]
+    assert [call[3]["attempt"] for call in starts] == ["1", "2"]
+    books.reported(given.trial_id, report_at(50))
+    books.ended(given.trial_id, OUT.FAILED, "why", report_at(50))
+    assert len([call for call in calls(books) if call[0] == "start"]) == 2, "it had reported, so it is known"
+
+
+def test_a_trial_that_runs_loses_nothing_to_better_ones(books: Books) -> None:
+    running = begin(books)
+    checkpoint = keep(trial_of(books, running), 50, report_at(50))
+    for value in (0.9, 0.8, 0.7):
+        given = begin(books)
+        keep(trial_of(books, given), 100, report_at(100, value))
+        books.ended(given.trial_id, OUT.COMPLETED, "", report_at(100, value))
+    assert (checkpoint / "engines").is_dir()
 
 
 def test_the_best_keep_their_sets_and_nobody_the_state_of_networks(books: Books) -> None:
@@ -217,6 +279,44 @@ def test_a_trial_on_its_way_goes_on(books: Books, kept: int | None) -> None:
     assert trial_of(after, given).latest().step == (kept or 0)
 
 
+@pytest.mark.parametrize(("preemptions", "goes_on"), [(None, True), (0, False)])
+def test_who_goes_on_is_told(sweep: Sweep, books: Books, preemptions: int | None, goes_on: bool) -> None:
+    """An interruption of the sweep counts as one of the trial."""
+    recovery = sweep.recovery.model_copy(update={"preemptions": preemptions})
+    books = opened(sweep.model_copy(update={"recovery": recovery}), books.folder)
+    given = begin(books)
+    assert books.settle() == ([given.trial_id] if goes_on else [])
+    assert [call[:3] for call in calls(books)][1:] == [("end", given.trial_id, "KILLED")]
+    assert states(books) == [TrialState.FAIL, *([TrialState.WAITING] if goes_on else [])]
+
+
+def test_what_still_makes_an_attempt_is_ended_before_its_checkpoints_are_read(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may save one more until then."""
+    given = begin(books)
+    folder = trial_of(books, given)
+    keep(folder, 50, report_at(50))
+    ended: list[Path] = []
+
+    def end_process(path: Path) -> None:
+        ended.append(path)
+        keep(folder, 100, report_at(100))
+
+    monkeypatch.setattr(module, "end_process", end_process)
+    assert books.settle() == [] and ended == [folder.path]
+    assert states(books) == [TrialState.COMPLETE]
+
+
+def test_a_checkpoint_that_is_set_aside_on_the_way_is_told(books: Books) -> None:
+    given = begin(books)
+    keep(trial_of(books, given), 50, report_at(50))
+    (keep(trial_of(books, given), 75, None) / "state.json").write_text("")
+    assert books.settle() == [given.trial_id]
+    [(what, text), *_] = calls(books)
+    assert what == "tell" and text.startswith(f"trial {given.trial_id}  note  checkpoint_00000075 is damaged (")
+
+
 def test_a_trial_whose_checkpoints_are_damaged_is_not_lost_here(books: Books) -> None:
     """It will say so itself when it goes on."""
     given = begin(books)
@@ -256,11 +356,17 @@ def test_a_report_that_asha_has_not_seen_is_left_for_it(books: Books) -> None:
 
 
 def test_when_the_time_is_up_nothing_goes_on(books: Books) -> None:
-    given = begin(books)
-    keep(trial_of(books, given), 50, report_at(50))
+    """Neither what runs, with a report that is not in the books yet or without, nor what waits."""
+    running, new, waiting = begin(books), begin(books), begin(books)
+    books.ended(waiting.trial_id, OUT.FAILED, "")
+    keep(trial_of(books, running), 50, report_at(50))
+    calls(books).clear()
     assert books.settle("the hours are over") == []
-    [row] = books.ledger.study.trials
-    assert (row.state, row.user_attrs["reason"]) == (TrialState.PRUNED, "the hours are over")
+    rows = books.ledger.begun()
+    assert {row.state for row in rows.values()} == {TrialState.PRUNED} and len(rows) == 3
+    assert {row.user_attrs["reason"] for row in rows.values()} == {"the hours are over"}
+    assert cast(Told, books.outbox).kinds(running.trial_id) == ["metrics", "tags", "folder", "image", "end"]
+    assert rows[running.trial_id].user_attrs["global_step"] == 50 and rows[new.trial_id].user_attrs["global_step"] == 0
 
 
 class Store:

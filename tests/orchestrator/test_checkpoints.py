@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import checkpoints
 from orchestrator.checkpoints import CheckpointError, Latest, TrialFolder, keep_best
 
 
@@ -164,8 +165,23 @@ def test_one_damaged_checkpoint_is_kept(trial: TrialFolder) -> None:
     for step in (50, 30):
         truncate(trial.path / f"checkpoint_{step:08d}")
     latest = trial.latest()
-    assert latest.step == 10 and len(latest.damaged) == 2
+    assert latest.step == 10
+    assert [said.split()[0] for said in latest.damaged] == ["checkpoint_00000050", "checkpoint_00000030"]
     assert names(trial) == ["checkpoint_00000010", "damaged_00000050"]
+
+
+def test_what_the_disk_does_not_give_is_damage(trial: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, path = trial.save(90, content("x")), trial.save(100, content("x"))
+    entry = checkpoints._entry
+
+    def broken(file: Path) -> dict[str, object]:
+        if file.is_relative_to(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return entry(file)
+
+    monkeypatch.setattr(checkpoints, "_entry", broken)
+    assert (trial.whole(path) or "").endswith(" cannot be read: Input/output error")
+    assert trial.latest().path == before
 
 
 def test_where_none_is_sound_nothing_is_made_up(trial: TrialFolder) -> None:
@@ -196,6 +212,25 @@ def test_the_same_step_again_takes_the_place_of_the_first(trial: TrialFolder) ->
     assert trial.latest() == Latest(path, 100, ())
     assert (path / "seconds.json").read_text() == "second"
     assert names(trial) == ["checkpoint_00000100"]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_none(trial: TrialFolder, score: float) -> None:
+    path = trial.save(1, content("x"), score)
+    assert json.loads((path / "manifest.json").read_text())["score"] is None
+    for step in (2, 3):
+        trial.save(step, content("x"), -float(step))
+    assert names(trial) == ["checkpoint_00000002", "checkpoint_00000003"]
+
+
+def test_a_damaged_manifest_has_no_score(trial: TrialFolder) -> None:
+    trial.save(1, content("x"), 9.0)
+    change = trial.path / "checkpoint_00000001" / "manifest.json"
+    change.write_text(change.read_text().replace("9.0", "9.5"))
+    trial.save(2, content("x"), 0.5)
+    for step in (3, 4):
+        trial.save(step, content("x"), 0.1)
+    assert names(trial) == [f"checkpoint_{step:08d}" for step in (2, 3, 4)], "of those that count, 2 is the best"
 
 
 def test_the_last_two_and_the_best_are_kept(trial: TrialFolder) -> None:
@@ -231,6 +266,63 @@ def test_a_writer_that_fails_leaves_nothing_behind(trial: TrialFolder) -> None:
             trial.save(step, write)
         assert error.value is full
     assert names(trial) == ["checkpoint_00000100"] and trial.latest() == Latest(path, 100, ())
+
+
+@pytest.mark.parametrize(("renames", "stands"), [(0, "first"), (1, "first"), (2, "second")])
+def test_a_kill_while_a_checkpoint_takes_the_place_of_another_loses_neither_and_leaves_nothing(
+    trial: TrialFolder, monkeypatch: pytest.MonkeyPatch, renames: int, stands: str
+) -> None:
+    """After so many renames, of which there are two."""
+    trial.save(100, content("first"))
+    move, done = checkpoints._move, []
+
+    def killed(path: Path, to: Path) -> None:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        move(path, to)
+        done.append(to)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints, "_move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trial.save(100, content("second"))
+    latest = trial.latest()
+    assert latest.path is not None and latest.damaged == ()
+    assert (latest.path / "seconds.json").read_text() == stands
+    assert names(trial) == ["checkpoint_00000100"]
+
+
+def test_a_kill_while_one_is_removed_does_not_look_like_damage(
+    trial: TrialFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is out of sight before its first file goes."""
+    for step in (1, 2):
+        trial.save(step, content("x"))
+    rmtree = checkpoints.shutil.rmtree
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists() and path.name.endswith(".gone"):
+            (path / "seconds.json").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trial.save(3, content("x"))
+    assert names(trial) == [".checkpoint_00000001.gone", "checkpoint_00000002", "checkpoint_00000003"]
+    assert trial.latest() == Latest(trial.path / "checkpoint_00000003", 3, ())
+    assert names(trial) == ["checkpoint_00000002", "checkpoint_00000003"]
+
+
+def test_what_killed_processes_left_is_cleared_away(trial: TrialFolder) -> None:
+    trial.save(1, content("x"))
+    for name in ("..checkpoint_00000002.new-abc", ".checkpoint_00000002.new", ".checkpoint_00000001.old", ".x.gone"):
+        (trial.path / name).mkdir()
+    trial.latest()
+    assert names(trial) == ["checkpoint_00000001"]
 
 
 @pytest.fixture
@@ -278,6 +370,14 @@ def test_a_trial_that_has_ended_keeps_its_result(trial: TrialFolder) -> None:
         assert trial.latest() == Latest(path, 100, ()) and trial.whole(path) is None
         assert sorted(file.name for file in path.iterdir()) == ["directions", "manifest.json", "seconds.json"]
         assert json.loads((path / "manifest.json").read_text())["score"] == -100
+
+
+def test_what_only_going_on_needs_is_there_until_the_trial_has_ended(trial: TrialFolder) -> None:
+    assert not trial.resumable()
+    trial.save(90, content("90"))
+    assert trial.resumable()
+    trial.ended()
+    assert not trial.resumable()
 
 
 def test_a_trial_that_fails_keeps_the_directions_it_had(trial: TrialFolder) -> None:

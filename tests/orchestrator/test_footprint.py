@@ -13,11 +13,13 @@ from orchestrator import footprint as module
 from orchestrator.footprint import (
     Case,
     Footprint,
+    _optimiser_bytes,
     choose,
     device_bytes,
     footprint,
     heaviest,
     next_fitting,
+    share_of,
     usable,
     without_weights,
 )
@@ -171,6 +173,30 @@ def test_what_is_partitioned_takes_less_with_every_worker(told: Callable[..., Ca
     assert trained(1, **whole) == trained(4, **whole) == trained(1, zero=2, offload_optimizer="cpu")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "workers", "deepspeed", "nbytes"),
+    [
+        (1, 1, {"zero": 0}, 8),
+        (1, 1, {"zero": 0, "precision": "bf16"}, 16),
+        (1, 1, {"zero": 1}, 8 + 12),
+        (2, 2, {"zero": 2}, 8 + 6),
+        (5, 5, {"zero": 2}, 8 + 3),  # the largest part of 12
+        (1, 1, {"zero": 3}, 8 + 16),
+        (5, 5, {"zero": 3}, 8 + 4),
+        (1, 1, {"zero": 3, "offload_param": "cpu"}, 8 + 12),
+        (1, 1, {"zero": 3, "offload_optimizer": "cpu"}, 8 + 4),
+        (1, 1, {"zero": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}, 8),
+        (0, 1, {"zero": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}, 8 + 16),  # that is where it is
+    ],
+)
+def test_what_an_optimiser_holds_for_each_parameter(
+    gpus: int, workers: int, deepspeed: dict[str, object], nbytes: int
+) -> None:
+    train = BASE["train"] | {"batch": 16 * workers}
+    resources = {"gpus_per_trial": gpus, "workers": workers}
+    assert _optimiser_bytes(sweep_with(train=train, resources=resources, deepspeed=deepspeed)) == nbytes
+
+
 def count(told: Callable[..., Case]) -> int:
     """Parameters that are trained, from what two optimisers take for each."""
     four, eight = (
@@ -224,5 +250,11 @@ def test_a_trial_takes_its_share_of_a_device(monkeypatch: pytest.MonkeyPatch) ->
     for gpus, bytes_there in ((1, 60), (2, 60), (0.5, 50), (0.25, 25)):
         assert device_bytes(sweep_with(resources={"gpus_per_trial": gpus}), gpu) == bytes_there
     assert device_bytes(sweep_with(resources={"gpus_per_trial": 1}), gpu, held=10) == 70
+    assert device_bytes(sweep_with(resources={"gpus_per_trial": 0.5}), gpu, held=10) == 50
+    assert device_bytes(sweep_with(), cpu, held=20) == 20
+    assert [share_of(sweep_with(resources={"gpus_per_trial": gpus}), 100) for gpus in (0, 0.25, 1, 2)] == [
+        *(100, 25),
+        *(100, 100),
+    ]
     for cpus, bytes_there in ((1, 15), (4, 60), (8, 60)):
         assert device_bytes(sweep_with(resources={"cpus_per_worker": cpus}), cpu) == bytes_there

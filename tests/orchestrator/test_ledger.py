@@ -71,6 +71,8 @@ def test_states(sweep: Sweep, tmp_path: Path, outcome: TrialOutcome, state: Tria
     assert row.values == ([0.9, 0.2] if outcome == OUT.COMPLETED else None)  # Optuna learns from whole trials only
     told = {name: row.user_attrs[name] for name in (module.OUTCOME, module.REASON, module.STEP, module.SECONDS)}
     assert list(told.values()) == [outcome, "why", 100, 2.0]
+    assert row.user_attrs[module.METRICS] == {"identifiability": 0.9, "fidelity_kid": 0.2}
+    assert row.user_attrs[module.MEMORY] == {"micro_batch": 2}
     assert not ledger.running()
 
 
@@ -78,9 +80,16 @@ def test_states(sweep: Sweep, tmp_path: Path, outcome: TrialOutcome, state: Tria
     ("report", "outcome", "reason"),
     [
         (report_at(100), OUT.COMPLETED, ADVICE[OUT.COMPLETED]),
+        (report_at(99), OUT.PRUNED, ADVICE[OUT.PRUNED]),
         (report_at(30), OUT.PRUNED, ADVICE[OUT.PRUNED]),
+        (
+            report_at(100) | {"metrics": {"identifiability": 0.9, "fidelity_kid": 0.1, "fid": math.nan}},
+            OUT.COMPLETED,  # what is no objective may be what it likes
+            ADVICE[OUT.COMPLETED],
+        ),
         (report_at(100, kid=math.nan), OUT.DIVERGED, "fidelity_kid is nan at iteration 100"),
         (report_at(30, math.inf), OUT.DIVERGED, "identifiability is inf at iteration 30"),
+        (report_at(100, -math.inf), OUT.DIVERGED, "identifiability is -inf at iteration 100"),
         ({"global_step": 100, "metrics": {"identifiability": 0.9}}, OUT.DIVERGED, "fidelity_kid is None at "),
     ],
 )
@@ -89,6 +98,13 @@ def test_a_trial_is_whole_where_every_objective_is_a_number(
 ) -> None:
     found, why = opened(sweep, tmp_path).judge(report)
     assert found == outcome and why.startswith(reason)
+
+
+def test_a_trial_is_known_by_its_whole_configuration_and_the_weights(sweep: Sweep, tmp_path: Path) -> None:
+    given = begun(opened(sweep, tmp_path))
+    assert given.parameters["start"] == "flattest", "constants are part of it"
+    assert given.trial_id == sweep.trial_key(given.parameters, "weights")[:10]
+    assert given.ends == Ends() and given.ends.attempt == 1
 
 
 FINITE: dict[str, Any] = {
@@ -150,6 +166,19 @@ def test_what_ends_before_its_time_goes_on_as_often_as_the_sweep_says(
     assert len(ledger.begun()) == 1 and len(ledger.study.trials) == attempts
 
 
+@pytest.mark.parametrize("outcome", [OUT.FAILED, OUT.OUT_OF_MEMORY, OUT.PREEMPTED])
+def test_a_budget_of_nought_allows_no_other_attempt_and_takes_nothing_from_the_others(
+    tmp_path: Path, outcome: TrialOutcome
+) -> None:
+    names = {OUT.FAILED: "crashes", OUT.OUT_OF_MEMORY: "out_of_memory", OUT.PREEMPTED: "preemptions"}
+    ledger = opened(sweep_with(recovery={names[outcome]: 0}), tmp_path)
+    trial_id = begun(ledger).trial_id
+    assert ledger.may_go_on(trial_id, outcome) is None
+    for other in names.keys() - {outcome}:
+        assert ledger.may_go_on(trial_id, other) == Ends(**{names[other]: 1})
+    assert ledger.may_go_on(trial_id, OUT.COMPLETED) is None
+
+
 def test_by_default_interruptions_are_not_counted(sweep: Sweep, tmp_path: Path) -> None:
     ledger = opened(sweep, tmp_path)
     for attempt in range(1, 8):
@@ -170,6 +199,32 @@ def test_each_cause_has_a_budget_of_its_own(sweep: Sweep, tmp_path: Path) -> Non
     assert ledger.may_go_on(given.trial_id, OUT.OUT_OF_MEMORY) == Ends(2, 2, 1)
 
 
+def test_a_sweep_is_over_when_nothing_runs_or_waits_or_is_still_to_begin(tmp_path: Path) -> None:
+    ledger = opened(sweep_with(budget={"trials": 1}), tmp_path)
+    assert ledger.left(), "none has begun"
+    given = begun(ledger)
+    ledger.exhausted = True
+    assert ledger.left() and ledger.next() is None, "one runs"
+    interrupt(ledger, given.trial_id)
+    assert ledger.left() and not ledger.running(), "one waits"
+    ledger.take_waiting()
+    assert list(ledger.running()) == [given.trial_id] and ledger.left()
+    ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100))
+    assert not ledger.left()
+
+
+def test_trials_stay_in_the_order_in_which_they_began(sweep: Sweep, tmp_path: Path) -> None:
+    """And of each the newest attempt counts, with what the others had reported."""
+    ledger = opened(sweep, tmp_path)
+    first, second = begun(ledger), begun(ledger)
+    ledger.reported(first.trial_id, 10, 0.5, stopped=False)
+    interrupt(ledger, first.trial_id)
+    assert list(ledger.begun()) == [first.trial_id, second.trial_id] and list(ledger.running()) == [second.trial_id]
+    assert begun(ledger).trial_id == first.trial_id, "what waits goes on before anything new begins"
+    assert [row.number for row in ledger.begun().values()] == [2, 1]
+    assert ledger.progress() == 1
+
+
 def test_a_kill_between_the_next_attempt_and_the_end_of_this_one(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +240,23 @@ def test_a_kill_between_the_next_attempt_and_the_end_of_this_one(
     again = begun(ledger)
     assert (again.trial_id, again.parameters, again.ends.attempt) == (given.trial_id, given.parameters, 2)
     assert list(ledger.reports(given.trial_id)) == ["50"]
+
+
+def test_what_was_carried_over_is_not_lost_with_a_trial_killed_before_it_had_an_id(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(sweep, tmp_path)
+    best = {"directions": 8, "shift_scale": 1.25}
+    ledger.study.enqueue_trial(best, user_attrs={module.CARRIED: "another"})
+    with monkeypatch.context() as broken:
+        broken.setattr(sweep.__class__, "trial_key", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.next()
+    ledger = opened(sweep, tmp_path)
+    assert [row.state for row in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    given = begun(ledger)
+    assert {name: given.parameters[name] for name in best} == best
+    assert ledger.running()[given.trial_id].user_attrs[module.CARRIED] == "another"
 
 
 @pytest.mark.parametrize("count", [0, 6])
@@ -230,9 +302,53 @@ def test_what_is_proposed_does_not_depend_on_interruptions(tmp_path: Path) -> No
     assert found == expected and len(set(expected)) == 9
 
 
-def _end(ledger: Ledger, given: Assignment) -> None:
-    value = float(given.parameters["shift_scale"]) * int(given.parameters["directions"])
-    ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100, value))
+def _samplers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, dict[str, Any]]]:
+    """What the samplers are made with from now on: (class, seed, the rest)."""
+    made: list[tuple[str, int, dict[str, Any]]] = []
+    for name in ("TPESampler", "RandomSampler"):
+
+        def sampler(seed: int, name: str = name, **rest: Any) -> object:
+            made.append((name, seed, rest))
+            return object()
+
+        monkeypatch.setattr(module.optuna.samplers, name, sampler)
+    return made
+
+
+def test_every_proposal_has_a_seed_of_its_own(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It follows from the sweep's seed, how many trials have begun, and how often was asked: from nothing else."""
+    ledger = opened(sweep, tmp_path)
+    made = _samplers(monkeypatch)
+    asked = [(seed, begun, again) for seed in (0, 1, 11) for begun in (0, 1, 11) for again in (0, 1, 11, 12)]
+    for seed, begun, again in asked * 2:
+        ledger.sweep = sweep.model_copy(update={"seed": seed})
+        ledger._sampler(begun, again)
+    seeds = [seed for _, seed, _ in made]
+    assert seeds[: len(asked)] == seeds[len(asked) :] and len(set(seeds)) == len(asked)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_what_is_there_already_is_asked_for_again_and_then_drawn_by_chance(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(sweep, tmp_path)
+    monkeypatch.setattr(ledger, "_take", lambda: None)
+    made = _samplers(monkeypatch)
+    assert ledger.next() is None and ledger.exhausted and not ledger.left()
+    names = [name for name, _, _ in made[1:]]  # the first is for what waits
+    assert names == ["TPESampler"] * 10 + ["RandomSampler"] * 40
+
+
+@pytest.mark.parametrize(("parallel", "drawn"), [(1, 5), (2, 5), (3, 6), (8, 16)])
+def test_before_it_learns_chance_fills_the_places_twice(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int, drawn: int
+) -> None:
+    create_study(sweep, tmp_path / "study.db")
+    ledger = Ledger(sweep, tmp_path / "study.db", "weights", parallel)
+    made = _samplers(monkeypatch)
+    ledger._sampler(0, 0)
+    [(_, _, rest)] = made
+    assert rest == {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": drawn}
 
 
 def test_no_configuration_is_run_twice(tmp_path: Path) -> None:
@@ -286,13 +402,27 @@ def test_reports_are_the_history(sweep: Sweep, tmp_path: Path) -> None:
     ledger = opened(sweep, tmp_path)
     given = begun(ledger)
     before = ledger.progress()
-    for step, value in ((50, 0.5), (10, 0.1), (20, None)):
+    for step, value in ((50, 0.5), (10, 0.1), (20, None), (5, 0.0)):
         ledger.reported(given.trial_id, step, value, stopped=step == 50)
-    assert opened(sweep, tmp_path).history("learned") == {given.trial_id: [(10, 0.1), (50, 0.5)]}
+    history = {given.trial_id: [(5, 0.0), (10, 0.1), (50, 0.5)]}
+    assert opened(sweep, tmp_path).history("learned") == history
     assert ledger.reports(given.trial_id)["50"] == {"value": 0.5, "stopped": True}
-    assert ledger.progress() == before + 3
-    ledger.end(given.trial_id, OUT.PRUNED, "")
+    assert ledger.reports(given.trial_id)["10"] == {"value": 0.1, "stopped": False}
     assert ledger.progress() == before + 4
+    ledger.end(given.trial_id, OUT.PRUNED, "")
+    assert ledger.progress() == before + 5
+    assert ledger.history("learned") == history, "of trials that have ended, too"
+    [row] = ledger.study.trials
+    assert (row.user_attrs[module.STEP], row.user_attrs[module.METRICS]) == (0, {}), "it left no report behind"
+
+
+def test_each_method_has_a_history_of_its_own(tmp_path: Path) -> None:
+    ledger = opened(sweep_with(**FINITE), tmp_path)
+    given = [begun(ledger) for _ in ALL]
+    for i, each in enumerate(given):
+        ledger.reported(each.trial_id, 10, float(i), stopped=False)
+    assert list(ledger.history("learned").values()) == [[(10, float(i))] for i in range(4)]
+    assert list(ledger.history("pca").values()) == [[(10, 4.0)], [(10, 5.0)]]
 
 
 def test_the_time_spent_adds_up_over_starts(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,4 +434,12 @@ def test_the_time_spent_adds_up_over_starts(sweep: Sweep, tmp_path: Path, monkey
         for passed in (30.0, 60.0):  # kept once a minute
             clock[0] += passed
             ledger.count_time()
-    assert opened(sweep, tmp_path).spent() == 180.0
+    ledger = opened(sweep, tmp_path)
+    assert ledger.spent() == 180.0
+    clock[0] += 60.0  # a minute is enough
+    ledger.count_time()
+    clock[0] += 1.0
+    ledger.count_time()
+    assert module.spent_s(ledger.study) == 240.0
+    ledger.count_time(at_least=0.0)  # at the end of a sweep
+    assert module.spent_s(ledger.study) == 241.0

@@ -1,5 +1,6 @@
 """One process at a time drives a sweep, and a dead one holds nobody up."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -67,7 +68,33 @@ def test_the_kernel_frees_what_a_killed_process_held(tmp_path: Path) -> None:
         assert str(process.pid) in path.read_text(), "its name is still there"
         assert driver(path) is None
         with driving(path, "sweep 'a'"):
+            mine = driver(path)
+            assert mine is not None and mine.pid == os.getpid(), "in place of the other's name"
+
+
+def test_who_only_looks_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another who looks does not take it for a driver, and one who wants to drive waits for it."""
+    path = tmp_path / "lock"
+    path.touch()
+    with open(path) as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert driver(path) is None
+        monkeypatch.setattr(lock.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        with driving(path, "sweep 'a'"):
             assert driver(path) is not None
+
+
+def test_one_who_has_not_yet_put_down_its_name_drives_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.0)
+    path = tmp_path / "lock"
+    with open(path, "a+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        found = driver(path)
+        assert found is not None and found.pid == 0
+        with pytest.raises(UserError, match=r"is being run by another process; wait"), driving(path, "sweep 'a'"):
+            pytest.fail("two at a time")
 
 
 def test_nobody_drives_where_there_is_no_lock(tmp_path: Path) -> None:
@@ -78,7 +105,7 @@ def test_nobody_drives_where_there_is_no_lock(tmp_path: Path) -> None:
 def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), driving(tmp_path / "lock", "sweep 'a'"):
         raise RuntimeError
-    assert driver(tmp_path / "lock") is None
+    assert driver(tmp_path / "lock") is None and (tmp_path / "lock").read_text() == ""
 
 
 @pytest.mark.parametrize("made_again", [False, True], ids=["removed", "removed and made again"])

@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import NonFiniteError
-from orchestrator.outcome import ADVICE, Preempted, TrialOutcome, classify, sentence
+from orchestrator.outcome import ADVICE, MachineLost, Preempted, TrialOutcome, classify, sentence
 
 
 class OutOfMemoryError(RuntimeError):
@@ -17,6 +17,14 @@ def wrapped(inner: Exception) -> Exception:
         return outer
 
 
+class TaskError(Exception):
+    """Holds what it wraps as Ray's does."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a task failed")
+        self.cause = cause
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
@@ -24,6 +32,12 @@ def wrapped(inner: Exception) -> Exception:
         (wrapped(NonFiniteError("x")), TrialOutcome.DIVERGED),
         (Preempted(), TrialOutcome.PREEMPTED),
         (wrapped(Preempted()), TrialOutcome.PREEMPTED),
+        (MachineLost(), TrialOutcome.PREEMPTED),
+        (wrapped(wrapped(MachineLost())), TrialOutcome.PREEMPTED),
+        (TaskError(Preempted()), TrialOutcome.PREEMPTED),
+        (TaskError(wrapped(NonFiniteError("x"))), TrialOutcome.DIVERGED),
+        (wrapped(TaskError(MemoryError())), TrialOutcome.OUT_OF_MEMORY),
+        (TaskError(ValueError("x")), TrialOutcome.FAILED),
         (wrapped(MemoryError()), TrialOutcome.OUT_OF_MEMORY),
         (OutOfMemoryError("CUDA"), TrialOutcome.OUT_OF_MEMORY),
         (
@@ -31,6 +45,8 @@ def wrapped(inner: Exception) -> Exception:
             TrialOutcome.OUT_OF_MEMORY,
         ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), TrialOutcome.OUT_OF_MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), TrialOutcome.OUT_OF_MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), TrialOutcome.FAILED),
         (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when"), TrialOutcome.OUT_OF_MEMORY),
         (RuntimeError("CUDA error: out of memory"), TrialOutcome.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to"), TrialOutcome.OUT_OF_MEMORY),

@@ -15,7 +15,18 @@ import pytest
 from core.errors import NonFiniteError, UserError
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.outcome import Preempted, TrialOutcome
-from orchestrator.process import STEPS, End, Hanging, Process, _born, end_of, end_process, write_end
+from orchestrator.process import (
+    STEPS,
+    End,
+    Hanging,
+    Process,
+    _born,
+    end_of,
+    end_process,
+    stop_file,
+    take_back,
+    write_end,
+)
 from orchestrator.watchdog import Watchdog
 
 OUT = TrialOutcome
@@ -48,6 +59,47 @@ def test_a_process_that_is_left_over_is_ended(tmp_path: Path, child: subprocess.
     end_process(tmp_path)
     assert not psutil.pid_exists(child.pid)
     end_process(tmp_path)  # it has gone
+
+
+def test_all_that_share_an_attempt_are_found_and_ended(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
+    mine = Process.this(1)
+    gone = [replace(mine, rank=rank, host="another machine") for rank in (0, 10, 2)]
+    last = replace(mine, rank=3, pid=child.pid, born=_born(child.pid))
+    for each in (*gone, last):
+        each.write(tmp_path)
+    for name in ("process.x.json", "process.7.json"):
+        (tmp_path / name).write_text("{}")
+    assert [each.rank for each in Process.all_of(tmp_path)] == [0, 2, 3, 10]
+    assert Process.of(tmp_path) == gone[0] and Process.of(tmp_path, 10) == gone[1]
+    end_process(tmp_path)
+    assert not psutil.pid_exists(child.pid)
+
+
+def test_a_record_is_removed_by_the_process_that_it_is_of(tmp_path: Path) -> None:
+    one, later = Process.this(1, 2), Process.this(2, 2)
+    later.write(tmp_path)
+    one.remove(tmp_path)
+    assert Process.of(tmp_path, 2) == later, "it is another attempt's by now"
+    later.remove(tmp_path)
+    later.remove(tmp_path)
+    assert Process.of(tmp_path, 2) is None
+
+
+def test_an_attempt_that_is_taken_back_is_nobody_elses(tmp_path: Path) -> None:
+    for rank in (0, 1, 2):
+        replace(Process.this(4, rank), host="another machine").write(tmp_path)
+    take_back(tmp_path, 4, 2)
+    assert [each == Process.this(4, each.rank) for each in Process.all_of(tmp_path)] == [True, True, False]
+
+
+def test_a_process_that_has_gone_is_not_found() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    assert replace(Process.this(1), pid=gone.pid).find() is None
+
+
+def test_every_attempt_is_asked_to_stop_by_a_file_of_its_own(tmp_path: Path) -> None:
+    assert [stop_file(tmp_path, attempt).name for attempt in (1, 12)] == ["stop.1", "stop.12"]
 
 
 @pytest.mark.parametrize("other", [{"born": "1 another start of the machine"}, {"host": "another machine"}])
@@ -129,6 +181,9 @@ def test_one_that_hung_is_told_with_its_line(tmp_path: Path) -> None:
     assert end_of(tmp_path, 1, None).reason == (
         "made no step for too long (recovery.stalled_minutes); it stood at a.py, line 3 in f"
     )
+    (tmp_path / "error.txt").write_text("its node has died")
+    assert end_of(tmp_path, 1, str(tmp_path / "error.txt")).outcome == OUT.FAILED, "it hung before it was ended"
+    assert end_of(tmp_path, 2, str(tmp_path / "error.txt")) == LOST, "another attempt hung"
 
 
 LOST = End(OUT.PREEMPTED, "lost a machine that it ran on")
@@ -173,3 +228,8 @@ def test_a_silent_end_is_no_crash_where_the_machine_is_silent_too(
     Process.this(2, node="n").write(tmp_path)
     assert end_of(tmp_path, 2, None, lambda node: there).outcome == outcome
     assert end_of(tmp_path, 3, None, lambda node: there).outcome == TrialOutcome.FAILED, "of another attempt"
+    asked: list[str] = []
+    end_of(tmp_path, 2, None, lambda node: bool(asked.append(node)))
+    assert asked == ["n"]
+    Process.this(2).write(tmp_path)
+    assert end_of(tmp_path, 2, None, lambda node: there).outcome == TrialOutcome.FAILED, "of no machine of Ray's"

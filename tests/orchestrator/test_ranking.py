@@ -1,13 +1,16 @@
 """Which trials nothing beats, and in what order they stand: every sense of every objective, and equal trials."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ends, Ledger
 from orchestrator.outcome import TrialOutcome
-from orchestrator.ranking import Row, ranked, rows
+from orchestrator.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated, rows
+from orchestrator.spec import Sweep, parse
 from tests.orchestrator.conftest import report_at
 from tests.orchestrator.fabricated import started
 
@@ -103,3 +106,126 @@ def test_trials_that_were_not_completed_come_after_and_are_on_no_front(tmp_path:
     assert [row.iteration for row in made] == [100, 0, 50, 25, 0] and made[1].reason == "why"
     assert [row.state for row in rows(folder, sweep)][-2:] == ["pruned", "pruned"], "sorted by state"
     assert {row.began: row.state for row in rows(folder, sweep)}[5] == "interrupted", "no process drives the sweep"
+
+
+def test_a_row_holds_what_its_trial_has_told(tmp_path: Path) -> None:
+    """Of the second attempt at a trial that was interrupted once, and of another that waits."""
+    folder, sweep = started(tmp_path, "ranks", 3, objectives=BOTH)
+    ledger = Ledger(sweep, folder.study, "weights")
+    first, second = ledger.next(), ledger.next()
+    assert first is not None and second is not None
+    for each in (first, second):
+        again = ledger.may_go_on(each.trial_id, OUT.PREEMPTED)
+        ledger.end(each.trial_id, OUT.PREEMPTED, "", again=again)
+    assert ledger.next() == replace(first, ends=Ends(preemptions=1))
+    for step, value in ((50, 0.5), (25, 0.25), (75, None)):
+        ledger.reported(first.trial_id, step, value, stopped=False)
+
+    runs, waits = ranked(ledger.study, sweep)
+    assert (runs.trial_id, runs.state, runs.attempts, runs.began, runs.over) == (first.trial_id, "running", 2, 1, False)
+    assert list(runs.reports.items()) == [(25, 0.25), (50, 0.5)], "what could not be compared is none"
+    assert runs.iteration == 75, "as far as it is known to have come"
+    assert (waits.trial_id, waits.state, waits.attempts, waits.began, waits.over) == (
+        *(second.trial_id, "waiting", 2),
+        *(2, False),
+    )
+    assert waits.parameters == {name: second.parameters[name] for name in waits.parameters} and waits.parameters
+    assert [row.state for row in ranked(ledger.study, sweep, driven=False)] == ["interrupted"] * 2
+
+    ledger.end(first.trial_id, OUT.OUT_OF_MEMORY, "it was too large", report_at(80, 0.6, 0.2))
+    [ended] = [row for row in ranked(ledger.study, sweep) if row.over]
+    assert (ended.state, ended.iteration, ended.seconds, ended.memory) == ("out_of_memory", 80, 2.0, {"micro_batch": 2})
+    assert ended.metrics == {"identifiability": 0.6, "fidelity_kid": 0.2} and ended.reason == "it was too large"
+    assert not ended.on_front
+
+
+def sweep_of(*methods: str, objectives: list[dict[str, str]] = BOTH) -> Sweep:
+    search = {"directions": {"choice": [8, 12]}, "seed": {"choice": [0, 1, 2]}}
+    data: dict[str, Any] = {"name": "a", "model": "b", "search": search, "method": {"choice": list(methods)}}
+    return parse(data | {"objectives": objectives})
+
+
+def completed(identifiability: float, kid: float, seconds: float | None = None, **parameters: object) -> Row:
+    metrics = {"identifiability": identifiability, "fidelity_kid": kid}
+    return Row("t", "completed", parameters, metrics, 100, on_front=False, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "expected"),
+    [
+        ([{"identifiability": "max"}], ["random", "learned", "jacobian", "pca"]),
+        ([{"fidelity_kid": "min"}], ["learned", "random", "jacobian", "pca"]),
+        (BOTH, ["learned", "random", "jacobian", "pca"]),
+    ],
+)
+def test_methods_stand_by_the_mean_rank_of_their_trials_and_those_with_none_come_last(
+    objectives: list[dict[str, str]], expected: list[str]
+) -> None:
+    """Mean ranks in (identifiability, KID): learned (2, 0.5), random (1.5, 2.5), jacobian (3, 4)."""
+    sweep = sweep_of("pca", "jacobian", "random", "learned", objectives=objectives)
+    made = [
+        completed(0.9, 0.1, method="learned"),
+        completed(0.5, 0.2, method="learned"),
+        completed(0.8, 0.3, method="random"),
+        completed(0.7, 0.35, method="random"),
+        completed(0.6, 0.4, method="jacobian"),
+        replace(completed(1.0, 0.0, method="pca"), state="pruned"),  # not measured at its end
+    ]
+    found = by_method(made, sweep)
+    assert [row.method for row in found] == expected
+    assert found[-1] == MethodRow("pca", 1, {}, None, 0)
+
+
+def test_a_method_is_told_by_mean_and_deviation_of_what_its_completed_trials_came_to() -> None:
+    extra = completed(0.5, 0.3, seconds=4.0, method="random")
+    made = [
+        completed(0.7, 0.1, seconds=2.0, method="random"),
+        replace(extra, metrics={**extra.metrics, "fid": 3.0}),
+        completed(0.6, 0.2, method="random"),
+        replace(completed(0.0, 9.0, seconds=99.0, method="random"), state="failed"),
+    ]
+    [found, _] = by_method(made, sweep_of("learned", "random"))
+    assert (found.method, found.trials, found.completed, found.seconds) == ("random", 4, 3, 3.0)
+    assert found.metrics["identifiability"] == pytest.approx((0.6, 0.1))
+    assert found.metrics["fidelity_kid"] == pytest.approx((0.2, 0.1))
+    assert found.metrics["fid"] == (3.0, None), "of one there is no deviation"
+
+
+def test_where_there_is_one_method_no_trial_need_name_it() -> None:
+    sweep = parse({"name": "a", "model": "b", "search": {"directions": {"choice": [8, 12]}}})
+    [found] = by_method([completed(0.7, 0.1), completed(0.5, 0.1)], sweep)
+    assert (found.method, found.trials, found.completed) == ("learned", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "expected"),
+    [([{"identifiability": "max"}], [8, 12]), ([{"fidelity_kid": "min"}], [12, 8])],
+)
+def test_configurations_with_several_seeds_stand_by_their_mean_rank(
+    objectives: list[dict[str, str]], expected: list[int]
+) -> None:
+    """Eight directions have more of both."""
+    made = [
+        completed(0.9, 0.5, directions=8, seed=1),
+        completed(0.6, 0.1, directions=12, seed=0),
+        completed(0.7, 0.4, directions=8, seed=0),
+        completed(0.5, 0.2, directions=12, seed=2),
+        replace(completed(0.0, 9.0, directions=8, seed=2), state="pruned"),
+        completed(0.8, 0.3, directions=16, seed=0),  # once
+        completed(0.8, 0.3, directions=24),
+        completed(0.8, 0.3, directions=24),  # without seeds
+    ]
+    found = repeated(made, sweep_of("learned", objectives=objectives))
+    assert [each.parameters["directions"] for each in found] == expected
+    eight = found[expected.index(8)]
+    assert (eight.parameters, eight.seeds) == ({"directions": 8}, [0, 1])
+    assert eight.metrics["identifiability"] == pytest.approx((0.8, 0.2 / math.sqrt(2)))
+    assert eight.metrics["fidelity_kid"] == pytest.approx((0.45, 0.1 / math.sqrt(2)))
+    assert found[expected.index(12)].seeds == [0, 2]
+
+
+def test_over_seeds_only_what_every_trial_was_measured_by_is_told() -> None:
+    one, other = completed(0.9, 0.5, directions=8, seed=1), completed(0.9, 0.5, directions=8, seed=0)
+    [found] = repeated([replace(one, metrics={**one.metrics, "fid": 1.0}), other], sweep_of("learned", objectives=BOTH))
+    values = {"identifiability": (0.9, 0.0), "fidelity_kid": (0.5, 0.0)}
+    assert found == Repeated({"directions": 8}, [0, 1], values)
