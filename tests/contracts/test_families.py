@@ -172,6 +172,7 @@ def test_the_forms_are_one_tap(load: Load, name: str, form: str) -> None:
         assert torch.allclose(other.encode(x, t).h[..., 0].squeeze(2), h.mean(2) if form == "pooled" else h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_every_block_of_a_transformer_is_a_tap(load: Load, name: str) -> None:
     x, outputs = start(load(name)), []
@@ -221,6 +222,7 @@ def test_inversion_comes_back(load: Load, name: str) -> None:
 MANY = {"prompts": ("a face", "a blue dog", "x")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sdxl", "lcm", "dit", "pixart", "sd3", "flux"])
 def test_a_sample_depends_on_its_seed_alone_and_so_does_its_prompt(load: Load, name: str) -> None:
     many = {"classes": (1, 5, 7)} if name == "dit" else MANY
@@ -247,6 +249,7 @@ def test_a_sample_depends_on_its_seed_alone_and_so_does_its_prompt(load: Load, n
         denoiser.for_samples(seeds)(start(denoiser), 100.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_weights_every_shape_is_the_same(folder: Folder, name: str) -> None:
     empty, denoiser = (

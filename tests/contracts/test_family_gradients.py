@@ -75,6 +75,7 @@ def slope(loss: Callable[[], Tensor], table: Tensor, index: tuple[int, ...], ste
     return (8 * (found[1] - found[-1]) - (found[2] - found[-2])) / (12 * step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("injection", "pixels"),
     [("symmetric", True), ("asymmetric", False)],
@@ -116,6 +117,7 @@ def test_images_are_decoded_part_by_part_with_the_gradient_of_the_whole(
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12) and expected.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_weights_the_gradient_is_counted_the_same(folder: Folder, name: str) -> None:
     empty, denoiser = (
@@ -126,6 +128,7 @@ def test_without_weights_the_gradient_is_counted_the_same(folder: Folder, name: 
     assert ours.network == pytest.approx(theirs.network, rel=0.01)  # masks have another type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("injection", "leaner"), [("symmetric", False), ("asymmetric", True)], ids=["plain", "lean"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_graph_that_is_counted_is_the_graph_that_is_held(
@@ -146,6 +149,7 @@ def test_the_graph_that_is_counted_is_the_graph_that_is_held(
     assert counted.graph == pytest.approx(held, rel=0.025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNETS)
 def test_the_lean_network_is_the_same_and_saves_bytes(load: Load, name: str) -> None:
     denoiser = load(name)

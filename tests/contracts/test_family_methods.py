@@ -97,6 +97,7 @@ def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(load
     assert all(weight.grad is None and not weight.requires_grad for part in parts for weight in part.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_a_set_of_every_method_is_saved_applied_and_measured(
@@ -121,6 +122,7 @@ def test_a_set_of_every_method_is_saved_applied_and_measured(
     assert looking.shapes == {torch.Size(denoiser.image_shape)}  # images, never latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixel", "sd", "dit", "sd3", "flux"])
 def test_singular_vectors_are_those_of_the_whole_matrix_in_the_box(load: Load, name: str) -> None:
     """Pooled, so that the whole Jacobian is small; in float64."""

@@ -213,12 +213,14 @@ def test_a_set_in_the_pipeline_draws_what_our_chain_draws(
     check(model, name, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in families.FAMILIES if name != "lcm"])
 def test_asymmetric_injection_in_the_pipeline(model: Model, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     once, _ = check(model, name, monkeypatch, "asymmetric")
     assert not torch.allclose(once, check(model, name, monkeypatch)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("injection", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("name", GUIDED)
 def test_the_conditional_half_alone(model: Model, name: str, injection: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,12 +241,14 @@ def test_two_images_at_a_time(
     assert close(name, watched.x_0, ours(denoiser, watched.x_T, found, EDIT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tokens", "pooled"])
 @pytest.mark.parametrize("name", ["pixel", "sd", "dit", "pixart", "sd3", "flux"])
 def test_every_form(model: Model, name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(model, name, monkeypatch, form=form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tap"), [("dit", "blocks.0"), ("sd3", "blocks.0"), ("flux", "blocks.0"), ("flux", "blocks.3")]
 )
@@ -254,6 +258,7 @@ def test_other_taps(model: Model, name: str, tap: str, monkeypatch: pytest.Monke
     assert not torch.allclose(there, check(model, name, monkeypatch)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "use"),
     [("sd", {"shifted": "conditional"}), ("dit", {"shifted": "conditional"}), ("flux", {"form": "pooled"})],
@@ -298,6 +303,7 @@ CARDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("injection", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("case", CARDS)
 def test_the_code_on_a_card_draws_what_our_chain_draws(

@@ -180,12 +180,14 @@ def test_it_is_saved_whole_and_read_back(found: DirectionSet, tmp_path: Path) ->
     assert again.provenance == json.loads(json.dumps(found.provenance))  # JSON has lists where Python has tuples
 
 
+@pytest.mark.slow
 def test_it_is_measured_by_the_same_metrics(found: DirectionSet, denoiser: Denoiser, schedule: Schedule) -> None:
     measured = evaluate(denoiser, schedule, found, REPORT_SEEDS[:4], REPORT_SEEDS[4:12], BRIGHTNESS)
     asked_of_others = {"fid", "inception_kid", "lpips", "identity"}  # core.metrics.judges
     assert measured.metrics.keys() == METRICS.keys() - asked_of_others
 
 
+@pytest.mark.slow
 def test_it_can_be_calibrated(found: DirectionSet, denoiser: Denoiser, schedule: Schedule) -> None:
     calibrated = calibrate(denoiser, schedule, found, 0.05)
     assert torch.equal(calibrated.table, found.table)

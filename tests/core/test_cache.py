@@ -223,6 +223,7 @@ WRITTEN_BUT_NOT_RENAMED = """
 COMPUTING = "cache.get(entry, wait)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", [HALF_WRITTEN, WRITTEN_BUT_NOT_RENAMED, COMPUTING], ids=["half", "whole", "computing"]
 )
@@ -238,6 +239,7 @@ def test_a_process_killed_on_the_way_leaves_nothing_wrong(cache: SampleCache, mo
     assert not list(cache.folder.glob(".*"))  # what was half written is gone too
 
 
+@pytest.mark.slow
 def test_who_comes_second_waits_for_the_first(cache: SampleCache) -> None:
     script = """
         def compute():

@@ -142,6 +142,7 @@ def test_scale_one_moves_images_equally_far(tiny_denoiser: Denoiser, schedule: S
         assert dial.own * float(now) == pytest.approx(float(before))
 
 
+@pytest.mark.slow
 def test_a_second_calibration_remembers_the_scale_that_metrics_were_measured_at(
     tiny_denoiser: Denoiser, schedule: Schedule, found: DirectionSet
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_second_calibration_remembers_the_scale_that_metrics_were_measured_at(
         assert dial.own * float(now) == pytest.approx(float(before))
 
 
+@pytest.mark.slow
 def test_the_images_are_those_of_the_set_as_it_is_handed_out(
     tiny_denoiser: Denoiser, schedule: Schedule, found: DirectionSet
 ) -> None:
@@ -175,6 +177,7 @@ def test_plus_increases_the_attribute_of_its_name(
             assert dial.effects["bright"] == pytest.approx(-dial.effects["dark"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_both_ways_round_become_the_same_set(tiny_denoiser: Denoiser, schedule: Schedule, found: DirectionSet) -> None:
     sets = [found, replace(found, table=-found.table)]
     one, other = (with_dials(tiny_denoiser, schedule, each, strength=0.1).directions for each in sets)

@@ -168,6 +168,7 @@ def test_a_network_without_a_cut_is_told_the_way() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_text_unet_of_a_size_that_cannot_be_halved_is_the_unet_to_the_last_bit() -> None:
     """diffusers tells such a network's up blocks how large to make what they give."""
     torch.manual_seed(0)

@@ -93,6 +93,7 @@ def test_loading_a_flat_folder_with_a_ddpm_scheduler(saved: Path, tmp_path: Path
     assert Schedule.ddim(Denoiser.from_pretrained(flat), 2).timesteps == (500, 0)
 
 
+@pytest.mark.slow
 def test_every_model_is_looked_at_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
     look = UNetCut.look

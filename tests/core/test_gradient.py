@@ -70,7 +70,7 @@ POLICIES: dict[str, GradientPolicy] = {
         ("asymmetric", 0.0, (700, 300)),
     ],
 )
-@pytest.mark.parametrize("leaner", [False, True], ids=["plain", "lean"])
+@pytest.mark.parametrize("leaner", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "lean"])
 def test_every_policy_gives_the_plain_graphs_gradient(
     tiny_denoiser: Denoiser, injection: str, eta: float, window: tuple[int, int] | None, leaner: bool
 ) -> None:
@@ -85,6 +85,7 @@ def test_every_policy_gives_the_plain_graphs_gradient(
         assert leaner or torch.allclose(found, plain, rtol=1e-12, atol=0)  # in the same order of sums, every entry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("injection", ["symmetric", "asymmetric"])
 def test_single_precision(injection: str) -> None:
     """On the embedded model: rounding, and no more, stands between the lean chain and the plain graph."""
@@ -216,6 +217,7 @@ def taken(denoiser: Denoiser, steps: int, policy: GradientPolicy, injection: str
     return held, ledger.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("injection", "leaner"), [("symmetric", False), ("asymmetric", True)], ids=["plain", "lean"])
 def test_memory_is_flat_in_the_number_of_steps(tiny_denoiser: Denoiser, injection: str, leaner: bool) -> None:
     """Checkpointed, four times the steps keep only the x_t more; the plain graph keeps four times the activations."""
@@ -229,6 +231,7 @@ def test_memory_is_flat_in_the_number_of_steps(tiny_denoiser: Denoiser, injectio
     assert plain_long[1] / long[1] > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("injection", "leaner"), [("symmetric", False), ("asymmetric", True)], ids=["plain", "lean"])
 @pytest.mark.parametrize("policy", ["FullGraph", "CheckpointSteps", "CheckpointBlocks", "KeepSteps"])
 def test_the_prediction_is_what_is_taken(tiny_denoiser: Denoiser, policy: str, injection: str, leaner: bool) -> None:

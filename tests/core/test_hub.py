@@ -74,6 +74,7 @@ def half(name: str) -> str:
     return name.replace(".safetensors", ".fp16.safetensors")
 
 
+@pytest.mark.slow
 def test_only_the_parts_that_are_used_are_fetched_and_once(sd: Hub) -> None:
     used = sd.files()
     sd.put("vae_1_0/config.json", "vae_1_0/diffusion_pytorch_model.safetensors", "safety_checker/config.json")
@@ -101,6 +102,7 @@ def test_without_weights_none_are_fetched_nor_missed(sd: Hub) -> None:
     assert not [name for name in sd.files(sd.fetched) if name.endswith((".safetensors", ".bin"))]
 
 
+@pytest.mark.slow
 def test_weights_that_are_there_in_half_precision_alone_are_fetched(hub: Hub, tmp_path: Path) -> None:
     whole = families.saved("latent", tmp_path / "whole")
     shutil.copytree(whole, hub.repository)
@@ -110,6 +112,7 @@ def test_weights_that_are_there_in_half_precision_alone_are_fetched(hub: Hub, tm
     assert [name for name in hub.files(hub.fetched) if ".fp16" in name] == [f"{UNET}.fp16.safetensors"]
 
 
+@pytest.mark.slow
 def test_pickles_are_refused_with_the_command_that_converts_them(
     sd: Hub, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def test_the_residual_is_what_it_says(denoiser: Denoiser, mask: Tensor | None) -
         assert (found.residuals.max() <= 1e-4) == (max_passes == 300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [20, 32])
 @pytest.mark.parametrize("block", [1, 5])
 def test_nothing_is_left_to_find_in_all_of_h(tiny_denoiser: Denoiser, count: int, block: int) -> None:
@@ -231,6 +232,7 @@ def test_a_wrong_guess_is_left_behind(denoiser: Denoiser) -> None:
     assert torch.allclose(found.values, values[:4], rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_blocks_and_random_vectors_do_not_matter(denoiser: Denoiser) -> None:
     x_t = image(denoiser)
     exact = spectrum(denoiser, x_t, T, 5, tolerance=1e-7)
@@ -240,6 +242,7 @@ def test_blocks_and_random_vectors_do_not_matter(denoiser: Denoiser) -> None:
         assert torch.allclose(other.vectors, exact.vectors, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 16])
 def test_fewer_products_than_power_iteration_at_equal_residual(count: int) -> None:
     """Counted, not timed; at least seven times fewer."""
@@ -264,6 +267,7 @@ def test_a_mask_turns_the_directions_to_what_it_shows(denoiser: Denoiser) -> Non
     assert float(share_inside(masked.vectors)) > 2 * float(share_inside(unmasked.vectors))
 
 
+@pytest.mark.slow
 def test_a_coarse_network_is_not_asked_for_more_than_it_has() -> None:
     denoiser = attentive(torch.bfloat16)
     found = spectrum(denoiser, image(denoiser), T, 3, max_passes=40)
@@ -290,6 +294,7 @@ def x_at(denoiser: Denoiser, schedule: Schedule, step: int, seed: int) -> Tensor
         return sample(denoiser, end, x_T, step_noise=z) if step else x_T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize(("step", "index"), [("middle", 1), (2, 2), (0, 0)])
 def test_one_step_gives_the_directions_of_all(tiny_denoiser: Denoiser, eta: float, step: int | str, index: int) -> None:
@@ -311,6 +316,7 @@ def test_one_step_gives_the_directions_of_all(tiny_denoiser: Denoiser, eta: floa
     assert found.provenance["converged"] is True
 
 
+@pytest.mark.slow
 def test_every_step_has_its_own_directions_followed_along_the_chain(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, STEPS)
     found = find(tiny_denoiser, schedule, Settings(directions=4, step=None))
@@ -346,6 +352,7 @@ def test_following_loses_no_vector() -> None:
     assert torch.equal(again.vectors, torch.stack([0.9 * basis[0], mixed[0], basis[3]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_an_image_that_is_given_is_looked_at_in_place_of_a_training_sample(tiny_denoiser: Denoiser, eta: float) -> None:
     schedule = Schedule.ddim(tiny_denoiser, STEPS, eta)

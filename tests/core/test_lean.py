@@ -90,6 +90,7 @@ def test_it_is_the_plain_denoiser(variant: str, options: dict[str, bool]) -> Non
         assert close(found, out) and close(its_gradients, gradients)
 
 
+@pytest.mark.slow
 def test_it_is_the_embedded_models_in_single_precision() -> None:
     for name in ("toyfaces", "digits"):
         plain = Denoiser.from_pretrained(name)
@@ -119,6 +120,7 @@ def flops(run: Any) -> int:
     return int(counter.get_total_flops())
 
 
+@pytest.mark.slow
 def test_what_it_saves_on_a_large_model() -> None:
     """Exact counts on google/ddpm-celebahq-256, without its weights: operations and bytes."""
     plain = Denoiser.without_weights("google/ddpm-celebahq-256")

@@ -221,12 +221,14 @@ def test_samples_that_are_not_compared_need_no_pairs() -> None:
     assert replace(SETTINGS, micro_batch=1, consistency_weight=0.0).micro_batch == 1
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_directions_apart(denoiser: Denoiser, schedule: Schedule) -> None:
     _, terms = run(denoiser, schedule, replace(SETTINGS, batch=16), 150)
     first, last = (sum(t["direction_loss"] for t in part) / 10 for part in (terms[:10], terms[-10:]))
     assert last < 0.6 * math.log(3) < first * 0.75
 
 
+@pytest.mark.slow
 def test_runs_are_repeatable_and_differ_by_seed(denoiser: Denoiser, schedule: Schedule) -> None:
     torch.manual_seed(1)
     _, once = run(denoiser, schedule, SETTINGS)
@@ -243,6 +245,7 @@ def test_micro_batches_do_not_change_what_is_learned(denoiser: Denoiser, schedul
     assert apart(gradient_of(cut), gradient_of(whole)) < 1e-3
 
 
+@pytest.mark.slow
 def test_checkpointing_does_not_change_what_is_learned(denoiser: Denoiser, schedule: Schedule) -> None:
     _, plain = run(denoiser, schedule, SETTINGS)
     _, checkpointed = run(denoiser, schedule, replace(SETTINGS, gradient=CheckpointSteps()))
@@ -307,6 +310,7 @@ def test_a_loss_that_is_not_finite_names_the_term(denoiser: Denoiser, schedule: 
     assert torch.equal(shift[0], before[0])
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_told_before_anything_is_learned(schedule: Schedule) -> None:
     broken = Denoiser.from_pretrained("toyfaces")
     next(broken.network.parameters()).data.fill_(torch.nan)
@@ -335,6 +339,7 @@ def test_a_batch_that_workers_cannot_share(denoiser: Denoiser, schedule: Schedul
         Learner(denoiser, schedule, SETTINGS, world=3)
 
 
+@pytest.mark.slow
 def test_random_directions_are_orthonormal_and_as_long_as_asked(denoiser: Denoiser, schedule: Schedule) -> None:
     directions = random.find(denoiser, schedule, random.Settings(4, 1.5))
     flat = directions.table[:, 0].flatten(1)

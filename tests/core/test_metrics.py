@@ -81,6 +81,7 @@ def test_each_image_of_a_traversal_is_the_one_drawn_alone(tiny_denoiser: Denoise
     assert torch.equal(drawn.negative, drawn.shifted[:, :, 0])
 
 
+@pytest.mark.slow
 def test_traversals_do_not_depend_on_the_batch(tiny_denoiser: Denoiser) -> None:
     schedule, directions = Schedule.ddim(tiny_denoiser, STEPS, eta=1.0), direction_set(tiny_denoiser)
     one, many = (draw_traversals(tiny_denoiser, schedule, directions, SEEDS, batch=batch) for batch in (1, 64))
@@ -166,6 +167,7 @@ def test_directions_that_all_do_the_same_are_at_chance() -> None:
     assert error < 0.12
 
 
+@pytest.mark.slow
 def test_strength_that_does_not_show_is_guessed() -> None:
     recognised, error = identifiability(painted(per_scale=False))
     assert recognised > 0.99
@@ -179,6 +181,7 @@ def test_strength_error_is_in_units_of_the_largest_scale() -> None:
     )
 
 
+@pytest.mark.slow
 def test_identifiability_is_judged_on_samples_not_trained_on() -> None:
     """Directions recognisable only by a pattern that each sample has for itself can be learned by heart, not found."""
     plain = 0.3 * normal(6, 1, 8, 8)
@@ -214,6 +217,7 @@ def test_the_judge_is_trained_on_the_first_two_thirds(monkeypatch: pytest.Monkey
     assert len(trained) == 20 * 64 and len(trained.unique(dim=0)) == 8 * 4 * 4
 
 
+@pytest.mark.slow
 def test_one_direction_is_at_chance_and_still_has_a_strength() -> None:
     four = painted()
     recognised, error = identifiability(replace(four, shifted=four.shifted[:, :1]))
@@ -410,6 +414,7 @@ def test_judges_say_what_their_networks_see() -> None:
     assert judges().names == {"inception": "inception", "lpips": "lpips", "identity": "identity"}
 
 
+@pytest.mark.slow
 def test_evaluate_asks_the_judges_that_there_are(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, STEPS)
     given = (tiny_denoiser, schedule, direction_set(tiny_denoiser), SEEDS, REFERENCE_SEEDS)
@@ -429,6 +434,7 @@ def evaluated(denoiser: Denoiser, attributes: Attributes | None = None, batch: i
     return evaluate(denoiser, schedule, direction_set(denoiser), SEEDS, REFERENCE_SEEDS, attributes, batch=batch)
 
 
+@pytest.mark.slow
 def test_evaluate_measures_everything_once_and_the_same_again(tiny_denoiser: Denoiser) -> None:
     before = torch.random.get_rng_state()
     first, second = (evaluated(tiny_denoiser, LEFT_RIGHT) for _ in range(2))
@@ -446,6 +452,7 @@ def test_evaluate_measures_everything_once_and_the_same_again(tiny_denoiser: Den
     assert first.metrics["diversity"] == diversity(direction_set(tiny_denoiser))
 
 
+@pytest.mark.slow
 def test_evaluate_measures_features_in_deviations_of_the_reference(tiny_denoiser: Denoiser) -> None:
     found = evaluated(tiny_denoiser)
     images = found.traversals
@@ -540,12 +547,14 @@ def test_another_network_is_asked_of_the_images_of_latents(tiny_denoiser: Denois
     assert torch.equal(features_of(denoiser, samples, batch=5), denoiser_features(tiny_denoiser, samples, batch=5))
 
 
+@pytest.mark.slow
 def test_evaluate_reports_no_attribute_metric_without_a_predictor(tiny_denoiser: Denoiser) -> None:
     found = evaluated(tiny_denoiser)
     assert found.metrics.keys() == METRICS.keys() - JUDGED - {"disentanglement", "coverage"}
     assert found.effects is None
 
 
+@pytest.mark.slow
 def test_evaluate_does_not_depend_on_the_batch(tiny_denoiser: Denoiser) -> None:
     small, large = (evaluated(tiny_denoiser, LEFT_RIGHT, batch).metrics for batch in (2, 64))
     # Rounding in the last bit of the images reaches the judge's weights over 150 steps of training.

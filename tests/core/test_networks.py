@@ -90,6 +90,7 @@ def extractors(files: dict[str, str]) -> dict[str, Extractor]:
 # --- the numbers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTRACTED)
 def test_features_are_those_of_the_package_they_come_from(extractors: dict[str, Extractor], name: str) -> None:
     features = extractors[name].embed(images(SIZES[name]))
@@ -99,6 +100,7 @@ def test_features_are_those_of_the_package_they_come_from(extractors: dict[str, 
     assert float(features.std(dim=0).mean()) == pytest.approx(spread, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTANCES)
 def test_lpips_is_that_of_its_package(files: dict[str, str], name: str) -> None:
     distance = load_lpips(files[name])
@@ -110,6 +112,7 @@ def test_lpips_is_that_of_its_package(files: dict[str, str], name: str) -> None:
     assert torch.allclose(alone, distance(a, b), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTRACTED)
 def test_a_row_depends_on_its_image_alone(extractors: dict[str, Extractor], name: str) -> None:
     embed = extractors[name].embed
@@ -118,6 +121,7 @@ def test_a_row_depends_on_its_image_alone(extractors: dict[str, Extractor], name
     assert torch.allclose(alone, together, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXTRACTED)
 def test_grey_is_repeated_and_no_gradient_comes_back(extractors: dict[str, Extractor], name: str) -> None:
     embed, grey = extractors[name].embed, images(32, channels=1).requires_grad_()
@@ -126,6 +130,7 @@ def test_grey_is_repeated_and_no_gradient_comes_back(extractors: dict[str, Extra
     assert torch.equal(features, embed(grey.expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.slow
 def test_inception_sees_the_picture_that_would_be_saved(extractors: dict[str, Extractor]) -> None:
     embed, saved = extractors["inception"].embed, images(32)
     assert torch.equal(embed(saved + 0.49 / 127.5), embed(saved))
@@ -147,6 +152,7 @@ def test_tensorflows_resizing_starts_at_the_corner_and_stays_at_the_last_pixel(h
             assert float(found[0, 0, row, column]) == pytest.approx(float(by_hand), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iresnet50", "ir-se50"])
 @pytest.mark.parametrize("size", [32, 224])
 def test_an_identity_is_of_unit_length_and_of_the_image_as_pillow_resizes_it(

@@ -234,6 +234,7 @@ def test_a_set_of_other_size_is_refused_with_the_hooks_gone() -> None:
     assert untouched(pipeline.unet)
 
 
+@pytest.mark.slow
 def test_the_copy_in_a_bundle_does_the_same_without_this_package(tmp_path: Path) -> None:
     """In a process where `core` and `orchestrator` cannot be imported."""
     pipeline = ddim()

@@ -52,6 +52,7 @@ def edit(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_weights_in_several_files_are_those_of_one(models: Path, sd: Path) -> None:
     whole = load_file(sd / "unet/diffusion_pytorch_model.safetensors")
     (sd / "unet/diffusion_pytorch_model.safetensors").unlink()
@@ -65,6 +66,7 @@ def test_weights_in_several_files_are_those_of_one(models: Path, sd: Path) -> No
     assert Denoiser.from_pretrained(sd, **PROMPTED).digest == Denoiser.from_pretrained(models / "sd", **PROMPTED).digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", [False, True])
 def test_weights_in_half_precision_are_read_where_there_are_no_others(models: Path, sd: Path, several: bool) -> None:
     for part in ("unet", "vae"):
@@ -88,6 +90,7 @@ def test_the_text_encoders_variant_is_that_in_which_they_are_there(sd: Path) -> 
     assert find_model(sd).variant == "fp16"
 
 
+@pytest.mark.slow
 def test_the_digest_is_of_the_weights_and_the_autoencoders_whatever_they_are_used_in(models: Path, sd: Path) -> None:
     digests = [
         Denoiser.from_pretrained(models / "sd", dtype, **PROMPTED).digest for dtype in (torch.float32, torch.bfloat16)
@@ -100,6 +103,7 @@ def test_the_digest_is_of_the_weights_and_the_autoencoders_whatever_they_are_use
     assert Denoiser.from_pretrained(sd, **PROMPTED).digest not in digests
 
 
+@pytest.mark.slow
 def test_an_autoencoder_that_overflows_in_half_precision_stays_in_float32(sd: Path) -> None:
     assert Denoiser.from_pretrained(sd, torch.float16, **PROMPTED).codec.network.dtype == torch.float32  # type: ignore[union-attr]
     edit(sd / "vae/config.json", force_upcast=False)
@@ -112,6 +116,7 @@ def test_the_class_that_published_transformers_have_in_their_configuration(model
     assert Denoiser.from_pretrained(dit).h_shape == Denoiser.from_pretrained(models / "dit").h_shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "pickled"),
     [
@@ -249,6 +254,7 @@ def test_a_class_that_is_no_word_is_told(sd: Path, part: str, open_model: Callab
     assert str(caught.value) == f"model '{sd}': {sd / part}/config.json is not a diffusers configuration"
 
 
+@pytest.mark.slow
 def test_a_vqmodel_of_before_there_was_a_scale_has_none(models: Path, tmp_path: Path) -> None:
     """As CompVis/ldm-celebahq-256. diffusers' own pipeline divides by Stable Diffusion's scale, unless it is told."""
     folder = Path(shutil.copytree(models / "latent", tmp_path / "latent"))
@@ -369,6 +375,7 @@ def test_a_revision_is_asked_for_and_missed(monkeypatch: pytest.MonkeyPatch, tmp
         find_model("some/model@")
 
 
+@pytest.mark.slow
 def test_a_package_registers_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def register(value: str) -> None:
         point = EntryPoint("colours", value, GROUP)
@@ -391,6 +398,7 @@ def heedless(dtype: torch.dtype, device: str, use: Use) -> Denoiser:
     return Denoiser(tiny_unet().to(device, dtype), DDIMScheduler(), "tiny", use=own)
 
 
+@pytest.mark.slow
 def test_a_package_s_model_says_how_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints([EntryPoint("mine", f"{__name__}:heedless", GROUP)])
     monkeypatch.setattr(denoiser_module, "entry_points", lambda **asked: points.select(**asked))

@@ -35,6 +35,7 @@ def rows(causes: Tensor) -> Tensor:
     return torch.cat([3 * causes / causes.std(0), bells], dim=1) @ mixing + 5
 
 
+@pytest.mark.slow
 def test_each_cause_has_a_source_of_its_own(rows: Tensor, causes: Tensor) -> None:
     sources = flattest_sources(rows, 4, components=8)
     found = correlation(sources, causes)
@@ -60,6 +61,7 @@ def test_kurtosis_of_known_shapes() -> None:
     assert float(kurtosis(uniform)) == pytest.approx(-1.2, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same_sources(rows: Tensor) -> None:
     torch.manual_seed(3)
     once = flattest_sources(rows, 3, components=6, seed=4)
@@ -67,6 +69,7 @@ def test_the_same_seed_finds_the_same_sources(rows: Tensor) -> None:
     assert torch.equal(flattest_sources(rows, 3, components=6, seed=4), once)
 
 
+@pytest.mark.slow
 def test_directions_are_how_h_moves_with_a_source(causes: Tensor) -> None:
     """h = sum of causes times known patterns, which grow over the steps: the patterns come back, up to sign."""
     patterns = torch.linalg.qr(random(18, 4, seed=3))[0].T  # [4, 18]

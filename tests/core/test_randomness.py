@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from core import noise
@@ -15,6 +16,7 @@ def test_a_sample_is_the_same_in_every_batch() -> None:
         assert torch.equal(noise([seed], (3, 2, 2))[0], batch[seed])
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_in_every_process() -> None:
     code = "from core import noise; print(noise([5], (4,)).tolist())"
     outputs = {

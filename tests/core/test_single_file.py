@@ -49,6 +49,7 @@ def beside(file: Path) -> list[str]:
     return sorted(each.name for each in file.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_single_file_is_unpacked_beside_itself_once(file: Path, asked: list[str]) -> None:
     for _ in range(2):
         denoiser = Denoiser.from_pretrained(file, **PROMPTED)
@@ -95,6 +96,7 @@ def test_of_two_processes_that_unpack_at_once_the_slower_takes_the_other_s(
     assert beside(file) == ["model.diffusers", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_without_weights_nothing_is_unpacked_nor_read(
     file: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from core import Denoiser, Schedule, noise, sample
 from core.cuts import Cut
 from core.cuts.hooked import HookedCut
 from core.errors import UserError
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, predict
+from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, predict
 from core.lean import LeanUNet, lean
 from core.linearised import DecoderJacobian
 from core.memory import Ledger
@@ -34,8 +34,9 @@ from tests.families import saved
 
 STEPS = 3
 SMALL = 14_000  # bytes: a few of the tensors that a shift and a loss are made of; a block holds a hundred times as much
-FAMILIES = ("pixel", "sd", "sdxl", "lcm", "dit", "pixart", "sd3", "flux")
-POLICIES: tuple[GradientPolicy, ...] = (FullGraph(), CheckpointSteps(), CheckpointBlocks(), KeepSteps(0))
+SLOW = ("sd", "sdxl", "lcm", "dit", "pixart", "sd3", "flux")
+FAMILIES = ["pixel", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+POLICIES: tuple[GradientPolicy, ...] = (FullGraph(), CheckpointSteps(), CheckpointBlocks())
 
 
 def _copied(part: Bytes) -> Bytes:
@@ -93,6 +94,7 @@ def test_samples_and_gradients_are_the_resident_networks(load: Load, name: str, 
         assert torch.equal(found, x_0) and torch.equal(slope, gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_every_way_is_the_same_network(load: Load, name: str, way: str) -> None:
@@ -123,8 +125,9 @@ class Alive:
         self.now -= size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-@pytest.mark.parametrize("name", ["sd", "sdxl", "dit", "flux"])
+@pytest.mark.parametrize("name", ["sd", "dit", "flux"])
 def test_no_more_than_one_block_is_there_at_a_time(
     load: Load, name: str, policy: GradientPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +169,7 @@ def test_the_denoiser_that_is_given_is_left_as_it_is(load: Load) -> None:
     assert all(tensor.device.type == "cpu" for tensor in whole.network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_prediction_is_what_is_taken(load: Load, name: str, policy: GradientPolicy) -> None:
@@ -176,6 +180,7 @@ def test_the_prediction_is_what_is_taken(load: Load, name: str, policy: Gradient
     assert said.network == pytest.approx(denoiser.weight_bytes(), rel=0.01)  # computed buffers have another type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_prediction_of_a_resident_network_by_blocks(load: Load, name: str) -> None:
     denoiser, policy = load(name), CheckpointBlocks()
@@ -192,6 +197,7 @@ def held(denoiser: Denoiser, policy: GradientPolicy) -> int:
     return int(ledger.peak)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
 def test_the_fetched_block_is_in_the_prediction(load: Load, name: str) -> None:
     """Also where nothing is differentiated, and in another precision."""
@@ -204,6 +210,7 @@ def test_the_fetched_block_is_in_the_prediction(load: Load, name: str) -> None:
     assert drawing_bytes(denoiser.blueprint(), schedule, 1) > max(block_bytes(denoiser))
 
 
+@pytest.mark.slow
 def test_a_model_without_weights_is_planned_as_it_will_run(load: Load) -> None:
     denoiser = load("sd")
     here, planned = offloaded(denoiser, "cpu"), offloaded(denoiser.blueprint(), "meta")
@@ -212,6 +219,7 @@ def test_a_model_without_weights_is_planned_as_it_will_run(load: Load) -> None:
         assert predict(here, schedule, 2, policy) == predict(planned, schedule, 2, policy)
 
 
+@pytest.mark.slow
 def test_a_part_is_planned_as_a_part(load: Load) -> None:
     denoiser = load("flux")
     ways = [partitioned(denoiser.blueprint(), "meta", 0, world) for world in (1, 2, 4)]

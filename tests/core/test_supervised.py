@@ -153,6 +153,7 @@ def test_project_refuses_what_leaves_nothing(tiny_denoiser: Denoiser, schedule: 
         disentangled(plain)
 
 
+@pytest.mark.slow
 def test_mean_h_of_drawn_images_is_that_of_the_chain_that_drew_them(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, 40)
     x_0, h = trajectory(tiny_denoiser, schedule, noise(range(4), tiny_denoiser.sample_shape, torch.float64))
@@ -188,6 +189,7 @@ def test_pairs_of_drawn_digits_give_back_the_difference_of_their_h(tmp_path: Pat
     assert 0.8 < directions.sigma.norm() / expected.norm() < 1.25
 
 
+@pytest.mark.slow
 def test_pairs_can_be_chosen_scaled_and_projected(tiny_denoiser: Denoiser, schedule: Schedule, tmp_path: Path) -> None:
     images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     save_pairs(tmp_path, "b", images[:2], images[2:4])

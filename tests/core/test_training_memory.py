@@ -24,6 +24,7 @@ def counted(denoiser: Denoiser, batch: int = 8, optimiser: int = 8, **changes: A
     return trained_bytes(denoiser.blueprint(), schedule, replace(SETTINGS, **changes), batch, optimiser)
 
 
+@pytest.mark.slow
 def test_parameters_gradients_and_adam_are_in_it(denoiser: Denoiser) -> None:
     learner = Learner(denoiser, Schedule.ddim(denoiser, 3), SETTINGS)
     modules = learner.explorer, learner.discriminator
@@ -34,6 +35,7 @@ def test_parameters_gradients_and_adam_are_in_it(denoiser: Denoiser) -> None:
     assert counted(denoiser, 2, 0) < 1.5 * (8 * parameters + buffers)  # small images: activations are few
 
 
+@pytest.mark.slow
 def test_losses_grow_with_the_micro_batch(denoiser: Denoiser) -> None:
     """And are what a real pass through the trained parts holds, which other samples do not change."""
     learner = Learner(denoiser, Schedule.ddim(denoiser, 3), SETTINGS)
@@ -52,6 +54,7 @@ def test_losses_grow_with_the_micro_batch(denoiser: Denoiser) -> None:
     assert 0.9 * few < many < 2 * few  # the discriminator's own step is in it too
 
 
+@pytest.mark.slow
 def test_what_is_left_out_takes_nothing(denoiser: Denoiser) -> None:
     assert counted(denoiser, discriminator_weight=0.0) < counted(denoiser)
     assert counted(denoiser, parametrisation="per_step") > counted(denoiser)

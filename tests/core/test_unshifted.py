@@ -186,6 +186,7 @@ def test_everything_that_samples_depend_on_is_in_the_key(
     assert unshifted._key(changed(denoiser, name="copy"), schedule, list(seeds)) == keys[0]
 
 
+@pytest.mark.slow
 def test_what_would_fill_the_cache_is_not_kept(
     denoiser: Denoiser, schedule: Schedule, tmp_path: Path, chains: list[int]
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_method_finds_the_same_set_with_a_cache_and_draws_once(
         assert bool(chains) == drawn
 
 
+@pytest.mark.slow
 def test_metrics_are_the_same_with_a_cache_and_their_samples_are_drawn_once(
     denoiser: Denoiser, schedule: Schedule, cache: SampleCache, chains: list[int]
 ) -> None:

@@ -41,6 +41,7 @@ def test_measures_of_drawn_strokes() -> None:
     assert thickness[0] == pytest.approx(1.0) and thickness[3] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_embedded_models_draw_images(name: str) -> None:
     denoiser, attributes = load(name), embedded(name)
@@ -67,6 +68,7 @@ def test_embedded_models_know_no_machine(name: str) -> None:
         assert "_name_or_path" not in file.read_text(), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("toyfaces-latent", "toyfaces-text"))
 def test_latents_keep_the_face(name: str) -> None:
     quality = autoencoder_quality(name)
@@ -80,6 +82,7 @@ def test_what_sentences_say_of_colours_is_obeyed() -> None:
     assert obeyed["hair_colour"] >= 0.9 and obeyed["background"] >= 0.9
 
 
+@pytest.mark.slow
 def test_the_face_predictor_reads_every_factor() -> None:
     assert all(value >= 0.98 for value in predictor_quality("toyfaces").values())
 

@@ -130,6 +130,7 @@ def test_a_codebook_is_placed_on_latents() -> None:
     assert len(entries) == 5 and entries <= rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("toyfaces-latent", "toyfaces-text"))
 def test_latent_models_are_made_from_nothing(name: str, tmp_path: Path) -> None:
     """A few steps of everything: latents have a standard deviation of 1, twice the same weights, no path of ours."""

@@ -13,6 +13,7 @@ from tests.faults.fuzz import TARGETS, Tally, fuzz_direction_set, fuzz_spec
 Fuzz = Callable[[int, int], Tally]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuzz", TARGETS.values(), ids=TARGETS)
 def test_hostile_inputs_are_read_or_refused_in_a_sentence(fuzz: Fuzz) -> None:
     tally = fuzz(2_000, 0)
@@ -27,6 +28,7 @@ def caught(fuzz: Fuzz, examples: int = 2_000) -> str:
     return f"{type(found.value).__name__}: {found.value}"
 
 
+@pytest.mark.slow
 def test_a_link_that_is_followed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted, "open_regular", lambda path, follow: os.fdopen(os.open(path, os.O_RDONLY), "rb"))
     monkeypatch.setattr("tests.faults.fuzz.os.mkfifo", Path.touch)  # else it waits for the pipe, as it should not
@@ -43,6 +45,7 @@ def test_an_allocation_over_the_limit_is_caught(monkeypatch: pytest.MonkeyPatch)
     assert "MemoryError" in caught(fuzz_direction_set)
 
 
+@pytest.mark.slow
 def test_another_error_than_the_documented_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MAX_NUMBER", 10_000)
     assert "ValueError: Exceeds the limit (4300 digits)" in caught(fuzz_spec, 20_000)

@@ -80,6 +80,7 @@ def test_what_was_learned_while_measuring_is_kept() -> None:
     assert first.after(Drawing(sweep, retries=3)) == replace(first, draw_batch=8, retries=4)
 
 
+@pytest.mark.slow
 def test_it_starts_with_what_the_plan_says() -> None:
     """Also where the file gives both the policy and the micro-batch: samples are drawn as many at a time as fit."""
     sections: dict[str, Any] = {

@@ -22,6 +22,7 @@ from orchestrator.crown import crown
 from orchestrator.export import export
 from orchestrator.ledger import Ledger
 from orchestrator.outcome import TrialOutcome
+from orchestrator.report_page import write_page
 from orchestrator.spec import Sweep
 from orchestrator.store import SweepFolder
 from tests.orchestrator.bundles import a_set, dialled, keep_set
@@ -57,6 +58,9 @@ class Measuring:
         bench.with_dials.side_effect = lambda sweep, found: self._turned(found)
         bench.measure.side_effect = self._measure
         bench.scaled.side_effect = self._scale
+        monkeypatch.setattr(
+            module, "write_page", create_autospec(write_page, side_effect=lambda _, to: to.write_text(""))
+        )
         monkeypatch.setattr(Bench, "load", create_autospec(Bench.load, return_value=bench))
         monkeypatch.setattr(module, "random_like", create_autospec(bench_module.random_like, side_effect=self._random))
 

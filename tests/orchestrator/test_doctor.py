@@ -78,6 +78,7 @@ def test_a_ray_that_does_not_start_is_told_with_its_reason(monkeypatch: pytest.M
     assert "ray stop" in check.cure
 
 
+@pytest.mark.slow
 def test_a_store_of_another_mlflow_is_told_with_the_command(tmp_path: Path) -> None:
     assert one(doctor._mlflow(tmp_path)).standing == "ok"
     Tracking(None, tmp_path).check()

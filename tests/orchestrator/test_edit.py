@@ -50,6 +50,7 @@ def pixels(picture: Path) -> np.ndarray:  # type: ignore[type-arg]
         return np.asarray(opened.convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 def test_a_picture_of_each_seed_that_says_what_it_is(run: Run, bundle: Path) -> None:
     code, out, err = run("--seeds", "3-5", "--direction", "yaw=1.5", "--direction", "hair colour=-0.5", "--to", "out")
     assert (code, out) == (0, "out\n") and err == "yaw +1.5, hair colour -0.5 (symmetric)\n"
@@ -64,6 +65,7 @@ def test_a_picture_of_each_seed_that_says_what_it_is(run: Run, bundle: Path) -> 
     assert json.loads(text["Settings"])["seeds"] == [4]
 
 
+@pytest.mark.slow
 def test_settings_make_the_same_pictures_again(run: Run) -> None:
     first = ("--seeds", "0-2", "--direction", "yaw=1.5", "--injection", "asymmetric", "--window", "700", "0")
     assert run(*first, "--to", "out")[0] == 0
@@ -77,6 +79,7 @@ def test_settings_make_the_same_pictures_again(run: Run) -> None:
     assert Path("other/seed_9__smile+1.png").is_file()
 
 
+@pytest.mark.slow
 def test_settings_of_no_edit_draw_the_sample_itself(run: Run, bundle: Path) -> None:
     """As the explore page writes them before a slider is moved."""
     assert run("--seed", "2", "--direction", "yaw", "--to", "a.png", "--save-settings", "s.json")[0] == 0
@@ -87,6 +90,7 @@ def test_settings_of_no_edit_draw_the_sample_itself(run: Run, bundle: Path) -> N
     assert np.abs(pixels(Path("b.png")) - np.asarray(to_picture(studio.from_seeds([2]).plain[0]))).max() <= 1
 
 
+@pytest.mark.slow
 def test_settings_of_another_set_are_told_of(run: Run) -> None:
     run("--direction", "yaw", "--to", "a.png", "--save-settings", "s.json")
     saved = json.loads(Path("s.json").read_text())
@@ -110,6 +114,7 @@ def test_an_animation_swings_back_and_forth_for_ever(run: Run, suffix: str) -> N
     assert np.abs(frames[0] - frames[3]).mean() > 5
 
 
+@pytest.mark.slow
 def test_a_grid_has_samples_down_and_scales_across(run: Run, bundle: Path) -> None:
     more = ("--frames", "3", "--from", "-2", "--until", "2", "--grid")
     assert run("--seeds", "0-1", "--direction", "yaw", *more, "--to", "grid.png")[0] == 0
@@ -129,6 +134,7 @@ def test_frames_are_evenly_spaced_and_reach_as_far_as_images_stay_faithful(run: 
     assert json.loads(Path("s.json").read_text())["frames"] == {"count": 2, "first": -0.75, "last": 1.25}
 
 
+@pytest.mark.slow
 def test_images_are_inverted_and_edited(run: Run) -> None:
     run("--seeds", "0-1", "--direction", "yaw=0", "--to", "faces")
     Path("more").mkdir()
@@ -173,6 +179,7 @@ def test_names_of_files_are_plain_and_different() -> None:
     assert len(picture_name("me", {f"direction {k}": 1.0 for k in range(99)})) < 130
 
 
+@pytest.mark.slow
 def test_a_bar_is_drawn_in_a_terminal_alone(bundle: Path, tmp_path: Path) -> None:
     for terminal in (True, False):
         seen = io.StringIO()
@@ -269,6 +276,7 @@ def test_a_bundle_that_is_not_there(run: Run, tmp_path: Path) -> None:
     assert code == 2 and err == "none is not a direction set: directions.json is missing\n"
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_with_both_digests(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     other = tiny_bundle(tiny_model, tmp_path / "other", weight_digest="0123456789abcdef")
     code, _, err = run(*DIRECTION, "--to", "out", bundle=other)
@@ -306,6 +314,7 @@ def test_settings_that_are_none_are_refused(run: Run, change: dict[str, object],
     assert code == 2 and err == f"--settings: s.json is not of an edit: {message}\n"
 
 
+@pytest.mark.slow
 def test_settings_say_what_the_model_was_run_in(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     """Those of an older version do not: float32, as it drew."""
     half = tiny_bundle(tiny_model, tmp_path / "half", precision="bf16")

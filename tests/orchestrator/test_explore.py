@@ -40,6 +40,7 @@ def pixels(picture: Path) -> Any:
         return np.asarray(opened).astype(int)
 
 
+@pytest.mark.slow
 def test_what_is_shown_can_be_taken_away_and_made_again(bench: Workbench, bundle: Path, tmp_path: Path) -> None:
     shown = bench.show(7, Edit({"yaw": 1.5, "smile": 0.0}, "asymmetric"))
     assert shown.edited.name == "seed_7__yaw+1.5.png" and shown.notes == []
@@ -51,6 +52,7 @@ def test_what_is_shown_can_be_taken_away_and_made_again(bench: Workbench, bundle
     assert np.abs(pixels(tmp_path / "again.png") - pixels(shown.edited)).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_sample_is_begun_once_and_an_image_inverted_once(
     bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_the_difference_is_brightest_where_most_changes() -> None:
     assert np.asarray(difference(plain, plain + 1e-4)).max() == np.asarray(difference(plain, plain)).max() < 10
 
 
+@pytest.mark.slow
 def test_the_directions_that_do_one_thing_come_first(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
     first, folded = dialled(Studio.open(bundle, device="cpu"))
     assert [dial.name for dial in first] == ["yaw", "hair colour", "smile", "a=b"] and folded == []
@@ -89,6 +92,7 @@ def test_the_directions_that_do_one_thing_come_first(bundle: Path, tiny_model: P
     assert (first[0].low, first[0].high, first[0].about) == (-2.0, 2.0, "")
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_page_is_one_escaped_sentence(bench: Workbench, tmp_path: Path) -> None:
     from orchestrator.explore import _drawn
 

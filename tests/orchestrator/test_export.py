@@ -273,6 +273,7 @@ def test_a_card_holds_no_more_than_it_says(directions: DirectionSet, name: str) 
     assert text.count("```") == 6, "a block ends where the card ends it"
 
 
+@pytest.mark.slow
 def test_the_last_set_of_a_trial_is_exported(folder: SweepFolder, tmp_path: Path) -> None:
     """Its newest checkpoint holds none: it was saved on the way."""
     trial_id = name_of(folder)
@@ -283,6 +284,7 @@ def test_the_last_set_of_a_trial_is_exported(folder: SweepFolder, tmp_path: Path
     assert len(loaded.dials) == 2 and (tmp_path / "out" / "gallery.html").is_file()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported(folder: SweepFolder, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="sweep 'faces' has no champion yet; run it to its end, or name a trial with --run"
@@ -308,6 +310,7 @@ class NoRuns:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["..", "../../runs/faces/trials/x", "/etc", "", "other"])
 def test_a_run_is_one_of_the_sweeps_and_no_path(
     folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
@@ -319,6 +322,7 @@ def test_a_run_is_one_of_the_sweeps_and_no_path(
     assert str(caught.value) == known and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_mlflow_run_names_its_trial(folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info, data = SimpleNamespace(run_id="r1"), SimpleNamespace(tags={"trial_id": name_of(folder)})
     store = SimpleNamespace(children=lambda *_: [SimpleNamespace(info=info, data=data)])
@@ -330,6 +334,7 @@ def test_an_mlflow_run_names_its_trial(folder: SweepFolder, tmp_path: Path, monk
         export(folder, tmp_path / "other", run="r1")
 
 
+@pytest.mark.slow
 def test_a_set_that_is_nowhere_any_more(folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_tracking", lambda *_: NoRuns())
     folder.trial(name_of(folder)).empty()
@@ -357,6 +362,7 @@ def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> Books:
     return Books(sweep, folder, ledger, cast(Any, Told()))
 
 
+@pytest.mark.slow
 def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +385,7 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
     assert champion.provenance["trial"] == best.trial_id and champion.provenance["sweep"] == "a"
 
 
+@pytest.mark.slow
 def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_model: Path, tmp_path: Path) -> None:
     """As after a kill before the result was written; what a kill left of the champion's folder goes."""
     books = finished(tiny_model, tmp_path)

@@ -62,12 +62,14 @@ def summary(way: Footprint) -> tuple[str, int, int, bool]:
     return way.policy, way.micro_batch, way.again, way.fits
 
 
+@pytest.mark.slow
 def test_with_room_for_everything_nothing_is_cut_or_run_again(case: Case) -> None:
     way = choose(case, HUGE)
     assert summary(way) == ("keep_steps", 16, 0, True) and way.draw_batch == 2
     assert way.chain.kept == way.steps == 20
 
 
+@pytest.mark.slow
 def test_weights_that_are_elsewhere_are_not_counted_here() -> None:
     def held(weights: str, workers: int = 1) -> int:
         gradient, resources = {"weights": weights, "lean": False}, {"workers": workers}
@@ -80,6 +82,7 @@ def test_weights_that_are_elsewhere_are_not_counted_here() -> None:
         assert held("partitioned", workers) - rest == pytest.approx(blocks / workers, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_smaller_micro_batch_comes_before_running_steps_again(case: Case) -> None:
     for size in (8, 4):
         whole = footprint(case, "keep_steps", size, HUGE)
@@ -100,6 +103,7 @@ def test_more_memory_keeps_more_steps(case: Case) -> None:
     assert kept == sorted(kept) and kept[0] == 1 and kept[-1] == 20
 
 
+@pytest.mark.slow
 def test_blocks_come_last_and_then_nothing_fits(case: Case) -> None:
     steps, blocks = (footprint(case, policy, 2, HUGE) for policy in ("checkpoint_steps", "checkpoint_blocks"))
     assert blocks.peak < steps.peak
@@ -108,6 +112,7 @@ def test_blocks_come_last_and_then_nothing_fits(case: Case) -> None:
     assert summary(choose(case, 1_000_000)) == ("checkpoint_blocks", 2, 20, False)
 
 
+@pytest.mark.slow
 def test_what_the_file_says_stays(told: Callable[..., Case]) -> None:
     train = {"batch": 16, "pool": 32, "micro_batch": 2}
     assert summary(choose(told(train=train), HUGE)) == ("keep_steps", 2, 0, True)
@@ -117,6 +122,7 @@ def test_what_the_file_says_stays(told: Callable[..., Case]) -> None:
         assert not choose(told(gradient={"policy": policy}, train=train), 1_000_000).fits
 
 
+@pytest.mark.slow
 def test_memory_bounds_what_is_kept(told: Callable[..., Case], case: Case) -> None:
     one = choose(case, HUGE).chain.graphs / 20
     limit = {"memory": f"{3.5 * one / 1e6:.3f}MB"}
@@ -129,6 +135,7 @@ def test_memory_bounds_what_is_kept(told: Callable[..., Case], case: Case) -> No
     assert choose(told(gradient=wide, train=train), just_enough(exact)).fits
 
 
+@pytest.mark.slow
 def test_the_nearest_that_fits_is_no_larger_than_what_was_asked_for(told: Callable[..., Case], case: Case) -> None:
     train = {"batch": 16, "pool": 32, "micro_batch": 8}
     asked = told(train=train, gradient={"policy": "full_graph"})
@@ -153,6 +160,7 @@ def test_parts_add_up(case: Case) -> None:
     assert way.fits and usable(HUGE) == int(0.9 * HUGE)
 
 
+@pytest.mark.slow
 def test_an_optimiser_on_the_cpu_is_not_on_the_gpu(told: Callable[..., Case]) -> None:
     gpu, offload = {"gpus_per_trial": 1}, {"zero": 2, "offload_optimizer": "cpu"}
     trained = [
@@ -162,6 +170,7 @@ def test_an_optimiser_on_the_cpu_is_not_on_the_gpu(told: Callable[..., Case]) ->
     assert trained[0] < trained[1] == trained[2]
 
 
+@pytest.mark.slow
 def test_what_is_partitioned_takes_less_with_every_worker(told: Callable[..., Case]) -> None:
     def trained(gpus: int, **deepspeed: object) -> int:
         case = told(resources={"gpus_per_trial": gpus}, deepspeed=deepspeed)
@@ -206,6 +215,7 @@ def count(told: Callable[..., Case]) -> int:
     return (eight - four) // 8
 
 
+@pytest.mark.slow
 def test_deepspeeds_checkpointing_is_planned_as_step_by_step(told: Callable[..., Case]) -> None:
     theirs, ours = (choose(told(gradient={"policy": name}), HUGE) for name in ("deepspeed", "checkpoint_steps"))
     assert (theirs.policy, theirs.gradient) == ("deepspeed", DeepSpeedSteps())

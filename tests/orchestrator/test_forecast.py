@@ -57,6 +57,7 @@ def test_without_the_models_timesteps_passes_are_bounds() -> None:
     assert unet_passes(sweep_with(), None).decoders == 0
 
 
+@pytest.mark.slow
 def test_kept_steps_are_not_run_again() -> None:
     sweep = sweep_with(sampler={"steps": 6}, train={"iterations": 10, "batch": 4, "pool": 32})
     case = case_of(sweep)
@@ -80,6 +81,7 @@ def test_devices() -> None:
     assert here[0] == "1GiB" and len(here) == 2 and here[1].startswith("this ")
 
 
+@pytest.mark.slow
 def test_memory_is_told_by_parts_for_each_device() -> None:
     sweep = sweep_with(resources={"gpus_per_trial": 1}, sampler={"steps": 6})
     text = text_of(sweep)

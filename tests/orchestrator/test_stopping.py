@@ -49,6 +49,7 @@ def test_where_no_trial_runs_there_is_nothing_to_wait_for(stopping: Stopping) ->
     assert not stopping.over()
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
