@@ -105,6 +105,20 @@ def test_inversion_comes_back(tiny_denoiser: Denoiser) -> None:
     assert error < 1e-3 and error < plain / 10
 
 
+@pytest.mark.parametrize("refinements", [0, 1, 2])
+def test_inversion_solves_each_step_once_and_refines_it_as_often_as_told(
+    tiny_denoiser: Denoiser, refinements: int
+) -> None:
+    schedule, x_0 = Schedule.ddim(tiny_denoiser, 2), start(tiny_denoiser)
+    expected = x_0
+    for i in (1, 0):
+        x_prev = expected
+        for _ in range(1 + refinements):
+            eps = tiny_denoiser(expected, schedule.timesteps[i])
+            expected = schedule.inverse_step(i, x_prev, expected, eps)
+    assert torch.equal(invert(tiny_denoiser, schedule, x_0, refinements), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

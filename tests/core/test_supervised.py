@@ -290,6 +290,11 @@ def test_what_cannot_be_found_is_told(
         supervised.find(tiny_denoiser, schedule, settings, attributes)
 
 
+def test_two_groups_may_be_all_the_samples_there_are() -> None:
+    assert Settings(samples=12, extremes=6).extremes == 6
+    assert torch.cat(extremes_of(torch.tensor([3.0, 1.0, 2.0, 0.0]), 2)).tolist() == [3, 1, 2, 0]
+
+
 def test_balance_needs_enough_samples_on_both_sides_of_the_median() -> None:
     other = torch.tensor([0.0] * 9 + [1.0] * 3)
     message = "balance: too many samples share its median score, which leaves 3 on one side of it; 4 are needed"
