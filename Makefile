@@ -1,5 +1,7 @@
 # make sweep   create the environment, run the first example, say where the results are
 # make test    all tests
+# make quick   those that need no Ray, no server, no browser and no other process that imports torch: in minutes
+# make mutants faults put into the modules that decide, one at a time: which of them the quick tests notice
 # make check   what CI checks beside the tests
 # make faults  real sweeps under real faults, about a quarter of an hour; LONG=1 for twice the kills
 # make browser-test  what a person sees, in a real browser
@@ -10,13 +12,19 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: sweep test check faults browser-test cluster-test install ops format clean
+.PHONY: sweep test quick mutants check faults browser-test cluster-test install ops format clean
 
 sweep: ops
 	orchestrate sweep sweeps/toyfaces.yaml
 
 test: ops
 	python -m pytest -q -n 2 --no-loadscope-reorder
+
+quick: install
+	python -m pytest -q -n 2 --no-loadscope-reorder -m "not slow"
+
+mutants: install
+	python -m tests.mutants $(if $(COUNT),--count $(COUNT))
 
 check: install
 	ruff check .

@@ -71,6 +71,7 @@ def test_the_reference_multiplies_with_the_same_jacobian(tiny_denoiser: Denoiser
     assert torch.allclose(jacobian.FullNetwork(tiny_denoiser, x_t, t)(v), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @FORWARD_MODE
 def test_the_page_of_the_jacobian(tiny_denoiser: Denoiser) -> None:
     figures = jacobian.measure(tiny_denoiser, jacobian.Case("tiny", 5, 3, repeats=1))
@@ -79,6 +80,7 @@ def test_the_page_of_the_jacobian(tiny_denoiser: Denoiser) -> None:
     assert "| tiny | 5 | 3 | 1e-04 |" in jacobian.document([figures], {"tiny": (40, 20, 10)}, "here")
 
 
+@pytest.mark.slow
 def test_the_page_of_the_components(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pca, "drawn", partial(pca.drawn, width=300))
     for case in (pca.Case("gap", 200, (100,)), pca.Case("slow", 2100, (100,))):
@@ -94,6 +96,7 @@ def test_the_ablation_ends_with_the_defaults_of_the_method() -> None:
     assert ablated == defaults
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_chain_have_the_same_gradient() -> None:
     case = Case.of(celeba(8, 32, "cpu", torch.float64), 3, 1)
     wanted = straightforward(case, frozen=True)().clone()
@@ -102,12 +105,14 @@ def test_both_sides_of_the_chain_have_the_same_gradient() -> None:
         assert float((run() - wanted).norm() / wanted.norm()) < 1e-9
 
 
+@pytest.mark.slow
 def test_operations_of_a_long_chain_follow_from_short_ones() -> None:
     denoiser = Denoiser.without_weights("digits")
     run = partial(straightforward, frozen=False)
     assert chain_flops(run, denoiser, 5) == flops(run(Case.of(denoiser, 5, 1)))
 
 
+@pytest.mark.slow
 def test_the_straightforward_step_costs_nine_calls() -> None:
     """Two forward, one of each again, and two back through inputs and weights; and the unshifted sample's."""
     denoiser = Denoiser.without_weights("digits")
@@ -117,6 +122,7 @@ def test_the_straightforward_step_costs_nine_calls() -> None:
     assert chain_flops(partial(straightforward, frozen=False), denoiser, 40) / (40 * once) == pytest.approx(9, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_chains_tables_have_a_row_for_each_case() -> None:
     case = Case.of(Denoiser.from_pretrained("digits"), 2, 1)
     assert len(timed("narrow", case, 1)) == 1
@@ -124,6 +130,7 @@ def test_the_chains_tables_have_a_row_for_each_case() -> None:
     assert len(ablated(case, 1)) == 3
 
 
+@pytest.mark.slow
 def test_what_a_sweep_costs_is_measured_on_a_real_one() -> None:
     """Its trials only sleep; the tables have their rows, and processes are used for more than one trial."""
     found = sweep.driven(sweep.Load(4, 0.1, 1, reports=2))
@@ -140,6 +147,7 @@ def test_steps_that_asha_saves_are_at_least_what_every_rung_lets_through() -> No
     assert race.least <= share < 0.6 and place < 14
 
 
+@pytest.mark.slow
 def test_the_page_of_memory_has_a_row_for_each_way_and_policy() -> None:
     found = memory.rows(Denoiser.without_weights("digits"), (1,), 2)
     assert len(found) == len({row.name for row in found}) == 9

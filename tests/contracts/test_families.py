@@ -157,6 +157,7 @@ def test_a_hooked_step_takes_as_many_passes_as_outputs(load: Load, shifted: str,
     assert torch.allclose(found, one_step(denoiser, schedule, 1, x, delta, injection), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tokens", "pooled"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_forms_are_one_tap(load: Load, name: str, form: str) -> None:

@@ -142,6 +142,7 @@ def test_singular_vectors_are_those_of_the_whole_matrix_in_the_box(load: Load, n
     assert torch.allclose((found.vectors.flatten(1) * vectors[:3]).sum(1).abs(), torch.ones(3).double(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_real_image_of_a_latent_model_is_inverted_where_its_latents_are(load: Load) -> None:
     denoiser = load("latent", torch.float32)
     images = noise([5], denoiser.image_shape).clamp(-1, 1)

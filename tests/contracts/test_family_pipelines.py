@@ -228,6 +228,7 @@ def test_the_conditional_half_alone(model: Model, name: str, injection: str, mon
     assert not torch.allclose(alone, check(model, name, monkeypatch, injection)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shifted", ["both", "conditional"])
 @pytest.mark.parametrize(("name", "two"), [("sd", {"num_images_per_prompt": 2}), ("dit", {"class_labels": [1, 1]})])
 def test_two_images_at_a_time(

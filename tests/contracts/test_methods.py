@@ -125,6 +125,7 @@ def test_the_global_generator_is_left_alone(method: str, denoiser: Denoiser, sch
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_it_shifts_samples_and_the_opposite_shift_is_another(
     found: DirectionSet, denoiser: Denoiser, schedule: Schedule
 ) -> None:

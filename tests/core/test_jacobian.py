@@ -103,6 +103,7 @@ def power_iteration(jacobian: Tensor, count: int, tolerance: float) -> int:
 # --- products with J --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_products_are_those_of_the_explicit_jacobian(denoiser: Denoiser, mask: Tensor | None) -> None:
     x_t = image(denoiser)
     expected = explicit(denoiser, x_t, mask)
@@ -151,6 +152,7 @@ def test_the_spectrum_is_that_of_the_explicit_jacobian(denoiser: Denoiser, mask:
     assert (largest > 0).all()
 
 
+@pytest.mark.slow
 def test_the_residual_is_what_it_says(denoiser: Denoiser, mask: Tensor | None) -> None:
     """||J^T u - s v|| / s with u = J v / s, before and after convergence."""
     x_t = image(denoiser)
@@ -223,6 +225,7 @@ def test_a_guess_from_nearby_needs_fewer_products(denoiser: Denoiser) -> None:
     assert torch.allclose(warm.values, cold.values, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_a_wrong_guess_is_left_behind(denoiser: Denoiser) -> None:
     """Started from the vectors that change eps the least, the largest are found all the same."""
     x_t = image(denoiser)

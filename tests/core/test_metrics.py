@@ -175,6 +175,7 @@ def test_strength_that_does_not_show_is_guessed() -> None:
     assert error == pytest.approx(0.75, abs=0.02)
 
 
+@pytest.mark.slow
 def test_strength_error_is_in_units_of_the_largest_scale() -> None:
     assert identifiability(painted(unit=7.0), iterations=20)[1] == pytest.approx(
         identifiability(painted(), iterations=20)[1], rel=1e-5

@@ -168,6 +168,7 @@ def test_an_identity_is_of_unit_length_and_of_the_image_as_pillow_resizes_it(
     assert torch.allclose(found, embed(torch.stack(resized)[None]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_name_tells_the_weights_apart(
     extractors: dict[str, Extractor], files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_name_tells_the_weights_apart(
     assert all(len(name) == len("lpips-alex ") + 8 for name in names) and names[0] != names[1]
 
 
+@pytest.mark.slow
 def test_lpips_has_its_linear_layers_by_either_name(files: dict[str, str], tmp_path: Path) -> None:
     weights = {
         name.replace("lin", "lins.") if name.startswith("lin") else name: t

@@ -110,6 +110,7 @@ def test_an_autoencoder_that_overflows_in_half_precision_stays_in_float32(sd: Pa
     assert Denoiser.from_pretrained(sd, torch.float16, **PROMPTED).codec.network.dtype == torch.float16  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_the_class_that_published_transformers_have_in_their_configuration(models: Path, tmp_path: Path) -> None:
     dit = Path(shutil.copytree(models / "dit", tmp_path / "dit"))
     edit(dit / "transformer/config.json", _class_name="Transformer2DModel", norm_type="ada_norm_zero")
@@ -142,6 +143,7 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(
     assert (converted.digest, converted.condition.digest()) == (whole.digest, whole.condition.digest())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["tokenizer", "text_encoder"])
 def test_a_model_that_reads_text_without_a_part_for_it_is_told(sd: Path, part: str) -> None:
     shutil.rmtree(sd / part)
@@ -182,6 +184,7 @@ def test_weights_of_another_shape_are_told_by_the_first(sd: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("open_model", OPEN)
 def test_a_network_that_names_no_size_is_given_one(sd: Path, open_model: Callable[..., Denoiser]) -> None:
     edit(sd / "unet/config.json", sample_size=None)

@@ -158,6 +158,7 @@ def test_what_is_told_to_be_resident_is_all_that_is_there(load: Load, name: str,
     assert denoiser.digest == whole.digest and denoiser.h_shape == whole.h_shape
 
 
+@pytest.mark.slow
 def test_the_denoiser_that_is_given_is_left_as_it_is(load: Load) -> None:
     whole = load("sd")
     before = taken(whole, FullGraph())
@@ -231,6 +232,7 @@ def test_a_part_is_planned_as_a_part(load: Load) -> None:
     assert peaks[2] < peaks[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "dit", "flux"])
 def test_what_is_remembered_is_what_would_be_worked_out(load: Load, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = Schedule.ddim(load(name), STEPS)
@@ -242,6 +244,7 @@ def test_what_is_remembered_is_what_would_be_worked_out(load: Load, name: str, m
             assert [predict(kind(load(name).blueprint()), schedule, 2, policy) for policy in POLICIES] == quick
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "millions", "blocks"),
     [

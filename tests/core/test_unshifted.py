@@ -243,6 +243,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SETTINGS)
 def test_a_method_finds_the_same_set_with_a_cache_and_draws_once(
     method: str, denoiser: Denoiser, schedule: Schedule, cache: SampleCache, chains: list[int]

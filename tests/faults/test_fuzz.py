@@ -35,6 +35,7 @@ def test_a_link_that_is_followed_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
     assert "a link was followed" in caught(fuzz_direction_set)
 
 
+@pytest.mark.slow
 def test_a_file_opened_outside_of_the_folder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions, "read_names", lambda _: tuple(Path("/etc/hostname").read_text()))
     assert caught(fuzz_direction_set) == "Escaped: opened /etc/hostname"

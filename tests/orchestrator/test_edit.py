@@ -99,6 +99,7 @@ def test_settings_of_another_set_are_told_of(run: Run) -> None:
     assert code == 0 and "Note: the settings were written with another direction set ('ffffffffffff', here '" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_an_animation_swings_back_and_forth_for_ever(run: Run, suffix: str) -> None:
     to = Path("out") / f"a{suffix}"
@@ -285,6 +286,7 @@ def test_another_model_is_refused_with_both_digests(run: Run, tiny_model: Path, 
     assert code == 0 and err.startswith("Note: the set was made for weights '0123456789ab', model '")
 
 
+@pytest.mark.slow
 def test_an_image_needs_a_chain_without_noise(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     noisy = tiny_bundle(tiny_model, tmp_path / "noisy", eta=0.5)
@@ -332,6 +334,7 @@ def test_settings_say_what_the_model_was_run_in(run: Run, tiny_model: Path, tmp_
         assert (pixels(out) == pixels(Path("a.png"))).all() == (precision == "bf16")
 
 
+@pytest.mark.slow
 def test_weights_may_be_in_the_cpus_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
@@ -357,6 +360,7 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -115,6 +115,7 @@ def test_a_mistake_in_the_page_is_one_escaped_sentence(bench: Workbench, tmp_pat
     assert all(Path(file).is_file() for file in files) and said == '<div role="status"></div>'
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_the_options_that_help_are_told(
     bench: Workbench, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
     assert capsys.readouterr().err == f"{told}\n"
 
 
+@pytest.mark.slow
 def test_the_model_is_run_as_it_is_asked_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[dict[str, Any]] = []
 

@@ -404,6 +404,7 @@ def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_mod
     assert books.folder.result.is_file()
 
 
+@pytest.mark.slow
 def test_where_no_trial_is_whole_nobody_is_champion(tmp_path: Path) -> None:
     sweep = parse({"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}})
     folder, ledger = begun(tmp_path / "runs", sweep)

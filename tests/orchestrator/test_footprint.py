@@ -89,6 +89,7 @@ def test_a_smaller_micro_batch_comes_before_running_steps_again(case: Case) -> N
         assert summary(choose(case, just_enough(whole))) == ("keep_steps", size, 0, True)
 
 
+@pytest.mark.slow
 def test_but_none_below_four(case: Case) -> None:
     """Then it is the largest again, with as many steps kept as fit."""
     way = choose(case, just_enough(footprint(case, "keep_steps", 4, HUGE)) - 5_000_000)
@@ -97,6 +98,7 @@ def test_but_none_below_four(case: Case) -> None:
     assert way.gradient == KeepSteps(way.chain.graphs)
 
 
+@pytest.mark.slow
 def test_more_memory_keeps_more_steps(case: Case) -> None:
     least = just_enough(footprint(case, "checkpoint_steps", 16, HUGE))
     kept = [footprint(case, "keep_steps", 16, least + extra).chain.kept for extra in range(0, 480_000_000, 48_000_000)]

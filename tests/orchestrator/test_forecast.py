@@ -95,6 +95,7 @@ def test_memory_is_told_by_parts_for_each_device() -> None:
     assert sum(parts) == pytest.approx(float(row_of(text, "sum")[1]), abs=0.04)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_what_would() -> None:
     sweep = sweep_with(
         gradient={"policy": "full_graph"},
@@ -122,6 +123,7 @@ def test_what_does_not_fit_says_what_would() -> None:
         refuse_unfit(case, [tiny])
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_device_that_is_too_small(capsys: pytest.CaptureFixture[str]) -> None:
     toyfaces = str(ROOT / "sweeps" / "toyfaces.yaml")
     assert main(["plan", toyfaces, "--device-memory", "0.05GB"]) == 2

@@ -81,6 +81,7 @@ def test_where_nothing_has_changed_there_is_no_fork(tmp_path: Path) -> None:
     assert forked(sweep, tmp_path) == (None, sweep)
 
 
+@pytest.mark.slow
 def test_what_would_come_to_the_same_is_carried_over_once(tmp_path: Path) -> None:
     source = started(tmp_path, sweep_with())
     found = run(source, 3)
@@ -90,6 +91,7 @@ def test_what_would_come_to_the_same_is_carried_over_once(tmp_path: Path) -> Non
     assert not ledger.begun(), "they are trials of the old sweep"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [
@@ -104,6 +106,7 @@ def test_what_the_new_space_does_not_hold_is_not_learned_from(tmp_path: Path, se
     assert not [row for row in ledger.study.trials if row.state == TrialState.COMPLETE]
 
 
+@pytest.mark.slow
 def test_else_the_best_are_tried_first(tmp_path: Path) -> None:
     source = started(tmp_path, sweep_with())
     best = list(run(source, 7).values())[:5]
@@ -114,6 +117,7 @@ def test_else_the_best_are_tried_first(tmp_path: Path) -> None:
     assert len(ledger.begun()) == 5
 
 
+@pytest.mark.slow
 def test_of_those_what_is_out_of_range_is_left_out(tmp_path: Path) -> None:
     source = started(tmp_path, sweep_with())
     run(source, 3)
@@ -123,6 +127,7 @@ def test_of_those_what_is_out_of_range_is_left_out(tmp_path: Path) -> None:
     assert all(each is not None and 0.1 <= float(each.parameters["shift_scale"]) <= 0.2 for each in given)
 
 
+@pytest.mark.slow
 def test_they_count_among_the_trials_of_the_budget(tmp_path: Path) -> None:
     source = started(tmp_path, sweep_with())
     run(source, 7)

@@ -247,6 +247,7 @@ def test_numbers_carry_their_sign() -> None:
     assert [number(value, ".2f") for value in (-0.001, 1.239)] == ["0.00", "+1.24"]
 
 
+@pytest.mark.slow
 def test_what_calibration_makes_can_be_shown(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, 2)
     table = torch.nn.functional.normalize(torch.eye(2, 32, dtype=torch.float64), dim=1).reshape(2, 1, 8, 2, 2)

@@ -29,6 +29,7 @@ def with_sections(wanted: Wanted, **sections: Any) -> Wanted:
     return replace(wanted, sweep=parse({**wanted.sweep.resolved(), **sections}))
 
 
+@pytest.mark.slow
 def test_a_machine_that_has_everything_says_nothing(wanted: Wanted) -> None:
     assert problems(wanted) == []
 
@@ -60,6 +61,7 @@ def test_relative_paths_begin_where_the_sweep_was_started(
     assert os.getcwd() == str(tmp_path / "home")
 
 
+@pytest.mark.slow
 def test_a_root_that_is_not_ours(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
@@ -77,6 +79,7 @@ def test_a_full_disk(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.startswith("only 5 MiB are free in ") and told.endswith(": free 1024 MiB")
 
 
+@pytest.mark.slow
 def test_operators_are_built_before_a_trial_waits_for_them(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[bool] = []
     monkeypatch.setattr(operators, "build_ops", lambda: built.append(True))

@@ -613,6 +613,7 @@ def test_the_section_says_what_it_takes(cluster: dict[str, Any], message: str) -
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_folder_once_and_says_what_comes_next(folder: Path, orchestrate: Orchestrate) -> None:
     done = orchestrate("launch", CELEBA, "--on", "slurm", "--set", "cluster.nodes=8", "--to", "a b")
     assert done.returncode == 0, done.stderr
@@ -648,6 +649,7 @@ def _full(*_: object, **__: object) -> None:
 HEAVY = {"torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers"}
 
 
+@pytest.mark.slow
 def test_it_is_quick_for_it_loads_nothing_heavy() -> None:
     code = f"""
 import sys

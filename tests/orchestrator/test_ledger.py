@@ -287,6 +287,7 @@ def _finish(ledger: Ledger, interruptions: int = 0) -> str:
     return given.trial_id
 
 
+@pytest.mark.slow
 def test_what_is_proposed_does_not_depend_on_interruptions(tmp_path: Path) -> None:
     """The first five are drawn at random, those after them follow from what the others came to."""
     search = {"shift_scale": {"float": [0.5, 2.0]}, "directions": {"int": [4, 40]}}
@@ -351,6 +352,7 @@ def test_before_it_learns_chance_fills_the_places_twice(
     assert rest == {"multivariate": True, "group": True, "constant_liar": True, "n_startup_trials": drawn}
 
 
+@pytest.mark.slow
 def test_no_configuration_is_run_twice(tmp_path: Path) -> None:
     """There are nine; after the fifth trial Optuna itself would repeat the best."""
     search = {"directions": {"choice": [4, 8, 16]}, "start": {"choice": ["pca", "random", "flattest"]}}
@@ -365,6 +367,7 @@ def test_no_configuration_is_run_twice(tmp_path: Path) -> None:
     assert all(row.state == TrialState.FAIL and row.user_attrs[module.SAME_AS] in ids for row in repeated)
 
 
+@pytest.mark.slow
 def test_a_space_with_nothing_new_in_it_ends_the_search(tmp_path: Path) -> None:
     """Of a range that holds two numbers nobody knows that before."""
     search = {"shift_scale": {"float": [1.0, math.nextafter(1.0, 2.0)]}}

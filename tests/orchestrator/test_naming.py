@@ -35,6 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_names_by_hand_are_in_every_file(folder: Path) -> None:
     before = DirectionSet.load(folder)
     found = name(folder, {0: "smile", "direction_1": "turn <left>"})
@@ -47,6 +48,7 @@ def test_names_by_hand_are_in_every_file(folder: Path) -> None:
     assert "`smile`" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_names_only_needs_no_model_and_leaves_no_old_gallery(folder: Path) -> None:
     found = DirectionSet.load(folder)
     origin = {**found.provenance, "model": "/nowhere"}
@@ -60,6 +62,7 @@ def test_names_only_needs_no_model_and_leaves_no_old_gallery(folder: Path) -> No
     assert DirectionSet.load(folder).names[0] == "smile" and not (folder / "gallery.html").exists()
 
 
+@pytest.mark.slow
 def test_a_predictor_names_what_has_no_name_by_hand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = DirectionSet.load(folder).table
 
@@ -76,6 +79,7 @@ def test_a_predictor_names_what_has_no_name_by_hand(folder: Path, monkeypatch: p
     assert torch.equal(again.table.abs(), table.abs()) and again.dials == read.dials
 
 
+@pytest.mark.slow
 def test_what_is_wrong_changes_nothing(folder: Path) -> None:
     before = files(folder)
     for wrong, sentence in (
@@ -93,6 +97,7 @@ def test_what_is_wrong_changes_nothing(folder: Path) -> None:
     assert files(folder) == before
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_drawn_half_as_many_at_a_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +120,7 @@ def test_what_does_not_fit_is_drawn_half_as_many_at_a_time(
     assert tried[7:] == [64, 32, 16] and DirectionSet.load(folder).names[0] == "smile"
 
 
+@pytest.mark.slow
 def test_the_model_is_run_as_it_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[torch.dtype, bool]] = []
 
@@ -135,6 +141,7 @@ def test_names_are_pairs(text: str) -> None:
     assert parse_names(["3=smile", "yaw = turn left"]) == {3: "smile", "yaw": "turn left"}
 
 
+@pytest.mark.slow
 def test_galleries_of_one_and_of_two(folder: Path, tmp_path: Path) -> None:
     gallery([folder, folder], tmp_path / "two.html")
     assert (tmp_path / "two.html").read_text().count("direction_1") > (folder / "gallery.html").read_text().count(

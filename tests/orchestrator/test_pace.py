@@ -29,6 +29,7 @@ def predicted(sweep: Sweep, slots: int = 1, **measured: float) -> Any:
     return predict(sweep, schedule_of(sweep), Measured(**{**vars(NOTHING), **measured}), slots)
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_sum_of_its_parts() -> None:
     sweep = sweep_with(train={"iterations": 100}, evaluate={"every": 40, "seeds": 6})
     assert predicted(sweep, start=7.0).trial == {"learned": 7.0}
@@ -41,6 +42,7 @@ def test_a_trial_is_the_sum_of_its_parts() -> None:
     assert predicted(sweep_with(search={"directions": 8, "start": "random"}), start=7.0).trial == {"learned": 0.0}
 
 
+@pytest.mark.slow
 def test_windows_and_injection_make_chains_longer_and_shorter() -> None:
     plain = predicted(sweep_with(), forward=1.0).trial["learned"]
     late = sweep_with(sampler={"steps": 5, "window": [500, 0]})
@@ -51,6 +53,7 @@ def test_windows_and_injection_make_chains_longer_and_shorter() -> None:
     assert predicted(twice, forward=1.0).trial["learned"] == plain + 32 * 2.5 + shifted * 2.5
 
 
+@pytest.mark.slow
 def test_a_sweep_is_its_trials_side_by_side_and_a_wait_for_the_last() -> None:
     sweep = sweep_with(search={"shift_scale": {"float": [0.1, 1]}}, budget={"trials": 6}, train={"iterations": 10})
     assert predicted(sweep, iteration=1.0).sweep == pytest.approx(60)
@@ -61,6 +64,7 @@ def test_a_sweep_is_its_trials_side_by_side_and_a_wait_for_the_last() -> None:
     assert found.sweep == 36 and found.limited
 
 
+@pytest.mark.slow
 def test_unshifted_samples_are_drawn_once_for_each_seed() -> None:
     search = {"seed": {"choice": [0, 1, 2]}, "directions": 8}
     train = {"iterations": 1, "pool": 100}
@@ -74,6 +78,7 @@ def test_unshifted_samples_are_drawn_once_for_each_seed() -> None:
     assert three.busy == pytest.approx(3 * trial + 2 * evaluation + (300 + 240) * 5)
 
 
+@pytest.mark.slow
 def test_methods_that_do_not_train() -> None:
     search = {"seed": {"choice": [0, 1]}, "directions": 8, "supervised.samples": 50, "supervised.extremes": 10}
     methods = {"choice": ["pca", "random", "supervised"]}
@@ -101,6 +106,7 @@ def test_what_cannot_be_predicted_is_said(method: str, search: dict[str, Any], w
     assert found.sweep is None and cost(sweep, found, 1.0) is None
 
 
+@pytest.mark.slow
 def test_cost_is_of_gpus_or_of_machines() -> None:
     search = {"shift_scale": {"float": [0.1, 1]}}
     sections = {"search": search, "budget": {"trials": 6}, "train": {"iterations": 600, "batch": 16}}
@@ -125,6 +131,7 @@ def test_where_asha_ends_trials() -> None:
     assert sum(number for _, number in late) == pytest.approx(6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", [2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
 def test_as_many_are_expected_to_go_on_as_do(count: int, reduction: int) -> None:

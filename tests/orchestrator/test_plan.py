@@ -139,6 +139,7 @@ def test_predictor_and_strength_are_told_where_given() -> None:
     assert row_of(text, "evaluation")[1] == "at the end, on 24 seeds, every set scaled to strength 0.5"
 
 
+@pytest.mark.slow
 def test_what_does_not_learn_needs_no_training() -> None:
     console = Console(width=120, file=io.StringIO(), record=True)
     show(sweep_with(method={"choice": ["pca", "random"]}), console)
@@ -162,6 +163,7 @@ def lines_of(sweep: Sweep, width: int, whole: bool) -> list[str]:
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 80, 160])
 @pytest.mark.parametrize(("name", "whole"), [("digits", True), ("cat", False), ("compare_digits", False)])
 def test_it_fits_the_terminal_and_nothing_is_cut(width: int, name: str, whole: bool) -> None:
@@ -193,6 +195,7 @@ def test_what_the_model_does_not_tell_is_not_counted() -> None:
     assert row_of(console.export_text(), "taken")[1] == "not counted, for the model is not at hand"
 
 
+@pytest.mark.slow
 def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--set", "tracking.uri=http://anna:geheim@x/?token=abcdefgh", "--set", "budget.trials=4"]
     assert main(["plan", str(ROOT / "sweeps" / "toyfaces.yaml"), "--json", "--samples", "2", *given]) == 0
@@ -260,6 +263,7 @@ def test_what_is_asked_of_a_plan_is_checked(
     assert capsys.readouterr().err.strip().endswith(sentence)
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "--dry-run", str(ROOT / "sweeps" / "toyfaces.yaml")]) == 0
     assert row_of(capsys.readouterr().out, "identity")
@@ -274,6 +278,7 @@ def test_the_sweeps_that_ship_are_planned(path: Path) -> None:
     assert row_of(text_of(load(path)), "name") == ["name", path.stem]
 
 
+@pytest.mark.slow
 def test_what_follows_from_the_file_loads_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from rich.console import Console\n"

@@ -31,12 +31,14 @@ def test_what_fits_passes(tiny_model: Path, method: object) -> None:
     check_model(sweep_with(tiny_model, method=method, search={"directions": 32}))
 
 
+@pytest.mark.slow
 def test_more_directions_than_dimensions(tiny_model: Path) -> None:
     for directions in (33, {"choice": [4, 33]}, {"int": [4, 33]}):
         sweep = sweep_with(tiny_model, method=SEVERAL, search={"directions": directions})
         assert mistakes_of(sweep) == [f"search.directions: got 33; h of '{tiny_model}' has 32 dimensions"]
 
 
+@pytest.mark.slow
 def test_a_mask_must_fit_the_images(tiny_model: Path, tmp_path: Path) -> None:
     Image.new("L", (9, 9), 255).save(tmp_path / "wrong.png")
     Image.new("L", (8, 8), 255).save(tmp_path / "right.png")
@@ -65,6 +67,7 @@ def test_attributes_are_those_of_the_predictor() -> None:
     assert told[0].endswith("; did you mean 'smile'?") and "attribute 'smil' is not one that the predictor" in told[0]
 
 
+@pytest.mark.slow
 def test_supervised_needs_a_predictor_or_pairs(tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_with(tiny_model, method={"choice": ["random", "supervised"]})
     assert mistakes_of(sweep) == [

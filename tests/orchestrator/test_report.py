@@ -92,6 +92,7 @@ def test_a_spread_is_told_of_configurations_with_several_seeds_only(sweep: Sweep
     assert repeated(RANKED[:1], sweep) == []
 
 
+@pytest.mark.slow
 def test_repeats_are_ordered_by_the_mean_rank_of_their_trials(tmp_path: Path) -> None:
     search = {"seed": {"choice": [0, 1]}, "shift_scale": {"choice": [0.2, 0.4, 0.8]}, "directions": 8}
     folder = fabricated(tmp_path, 6, search=search, objectives=[{"fidelity_kid": "min"}])
@@ -130,6 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 80, 160])
 def test_nothing_is_cut_at_any_width(width: int, finished: SweepFolder) -> None:
     lines = text_of(finished, width)
@@ -143,6 +145,7 @@ def test_nothing_is_cut_at_any_width(width: int, finished: SweepFolder) -> None:
     assert HOSTILE in " ".join(words), "a reason is told as it is"
 
 
+@pytest.mark.slow
 def test_metrics_that_find_no_room_are_counted(tmp_path: Path) -> None:
     folder = fabricated(tmp_path, 2)
     found = read(folder)
@@ -153,6 +156,7 @@ def test_metrics_that_find_no_room_are_counted(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_conclusion(tmp_path: Path) -> None:
     folder = fabricated(tmp_path, 3)
     best = read(folder).rows[0]
@@ -176,6 +180,7 @@ def test_a_sweep_without_trials_says_so(tmp_path: Path) -> None:
     assert read(folder).conclusion == "There are no trials yet."
 
 
+@pytest.mark.slow
 def test_a_sweep_that_runs_says_so_with_the_time(tmp_path: Path) -> None:
     folder = fabricated(tmp_path, 2)
     assert text_of(folder)[0].startswith("Sweep 'made' is not complete: the same command goes on with it; 2 of 2")
@@ -183,6 +188,7 @@ def test_a_sweep_that_runs_says_so_with_the_time(tmp_path: Path) -> None:
         assert text_of(folder, 300)[0].startswith("Sweep 'made' is still running (process ")
 
 
+@pytest.mark.slow
 def test_json_holds_everything_and_no_secret(tmp_path: Path) -> None:
     secret = "https://anna:hunter22@mlflow.example"
     folder = fabricated(tmp_path, 6, mixed, reason=f"no answer from {secret}", tracking={"uri": secret})
@@ -202,6 +208,7 @@ def test_json_holds_everything_and_no_secret(tmp_path: Path) -> None:
     assert parse(told["spec"] | {"tracking": {}}).name == "made"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -235,6 +242,7 @@ def test_the_nearest_name_of_a_sweep(tmp_path: Path) -> None:
         read(SweepFolder(tmp_path, "toyface"))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_or_prints_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fabricated(tmp_path, 2, completed)
     assert cli.main(["report", "made", "--root", str(tmp_path)]) == 0

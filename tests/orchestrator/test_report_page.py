@@ -66,6 +66,7 @@ class Read(HTMLParser):
             self.texts.append(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MADE)
 def test_a_page_of_every_kind_of_sweep_needs_nothing_else(kind: str, tmp_path: Path) -> None:
     folder = MADE[kind](tmp_path)
@@ -77,6 +78,7 @@ def test_a_page_of_every_kind_of_sweep_needs_nothing_else(kind: str, tmp_path: P
     assert read(folder).conclusion in "".join(seen.texts)
 
 
+@pytest.mark.slow
 def test_only_our_own_scripts_may_run(finished: SweepFolder) -> None:
     html = page(read(finished))
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
@@ -86,12 +88,14 @@ def test_only_our_own_scripts_may_run(finished: SweepFolder) -> None:
     assert len(scripts) == 2 and [f"'sha256-{each}'" in policy[1] for each in hashes] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_hostile_reason_is_text(finished: SweepFolder) -> None:
     html = page(read(finished))
     assert HOSTILE in "".join(Read(html).texts)
     assert "<script>alert" not in html and "49" not in Read(html).texts
 
 
+@pytest.mark.slow
 def test_hostile_values_are_text_for_plotly_too(tmp_path: Path) -> None:
     folder = MADE["hostile names"](tmp_path)
     figures = "".join(chart.figure.to_json() for each in sections(read(folder)) for chart in each.charts)
@@ -99,6 +103,7 @@ def test_hostile_values_are_text_for_plotly_too(tmp_path: Path) -> None:
     assert "</script" not in page(read(folder)).split('id="figures">')[1].split("</script>")[0]
 
 
+@pytest.mark.slow
 def test_every_chart_has_its_numbers_as_a_table(finished: SweepFolder) -> None:
     shown = sections(read(finished))
     assert [each.anchor for each in shown] == ["front", "importance", "slices", "history", "curves"]
@@ -108,6 +113,7 @@ def test_every_chart_has_its_numbers_as_a_table(finished: SweepFolder) -> None:
     assert [len(by_anchor[name].charts) for name in ("front", "slices", "history", "curves")] == [1, 6, 2, 1]
 
 
+@pytest.mark.slow
 def test_three_objectives_are_three_pairs(tmp_path: Path) -> None:
     [front, *_] = sections(read(MADE["three objectives"](tmp_path)))
     assert [chart.title for chart in front.charts] == [
@@ -138,11 +144,13 @@ def test_the_best_so_far_is_the_best_in_the_objectives_own_direction(finished: S
     assert more[-1] == max(row.metrics["identifiability"] for row in found.rows if row.state == "completed")
 
 
+@pytest.mark.slow
 def test_the_same_sweep_gives_the_same_page(finished: SweepFolder) -> None:
     found = read(finished)
     assert page(found) == page(found)
 
 
+@pytest.mark.slow
 def test_the_champions_picture_is_in_it_unless_it_is_none(finished: SweepFolder, tmp_path: Path) -> None:
     folder = copied(finished, tmp_path)
     picture = base64.b64encode((folder.champion / "traversal.png").read_bytes()).decode()
@@ -162,6 +170,7 @@ def test_a_large_picture_is_made_smaller(
     assert "data:image/webp;base64," in page(read(folder))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_runs_and_a_copied_folder_are_said_to_be_so(finished: SweepFolder, tmp_path: Path) -> None:
     folder = copied(finished, tmp_path)
     shutil.copytree(folder.path, tmp_path / "copied")
@@ -172,6 +181,7 @@ def test_a_sweep_that_runs_and_a_copied_folder_are_said_to_be_so(finished: Sweep
         assert re.search(r"The sweep is still running \(process \d+ on .*, since ", page(read(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "message"),
     [
@@ -189,6 +199,7 @@ def test_where_no_page_can_go_nothing_is_written(to: str, message: str, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_ours_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fabricated(tmp_path, 1, completed)
 

@@ -98,7 +98,9 @@ VALUES = [0.3, 0.9, 0.2, 0.5, 0.6, 0.1]
 CONTINUES = {"max": [1, 1, 0, 0, 1, 0], "min": [1, 0, 1, 0, 0, 1]}
 
 
-@pytest.mark.parametrize("interrupted_before", [1, 3, 5])
+@pytest.mark.parametrize(
+    "interrupted_before", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("metric", "mode"), [("identifiability", "max"), ("fidelity_kid", "min")])
 def test_asha_decides_as_if_it_had_never_been_interrupted(
     tmp_path: Path, interrupted_before: int, metric: str, mode: str

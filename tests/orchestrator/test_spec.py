@@ -1119,6 +1119,7 @@ def test_sweeps_ship() -> None:
     assert len(SWEEPS) >= 3
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported() -> None:
     heavy = "torch ray optuna mlflow diffusers deepspeed"
     code = f"import sys, orchestrator.spec; print(*[m for m in '{heavy}'.split() if m in sys.modules])"

@@ -48,6 +48,7 @@ def text_of(root: Path, name: str | None = None) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_runs_or_is_complete(folder: SweepFolder, tmp_path: Path) -> None:
     assert text_of(tmp_path).startswith(
         "a: interrupted, the same command goes on; 3 of 4 trials: 1 completed, 2 interrupted; "
@@ -67,6 +68,7 @@ def rows_of(text: str) -> list[list[str]]:
     return [line.split()[1:] for line in lines[first + 1 : first + 4]]
 
 
+@pytest.mark.slow
 def test_one_sweep_with_its_trials(folder: SweepFolder, tmp_path: Path) -> None:
     text = text_of(tmp_path, "a")
     assert rows_of(text) == [
@@ -77,6 +79,7 @@ def test_one_sweep_with_its_trials(folder: SweepFolder, tmp_path: Path) -> None:
     assert text.splitlines()[-1] == "0:00 under way in all"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_runs_says_how_long_it_will(folder: SweepFolder, tmp_path: Path) -> None:
     running = next(iter(read(folder).standing.of(over=False)))
     began = running.began or 0.0
@@ -93,6 +96,7 @@ def test_a_sweep_that_runs_says_how_long_it_will(folder: SweepFolder, tmp_path: 
     assert "1 done, 1 running, 1 waiting, 1 left; best identifiability 0.750 (trial " in text and "about " in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 80, 160])
 @pytest.mark.parametrize("driven", [True, False])
 def test_it_fits_the_terminal(folder: SweepFolder, tmp_path: Path, width: int, driven: bool) -> None:
@@ -110,6 +114,7 @@ def test_it_fits_the_terminal(folder: SweepFolder, tmp_path: Path, width: int, d
         assert ("0.750" in row) == (trial.state == "completed")
 
 
+@pytest.mark.slow
 def test_as_json(folder: SweepFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "sweep.json").write_text("{")
@@ -145,6 +150,7 @@ def test_as_json(folder: SweepFolder, tmp_path: Path, capsys: pytest.CaptureFixt
     }
 
 
+@pytest.mark.slow
 def test_watching_ends_with_the_sweep_or_with_ctrl_c(
     folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +177,7 @@ def test_watching_and_data_exclude_each_other(capsys: pytest.CaptureFixture[str]
     assert "--watch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_mlflow_has_not_got_is_told(folder: SweepFolder, tmp_path: Path) -> None:
     spool = Spool(folder.outbox)
     for _ in range(3):
@@ -179,6 +186,7 @@ def test_what_mlflow_has_not_got_is_told(folder: SweepFolder, tmp_path: Path) ->
     assert "; 2 records for MLflow not sent yet; 1 record refused by MLflow, in " in text_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_damaged_sweep_hides_no_other(folder: SweepFolder, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "sweep.json").write_text("{")

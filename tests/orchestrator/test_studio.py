@@ -32,6 +32,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(torch.allclose(a, b, atol=1e-4))
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_what_the_chain_draws(tiny: Studio, tiny_model: Path) -> None:
     denoiser = Denoiser.from_pretrained(tiny_model)
     schedule = Schedule.ddim(denoiser, 3)
@@ -72,6 +73,7 @@ def test_a_sample_is_the_same_in_every_batch(tiny: Studio) -> None:
     assert close(alone, together) and told == [3, 3, 3, 1]
 
 
+@pytest.mark.slow
 def test_a_noisy_chain_draws_its_noise_from_the_seed(tiny_model: Path, tmp_path: Path) -> None:
     noisy = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", eta=0.5), device="cpu")
     edit = noisy.edit({"yaw": 1.0})
@@ -84,6 +86,7 @@ def test_a_noisy_chain_draws_its_noise_from_the_seed(tiny_model: Path, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_images_are_inverted_and_how_well_is_told(tiny: Studio) -> None:
     images = tiny.from_seeds([5]).plain.clamp(-1, 1)
     begun = tiny.from_images(images)
@@ -105,6 +108,7 @@ def test_images_of_another_size_are_told_of(tiny: Studio, tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.slow
 def test_other_steps_take_the_nearest_shift_in_proportion(tiny_model: Path, tmp_path: Path) -> None:
     bundle = tiny_bundle(tiny_model, tmp_path / "set")
     other = Studio.open(bundle, device="cpu", steps=6)
@@ -129,6 +133,7 @@ def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: Studio) -
     ]
 
 
+@pytest.mark.slow
 def test_without_dials_the_range_is_a_guess_and_nothing_is_beyond(tiny_model: Path, tmp_path: Path) -> None:
     plain = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", dials=False), device="cpu")
     assert plain.range_of("yaw") == plain.reach({"yaw": 1.0}) == REACH and plain.beyond({"yaw": 99.0}) == []
@@ -171,6 +176,7 @@ def test_what_does_not_belong_together_is_refused(
         Studio.open(bundle, device="cpu")
 
 
+@pytest.mark.slow
 def test_other_weights_may_be_used_where_one_asks_for_it(tiny_model: Path, tmp_path: Path) -> None:
     other = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", weight_digest="f" * 64), any_model=True, device="cpu")
     (warning,) = other.warnings
@@ -178,6 +184,7 @@ def test_other_weights_may_be_used_where_one_asks_for_it(tiny_model: Path, tmp_p
     assert other.draw(other.from_seeds([0]), other.edit({"yaw": 1.0})).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_model_may_have_moved(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "moved")
     bundle = tiny_bundle(tiny_model, tmp_path / "set", model="gone/away/long")
@@ -194,6 +201,7 @@ def test_a_bundle_that_is_not_there_and_scales_that_are_none(tiny: Studio, tmp_p
             tiny.draw(tiny.from_seeds([0]), Edit({"yaw": scale}))
 
 
+@pytest.mark.slow
 def test_a_set_is_opened_in_the_precision_that_it_was_found_in(tiny: Studio, tiny_model: Path, tmp_path: Path) -> None:
     """An older set does not say: float32, as it was opened before."""
     assert (tiny.precision, tiny.denoiser.dtype) == ("fp32", torch.float32)
@@ -207,6 +215,7 @@ def test_a_set_is_opened_in_the_precision_that_it_was_found_in(tiny: Studio, tin
     assert float((drawn - exact).norm() / exact.norm()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_in_the_cpus_memory_draw_the_same(tiny_model: Path, tmp_path: Path, precision: str) -> None:
     bundle = tiny_bundle(tiny_model, tmp_path / "set", precision=precision)
@@ -265,6 +274,7 @@ def test_a_model_that_could_not_be_read_for_want_of_memory(
             Studio.open(bundle)
 
 
+@pytest.mark.slow
 def test_half_as_many_at_a_time_until_they_fit() -> None:
     tried: list[int] = []
 

@@ -86,6 +86,7 @@ def test_a_study_of_another_name(path: Path) -> None:
         open_study("b", path)
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_start_has_made_is_taken_up(sweep: Sweep, path: Path) -> None:
     assert len(create_study(sweep, path).trials) == 3
 
@@ -129,6 +130,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("call", ["tell", "note", "ask", "read", "spent"])
 def test_a_file_that_another_process_holds_is_waited_for(path: Path, call: str) -> None:
@@ -143,6 +145,7 @@ def test_a_file_that_another_process_holds_is_waited_for(path: Path, call: str) 
     assert len(open_study("a", path).trials) == (5 if call == "ask" else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.RUNNING])
 def test_an_answer_that_is_lost_leaves_one_row(path: Path, monkeypatch: pytest.MonkeyPatch, state: TrialState) -> None:

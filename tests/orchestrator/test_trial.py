@@ -41,6 +41,7 @@ PARAMETERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=lambda given: given["method"])
 def test_a_method_that_does_not_train_reports_once(
     tiny_model: Path, tmp_path: Path, parameters: dict[str, Any]
@@ -54,6 +55,7 @@ def test_a_method_that_does_not_train_reports_once(
     assert directions.provenance["settings"]["seed"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)], ids=["fp32", "bf16"]
 )
@@ -67,6 +69,7 @@ def test_a_set_is_opened_in_the_precision_that_its_trial_ran_in(
     assert (studio.precision, studio.denoiser.dtype) == (precision, dtype)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,12 +103,14 @@ def test_the_supervised_method_asks_the_models_predictor(tmp_path: Path) -> None
     assert set_of(tmp_path).names == ("smile",) and "disentanglement" in told["metrics"]
 
 
+@pytest.mark.slow
 def test_every_trial_runs_lean_unless_told_otherwise(tiny_model: Path) -> None:
     lean, plain = (Bench.load(sweep_with(tiny_model, gradient={"lean": wanted})) for wanted in (True, False))
     assert isinstance(lean.denoiser.cut, LeanUNet) and not isinstance(plain.denoiser.cut, LeanUNet)
     assert lean.denoiser.digest == plain.denoiser.digest
 
 
+@pytest.mark.slow
 def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_with(tiny_model, method="random", evaluate={"seeds": 6, "strength": 0.05})
     [told] = reports_of(tmp_path, PARAMETERS[0], sweep)
@@ -117,6 +122,7 @@ def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path, tmp_path: Path)
     assert torch.allclose(strength, torch.full_like(strength, 0.05), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_the_second_trial_of_a_node_draws_no_unshifted_sample(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +140,7 @@ def test_the_second_trial_of_a_node_draws_no_unshifted_sample(
     assert alone["metrics"] == first["metrics"] == second["metrics"]
 
 
+@pytest.mark.slow
 def test_a_finished_trial_repeats_its_report_and_loads_nothing(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +159,7 @@ def test_a_trial_asked_to_end_while_it_measures_ends_there(tiny_model: Path, tmp
     assert len(calls) == 6 and TrialFolder(tmp_path).latest().path is None
 
 
+@pytest.mark.slow
 def test_where_no_checkpoint_is_sound_it_does_not_start_over(tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_with(tiny_model, method="random")
     reports_of(tmp_path, PARAMETERS[0], sweep)
@@ -160,6 +168,7 @@ def test_where_no_checkpoint_is_sound_it_does_not_start_over(tiny_model: Path, t
         reports_of(tmp_path, PARAMETERS[0], sweep)
 
 
+@pytest.mark.slow
 def test_the_baseline_has_as_many_directions_of_the_same_mean_length(tiny_model: Path) -> None:
     sweep = sweep_with(tiny_model)
     bench = Bench.load(sweep)

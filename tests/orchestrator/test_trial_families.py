@@ -89,6 +89,7 @@ def fake_judges() -> Judges:
     return Judges(bright, bright, None, bright)
 
 
+@pytest.mark.slow
 def test_what_judged_stands_in_the_metrics_and_in_the_set(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def taken(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_sets_and_pictures_are_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_of(tiny_model)
     found = learned.Learner(bench.denoiser, bench.schedule, heaviest(sweep)).directions()
@@ -60,6 +61,7 @@ def test_the_state_of_a_trial_is_as_large_as_was_counted(bench: Bench, tiny_mode
     assert counted == pytest.approx(taken(tmp_path), rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_cache_is_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_of(tiny_model, evaluate={"seeds": 6})
     cache = SampleCache(tmp_path)
@@ -72,6 +74,7 @@ def test_the_cache_is_as_large_as_was_counted(bench: Bench, tiny_model: Path, tm
     assert 0 <= sum(file.stat().st_size for file in files) - parts["samples_cache"] < 512 * len(files)
 
 
+@pytest.mark.slow
 def test_more_trials_seeds_and_reports_take_more(tiny_model: Path) -> None:
     def parts(slots: int = 1, **sections: Any) -> dict[str, int]:
         sweep = sweep_of(tiny_model, **sections)
@@ -127,6 +130,7 @@ def test_what_is_a_file_or_registered_is_not_downloaded(tmp_path: Path, monkeypa
         assert upkeep.downloads(sweep_of(model), None) == []
 
 
+@pytest.mark.slow
 def test_what_the_hub_has_is_told_with_its_size_where_that_is_known(hub: set[tuple[str, str]]) -> None:
     sweep = sweep_of(CELEBA, predictor="google/vit-base-patch16-224")
     model, predictor = upkeep.downloads(sweep, without_weights(sweep))
