@@ -595,3 +595,34 @@ def _until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.001)
+
+
+def test_values_stay_numbers_but_for_those_that_json_does_not_know(store: Store, tmp_path: Path) -> None:
+    outbox = store.outbox(tmp_path / "outbox")
+    outbox.metrics("t1", [{"step": 1, "loss": 0.5, "nan": float("nan"), "high": float("inf")}], 1000)
+    record = json.loads((tmp_path / "outbox" / "00000001.json").read_text())
+    assert record["points"] == [["loss", 0.5, 1, None], ["nan", "nan", 1, None], ["high", "inf", 1, None]]
+
+
+def test_a_file_goes_to_the_run_of_its_trial(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    outbox = store.outbox(tmp_path / "outbox")
+    outbox.start("t1", {}, {}, 1000)
+    outbox.file("t1", tmp_path / "a.txt", "notes")
+    assert _send(outbox)
+    assert store.arrived[-1] == ("folder", "run of t1", {"a.txt": "text"}, "notes")
+
+
+def test_a_sender_that_hangs_holds_no_process_up(store: Store, tmp_path: Path) -> None:
+    outbox = store.outbox(tmp_path / "outbox")
+    outbox.open()
+    [sender] = [thread for thread in threading.enumerate() if thread.name == "outbox"]
+    assert sender.daemon
+    assert outbox.close(LONG_S)
+
+
+def test_a_wait_ends_by_itself_and_is_cut_short_by_whoever_closes(store: Store, tmp_path: Path) -> None:
+    outbox = store.outbox(tmp_path / "outbox")
+    assert outbox._pause(0.01) is False
+    outbox._hurry = True
+    assert outbox._pause(LONG_S) is True and outbox._pause(0.01) is False

@@ -1,6 +1,7 @@
 """Sweep files: every mistake is told, in these words; and two spellings of one sweep are one sweep."""
 
 import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -13,15 +14,18 @@ import yaml
 
 from orchestrator.spec import (
     PARAMETERS,
+    SCHEMA_VERSION,
     Fixed,
     FloatRange,
     IntRange,
     SpecError,
     Sweep,
+    deciding,
     load,
     parse,
 )
-from orchestrator.spec.problems import nearest
+from orchestrator.spec.domains import LARGEST, Whole, Window
+from orchestrator.spec.problems import Refused, nearest, shown
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
@@ -1152,3 +1156,47 @@ def test_the_metrics_are_those_of_core() -> None:
 )
 def test_the_nearest_spelling_minds_no_capitals(word: object, near: str | None) -> None:
     assert nearest(word, ("learned", "pca", "AutoencoderKL")) == near
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def test_identities_are_digests_of_what_decides_and_of_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written down in sweeps that are under way: another spelling of the same would be another sweep."""
+    sweep = parse({"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}})
+    decides = deciding(sweep.resolved())
+    assert sweep.identity() == digest_of({"schema": SCHEMA_VERSION, "sweep": decides})
+    parameters = {"method": "learned", "directions": 8}
+    key = sweep.trial_key(parameters, "weights")
+    others = {sweep.trial_key(parameters, "other weights"), sweep.trial_key({**parameters, "directions": 9}, "weights")}
+    assert len(others | {key}) == 3
+    identity = sweep.identity()
+    monkeypatch.setattr("orchestrator.spec.sweep.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    assert sweep.identity() != identity and sweep.trial_key(parameters, "weights") != key
+
+
+@pytest.mark.parametrize(
+    ("window", "allowed"),
+    [([1000, 0], True), ([1, 0], True), ([9, 9], False), ([1001, 0], False), ([5, -1], False), ([0, 1], False)],
+)
+def test_the_ends_of_a_window(window: list[int], allowed: bool) -> None:
+    if allowed:
+        assert Window().check(window) == tuple(window)
+    else:
+        with pytest.raises(Refused, match="is not a window of timesteps"):
+            Window().check(window)
+
+
+def test_the_ends_of_whole_numbers() -> None:
+    assert [Whole(2, 5).check(value) for value in (2, 5)] == [2, 5] and Whole(0).check(LARGEST) == LARGEST
+    for value in (1, 6):
+        with pytest.raises(Refused, match="is out of range"):
+            Whole(2, 5).check(value)
+    with pytest.raises(Refused, match=f"is more than {LARGEST}"):
+        Whole(0).check(LARGEST + 1)
+
+
+def test_of_a_long_value_the_first_eight_are_shown() -> None:
+    assert shown(list(range(8))) == "[0, 1, 2, 3, 4, 5, 6, 7]"
+    assert shown(list(range(9))) == "[0, 1, 2, 3, 4, 5, 6, 7, ...]"

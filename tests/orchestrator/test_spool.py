@@ -1,5 +1,6 @@
 """Records on disk: whole or absent, in order, with their files."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -57,3 +58,24 @@ def test_a_damaged_record(tmp_path: Path, content: str) -> None:
     spool.file(1).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(Unreadable, match="it cannot be read"):
         spool.read(1)
+
+
+def test_what_a_record_brings_is_linked_and_copied_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link takes no space and outlives what it was taken from; on another disk there is none."""
+    (tmp_path / "set").mkdir()
+    source = tmp_path / "set" / "a.json"
+    source.write_text("whole")
+    spool = Spool(tmp_path / "outbox")
+    linked = spool.files(spool.put({"kind": "folder"}, tmp_path / "set")) / "a.json"
+    assert linked.samefile(source)
+
+    def across(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("orchestrator.spool.os.link", across)
+    for brought in (tmp_path / "set", source):
+        copied = spool.files(spool.put({"kind": "folder"}, brought)) / "a.json"
+        assert copied.read_text() == "whole" and not copied.samefile(source)
+        assert copied.stat().st_mtime == source.stat().st_mtime
