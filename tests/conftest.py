@@ -113,7 +113,7 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
     Image.new("L", (32, 32), 255).save(home / "mask.png")
     (home / "faces.yaml").write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.cli", "sweep", "faces.yaml"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     (home / "said").write_text(done.stdout)
     return SweepFolder(home / "runs", "faces")

@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(1200))  # the first of them waits for the sweep
             if chromium() is None:
                 item.add_marker(pytest.mark.skip(reason="no browser here: install chromium, or name one in $CHROMIUM"))
 

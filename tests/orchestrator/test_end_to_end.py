@@ -16,7 +16,7 @@ from orchestrator.spool import pending, refused
 from orchestrator.store import SweepFolder
 from tests.orchestrator.conftest import Command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first of them waits for the sweep
 METHODS = ["jacobian", "learned", "pca", "random"]
 
 
