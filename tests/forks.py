@@ -1,6 +1,6 @@
 """Processes of their own for scripts that need torch and DeepSpeed: forks of one that has imported both.
 
-An import takes ten times as long as what most of these scripts do. The server is Python's own (multiprocessing's
+The import is most of what a short script of these would take. The server is Python's own (multiprocessing's
 forkserver); it begins no thread and no process group, so that every fork is as fresh as a new interpreter.
 """
 

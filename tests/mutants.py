@@ -5,8 +5,8 @@
     python -m tests.mutants --seed 1         others
 
 mutmut makes the faults, finds the tests that reach each, and runs them ([tool.mutmut] in pyproject.toml says where).
-What this adds is the draw: all of them, some ten thousand, would take a day. It works in a copy of the tree, prints the
-score and the fault of every survivor, and takes about half an hour on two cores.
+What this adds is the draw, for they are some ten thousand. It works in a copy of the tree, and prints the score and the
+fault of every survivor.
 """
 
 import argparse
