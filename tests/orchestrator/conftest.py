@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import create_autospec
+from unittest.mock import create_autospec, patch
 
 import pytest
 
@@ -70,14 +70,18 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line inside this process, with `tmp_path` as working folder, or another one: `at`."""
+    """The command line inside this process, with `tmp_path` as working folder, or another one: `at`.
+
+    What it leaves in the environment, where Ray reads its settings, goes with the test.
+    """
     from orchestrator import cli
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a store that is not there is not there
 
     def run(*arguments: object, at: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(at)
-        code = cli.main([str(each) for each in arguments])
+        with patch.dict(os.environ):
+            code = cli.main([str(each) for each in arguments])
         said = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, code, said.out, said.err)
 
