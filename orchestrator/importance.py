@@ -10,7 +10,6 @@ import warnings
 from dataclasses import dataclass, field
 
 import optuna
-from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.ledger import newest_rows
@@ -67,6 +66,8 @@ def _view(completed: list[FrozenTrial], objective: Objective, index: int) -> opt
 
 def _shares(study: optuna.Study, names: list[str]) -> dict[str, float]:
     """Empty where no parameter matters: Optuna's own shares are equal then."""
+    from optuna.importance import get_param_importances  # imports scikit-learn, for which a sweep does not wait
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is experimental in Optuna; too few trials, told above
         found = get_param_importances(study, params=names, normalize=False)

@@ -39,9 +39,10 @@ _ASK = """
 import json, logging, sys
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
-nodes = [[n["NodeID"], n["NodeName"], n["NodeManagerAddress"], n["Labels"], n["Alive"]] for n in ray.nodes()]
-told = {"nodes": nodes, "there": ray.cluster_resources(), "free": ray.available_resources()}
-print("TOLD" + json.dumps(told))
+for _ in sys.stdin:
+    nodes = [[n["NodeID"], n["NodeName"], n["NodeManagerAddress"], n["Labels"], n["Alive"]] for n in ray.nodes()]
+    told = {"nodes": nodes, "there": ray.cluster_resources(), "free": ray.available_resources()}
+    print("TOLD" + json.dumps(told), flush=True)
 """
 
 
@@ -103,6 +104,7 @@ class Cluster:
     machines: dict[str, Machine] = field(default_factory=dict)
     port: int = 6379
     names: dict[str, str] = field(default_factory=dict)  # of machines that were seen, by Ray's name for them
+    asked: "subprocess.Popen[str] | None" = None  # on the head, connected to Ray
     kind = "raylets on one host"
 
     def machine(self, name: str) -> Machine:
@@ -157,12 +159,24 @@ class Cluster:
 
     def ask(self) -> dict[str, Any]:
         """What the cluster says of itself."""
-        command = [*self.head.prefix, sys.executable, "-c", _ASK, self.address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**self.environment, **_RAY})
-        check("TOLD" in done.stdout, f"the cluster does not answer: {done.stderr[-300:]}")
-        told: dict[str, Any] = json.loads(done.stdout.rpartition("TOLD")[2])
+        self.asked = self.asked or self._connected()
+        stdin, stdout = self.asked.stdin, self.asked.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write("\n")
+        stdin.flush()
+        line = next((line for line in stdout if line.startswith("TOLD")), None)
+        check(line, f"the cluster does not answer: {(self.place / 'asked.log').read_text()[-300:]}")
+        told: dict[str, Any] = json.loads(str(line).removeprefix("TOLD"))
         self.names |= {node: labels["machine"] for node, _, _, labels, alive in told["nodes"] if alive}
         return told
+
+    def _connected(self) -> "subprocess.Popen[str]":
+        command = [*self.head.prefix, sys.executable, "-c", _ASK, self.address]
+        with open(self.place / "asked.log", "wb") as log:
+            return subprocess.Popen(
+                command, env={**self.environment, **_RAY}, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            )  # fmt: skip
 
     def wait(self, done: Callable[[dict[str, Any]], bool], what: str, seconds: float = _UP_S) -> None:
         until(lambda: done(self.ask()), seconds, what)
@@ -186,6 +200,9 @@ class Cluster:
         check(done.returncode == 0, f"ray drain-node: {done.stdout}{done.stderr}")
 
     def end(self) -> None:
+        if self.asked is not None:
+            self.asked.kill()
+            self.asked.communicate()
         for machine in self.machines.values():
             machine.kill()
 
