@@ -11,6 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
+unexport PYTHONDONTWRITEBYTECODE  # two processes of tests and dozens that they start read the same modules
 
 .PHONY: sweep test quick mutants check faults browser-test cluster-test install ops format clean
 

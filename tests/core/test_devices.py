@@ -29,15 +29,16 @@ from tests.families import saved
 FAMILIES = ("pixel", "sd", "lcm", "dit", "sd3", "flux")
 WHOLE = ("sd", "flux")  # a UNet and a transformer are tried in every way, the others as they are
 METHODS_ON = "sd"
+STEPS = 2
 BRIGHT = Attributes(("bright", "red"), lambda x: torch.stack([x.mean((1, 2, 3)), x[:, 0].mean((1, 2))], 1).cpu())
 
 
 def drawn(denoiser: Denoiser, policy: GradientPolicy) -> tuple[Tensor, Tensor]:
     """Images of two seeds, and the gradient of something of them by every step's shift; on the CPU."""
-    schedule, device = Schedule.ddim(denoiser, 3), denoiser.device
-    table = 0.1 * torch.stack([noise([i], denoiser.h_shape) for i in range(3)])
+    schedule, device = Schedule.ddim(denoiser, STEPS), denoiser.device
+    table = 0.1 * torch.stack([noise([i], denoiser.h_shape) for i in range(STEPS)])
     table = table.to(device).requires_grad_()
-    z = step_noise([0, 1], denoiser.sample_shape, 3, torch.float32, device) if schedule.stochastic else None
+    z = step_noise([0, 1], denoiser.sample_shape, STEPS, torch.float32, device) if schedule.stochastic else None
     x_T = noise([0, 1], denoiser.sample_shape, torch.float32, device)
     x_0 = sample(denoiser.for_samples([0, 1]), schedule, x_T, lambda i: table[i], "asymmetric", policy, step_noise=z)
     loss = denoiser.images(x_0).square().sum()
@@ -69,7 +70,7 @@ def same(denoiser: Denoiser, policy: GradientPolicy, expected: tuple[Tensor, Ten
 
 
 def methods(denoiser: Denoiser, cache: SampleCache) -> Iterator[tuple[str, Callable[[], Any]]]:
-    schedule = Schedule.ddim(denoiser, 3)
+    schedule = Schedule.ddim(denoiser, STEPS)
     found = pca.find(denoiser, schedule, pca.Settings(2, samples=8), 4, cache)
     settings = learned.Settings(directions=2, iterations=1, batch=2, micro_batch=2, pool=4)
     yield "learned", lambda: learned.find(denoiser, schedule, settings, 4, cache=cache)

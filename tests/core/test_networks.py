@@ -196,6 +196,7 @@ def test_lpips_has_its_linear_layers_by_either_name(files: dict[str, str], tmp_p
     )
 
 
+@pytest.mark.slow
 def test_half_precision_weights_are_read_as_float32(files: dict[str, str], tmp_path: Path) -> None:
     save_file({name: tensor.half() for name, tensor in load_file(files["alex"]).items()}, tmp_path / "half.safetensors")
     found = load_lpips(str(tmp_path / "half.safetensors"))(images(), images(name="b"))

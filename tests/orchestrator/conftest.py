@@ -1,11 +1,13 @@
 """A model small enough that a whole sweep of real parts takes a minute, and a sweep file for it."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import create_autospec, patch
 
@@ -66,6 +68,21 @@ def orchestrate(tmp_path: Path) -> Orchestrate:
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _revisions_read_once() -> Iterator[None]:
+    """Each opening of a study runs the modules of all revisions of Optuna's tables anew: half of what it takes."""
+    import alembic.util
+
+    read = alembic.util.load_python_file
+    kept = functools.cache(read)
+
+    def load(folder: str, filename: str) -> ModuleType:
+        return (read if filename == "env.py" else kept)(folder, filename)  # env.py does the work itself
+
+    with patch.object(alembic.util, "load_python_file", load):
+        yield
 
 
 @pytest.fixture

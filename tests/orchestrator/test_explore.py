@@ -159,6 +159,7 @@ def test_without_gradio_the_command_that_installs_it_is_told(
     assert capsys.readouterr().err == "the page needs gradio: pip install 'h-space-orchestrator[explore]'\n"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_or_none(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

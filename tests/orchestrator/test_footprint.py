@@ -147,6 +147,7 @@ def test_the_nearest_that_fits_is_no_larger_than_what_was_asked_for(told: Callab
     assert str(next_fitting(asked, room)).startswith("checkpoint_steps with micro_batch 4 takes 0.")
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_as_many_at_a_time_as_fit(told: Callable[..., Case]) -> None:
     many = told(sampler={"steps": 20, "batch": 1024})
     way = choose(many, HUGE)

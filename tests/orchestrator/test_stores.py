@@ -111,16 +111,16 @@ def test_eight_trials_at_a_time(
     assert [row.state for row in ranked] == ["completed"] * 8 and not (tmp_path / "streams" / "study.db").exists()
 
 
-def test_four_sweeps_side_by_side(tmp_path: Path, study: str, mlflow_uri: str, server: Postgresql) -> None:
+def test_two_sweeps_side_by_side(tmp_path: Path, study: str, mlflow_uri: str, server: Postgresql) -> None:
     load = Load(streams=4, reports=4, curve=23)
-    fresh = server.database("side")  # of four that find no tables, each wants to make them
-    seconds, courses = side_by_side(4, tmp_path, load, mlflow_uri, fresh)
-    assert [course.unsent for course in courses] == [0] * 4
-    for number in range(4):
+    fresh = server.database("side")  # of two that find no tables, each wants to make them
+    seconds, courses = side_by_side(2, tmp_path, load, mlflow_uri, fresh)
+    assert [course.unsent for course in courses] == [0] * 2
+    for number in range(2):
         sweep = sweep_of(f"sweep-{number}", load, mlflow_uri, fresh)
         assert not wrong(sweep, tmp_path, load)
         assert len(rows(SweepFolder(tmp_path, sweep.name), sweep)) == 4
-    assert server.query("side", "SELECT count(*) FROM studies") == "4"
+    assert server.query("side", "SELECT count(*) FROM studies") == "2"
 
 
 def test_servers_that_are_away_for_a_while(tmp_path: Path, study: str, mlflow_uri: str, server: Postgresql) -> None:
