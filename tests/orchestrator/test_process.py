@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from core.errors import NonFiniteError, UserError
+from orchestrator import process as module
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.outcome import Preempted, TrialOutcome
 from orchestrator.process import (
@@ -131,6 +132,23 @@ def test_a_process_that_is_suspended_is_ended_from_outside(tmp_path: Path, child
     assert child.poll() is None, "it has made a step"
     hanging.end(tmp_path)
     assert not psutil.pid_exists(child.pid)
+
+
+def test_a_step_counts_as_hanging_when_it_has_stayed_the_last_for_longer_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Path] = []
+    monkeypatch.setattr(module, "end_process", ended.append)
+    os.utime(_touched(tmp_path / STEPS), (0, 1000))
+    hanging = Hanging(30)
+    for now, expected in ((500.0, 0), (530.0, 0), (530.1, 1)):
+        monkeypatch.setattr(module.time, "monotonic", lambda now=now: now)
+        hanging.end(tmp_path)
+        assert len(ended) == expected
+
+
+def test_each_rank_has_a_file_of_its_own_and_the_first_the_plain_one() -> None:
+    assert [module._file(rank) for rank in (0, 1, 12)] == ["process.json", "process.1.json", "process.12.json"]
 
 
 def test_a_process_that_waits_for_the_driver_does_not_hang(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
