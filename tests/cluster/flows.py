@@ -88,11 +88,11 @@ def undisturbed(scenario: rows.Scenario, stage: Stage, trials: int = TRIALS) -> 
 def struck(
     scenario: rows.Scenario,
     stage: Stage,
-    reference: Callable[[], stores.Result] | None,
+    reference: Callable[[], stores.Result],
     only: set[str],
     trials: int = TRIALS,
 ) -> None:
-    """One sweep of shared trials under one fault after the other. reference: what it is to come to; None for any."""
+    """One sweep of shared trials under one fault after the other."""
     sweep, cluster = stage.sweep("struck", GANGS, trials), stage.cluster
     flows: dict[str, Callable[[], object]] = {
         "process": lambda: strike(sweep, 2, lambda folder: kill(sweep.crew(folder)[1][1]), _KILLED),
@@ -110,8 +110,7 @@ def struck(
         with scenario.row("all", len(only)):
             sweep.finish()
             accounted(sweep)
-            if reference is not None:
-                stores.equal(stores.result(sweep), reference())
+            stores.equal(stores.result(sweep), reference())
             measured(scenario, "all", f"free again after {freed(sweep):.0f} s; {_ends(sweep)}")
             _counted(sweep, only)
     finally:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -104,7 +105,7 @@ class Cluster:
     machines: dict[str, Machine] = field(default_factory=dict)
     port: int = 6379
     names: dict[str, str] = field(default_factory=dict)  # of machines that were seen, by Ray's name for them
-    asked: "subprocess.Popen[str] | None" = None  # on the head, connected to Ray
+    observer: "subprocess.Popen[str] | None" = None  # on the head, connected to Ray
     kind = "raylets on one host"
 
     def machine(self, name: str) -> Machine:
@@ -158,25 +159,41 @@ class Cluster:
         machine.start([f"--address={self.address}", "--num-cpus=1"], self.environment)
 
     def ask(self) -> dict[str, Any]:
-        """What the cluster says of itself."""
-        self.asked = self.asked or self._connected()
-        stdin, stdout = self.asked.stdin, self.asked.stdout
+        """Return the nodes and resources that Ray tells of. Raises Broken after `_UP_S` seconds without an answer."""
+        self.observer = self.observer or self._connected()
+        stdin, stdout = self.observer.stdin, self.observer.stdout
         assert stdin is not None and stdout is not None
-        stdin.write("\n")
-        stdin.flush()
-        line = next((line for line in stdout if line.startswith("TOLD")), None)
-        check(line, f"the cluster does not answer: {(self.place / 'asked.log').read_text()[-300:]}")
-        told: dict[str, Any] = json.loads(str(line).removeprefix("TOLD"))
+        limit = threading.Timer(_UP_S, self.observer.kill)
+        limit.start()
+        with suppress(BrokenPipeError):
+            stdin.write("\n")
+            stdin.flush()
+        line = next((line for line in stdout if line.startswith("TOLD")), "")
+        limit.cancel()
+        if not line:
+            self._disconnect()
+        check(line, f"the cluster does not answer: {self._log.read_text()[-300:]}")
+        told: dict[str, Any] = json.loads(line.removeprefix("TOLD"))
         self.names |= {node: labels["machine"] for node, _, _, labels, alive in told["nodes"] if alive}
         return told
 
+    @property
+    def _log(self) -> Path:
+        return self.place / "observer.log"
+
     def _connected(self) -> "subprocess.Popen[str]":
         command = [*self.head.prefix, sys.executable, "-c", _ASK, self.address]
-        with open(self.place / "asked.log", "wb") as log:
+        with open(self._log, "wb") as log:
             return subprocess.Popen(
                 command, env={**self.environment, **_RAY}, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
+
+    def _disconnect(self) -> None:
+        if self.observer is not None:
+            self.observer.kill()
+            self.observer.wait()
+            self.observer = None
 
     def wait(self, done: Callable[[dict[str, Any]], bool], what: str, seconds: float = _UP_S) -> None:
         until(lambda: done(self.ask()), seconds, what)
@@ -200,9 +217,7 @@ class Cluster:
         check(done.returncode == 0, f"ray drain-node: {done.stdout}{done.stderr}")
 
     def end(self) -> None:
-        if self.asked is not None:
-            self.asked.kill()
-            self.asked.communicate()
+        self._disconnect()
         for machine in self.machines.values():
             machine.kill()
 

@@ -29,7 +29,8 @@ def stage() -> Iterator[Stage]:
 
 
 def test_a_shared_trial_outlives_a_process_and_a_machine(stage: Stage) -> None:
-    """That it comes to what it would have come to is test_resume's and test_shared_trial's."""
-    scenario = Scenario(lambda _: None, {name: replace(flows.STRUCK[name]) for name in ("process", "lost", "all")})
-    flows.struck(scenario, stage, None, {"process", "lost"}, trials=1)
+    struck = {name: replace(flows.STRUCK[name]) for name in ("process", "lost", "all")}
+    scenario = Scenario(lambda _: None, {**flows.UNDISTURBED, **struck})
+    reference = flows.undisturbed(scenario, stage, trials=1)
+    flows.struck(scenario, stage, lambda: reference, {"process", "lost"}, trials=1)
     assert {name: row.why for name, row in scenario.rows.items() if not row.held} == {}
