@@ -27,7 +27,7 @@ def test_its_size_is_the_published_one() -> None:
 @pytest.mark.timeout(1200)
 def test_one_training_iteration() -> None:
     torch.manual_seed(0)
-    smaller = UNet2DModel.from_config(CONFIG, sample_size=32)  # a sixty-fourth of the time, through the same network
+    smaller = UNet2DModel.from_config(CONFIG, sample_size=32)  # a sixty-fourth of the pixels, through the same network
     denoiser = Denoiser(smaller, DDIMScheduler(), "celebahq", digest="random")
     assert denoiser.sample_shape == (3, 32, 32) and denoiser.h_shape == (512, 1, 1)
     settings = Settings(

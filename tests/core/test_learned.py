@@ -1,5 +1,6 @@
 """The learned method: it learns, it does not depend on how a batch is cut, and it says where it breaks."""
 
+import inspect
 import itertools
 import math
 from collections.abc import Iterable
@@ -215,6 +216,17 @@ def test_what_is_found_is_what_the_iterations_make_of_it(denoiser: Denoiser, sch
     assert torch.equal(found.table, learner.explorer.shift().detach().expand(-1, 3, -1, -1, -1))
     assert torch.allclose(found.sigma, 2.0 * learner.explorer.shift.spread.expand(3, 3))
     assert found.provenance["settings"]["gradient"] == "FullGraph"
+
+
+def test_samples_are_drawn_as_many_at_a_time_as_asked(
+    denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = create_autospec(draw_pool, side_effect=draw_pool)
+    monkeypatch.setattr(learned, "draw_pool", drawing)
+    learned.find(denoiser, schedule, replace(SETTINGS, iterations=0, pool=8), batch=3)
+    assert (
+        inspect.signature(draw_pool).bind(*drawing.call_args.args, **drawing.call_args.kwargs).arguments["batch"] == 3
+    )
 
 
 def test_samples_that_are_not_compared_need_no_pairs() -> None:

@@ -482,6 +482,8 @@ def test_evaluate_draws_and_judges_as_it_is_told(tiny_denoiser: Denoiser, monkey
     schedule, directions = Schedule.ddim(tiny_denoiser, STEPS), direction_set(tiny_denoiser)
     drawing = create_autospec(draw_traversals, side_effect=draw_traversals)
     judging = create_autospec(identifiability, return_value=(0.25, math.inf))
+    looking = create_autospec(features_of, side_effect=features_of)
+    monkeypatch.setattr(evaluation, "features_of", looking)
     monkeypatch.setattr(evaluation, "draw_traversals", drawing)
     monkeypatch.setattr(evaluation, "identifiability", judging)
     window = (schedule.timesteps[1],) * 2
@@ -490,6 +492,7 @@ def test_evaluate_draws_and_judges_as_it_is_told(tiny_denoiser: Denoiser, monkey
     drawing.assert_called_once_with(*given, injection="asymmetric", window=window, batch=5, cache=None)
     assert torch.equal(found.traversals.shifted, draw_traversals(*given, SCALES, "asymmetric", window, 5).shifted)
     judging.assert_called_once_with(found.traversals, 3, device=tiny_denoiser.device)
+    assert {call.kwargs["batch"] for call in looking.call_args_list} == {5}
     assert found.metrics["identifiability"] == 0.25
     assert found.metrics.keys() == METRICS.keys() - JUDGED - {"strength_error"}, "what is not finite is not measured"
 

@@ -290,6 +290,12 @@ def test_what_cannot_be_found_is_told(
         supervised.find(tiny_denoiser, schedule, settings, attributes)
 
 
+def test_of_two_attributes_each_can_be_projected_off_the_other() -> None:
+    with pytest.raises(UserError, match="^project: 'a' is the only attribute; at least 2 are needed$"):
+        Settings(attributes=("a",), project=True)
+    assert Settings(attributes=("a", "b"), project=True).project
+
+
 def test_two_groups_may_be_all_the_samples_there_are() -> None:
     assert Settings(samples=12, extremes=6).extremes == 6
     assert torch.cat(extremes_of(torch.tensor([3.0, 1.0, 2.0, 0.0]), 2)).tolist() == [3, 1, 2, 0]

@@ -72,14 +72,14 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(autouse=True, scope="session")
 def _revisions_read_once() -> Iterator[None]:
-    """Each opening of a study runs the modules of all revisions of Optuna's tables anew: half of what it takes."""
+    """Keep the modules of all revisions of a database's tables, which Optuna and MLflow import anew at each opening."""
     import alembic.util
 
     read = alembic.util.load_python_file
     kept = functools.cache(read)
 
     def load(folder: str, filename: str) -> ModuleType:
-        return (read if filename == "env.py" else kept)(folder, filename)  # env.py does the work itself
+        return (read if filename == "env.py" else kept)(folder, filename)  # env.py is the script that makes the tables
 
     with patch.object(alembic.util, "load_python_file", load):
         yield
@@ -87,10 +87,7 @@ def _revisions_read_once() -> Iterator[None]:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line inside this process, with `tmp_path` as working folder, or another one: `at`.
-
-    What it leaves in the environment, where Ray reads its settings, goes with the test.
-    """
+    """Run the command line in this process, in the folder `tmp_path` or `at`, and put the environment back."""
     from orchestrator import cli
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a store that is not there is not there

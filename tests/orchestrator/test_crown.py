@@ -54,8 +54,9 @@ class Measuring:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.measured: list[tuple[DirectionSet, range]] = []
         self.scaled: list[DirectionSet] = []
+        self.sweeps: list[Sweep] = []  # with the batch that fits, of every call
         bench = create_autospec(Bench, instance=True)
-        bench.with_dials.side_effect = lambda sweep, found: self._turned(found)
+        bench.with_dials.side_effect = self._turned
         bench.measure.side_effect = self._measure
         bench.scaled.side_effect = self._scale
         monkeypatch.setattr(
@@ -64,21 +65,25 @@ class Measuring:
         monkeypatch.setattr(Bench, "load", create_autospec(Bench.load, return_value=bench))
         monkeypatch.setattr(module, "random_like", create_autospec(bench_module.random_like, side_effect=self._random))
 
-    def _turned(self, found: DirectionSet) -> Calibrated:
+    def _turned(self, sweep: Sweep, found: DirectionSet) -> Calibrated:
         """With dials, for which a calibration has turned the set's second direction round and made it longer."""
+        self.sweeps.append(sweep)
         sigma = found.sigma * torch.tensor([3.0, 5.0])[:, None]
         table = found.table * torch.tensor([1.0, -1.0])[:, None, None, None, None]
         return dialled(replace(found, table=table, sigma=sigma))
 
     def _measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
+        self.sweeps.append(sweep)
         self.measured.append((directions, seeds))
         metrics = {"identifiability": float(len(self.measured)), "fidelity_kid": 0.25}
         return Evaluation(metrics, None, create_autospec(Traversals, instance=True), {})
 
     def _random(self, bench: Any, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
+        self.sweeps.append(sweep)
         return a_set("random", method="random")
 
     def _scale(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
+        self.sweeps.append(sweep)
         self.scaled.append(directions)
         return replace(directions, sigma=directions.sigma * 7)
 
@@ -101,6 +106,7 @@ def test_the_champion_is_reported_on_seeds_that_chose_nothing(tmp_path: Path, me
     assert not any(set(on[:5000]) & set(other[:5000]) for other in (SELECT_SEEDS, CALIBRATION_SEEDS, TRAIN_SEEDS))
     assert baseline.provenance["method"] == "random" and measuring.scaled[0].provenance["method"] == "random"
     assert torch.equal(baseline.sigma, 7 * measuring.scaled[0].sigma), "as long as the sweep asks for"
+    assert measuring.sweeps == [books.sweep] * 5, "each with the batch that fits"
     assert len(measuring.scaled) == 1, "the champion is measured as long as its method made it"
 
 

@@ -90,7 +90,12 @@ def test_states(sweep: Sweep, tmp_path: Path, outcome: TrialOutcome, state: Tria
         (report_at(100, kid=math.nan), OUT.DIVERGED, "fidelity_kid is nan at iteration 100"),
         (report_at(30, math.inf), OUT.DIVERGED, "identifiability is inf at iteration 30"),
         (report_at(100, -math.inf), OUT.DIVERGED, "identifiability is -inf at iteration 100"),
-        ({"global_step": 100, "metrics": {"identifiability": 0.9}}, OUT.DIVERGED, "fidelity_kid is None at "),
+        (
+            {"global_step": 100, "metrics": {"identifiability": 0.9}},
+            OUT.DIVERGED,
+            "fidelity_kid is None at iteration 100",
+        ),
+        ({}, OUT.DIVERGED, "identifiability is None at iteration 0"),
     ],
 )
 def test_a_trial_is_whole_where_every_objective_is_a_number(

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -1195,6 +1196,10 @@ def test_the_ends_of_whole_numbers() -> None:
             Whole(2, 5).check(value)
     with pytest.raises(Refused, match=f"is more than {LARGEST}"):
         Whole(0).check(LARGEST + 1)
+
+
+def test_numbers_that_are_not_finite_are_shown_as_yaml_writes_them() -> None:
+    assert [shown(value) for value in (math.inf, -math.inf, math.nan)] == [".inf", "-.inf", ".nan"]
 
 
 def test_of_a_long_value_the_first_eight_are_shown() -> None:
