@@ -192,7 +192,7 @@ class Cluster:
     def _disconnect(self) -> None:
         if self.observer is not None:
             self.observer.kill()
-            self.observer.wait()
+            self.observer.communicate()  # closes its pipes
             self.observer = None
 
     def wait(self, done: Callable[[dict[str, Any]], bool], what: str, seconds: float = _UP_S) -> None:
