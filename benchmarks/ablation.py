@@ -22,8 +22,8 @@ from core import Denoiser, Schedule
 from core.methods import learned
 from core.metrics import METRICS, calibrate, evaluate
 from core.metrics.attributes import coverage
+from core.predictors.embedded import embedded
 from core.randomness import SELECT_SEEDS
-from core.zoo.attributes import embedded
 
 STEPS, STRENGTH, SEEDS = 6, 0.5, 24
 BASE = learned.Settings(

@@ -17,10 +17,10 @@ from torch import Tensor
 from benchmarks.common import RESULTS, machine
 from benchmarks.sides import CELEBA, Case, celeba, chain_flops, flops, held, ours, seconds, straightforward
 from core import Denoiser, Schedule
-from core.cuts.unet import UNetCut
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, predict
-from core.lean import LeanUNet, lean
-from core.memory import chain_costs
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, predict
+from core.chain.step_memory import chain_costs
+from core.execution.lean import LeanUNet, lean
+from core.model.cuts.unet import UNetCut
 
 MIB = 1 << 20
 _HEAD = (

@@ -22,13 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import RESULTS, machine
-from core.denoiser import Denoiser
-from core.linearised import DecoderJacobian, linearised
+from core.chain.schedule import Schedule
+from core.chain.step import one_step
+from core.execution.linearised import DecoderJacobian, linearised
 from core.methods.jacobian import spectrum
-from core.pool import training_seeds
+from core.model.denoiser import Denoiser
 from core.randomness import generator, noise
-from core.schedule import Schedule
-from core.step import one_step
+from core.samples.training import training_seeds
 from core.zoo import architecture_folder
 
 STEPS = 10  # of the chain on which x_t lies

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.common import RESULTS
 from core import Denoiser, Schedule
-from core.gradient import CheckpointBlocks, CheckpointSteps, GradientPolicy, KeepSteps, Prediction, predict
-from core.lean import lean
-from core.streaming import offloaded, partitioned
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, GradientPolicy, KeepSteps, Prediction, predict
+from core.execution.lean import lean
+from core.execution.streaming import offloaded, partitioned
 from orchestrator.footprint import usable
 from orchestrator.forecast import VENDED
 from orchestrator.spec import size_bytes
@@ -28,10 +28,10 @@ _POLICIES = {"keep_steps": KeepSteps(), "checkpoint_steps": CheckpointSteps(), "
 _PARTS = 4  # processes of the partitioned rows
 _TEXT = f"""# Memory of the gradient through a chain, predicted
 
-**None of this was measured on a GPU.** Every figure is `core.gradient.predict`: the step runs, forward and back, on
-torch's meta device, and the bytes of every storage are followed there. What an allocator rounds up and what cuDNN takes
-for itself come on top; a tenth of every GPU is left for them. That such counts are what a run holds is proved
-on small networks, on a CPU (`tests/core/test_streaming.py`, `tests/core/test_gradient.py`).
+**None of this was measured on a GPU.** Every figure is `core.chain.gradient.predict`: the step runs, forward and back,
+on torch's meta device, and the bytes of every storage are followed there. What an allocator rounds up and what cuDNN
+takes for itself come on top; a tenth of every GPU is left for them. That such counts are what a run holds is proved on
+small networks, on a CPU (`tests/core/test_streaming.py`, `tests/core/test_gradient.py`).
 
 {STEPS} steps, all shifted, symmetric injection, bfloat16, no classifier-free guidance (which doubles the rows of a
 sample; Flux.1-dev is told its guidance instead). Weights are those of the denoiser, of the autoencoder, and of one

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, Record, kept, machine, table
-from core.directions import DirectionSet
+from core.directions.direction_set import DirectionSet
 from core.metrics import METRICS
 from core.metrics.attributes import coverage
 from core.randomness import REPORT_SEEDS

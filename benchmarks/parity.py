@@ -35,9 +35,9 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.common import RESULTS, machine
 from core import Denoiser, Schedule
-from core.methods.learned import Learner, Settings
-from core.optimiser import Group, TorchOptimiser
-from core.shift import Parametrisation
+from core.methods.learned.optimiser import Group, TorchOptimiser
+from core.methods.learned.shift_control import Parametrisation
+from core.methods.learned.training import Learner, Settings
 from orchestrator import statefile
 from orchestrator.engine import Engines
 from orchestrator.spec.checks import unworkable

@@ -1,4 +1,5 @@
-"""Principal components of rows as wide as h of a 256-pixel model: scikit-learn's IncrementalPCA against core.linalg.
+"""Principal components of rows as wide as h of a 256-pixel model: scikit-learn's IncrementalPCA against
+core.statistics.principal_components.
 
 OMP_NUM_THREADS=1 python -m benchmarks.pca                writes results/pca.md
 python -m benchmarks.pca --device cuda                    writes results/pca_cuda.md; scikit-learn stays on the CPU
@@ -22,7 +23,7 @@ from sklearn.decomposition import IncrementalPCA
 from torch import Tensor
 
 from benchmarks.common import RESULTS, machine
-from core.linalg import RunningComponents, store_height
+from core.statistics.principal_components import RunningComponents, store_height
 
 WIDTH, COUNT = 32_768, 25
 BATCH = 64  # rows that core.methods.pca draws at a time
@@ -187,10 +188,10 @@ def document(figures: Sequence[Figures], hardware: str) -> str:
 
 The first {COUNT} components of float32 rows of {WIDTH} columns, as h of a 256-pixel model has. `gap`: deviations 10
 to 2 along {COUNT} components, 0.2 along all others; `slow`: 1 / sqrt(i). Every column's mean is {MEAN}. Ours is
-`core.linalg.RunningComponents` at the height that `store_height` gives for these rows ({BATCH} rows at a time): up to
-2048 rows all are kept and the result is that of all rows; beyond, it is a stream. Memory is what the process's
-rose by at most (that of the device on a GPU). Cosines are of the principal angles to the components of all rows;
-`explained` is the variance along what was found, of that along the components of all rows.
+`core.statistics.principal_components.RunningComponents` at the height that `store_height` gives for these rows ({BATCH}
+rows at a time): up to 2048 rows all are kept and the result is that of all rows; beyond, it is a stream. Memory is what
+the process's rose by at most (that of the device on a GPU). Cosines are of the principal angles to the components of
+all rows; `explained` is the variance along what was found, of that along the components of all rows.
 
 | spectrum | rows | | s | ratio to ours | MiB | mean cos | least cos | explained |
 |---|---|---|---|---|---|---|---|---|

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import Denoiser, Schedule, noise, sample
-from core.gradient import GradientPolicy
-from core.lean import lean
-from core.memory import Ledger
+from core.chain.gradient import GradientPolicy
+from core.chain.step_memory import Ledger
+from core.execution.lean import lean
 from core.zoo import architecture_folder
 
 CELEBA = "google/ddpm-celebahq-256"

@@ -96,8 +96,8 @@ def hold(model: str, leaner: bool) -> None:
     """Load a model as a trial's process does; a line at each stage, and on when one is read."""
     import torch
 
-    from core.denoiser import Denoiser
-    from core.lean import lean
+    from core.execution.lean import lean
+    from core.model.denoiser import Denoiser
     from orchestrator import trial
 
     assert trial

@@ -181,7 +181,7 @@ def _ray(load: Load) -> Iterator[str | None]:
 def _template(folder: Path) -> Path:
     """What a trial's checkpoint holds of its result: a direction set of the model's own size, and its picture."""
     from core import Denoiser, DirectionSet, Schedule
-    from core.pictures import traversal, traversal_grid
+    from core.pictures.traversal_grid import traversal, traversal_grid
 
     denoiser = Denoiser.from_pretrained("digits")
     schedule = Schedule.ddim(denoiser, 6)

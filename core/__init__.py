@@ -7,21 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.chain import invert, sample
-    from core.denoiser import Denoiser
-    from core.directions import DirectionSet
+    from core.chain.sampling import invert, sample
+    from core.chain.schedule import Schedule
+    from core.directions.direction_set import DirectionSet
+    from core.methods.learned.shift_control import ShiftControl
+    from core.model.denoiser import Denoiser
     from core.randomness import noise
-    from core.schedule import Schedule
-    from core.shift import ShiftControl
 
 _HOME = {
-    "Denoiser": "core.denoiser",
-    "DirectionSet": "core.directions",
-    "Schedule": "core.schedule",
-    "ShiftControl": "core.shift",
-    "invert": "core.chain",
+    "Denoiser": "core.model.denoiser",
+    "DirectionSet": "core.directions.direction_set",
+    "Schedule": "core.chain.schedule",
+    "ShiftControl": "core.methods.learned.shift_control",
+    "invert": "core.chain.sampling",
     "noise": "core.randomness",
-    "sample": "core.chain",
+    "sample": "core.chain.sampling",
 }
 
 __all__ = ["Denoiser", "DirectionSet", "Schedule", "ShiftControl", "invert", "noise", "sample"]

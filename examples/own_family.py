@@ -3,10 +3,10 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from core import Denoiser, Schedule
-from core.cuts.hooked import HookedCut
 from core.methods import pca
-from core.pictures import traversal, traversal_grid
-from core.use import Use
+from core.model.cuts.hooked import HookedCut
+from core.model.use import Use
+from core.pictures.traversal_grid import traversal, traversal_grid
 
 
 def load(dtype: torch.dtype = torch.float32, device: str = "cpu", use: Use = Use()) -> Denoiser:  # noqa: B008

@@ -1,13 +1,13 @@
 import torch
 
 from core import Denoiser, DirectionSet, Schedule, noise
-from core.chain import trajectory
-from core.lean import lean
+from core.chain.sampling import trajectory
+from core.directions.provenance import provenance
+from core.execution.lean import lean
 from core.methods import random
 from core.metrics import calibrate, evaluate
-from core.pool import training_seeds
-from core.provenance import provenance
 from core.randomness import REPORT_SEEDS
+from core.samples.training import training_seeds
 
 AREAS = {"top": (..., slice(0, 8), slice(None)), "left": (..., slice(None), slice(0, 8)), "all": (...,)}
 

@@ -1,7 +1,7 @@
 import torch
 
 from core import Denoiser, Schedule
-from core.lean import lean
+from core.execution.lean import lean
 from core.methods import pca, random
 from core.metrics import Traversals, draw_traversals
 from core.randomness import REPORT_SEEDS

@@ -4,9 +4,9 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from core import Denoiser, Schedule
-from core.cuts.unet import without_skips
 from core.methods import pca
-from core.pictures import traversal, traversal_grid
+from core.model.cuts.unet import without_skips
+from core.pictures.traversal_grid import traversal, traversal_grid
 
 SWEEP = """\
 name: own-model

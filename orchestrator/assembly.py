@@ -1,4 +1,4 @@
-"""How the processes of a trial put the weights of a partitioned network together (core.streaming).
+"""How the processes of a trial put the weights of a partitioned network together (core.execution.streaming).
 
 They train in step, so that all call the same block at the same time. Where one of them works by itself, on what only
 one has to do, it says which block it calls, and the others attend: they give their parts, and do nothing else.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from core.streaming import Bytes
+from core.execution.streaming import Bytes
 
 _NO_MORE = -1  # in place of a block's number
 
@@ -29,7 +29,7 @@ class Assembly:
         self._leading = False
 
     def gather(self, part: Bytes) -> Bytes:
-        """How all of a block is had, of which this process has a part (core.streaming.Gather)."""
+        """How all of a block is had, of which this process has a part (core.execution.streaming.Gather)."""
         self._parts.append(part)
         return partial(self._called, len(self._parts) - 1)
 

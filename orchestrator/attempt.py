@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.gradient import KeepSteps
+from core.chain.gradient import KeepSteps
 from core.methods import learned
 from orchestrator.drawing import Drawing, NothingFits, with_batch
 from orchestrator.footprint import Case, choose

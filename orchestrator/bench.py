@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from core import predictors
-from core.cache import SampleCache
-from core.calibration import STRENGTH, Calibrated, with_dials
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
-from core.lean import lean
+from core.chain.schedule import Schedule
+from core.directions.direction_set import DirectionSet
+from core.execution.lean import lean
+from core.execution.streaming import offloaded, partitioned
 from core.methods import random
 from core.metrics import Evaluation, calibrate, evaluate
+from core.metrics.calibration import STRENGTH, Calibrated, with_dials
 from core.metrics.judges import NOBODY, Judges
-from core.pictures import traversal, traversal_grid
-from core.schedule import Schedule
-from core.streaming import offloaded, partitioned
-from core.zoo.attributes import Attributes
+from core.model.denoiser import Denoiser
+from core.pictures.traversal_grid import traversal, traversal_grid
+from core.predictors import classifier
+from core.predictors.embedded import Attributes
+from core.samples.cache import SampleCache
 from orchestrator.crew import ALONE, Crew
 from orchestrator.loading import Away, loaded, own_device
 from orchestrator.spec import Sweep
@@ -50,7 +50,7 @@ class Bench:
             denoiser = lean(denoiser)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
         judges = judges_of(sweep, device)
-        return cls(denoiser, schedule, predictors.load(sweep.predictor, sweep.model, device), cache, judges)
+        return cls(denoiser, schedule, classifier.load(sweep.predictor, sweep.model, device), cache, judges)
 
     def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
         """The set as strong as `evaluate.strength` says, or as it is where the sweep says nothing."""

@@ -1,6 +1,6 @@
 """The bundle that a user takes away: a direction set, what it looks like, what it is, and how to use it.
 
-directions.safetensors, directions.json   the set (core.directions), and the schema that the JSON keeps
+directions.safetensors, directions.json   the set (core.directions.direction_set), and the schema that the JSON keeps
 gallery.html                              every direction across its scale, on several samples, in one file
 traversal.png                             the same on one sample, for pages that show pictures only
 apply_directions.py                       uses the set in any diffusers pipeline, without this package
@@ -17,12 +17,12 @@ from typing import Literal
 
 import torch
 
-from core import apply_directions
-from core.calibration import Calibrated
-from core.directions import DirectionSet
+from core.directions import apply_directions
+from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.files import open_regular
-from core.pictures import traversal_grid
+from core.metrics.calibration import Calibrated
+from core.pictures.traversal_grid import traversal_grid
 from orchestrator.card import card
 from orchestrator.gallery import Shown, page
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from core.dials import Dial
-from core.directions import DirectionSet
+from core.directions.dials import Dial
+from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.metrics import METRICS
-from core.origin import origin_of
-from core.use import DISTILLED_GUIDANCE, Use
+from core.model.origin import origin_of
+from core.model.use import DISTILLED_GUIDANCE, Use
 
 _SHOWN = 3  # attributes of a direction
 _LEAST = 0.2  # standard deviations that are worth a word
@@ -28,7 +28,7 @@ _WITH_PACKAGE = """from core import DirectionSet
 directions = DirectionSet.load(".")
 with directions.applied(pipeline.{network}, {edit}{asymmetric}):
     images = pipeline({told}num_inference_steps={steps}{eta}).images"""
-# What the package's own chain steps with, whatever the model comes with: it clips nothing (core.pretrained).
+# What the package's own chain steps with, whatever the model comes with: it clips nothing (core.model.pretrained).
 # Else a scheduler would give values of its own to what the former one's file leaves out.
 _SWAP = """\
 config = {{**pipeline.scheduler.config, "_use_default_values": []}}

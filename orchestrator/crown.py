@@ -8,11 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from core.cache import SampleCache
-from core.directions import DirectionSet
+from core.directions.direction_set import DirectionSet
 from core.errors import first_line
 from core.files import atomic_folder, write_json
 from core.randomness import REPORT_SEEDS
+from core.samples.cache import SampleCache
 from orchestrator import bundle
 from orchestrator.bench import Bench, random_like
 from orchestrator.books import Books

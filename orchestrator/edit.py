@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from core.chain.step import Injection
 from core.errors import UserError
 from core.files import atomic_file, atomic_folder
-from core.images import pictures_in
-from core.step import Injection
+from core.pictures.images import pictures_in
 from orchestrator.edit_files import (
     Sample,
     check_size,

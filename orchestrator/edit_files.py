@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from core.errors import UserError
-from core.pictures import grid, to_picture
+from core.pictures.traversal_grid import grid, to_picture
 from orchestrator.edit_settings import Settings, told
 
 _LONGEST_NAME = 120  # characters; file systems stop at 255 bytes

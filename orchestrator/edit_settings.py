@@ -9,11 +9,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core.directions import DirectionSet
+from core.chain.step import Injection
+from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.files import atomic_file, open_regular
 from core.precision import PRECISIONS
-from core.step import Injection
 from orchestrator.studio import Edit, Studio, Window
 
 _MAX_BYTES = 1 << 20

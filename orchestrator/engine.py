@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # its stub leaves it out
 
-from core.gradient import Step
-from core.optimiser import Group
+from core.chain.gradient import Step
+from core.methods.learned.optimiser import Group
 from orchestrator import operators
 from orchestrator.engine_state import EngineError, Snapshot, load, snapshot
 from orchestrator.spec.sections import DeepSpeed
@@ -43,7 +43,7 @@ class Losses(nn.Module):
 
 
 class EngineOptimiser:
-    """A network under a DeepSpeed engine, as the learned method sees it (core.optimiser.Optimiser)."""
+    """A network under a DeepSpeed engine, as the learned method sees it (core.methods.learned.optimiser.Optimiser)."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -57,7 +57,7 @@ class EngineOptimiser:
 
 
 class Engines:
-    """The engines of one trial. `make` is what `core.methods.learned.Learner` asks for an optimiser."""
+    """The engines of one trial. `make` is what `core.methods.learned.training.Learner` asks for an optimiser."""
 
     def __init__(self, settings: DeepSpeed, micro_batch: int) -> None:
         self.settings, self.micro_batch = settings, micro_batch

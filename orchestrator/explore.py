@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from core.chain.step import INJECTIONS
 from core.errors import UserError
-from core.images import SUFFIXES
-from core.step import INJECTIONS
+from core.pictures.images import SUFFIXES
 from orchestrator.edit_settings import MAX_SEED
 from orchestrator.loading import LESS, told_of_memory
 from orchestrator.studio import Edit, Studio, Window

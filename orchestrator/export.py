@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from core.cache import SampleCache
-from core.directions import DirectionSet
+from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.files import atomic_folder
+from core.samples.cache import SampleCache
 from orchestrator import bundle
 from orchestrator.bench import Bench
 from orchestrator.bundle import Bundle, Format

@@ -18,14 +18,14 @@ from itertools import chain
 import psutil
 import torch
 
-from core.denoiser import Denoiser
-from core.gradient import GradientPolicy, KeepSteps, Prediction, free_memory, predict
-from core.lean import lean
+from core.chain.gradient import GradientPolicy, KeepSteps, Prediction, free_memory, predict
+from core.chain.schedule import Schedule
+from core.execution.lean import lean
+from core.execution.streaming import offloaded, partitioned
 from core.methods import learned
+from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
+from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
-from core.schedule import Schedule
-from core.streaming import offloaded, partitioned
-from core.training_memory import drawing_bytes, pool_bytes, trained_bytes
 from orchestrator.settings import POLICIES, settings_of
 from orchestrator.spec import Sweep
 

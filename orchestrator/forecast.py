@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from core.chain.schedule import Schedule
 from core.errors import UserError
-from core.schedule import Schedule
-from core.training_memory import pool_h_bytes
+from core.methods.learned.memory import pool_h_bytes
 from orchestrator.footprint import (
     Case,
     Footprint,

@@ -17,8 +17,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
-from core.dials import Dial
-from core.directions import DirectionSet
+from core.directions.dials import Dial
+from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, UserError
 from core.metrics import Traversals
 from orchestrator.gallery_likeness import cosines, incomparable

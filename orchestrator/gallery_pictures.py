@@ -12,7 +12,7 @@ from plotly.colors import hex_to_rgb, sequential
 from torch import Tensor
 
 from core.metrics import Traversals
-from core.pictures import to_picture
+from core.pictures.traversal_grid import to_picture
 
 LARGEST_FRAME = 160  # pixels, of the longer side; larger images are made smaller
 PIXELATED = 64  # up to here every pixel is kept, and shown as a square

@@ -172,7 +172,7 @@ class _PassOn(UserCallback):  # type: ignore[misc]
 
 def _share(given: Mapping[str, Any]) -> None:
     """One process's share of a trial."""
-    from core.cache import SampleCache
+    from core.samples.cache import SampleCache
     from orchestrator.bench import Bench
     from orchestrator.crew import Crew
     from orchestrator.trial import Surroundings, run_trial

@@ -123,16 +123,16 @@ def _device(wanted: Wanted) -> Iterator[str]:
 
 
 def _model(wanted: Wanted) -> Iterator[str]:
-    from core import predictors
-    from core.denoiser import Denoiser
+    from core.model.denoiser import Denoiser
     from core.precision import PRECISIONS
+    from core.predictors import classifier
 
     sweep = wanted.sweep
     dtype = PRECISIONS[sweep.train.precision].dtype
     try:
         if Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use).digest != wanted.weights:
             yield f"model '{sweep.model}' has other weights than on the driver's machine: copy those"
-        predictors.load(sweep.predictor, sweep.model)
+        classifier.load(sweep.predictor, sweep.model)
     except UserError as error:
         yield str(error)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.origin import origin_of
+from core.model.origin import origin_of
 from orchestrator.spec import Sweep
 
 Dataset = dict[str, str]  # name, digest, source_type, source, context, and a profile where there is more to say
@@ -45,7 +45,7 @@ def of_result(sweep: Sweep, weights: str, trials: list[dict[str, Any]]) -> list[
 
 def _training(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> Iterator[Dataset]:
     """What the method finds its directions on; nothing where that cannot be read, of which the trial will tell."""
-    from core.pool import training_seeds
+    from core.samples.training import training_seeds
     from orchestrator.settings import samples_of, settings_of
 
     try:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from core.denoiser import Denoiser
+from core.directions.reading import shown
 from core.errors import UserError
+from core.execution.streaming import offloaded
+from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS, use_precision
-from core.streaming import offloaded
-from core.untrusted import shown
 from orchestrator.outcome import TrialOutcome, classify
 
 WEIGHTS = ("device", "cpu")  # where those of a model's blocks are kept

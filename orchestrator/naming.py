@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from core import predictors
-from core.calibration import SCALES, SEEDS, STRENGTH, Calibrated, with_dials
-from core.clip import parse_words
-from core.directions import DirectionSet
+from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.files import atomic_file
 from core.metrics import draw_traversals
-from core.zoo.attributes import Attributes
+from core.metrics.calibration import SCALES, SEEDS, STRENGTH, Calibrated, with_dials
+from core.predictors import classifier
+from core.predictors.clip import parse_words
+from core.predictors.embedded import Attributes
 from orchestrator import bundle
 from orchestrator.drawing import as_fits
 from orchestrator.gallery import Shown, page
@@ -107,8 +107,8 @@ def _attributes(studio: Studio, predictor: str | None, words: str | None) -> tup
             raise UserError("--words: for which CLIP model? name it with --predictor")
         return None, ""
     given = None if words is None else parse_words(words)
-    found = predictors.load(predictor, studio.denoiser.name, studio.denoiser.device, given)
-    return found, "clip" if predictors.is_clip(predictor) else "attributes"
+    found = classifier.load(predictor, studio.denoiser.name, studio.denoiser.device, given)
+    return found, "clip" if classifier.is_clip(predictor) else "attributes"
 
 
 def _title(directions: DirectionSet, folder: Path) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from core.denoiser import Denoiser
+from core.chain.schedule import Schedule
 from core.errors import AbsentModelError
-from core.schedule import Schedule
-from core.training_memory import pool_h_bytes
+from core.methods.learned.memory import pool_h_bytes
+from core.model.denoiser import Denoiser
 from orchestrator import forecast, pace, probe
 from orchestrator.footprint import Case, Footprint, choose, without_weights
 from orchestrator.layout import clock, counted, facts_table, nbytes

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from core.chain.schedule import Schedule
 from core.metrics.strength import ROUNDS
 from core.metrics.strength import SEEDS as STRENGTH_SEEDS
 from core.metrics.traversals import SCALES
-from core.pictures import GRID_SCALES
-from core.schedule import Schedule
+from core.pictures.traversal_grid import GRID_SCALES
 from orchestrator.probe import Measured
 from orchestrator.settings import samples_of, settings_of
 from orchestrator.space import configurations, fits, sample, trials

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from core import predictors
-from core.denoiser import Denoiser
+from core.chain.schedule import Schedule
 from core.errors import UserError
-from core.images import load_pairs
-from core.masks import find_mask
 from core.methods.jacobian import check_count
-from core.pool import training_seeds
+from core.model.denoiser import Denoiser
+from core.pictures.images import load_pairs
+from core.pictures.masks import find_mask
 from core.precision import PRECISIONS
-from core.schedule import Schedule
-from core.zoo.attributes import Attributes
+from core.predictors import classifier
+from core.predictors.embedded import Attributes
+from core.samples.training import training_seeds
 from orchestrator.bench import judges_of
 from orchestrator.settings import samples_of, settings_of
 from orchestrator.space import configurations, sample, size
@@ -37,7 +37,7 @@ def check_model(sweep: Sweep) -> Checked:
     dtype = PRECISIONS[sweep.train.precision].dtype  # large models take twice the memory in another
     denoiser = Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
-    attributes = predictors.load(sweep.predictor, sweep.model)
+    attributes = classifier.load(sweep.predictor, sweep.model)
     judges_of(sweep)
     found = [
         *_directions(sweep, denoiser, attributes),

@@ -21,13 +21,13 @@ from typing import Any
 import psutil
 import torch
 
+from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods import learned
+from core.methods.learned.shift_control import flattest_directions, leading_components
 from core.metrics import Traversals
 from core.metrics.identifiability import identifiability
 from core.metrics.traversals import SCALES
-from core.schedule import Schedule
-from core.shift import flattest_directions, leading_components
 from orchestrator.attempt import Attempt
 from orchestrator.bench import Bench
 from orchestrator.footprint import Case, device_bytes, heaviest

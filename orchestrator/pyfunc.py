@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from core.directions import DirectionSet
+from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, ModelError, UserError
 from core.files import atomic_folder
-from core.origin import origin_of
+from core.model.origin import origin_of
 from core.precision import use_precision
 from orchestrator.spec import Sweep
 
 if TYPE_CHECKING:
-    from core.chain import Shift
-    from core.schedule import Schedule
+    from core.chain.sampling import Shift
+    from core.chain.schedule import Schedule
 
 PACKAGE = "h-space-orchestrator"
 _BATCH = 16  # samples drawn at a time, where memory suffices
@@ -90,7 +90,7 @@ class Editor:
     """A direction set on its model."""
 
     def __init__(self, directions: DirectionSet, config: Mapping[str, Any]) -> None:
-        from core.use import Use
+        from core.model.use import Use
         from orchestrator.loading import own_device, placed, told_of_memory
 
         self.precision = config.get("precision", "fp32")  # an older version's model does not say
@@ -118,7 +118,7 @@ class Editor:
         params: steps, of the chain (its own where it is missing).
         Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no number.
         """
-        from core.schedule import Schedule
+        from core.chain.schedule import Schedule
         from orchestrator.drawing import as_fits
         from orchestrator.loading import told_of_memory
 
@@ -144,8 +144,8 @@ class Editor:
     ) -> np.ndarray[Any, Any]:
         import torch
 
-        from core.chain import sample
-        from core.pictures import to_picture
+        from core.chain.sampling import sample
+        from core.pictures.traversal_grid import to_picture
         from core.randomness import noise, step_noise
 
         shape, device = self.denoiser.sample_shape, self.denoiser.device

@@ -99,7 +99,7 @@ def _traversal(found: Findings) -> str | None:
     path = found.folder.champion / "traversal.png"
     if found.champion is None or path.is_symlink():
         return None
-    from core.images import open_picture  # loads torch
+    from core.pictures.images import open_picture  # loads torch
 
     try:
         with open_picture(path, "champion") as picture:

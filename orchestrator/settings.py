@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, Step
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, Step
 from core.methods import METHODS
-from core.pool import SPREAD_SAMPLES
+from core.samples.training import SPREAD_SAMPLES
 from orchestrator.spec import Sweep
 
 

@@ -11,8 +11,8 @@ report.html   what `orchestrate report` found when it was last asked
 tune/         Ray Tune's own files, of the last start only
 lock, stop    held by the process that drives the sweep; there when trials shall save and end
 
-Beside the sweeps' folders, `<root>/cache/` holds the unshifted samples that they all share (core.cache); it may be
-removed at any time.
+Beside the sweeps' folders, `<root>/cache/` holds the unshifted samples that they all share (core.samples.cache); it may
+be removed at any time.
 """
 
 import json

@@ -14,18 +14,18 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from core.chain import Shift, invert, sample
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.sampling import Shift, invert, sample
+from core.chain.schedule import Schedule
+from core.chain.step import INJECTIONS, Injection, one_step
+from core.directions.direction_set import DirectionSet
+from core.directions.reading import shown
 from core.errors import DirectionSetError, ModelError, UserError
-from core.images import load_images, open_picture
-from core.lean import lean
+from core.execution.lean import lean
+from core.model.denoiser import Denoiser
+from core.model.use import Use
+from core.pictures.images import load_images, open_picture
 from core.precision import PRECISIONS
 from core.randomness import noise, step_noise
-from core.schedule import Schedule
-from core.step import INJECTIONS, Injection, one_step
-from core.untrusted import shown
-from core.use import Use
 from orchestrator.loading import own_device, placed
 from orchestrator.outcome import TrialOutcome, classify
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from core.cache import SampleCache
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.directions.direction_set import DirectionSet
 from core.errors import NonFiniteError
 from core.files import write_json
 from core.methods import METHODS, learned
+from core.model.denoiser import Denoiser
 from core.randomness import SELECT_SEEDS
+from core.samples.cache import SampleCache
 from orchestrator.attempt import Attempt
 from orchestrator.bench import Bench
 from orchestrator.checkpoints import TrialFolder

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from core.cache import SampleCache
-from core.denoiser import Denoiser
+from core.chain.schedule import Schedule
 from core.methods import learned
-from core.origin import origin_of
-from core.pictures import GRID_SCALES, grid
-from core.prompts import reads_text
-from core.schedule import Schedule
-from core.training_memory import trained_bytes
-from core.weights import NETWORKS, TRANSFORMERS_WEIGHTS, WEIGHTS, weight_names
+from core.methods.learned.memory import trained_bytes
+from core.model.denoiser import Denoiser
+from core.model.file_names import NETWORKS, TRANSFORMERS_WEIGHTS, WEIGHTS, weight_names
+from core.model.origin import origin_of
+from core.model.prompts import reads_text
+from core.pictures.traversal_grid import GRID_SCALES, grid
+from core.samples.cache import SampleCache
 from orchestrator.disk import free_bytes
 from orchestrator.settings import samples_of, settings_of
 from orchestrator.space import configurations, fits, sample, trials

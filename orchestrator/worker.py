@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from core.cache import SampleCache
+from core.samples.cache import SampleCache
 from orchestrator.ledger import METRICS, STEP
 from orchestrator.process import STEPS, Process, stop_file, write_end
 from orchestrator.spec import Sweep

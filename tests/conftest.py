@@ -68,7 +68,7 @@ def tiny_denoiser() -> "Denoiser":
     import torch
     from diffusers import DDIMScheduler, UNet2DModel
 
-    from core.denoiser import Denoiser
+    from core.model.denoiser import Denoiser
 
     torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
@@ -90,7 +90,7 @@ def tiny_denoiser() -> "Denoiser":
 @pytest.fixture(scope="session")
 def single_denoiser(tiny_denoiser: "Denoiser") -> "Denoiser":
     """The tiny model in the precision that is trained in."""
-    from core.denoiser import Denoiser
+    from core.model.denoiser import Denoiser
 
     unet = tiny_denoiser.network.__class__.from_config(tiny_denoiser.network.config)
     unet.load_state_dict(tiny_denoiser.network.state_dict())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core import DirectionSet
-from core.dials import Dial
+from core.directions.dials import Dial
 from core.metrics import Traversals
 from orchestrator.gallery import Shown
 

@@ -12,10 +12,10 @@ from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
 from benchmarks.methods import best_shares, shares_table
 from benchmarks.sides import Case, celeba, chain_flops, flops, ours, straightforward
-from core.denoiser import Denoiser
-from core.gradient import CheckpointSteps
-from core.linearised import DecoderJacobian
+from core.chain.gradient import CheckpointSteps
+from core.execution.linearised import DecoderJacobian
 from core.methods import learned
+from core.model.denoiser import Denoiser
 
 # torch 2.13's forward mode, on its first use, calls its own deprecated scripting.
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")

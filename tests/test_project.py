@@ -21,15 +21,6 @@ def test_the_readme_shows_the_script_that_runs() -> None:
     assert (ROOT / "examples" / "edit.py").read_text() in (ROOT / "README.md").read_text()
 
 
-def test_every_file_of_the_story_exists() -> None:
-    story = (ROOT / "docs" / "code.md").read_text()
-    for row in re.findall(r"^\| (`.+?`) \|", story, flags=re.MULTILINE):
-        names = re.findall(r"`([^`]+)`", row)
-        folder = Path(names[0]).parent
-        for name in names:
-            assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
-
-
 @pytest.mark.parametrize("sweep", SWEEPS, ids=lambda path: path.stem)
 def test_sweeps_open_with_what_a_user_asks_first(sweep: Path) -> None:
     header = sweep.read_text().split("\nname:")[0]

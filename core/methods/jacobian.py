@@ -5,11 +5,12 @@ The image-specific directions of Haas et al. (arXiv 2303.11073). Along the unshi
     J_t = d (mask * eps_theta(x_t, t | h_t + delta_h)) / d delta_h        at delta_h = 0
     J_t v_k = s_k u_k,   J_t^T u_k = s_k v_k                              direction k is v_k, s_1 >= s_2 >= ...
 
-The encoder does not depend on delta_h and runs once; the decoder is linearised once (core.linearised). Haas et al. find
-the v_k one after another, by power iteration with deflation. Here all that came back from J^T J is kept, and the space
-grows by the residual of what is not yet exact: a (block) Krylov method (Musco & Musco, arXiv 1504.05477). Narrow blocks
-take the fewest products. Against power iteration, top 3 to residual 1e-4 on the embedded models and one CPU thread: 6
-to 12 times fewer products, 14 to 27 times fewer FLOPs, 22 to 70 times less time (benchmarks/results/jacobian.md).
+The encoder does not depend on delta_h and runs once; the decoder is linearised once (core.execution.linearised). Haas
+et al. find the v_k one after another, by power iteration with deflation. Here all that came back from J^T J is kept,
+and the space grows by the residual of what is not yet exact: a (block) Krylov method (Musco & Musco, arXiv 1504.05477).
+Narrow blocks take the fewest products. Against power iteration, top 3 to residual 1e-4 on the embedded models and one
+CPU thread: 6 to 12 times fewer products, 14 to 27 times fewer FLOPs, 22 to 70 times less time
+(benchmarks/results/jacobian.md).
 
 A block tells as many equal singular values apart as it is wide, and to a coarse tolerance a single vector may pass over
 one of two that are nearly equal: where that matters, take a wider block or a tolerance of 1e-3.
@@ -23,18 +24,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from core.cache import SampleCache
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.schedule import Schedule
+from core.chain.step import one_step
+from core.directions.direction_set import DirectionSet
+from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
-from core.linalg import matched
-from core.linearised import DecoderJacobian, linearised
-from core.masks import find_mask
-from core.pool import SPREAD_SAMPLES, measured_spread, training_seeds
-from core.provenance import provenance
+from core.execution.linearised import DecoderJacobian, linearised
+from core.model.denoiser import Denoiser
+from core.pictures.masks import find_mask
 from core.randomness import generator, noise, step_noise
-from core.schedule import Schedule
-from core.step import one_step
+from core.samples.cache import SampleCache
+from core.samples.training import SPREAD_SAMPLES, measured_spread, training_seeds
+from core.statistics.principal_components import matched
 
 _ROUNDING = 1e-14
 _RANDOM_PART = 0.1  # of a start from a guess: enough to find what the guess lacks

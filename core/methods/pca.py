@@ -14,15 +14,15 @@ from math import prod
 import torch
 from torch import Tensor
 
-from core.cache import SampleCache
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.schedule import Schedule
+from core.directions.direction_set import DirectionSet
+from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
-from core.linalg import Components, RunningComponents, matched, store_height
-from core.pool import training_seeds
-from core.provenance import provenance
-from core.schedule import Schedule
-from core.unshifted import draw_h
+from core.model.denoiser import Denoiser
+from core.samples.cache import SampleCache
+from core.samples.draw import draw_h
+from core.samples.training import training_seeds
+from core.statistics.principal_components import Components, RunningComponents, matched, store_height
 
 
 @dataclass(frozen=True)

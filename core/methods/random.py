@@ -2,13 +2,13 @@
 
 from dataclasses import asdict, dataclass
 
-from core.cache import SampleCache
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
-from core.pool import SPREAD_SAMPLES, measured_spread, training_seeds
-from core.provenance import provenance
-from core.schedule import Schedule
-from core.shift import ShiftControl
+from core.chain.schedule import Schedule
+from core.directions.direction_set import DirectionSet
+from core.directions.provenance import provenance
+from core.methods.learned.shift_control import ShiftControl
+from core.model.denoiser import Denoiser
+from core.samples.cache import SampleCache
+from core.samples.training import SPREAD_SAMPLES, measured_spread, training_seeds
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from core import predictors
-from core.cache import SampleCache
-from core.chain import invert, trajectory
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.sampling import invert, trajectory
+from core.chain.schedule import Schedule
+from core.directions.direction_set import DirectionSet
+from core.directions.provenance import provenance
 from core.errors import UserError
-from core.images import load_pairs
-from core.pool import training_seeds
-from core.provenance import provenance
-from core.schedule import Schedule
-from core.unshifted import draw_h, draw_images
-from core.zoo.attributes import Attributes
+from core.model.denoiser import Denoiser
+from core.pictures.images import load_pairs
+from core.predictors import classifier
+from core.predictors.embedded import Attributes
+from core.samples.cache import SampleCache
+from core.samples.draw import draw_h, draw_images
+from core.samples.training import training_seeds
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def find(
     if settings.pairs is not None:
         names, difference = _of_pairs(denoiser, schedule, settings, batch)
     else:
-        attributes = attributes or predictors.load(settings.predictor, denoiser.name, denoiser.device)
+        attributes = attributes or classifier.load(settings.predictor, denoiser.name, denoiser.device)
         if attributes is None:
             raise UserError(
                 f"predictor: model '{denoiser.name}' has none of its own; give a folder or hub id of an image "

@@ -1,4 +1,4 @@
-"""What the directions do, in named attributes. Needs a predictor: core.zoo.attributes has those of embedded models."""
+"""Measure what directions do to named attributes, as a predictor (core.predictors) sees them."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from core.metrics.traversals import Traversals
-from core.zoo.attributes import Attributes
+from core.predictors.embedded import Attributes
 
 
 def effects(

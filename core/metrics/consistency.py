@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from core.directions import DirectionSet
+from core.directions.direction_set import DirectionSet
 
 _TINY = 1e-12
 

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from core.cache import SampleCache
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.schedule import Schedule
+from core.chain.step import Injection
+from core.directions.direction_set import DirectionSet
 from core.errors import NonFiniteError, UserError
 from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity
@@ -19,9 +19,9 @@ from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
 from core.metrics.judges import NOBODY, Judges
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
-from core.schedule import Schedule
-from core.step import Injection
-from core.zoo.attributes import Attributes
+from core.model.denoiser import Denoiser
+from core.predictors.embedded import Attributes
+from core.samples.cache import SampleCache
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from core.denoiser import Denoiser
+from core.chain.schedule import late_level
 from core.metrics.networks.extractor import Extractor
-from core.schedule import late_level
+from core.model.denoiser import Denoiser
 
 NOISE_FRACTION = 0.05  # the training timestep of the features: late enough that all detail is still there
 GRID = 2  # features keep coarse position: a GRID x GRID mean per channel

@@ -8,10 +8,10 @@ a method without a reconstructor is measured too, and none can agree with its ow
 import torch
 from torch import Tensor
 
-from core.losses import STRENGTH_WEIGHT, direction_loss, strength_loss
+from core.methods.learned.losses import STRENGTH_WEIGHT, direction_loss, strength_loss
+from core.methods.learned.reconstructor import Reconstructor
 from core.metrics.traversals import Traversals
 from core.randomness import generator
-from core.reconstructor import Reconstructor
 
 TRAIN_SHARE = 2 / 3
 BATCH = 64

@@ -13,16 +13,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from core.cache import SampleCache
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.schedule import Schedule
+from core.chain.step import Injection
+from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.metrics.features import features_of, standardise
 from core.metrics.networks.extractor import Extractor
 from core.metrics.traversals import draw_plain, draw_traversals
+from core.model.denoiser import Denoiser
 from core.randomness import CALIBRATION_SEEDS
-from core.schedule import Schedule
-from core.step import Injection
+from core.samples.cache import SampleCache
 
 SEEDS = CALIBRATION_SEEDS[:8]
 REFERENCE = CALIBRATION_SEEDS[8:72]

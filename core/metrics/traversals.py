@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.cache import SampleCache
-from core.chain import Shift, sample
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.sampling import Shift, sample
+from core.chain.schedule import Schedule
+from core.chain.step import Injection
+from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, UserError
+from core.model.denoiser import Denoiser
 from core.randomness import noise, step_noise
-from core.schedule import Schedule
-from core.step import Injection
-from core.unshifted import draw_images
+from core.samples.cache import SampleCache
+from core.samples.draw import draw_images
 
 SCALES = (-1.0, -0.5, 0.5, 1.0)
 

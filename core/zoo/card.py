@@ -11,10 +11,10 @@ from textwrap import fill
 import torch
 
 from core import Denoiser, Schedule, noise, sample
-from core.pictures import grid
+from core.pictures.traversal_grid import grid
+from core.predictors.embedded import embedded
 from core.randomness import REPORT_SEEDS
 from core.zoo import digits, model_folder
-from core.zoo.attributes import embedded
 from core.zoo.measures import GUIDANCE, STEPS, autoencoder_quality, load, obedience, predictor_quality, steering
 from core.zoo.recipes import RECIPES, Recipe
 from core.zoo.sentences import UNTOLD, WORDS

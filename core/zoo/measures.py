@@ -5,10 +5,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from core import Denoiser, Schedule, noise, sample
-from core.chain import trajectory
+from core.chain.sampling import trajectory
+from core.predictors.embedded import AttributeNet, Attributes, embedded, predictor_folder
 from core.randomness import REPORT_SEEDS, SELECT_SEEDS
 from core.zoo import digits, faces, model_folder
-from core.zoo.attributes import AttributeNet, Attributes, embedded, predictor_folder
 from core.zoo.autoencoders import decode, encode
 from core.zoo.recipes import RECIPES
 from core.zoo.sentences import WORDS, describe_words, sentence

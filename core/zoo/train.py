@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from core.predictors.embedded import AttributeNet
 from core.zoo import digits, model_folder
-from core.zoo.attributes import AttributeNet
 from core.zoo.autoencoders import encode, train_autoencoder
 from core.zoo.recipes import RECIPES, Phase, Recipe
 from core.zoo.sentences import describe, make_text_encoder, make_tokenizer, tokens_of

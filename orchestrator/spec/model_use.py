@@ -53,7 +53,7 @@ class TapName(Domain):
 
 
 class ModelUse(Section):
-    """How the model is used (core.use): where it is shifted, what it is told to draw, and how large.
+    """How the model is used (core.model.use): where it is shifted, what it is told to draw, and how large.
 
     `tap` is where h is, `form` what of it has a shift of its own: every place ("spatial"), every token ("tokens"), or
     every channel ("pooled"). Samples take `prompts`, or `classes`, in turn, by their seed. `guidance` leads away from
@@ -74,5 +74,5 @@ class ModelUse(Section):
 
     @property
     def use(self) -> dict[str, Any]:
-        """The arguments of `core.denoiser.Denoiser.from_pretrained`."""
+        """The arguments of `core.model.denoiser.Denoiser.from_pretrained`."""
         return self.model_dump()

@@ -157,13 +157,13 @@ class DeepSpeed(Section):
 
 
 class Gradient(Section):
-    """How the chain keeps memory down (core.gradient). It changes no result, only memory and time.
+    """How the chain keeps memory down (core.chain.gradient). It changes no result, only memory and time.
 
     `policy` auto keeps as many steps as the device holds, deepspeed is checkpoint_steps by DeepSpeed's own
     checkpointing, which moves states to the CPU; `memory` is what the graphs of the kept steps may take, at
-    most; `lean` runs the denoiser with fewer operations and saved bytes (core.lean); `weights` says where those of its
-    blocks are until they run: cpu, in the CPU's memory, or partitioned, over the workers of a trial, a part on each
-    device (core.streaming; such networks are not lean).
+    most; `lean` runs the denoiser with fewer operations and saved bytes (core.execution.lean); `weights` says where
+    those of its blocks are until they run: cpu, in the CPU's memory, or partitioned, over the workers of a trial, a
+    part on each device (core.execution.streaming; such networks are not lean).
     """
 
     policy: Annotated[

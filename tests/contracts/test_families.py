@@ -15,14 +15,14 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from core import Denoiser, Schedule, invert, noise, sample
-from core.chain import trajectory
-from core.cuts import Given
-from core.cuts.hooked import HookedCut
+from core.chain.sampling import trajectory
+from core.chain.step import one_step
 from core.errors import UserError
-from core.lean import lean
+from core.execution.lean import lean
+from core.model.cuts import Given
+from core.model.cuts.hooked import HookedCut
 from core.randomness import step_noise
-from core.step import one_step
-from core.unshifted import draw_h
+from core.samples.draw import draw_h
 from tests.contracts.conftest import LATENT, QUIET, TRANSFORMERS, UNETS, USES, Folder, Load, random_shift, start
 from tests.families import FAMILIES
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import core.chain
-import core.latents
+import core.chain.sampling
+import core.model.codec
 from core import Denoiser, Schedule, noise
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, predict
-from core.lean import lean
-from core.memory import Ledger, StepCost, costs
-from core.step import one_step
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, predict
+from core.chain.step import one_step
+from core.chain.step_memory import Ledger, StepCost, costs
+from core.execution.lean import lean
 from tests.contracts.conftest import (
     LATENT,
     QUIET,
@@ -54,7 +54,7 @@ def test_every_policy_gives_the_plain_graphs_gradient(
 ) -> None:
     denoiser = load(name)
     table = table_of(denoiser)
-    monkeypatch.setattr(core.chain, "costs", lambda *_: [StepCost(1, 0, 1)] * STEPS)  # counting takes its time
+    monkeypatch.setattr(core.chain.sampling, "costs", lambda *_: [StepCost(1, 0, 1)] * STEPS)  # counting takes its time
     (plain,) = torch.autograd.grad(loss_of(denoiser, table, injection, FullGraph()), table)
     assert (plain.flatten(1).norm(dim=1) > 0).all()  # every step's shift is felt
     for policy in POLICIES:
@@ -104,7 +104,7 @@ def test_images_are_decoded_part_by_part_with_the_gradient_of_the_whole(
 ) -> None:
     denoiser = load(name)
     vae, x, seen = denoiser.codec.network, start(denoiser, 3).requires_grad_(), []
-    monkeypatch.setattr(core.latents, "_PIXELS", 1)
+    monkeypatch.setattr(core.model.codec, "_PIXELS", 1)
     decode = vae.decode
     monkeypatch.setattr(vae, "decode", lambda z, **more: seen.append(len(z)) or decode(z, **more))
     images = denoiser.images(x)

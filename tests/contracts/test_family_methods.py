@@ -17,15 +17,15 @@ import core.methods.jacobian
 import core.methods.random
 import core.metrics.evaluation
 from core import Denoiser, DirectionSet, Schedule, noise
-from core.masks import find_mask
 from core.methods import METHODS, jacobian, learned, pca, random, supervised
 from core.methods.jacobian import spectrum
-from core.methods.learned import Learner
+from core.methods.learned.training import Learner
 from core.metrics import evaluate
 from core.metrics.identifiability import identifiability
-from core.pretrained import weight_digest
+from core.model.pretrained import weight_digest
+from core.pictures.masks import find_mask
+from core.predictors.embedded import Attributes
 from core.randomness import REPORT_SEEDS
-from core.zoo.attributes import Attributes
 from tests import families
 from tests.contracts.conftest import QUIET, USES, Folder, Load
 

@@ -1,7 +1,7 @@
 """The contract of a family's pipeline: what diffusers draws end to end with a set applied is what our own chain draws.
 
 The pipeline is called as a user calls it; watched are what its scheduler is given and what leaves its last step, in
-float64. Its scheduler is the one that `core.pretrained.load_scheduler` makes of its own.
+float64. Its scheduler is the one that `core.model.pretrained.load_scheduler` makes of its own.
 """
 
 import json
@@ -19,9 +19,10 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from core import Denoiser, DirectionSet, Schedule, apply_directions, noise, sample
-from core.pretrained import find_model, load_scheduler
-from core.provenance import provenance
+from core import Denoiser, DirectionSet, Schedule, noise, sample
+from core.directions import apply_directions
+from core.directions.provenance import provenance
+from core.model.pretrained import find_model, load_scheduler
 from core.randomness import step_noise
 from orchestrator.card import card
 from tests import families

@@ -14,12 +14,12 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
+from core.chain.gradient import CheckpointSteps
 from core.errors import DirectionSetError, UserError
-from core.gradient import CheckpointSteps
 from core.methods import METHODS, jacobian, learned, pca, random, supervised
 from core.metrics import METRICS, calibrate, evaluate
+from core.predictors.embedded import Attributes
 from core.randomness import REPORT_SEEDS
-from core.zoo.attributes import Attributes
 
 STEPS = 3
 SETTINGS: dict[str, Any] = {

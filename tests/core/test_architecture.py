@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from core.architecture import empty_network, own_shape
-from core.denoiser import Denoiser
 from core.errors import ModelError, UserError
-from core.use import Use
+from core.model.architecture import empty_network, own_shape
+from core.model.denoiser import Denoiser
+from core.model.use import Use
 from tests.core.test_denoiser import tiny_unet
 
 

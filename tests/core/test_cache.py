@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.cache import Entry, SampleCache
+from core.samples.cache import Entry, SampleCache
 
 SHAPE = (4, 1000)
 
@@ -152,7 +152,9 @@ def test_what_does_not_fit_is_computed_and_nothing_goes_for_it(tmp_path: Path) -
 
 def test_half_of_a_small_disk_is_left_to_others(cache: SampleCache, monkeypatch: pytest.MonkeyPatch) -> None:
     size = entry("aa").nbytes
-    monkeypatch.setattr("core.cache.shutil.disk_usage", lambda _: type("Usage", (), {"free": 6 * size - held(cache)}))
+    monkeypatch.setattr(
+        "core.samples.cache.shutil.disk_usage", lambda _: type("Usage", (), {"free": 6 * size - held(cache)})
+    )
     for name in ("aa", "bb", "cc", "dd", "ee"):
         cache.get(entry(name), Source())
         assert held(cache) <= 3 * size
@@ -165,14 +167,14 @@ def test_a_disk_that_refuses_costs_time_only(cache: SampleCache, monkeypatch: py
 
     source = Source()
     with monkeypatch.context() as patched:
-        patched.setattr("core.cache.save_file", full)
+        patched.setattr("core.samples.cache.save_file", full)
         assert cache.get(entry("aa"), source)["h"].shape == SHAPE
         assert not cache.prepare(entry("aa"), source)
     assert source.calls == 2 and not files(cache) and not list(cache.folder.glob(".*"))
     blocked = SampleCache(cache.folder / "locks" / "writer" / "cache")  # a file where a folder would have to be
     assert blocked.get(entry("aa"), source)["h"].shape == SHAPE and not blocked.worthwhile(1)
     with monkeypatch.context() as patched:
-        patched.setattr("core.cache.fcntl.flock", full)
+        patched.setattr("core.samples.cache.fcntl.flock", full)
         assert cache.get(entry("aa"), source)["h"].shape == SHAPE
     assert not files(cache)
 
@@ -190,9 +192,9 @@ def test_an_error_of_the_computation_leaves_no_lock(cache: SampleCache) -> None:
 def other_process(cache: SampleCache, script: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs `script` on the same cache; it tells how far it is on its standard output."""
     setup = f"""
-        import sys, time, torch, core.cache
+        import sys, time, torch, core.samples.cache
         from pathlib import Path
-        from core.cache import Entry, SampleCache
+        from core.samples.cache import Entry, SampleCache
         cache = SampleCache(Path({str(cache.folder)!r}))
         entry = Entry("aa", {{"h": ({SHAPE}, torch.float32)}})
         def wait(*_):
@@ -213,7 +215,7 @@ HALF_WRITTEN = """
     def half(tensors, path, metadata):
         Path(path).write_bytes(b"half of it")
         wait()
-    core.cache.save_file = half
+    core.samples.cache.save_file = half
     cache.get(entry, lambda: {"h": torch.zeros(4, 1000)})
 """
 WRITTEN_BUT_NOT_RENAMED = """

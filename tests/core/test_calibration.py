@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import Denoiser, DirectionSet, Schedule, calibration
-from core.calibration import SCALES, SEEDS, names_from, reach, with_dials
-from core.dials import Dial
+from core import Denoiser, DirectionSet, Schedule
+from core.directions.dials import Dial
 from core.errors import DirectionSetError
 from core.methods import random
-from core.metrics import Traversals, draw_traversals, moved, strength
+from core.metrics import Traversals, calibration, draw_traversals, moved, strength
+from core.metrics.calibration import SCALES, SEEDS, names_from, reach, with_dials
 from core.metrics.consistency import agreement, distinctness
 from core.metrics.networks import Extractor
+from core.predictors.embedded import Attributes
 from core.randomness import CALIBRATION_SEEDS
-from core.zoo.attributes import Attributes
 
 
 @pytest.fixture(scope="module")

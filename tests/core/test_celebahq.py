@@ -8,8 +8,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from core import Denoiser, Schedule
-from core.gradient import CheckpointSteps
-from core.methods.learned import Learner, Settings
+from core.chain.gradient import CheckpointSteps
+from core.methods.learned.training import Learner, Settings
 from core.zoo import architecture_folder
 
 CONFIG = json.loads((architecture_folder("google/ddpm-celebahq-256") / "unet" / "config.json").read_text())

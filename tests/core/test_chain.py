@@ -5,12 +5,12 @@ import torch
 from diffusers import DDIMScheduler
 
 from core import invert, noise, sample
-from core.chain import trajectory
-from core.denoiser import Denoiser
+from core.chain.sampling import trajectory
+from core.chain.schedule import Schedule
+from core.chain.step import one_step
 from core.errors import UserError
+from core.model.denoiser import Denoiser
 from core.randomness import step_noise
-from core.schedule import Schedule
-from core.step import one_step
 
 
 @pytest.fixture

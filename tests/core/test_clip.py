@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import predictors
-from core.clip import WORDS, parse_words
 from core.errors import ModelError, UserError
-from core.pictures import to_picture
+from core.pictures.traversal_grid import to_picture
+from core.predictors import classifier
+from core.predictors.clip import WORDS, parse_words
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_score_is_how_much_nearer_one_text_is_than_its_opposite(clip_folder: P
 
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     words = parse_words("smile, a red car|a blue car")
-    attributes = predictors.load(str(clip_folder), "tiny", words=words)
+    attributes = classifier.load(str(clip_folder), "tiny", words=words)
     assert attributes is not None and attributes.names == ("smile", "a red car")
     net, tokenizer = CLIPModel.from_pretrained(clip_folder).eval(), AutoTokenizer.from_pretrained(clip_folder)
     pixels = AutoImageProcessor.from_pretrained(clip_folder, backend="pil")(
@@ -56,7 +56,7 @@ def test_a_score_is_how_much_nearer_one_text_is_than_its_opposite(clip_folder: P
 
 
 def test_without_words_the_known_ones_are_asked(clip_folder: Path) -> None:
-    attributes = predictors.load(str(clip_folder), "tiny")
+    attributes = classifier.load(str(clip_folder), "tiny")
     assert attributes is not None and attributes.names == tuple(WORDS)
 
 
@@ -73,11 +73,11 @@ def test_words_that_name_nothing_or_one_thing_twice_are_refused(given: str) -> N
 
 def test_words_for_a_predictor_that_has_its_own_are_refused() -> None:
     with pytest.raises(UserError, match="'toyfaces' has attributes of its own; only a CLIP model takes words"):
-        predictors.load(None, "toyfaces", words=parse_words("smile"))
+        classifier.load(None, "toyfaces", words=parse_words("smile"))
 
 
 def test_a_clip_model_without_its_tokenizer_is_told(clip_folder: Path, tmp_path: Path) -> None:
     for file in ("config.json", "model.safetensors", "preprocessor_config.json"):
         (tmp_path / file).write_bytes((clip_folder / file).read_bytes())
     with pytest.raises(ModelError, match="is incomplete: .* lacks tokenizer.json or vocab.json"):
-        predictors.load(str(tmp_path), "tiny")
+        classifier.load(str(tmp_path), "tiny")

@@ -10,11 +10,11 @@ import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from core import Denoiser
-from core.architecture import empty_network
-from core.condition import Condition
 from core.errors import ModelError, UserError
-from core.prompts import check_use, unknown_condition
-from core.use import Use
+from core.model.architecture import empty_network
+from core.model.condition import Condition
+from core.model.prompts import check_use, unknown_condition
+from core.model.use import Use
 from tests.families import saved
 
 TEXT = torch.arange(6.0).reshape(3, 2)  # three prompts
@@ -291,4 +291,4 @@ def test_a_refiner_is_told_apart(tmp_path: Path) -> None:
 def test_a_network_that_has_to_be_told_something_is_not_left_alone() -> None:
     with pytest.raises(ModelError) as caught:
         unknown_condition(conditional(), Use())
-    assert str(caught.value) == "a UNet2DConditionModel is told what to draw: give a condition (core.condition)"
+    assert str(caught.value) == "a UNet2DConditionModel is told what to draw: give a condition (core.model.condition)"

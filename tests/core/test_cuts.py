@@ -17,14 +17,14 @@ from diffusers import (
 from torch import Tensor, nn
 
 from core import Denoiser
-from core.architecture import empty_network
-from core.condition import Condition
-from core.cuts import CUTS, FORMS, Cut, Given, Tap, cut_of, halved
-from core.cuts.hooked import HookedCut
-from core.cuts.unet import UNetCut
 from core.errors import ModelError, UserError
+from core.execution.streaming import offloaded
+from core.model.architecture import empty_network
+from core.model.condition import Condition
+from core.model.cuts import CUTS, FORMS, Cut, Given, Tap, cut_of, halved
+from core.model.cuts.hooked import HookedCut
+from core.model.cuts.unet import UNetCut
 from core.randomness import noise
-from core.streaming import offloaded
 
 MAPS = noise([0, 1], (3, 2, 4), torch.float64)  # [N, C, H, W]
 TOKENS = MAPS.flatten(2).mT  # the same as tokens [N, L, C], row by row
@@ -164,7 +164,7 @@ def test_a_network_without_a_cut_is_told_the_way() -> None:
     with pytest.raises(ModelError) as caught:
         cut_of(torch.nn.Linear(2, 2))
     assert str(caught.value) == (
-        f"a Linear has no cut of its own ({', '.join(CUTS)} have): use it through core.cuts.hooked.HookedCut"
+        f"a Linear has no cut of its own ({', '.join(CUTS)} have): use it through core.model.cuts.hooked.HookedCut"
     )
 
 

@@ -11,9 +11,9 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from core import Denoiser, Schedule, noise
-from core.cuts.unet import UNetCut, without_skips
 from core.errors import ModelError
-from core.pretrained import find_model, weight_digest
+from core.model.cuts.unet import UNetCut, without_skips
+from core.model.pretrained import find_model, weight_digest
 
 
 def tiny_unet(**changes: object) -> UNet2DModel:

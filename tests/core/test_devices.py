@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from core import Denoiser, Schedule, invert, noise, sample
-from core.cache import SampleCache
-from core.gradient import CheckpointBlocks, FullGraph, GradientPolicy
-from core.lean import lean
+from core.chain.gradient import CheckpointBlocks, FullGraph, GradientPolicy
+from core.execution.lean import lean
+from core.execution.streaming import offloaded
 from core.methods import jacobian, learned, pca, supervised
-from core.pictures import traversal, traversal_grid
+from core.pictures.traversal_grid import traversal, traversal_grid
+from core.predictors.embedded import Attributes
 from core.randomness import step_noise
-from core.streaming import offloaded
-from core.zoo.attributes import Attributes
+from core.samples.cache import SampleCache
 from tests.contracts.conftest import USES
 from tests.families import saved
 

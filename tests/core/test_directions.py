@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
-from core.dials import Dial
+from core.directions.dials import Dial
 from core.errors import DirectionSetError
 
 

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import ShiftControl, noise, sample
-from core.denoiser import Denoiser
-from core.errors import UserError
-from core.gradient import (
+from core.chain.gradient import (
     CheckpointBlocks,
     CheckpointSteps,
     FullGraph,
@@ -20,11 +18,13 @@ from core.gradient import (
     free_memory,
     predict,
 )
-from core.lean import lean
-from core.memory import Ledger, StepCost
+from core.chain.schedule import Schedule
+from core.chain.step import one_step
+from core.chain.step_memory import Ledger, StepCost
+from core.errors import UserError
+from core.execution.lean import lean
+from core.model.denoiser import Denoiser
 from core.randomness import step_noise
-from core.schedule import Schedule
-from core.step import one_step
 
 
 def control(denoiser: Denoiser, schedule: Schedule, kind: str = "shared") -> ShiftControl:
@@ -161,7 +161,7 @@ def test_what_is_free_is_kept_but_for_a_tenth_and_the_work_of_a_step(
     """Graphs of 100, 200, 300, 400 bytes: 0.9 free - 210 of work holds so many of the last ones."""
     costs = [StepCost(graph, work, 0) for graph, work in ((100, 210), (200, 10), (300, 0), (400, 20))]
     asked: list[torch.device] = []
-    monkeypatch.setattr("core.gradient.free_memory", lambda device: asked.append(device) or free)
+    monkeypatch.setattr("core.chain.gradient.free_memory", lambda device: asked.append(device) or free)
     assert KeepSteps("auto").kept(lambda: costs, 4, torch.device("meta")) == kept
     assert asked == [torch.device("meta")]
 

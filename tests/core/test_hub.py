@@ -10,9 +10,9 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
-from core.denoiser import Denoiser
 from core.errors import ModelError
-from core.pretrained import find_model
+from core.model.denoiser import Denoiser
+from core.model.pretrained import find_model
 from tests import families
 
 UNET, VAE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"

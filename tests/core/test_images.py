@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from core.errors import UserError
-from core.images import MAX_PIXELS, load_images, load_pairs, pictures_in
-from core.pictures import to_picture
+from core.pictures.images import MAX_PIXELS, load_images, load_pairs, pictures_in
+from core.pictures.traversal_grid import to_picture
 
 
 def picture(size: tuple[int, int] = (4, 4), color: object = "red", mode: str = "RGB") -> Image.Image:

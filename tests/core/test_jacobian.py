@@ -9,16 +9,16 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
-from core.chain import sample
-from core.denoiser import Denoiser
+from core.chain.sampling import sample
+from core.chain.schedule import Schedule
 from core.errors import NonFiniteError, UserError
-from core.linearised import DecoderJacobian
-from core.masks import find_mask
+from core.execution.linearised import DecoderJacobian
 from core.methods import jacobian as jacobian_module
 from core.methods.jacobian import Settings, Spectrum, find, followed, spectrum
-from core.pool import measured_spread, training_seeds
+from core.model.denoiser import Denoiser
+from core.pictures.masks import find_mask
 from core.randomness import generator, noise, step_noise
-from core.schedule import Schedule
+from core.samples.training import measured_spread, training_seeds
 
 T = 600  # a training timestep
 BOX = (2, 1, 6, 5)
@@ -45,7 +45,7 @@ def attentive(dtype: torch.dtype = torch.float64, **changes: object) -> Denoiser
 UNUSUAL = {
     "attention": {},
     "one head": {"attention_head_dim": None},  # h lies across memory
-    "scaled by time": {"resnet_time_scale_shift": "scale_shift"},  # blocks that core.lean leaves as they are
+    "scaled by time": {"resnet_time_scale_shift": "scale_shift"},  # blocks that core.execution.lean leaves as they are
 }
 
 

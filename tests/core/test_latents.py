@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from core import noise
-from core.latents import Codec
+from core.model.codec import Codec
 
 MEAN, DEVIATION = (0.5, -1.0), (2.0, 4.0)
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import Denoiser, Schedule, noise
-from core.cuts.unet import without_skips
-from core.frozen import FrozenConv2d, NormSiLU, upsampling_weight
-from core.lean import LeanUNet, lean
-from core.memory import chain_costs
+from core.chain.step_memory import chain_costs
+from core.execution.frozen_ops import FrozenConv2d, NormSiLU, upsampling_weight
+from core.execution.lean import LeanUNet, lean
+from core.model.cuts.unet import without_skips
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {

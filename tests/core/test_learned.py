@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from core import Denoiser, Schedule, noise, sample
+from core.chain.gradient import CheckpointSteps
 from core.errors import NonFiniteError, UserError
-from core.gradient import CheckpointSteps
 from core.methods import learned, random
-from core.methods.learned import Learner, Settings
-from core.optimiser import Group, Optimiser, TorchOptimiser
-from core.pool import draw_pool, measured_spread, training_seeds
+from core.methods.learned import training
+from core.methods.learned.optimiser import Group, Optimiser, TorchOptimiser
+from core.methods.learned.shift_control import flattest_directions, leading_components
+from core.methods.learned.training import Learner, Settings
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator, step_noise
-from core.shift import flattest_directions, leading_components
+from core.samples.training import draw_pool, measured_spread, training_seeds
 
 SETTINGS = Settings(directions=3, batch=4, pool=32, iterations=3, shift_scale=2.0)
 
@@ -222,7 +223,7 @@ def test_samples_are_drawn_as_many_at_a_time_as_asked(
     denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawing = create_autospec(draw_pool, side_effect=draw_pool)
-    monkeypatch.setattr(learned, "draw_pool", drawing)
+    monkeypatch.setattr(training, "draw_pool", drawing)
     learned.find(denoiser, schedule, replace(SETTINGS, iterations=0, pool=8), batch=3)
     assert (
         inspect.signature(draw_pool).bind(*drawing.call_args.args, **drawing.call_args.kwargs).arguments["batch"] == 3

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from core import losses
+from core.methods.learned import losses
 
 
 def test_direction_loss_of_a_guess_is_the_logarithm_of_the_number_of_directions() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core.denoiser import Denoiser
 from core.errors import UserError
-from core.masks import find_mask
+from core.model.denoiser import Denoiser
+from core.pictures.masks import find_mask
 
 BOX_RULE = (
     "in the 8x8 images of model 'tiny' a box is [left, top, right, bottom] "

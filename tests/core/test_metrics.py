@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.chain import sample
-from core.denoiser import Denoiser
-from core.directions import DirectionSet
+from core.chain.sampling import sample
+from core.chain.schedule import Schedule
+from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, NonFiniteError, UserError
-from core.latents import Codec
 from core.metrics import METRICS, Evaluation, Traversals, draw_traversals, evaluate, evaluation
 from core.metrics import identifiability as judge
 from core.metrics.attributes import coverage, disentanglement, effects
@@ -24,10 +23,11 @@ from core.metrics.identifiability import identifiability
 from core.metrics.judges import Judges
 from core.metrics.networks import Extractor, Lpips
 from core.metrics.traversals import SCALES, draw_plain
+from core.model.codec import Codec
+from core.model.denoiser import Denoiser
+from core.model.use import Use
+from core.predictors.embedded import Attributes
 from core.randomness import generator, noise, step_noise
-from core.schedule import Schedule
-from core.use import Use
-from core.zoo.attributes import Attributes
 
 STEPS = 3
 SEEDS = (5, 6, 7)

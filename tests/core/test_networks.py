@@ -22,7 +22,7 @@ from core.metrics.networks import Extractor, load_features, load_identity, load_
 from core.metrics.networks.identity import _IResNet50, _IrSe50
 from core.metrics.networks.inception import Inception, resize_as_tensorflow1
 from core.metrics.networks.lpips import _BACKBONES, _Lpips
-from core.pictures import to_picture
+from core.pictures.traversal_grid import to_picture
 from core.randomness import generator
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

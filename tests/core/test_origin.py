@@ -6,9 +6,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from core import denoiser, origin, pretrained
 from core.errors import ModelError
-from core.origin import origin_of
+from core.model import denoiser, origin, pretrained
+from core.model.origin import origin_of
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,17 @@ from torch import Tensor
 
 from core import Denoiser, Schedule
 from core.errors import NonFiniteError, UserError
-from core.linalg import Components, RunningComponents, _leading, principal_components, store_height
 from core.methods import pca
 from core.methods.pca import Settings, follow
-from core.pool import training_seeds
-from core.unshifted import draw_h
+from core.samples.draw import draw_h
+from core.samples.training import training_seeds
+from core.statistics.principal_components import (
+    Components,
+    RunningComponents,
+    _leading,
+    principal_components,
+    store_height,
+)
 
 SETTINGS = Settings(directions=4, samples=60)
 STREAMED = 40  # rows held at a time: far fewer than the rows there are
@@ -305,7 +311,7 @@ def test_components_are_followed_through_crossings_turns_and_flips() -> None:
 
 
 def planted_draw(h: Tensor) -> object:
-    """A stand-in for core.unshifted.draw_h that shows h [T, N, C, H, W] instead of the model's."""
+    """A stand-in for core.samples.draw.draw_h that shows h [T, N, C, H, W] instead of the model's."""
 
     def draw(_denoiser: Denoiser, _schedule: Schedule, seeds: range, batch: int, _cache: None) -> Iterator[Tensor]:
         assert len(seeds) == h.shape[1]

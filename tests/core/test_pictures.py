@@ -3,7 +3,7 @@
 import torch
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
-from core.pictures import grid, to_picture, traversal, traversal_grid
+from core.pictures.traversal_grid import grid, to_picture, traversal, traversal_grid
 
 
 def test_a_traversal_moves_one_direction_a_row(tiny_denoiser: Denoiser) -> None:

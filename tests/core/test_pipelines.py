@@ -25,11 +25,12 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from core import Denoiser, DirectionSet, Schedule, apply_directions, noise, sample
-from core.cuts.hooked import HookedCut
+from core import Denoiser, DirectionSet, Schedule, noise, sample
+from core.chain.step import Injection
+from core.directions import apply_directions
 from core.errors import DirectionSetError
 from core.methods import random
-from core.step import Injection
+from core.model.cuts.hooked import HookedCut
 
 STEPS = 4
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from core import Denoiser, Schedule, noise
-from core.chain import trajectory
+from core.chain.sampling import trajectory
 from core.errors import UserError
-from core.pool import RUN_SAMPLES, SPREAD_SAMPLES, draw_pool, measured_spread, training_seeds
 from core.randomness import TRAIN_SEEDS
+from core.samples.training import RUN_SAMPLES, SPREAD_SAMPLES, draw_pool, measured_spread, training_seeds
 
 
 @pytest.fixture(scope="module")

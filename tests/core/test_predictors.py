@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from core import predictors
 from core.errors import ModelError, UserError
-from core.pictures import to_picture
-from core.predictors import log_odds, unique_names
-from core.zoo.attributes import Attributes, embedded
+from core.pictures.traversal_grid import to_picture
+from core.predictors import classifier
+from core.predictors.classifier import log_odds, unique_names
+from core.predictors.embedded import Attributes, embedded
 
 LABELS = ("smile", "hat", "smile")
 
@@ -49,7 +49,7 @@ def vit(classifiers: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> Attributes:
-    attributes = predictors.load(str(folder), "tiny")
+    attributes = classifier.load(str(folder), "tiny")
     assert attributes is not None
     return attributes
 
@@ -124,9 +124,9 @@ def test_labels_that_occur_twice_get_their_number() -> None:
 
 
 def test_without_a_name_it_is_the_models_own() -> None:
-    own, expected = predictors.load(None, "digits"), embedded("digits")
+    own, expected = classifier.load(None, "digits"), embedded("digits")
     assert own is not None and expected is not None and own.names == expected.names
-    assert predictors.load(None, "google/ddpm-celebahq-256") is None
+    assert classifier.load(None, "google/ddpm-celebahq-256") is None
 
 
 def test_unknown_attributes_get_the_nearest_name() -> None:
@@ -202,7 +202,7 @@ def test_names_that_lead_nowhere_are_told(monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("transformers")
     for name in ("/nowhere/vit", "vit", "./a/b"):
         with pytest.raises(ModelError, match=f"predictor '{name}' is not there: give a folder or a hub id of an image"):
-            predictors.load(name, "tiny")
+            classifier.load(name, "tiny")
 
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("a long story")
@@ -212,7 +212,7 @@ def test_names_that_lead_nowhere_are_told(monkeypatch: pytest.MonkeyPatch) -> No
         r"predictor 'a/b' is neither a folder here nor could it be fetched from the hub \(ConnectionError\): check"
     )
     with pytest.raises(ModelError, match=message):
-        predictors.load("a/b", "tiny")
+        classifier.load("a/b", "tiny")
 
 
 def test_nothing_is_said_while_loading(classifiers: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,14 +20,14 @@ from huggingface_hub.errors import (
 )
 from safetensors.torch import load_file, save_file
 
-from core import denoiser as denoiser_module
-from core.cuts.hooked import HookedCut
-from core.denoiser import Denoiser
 from core.errors import ModelError, UserError
-from core.origin import GROUP
-from core.pretrained import find_model, refuse_incomplete
+from core.model import denoiser as denoiser_module
+from core.model.cuts.hooked import HookedCut
+from core.model.denoiser import Denoiser
+from core.model.origin import GROUP
+from core.model.pretrained import find_model, refuse_incomplete
+from core.model.use import Use
 from core.randomness import noise
-from core.use import Use
 from tests import families
 from tests.core.test_denoiser import tiny_unet
 

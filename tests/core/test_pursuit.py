@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.linalg import principal_components
-from core.pursuit import flattest_sources, kurtosis
-from core.shift import flattest_directions
+from core.methods.learned.shift_control import flattest_directions
+from core.statistics.principal_components import principal_components
+from core.statistics.projection_pursuit import flattest_sources, kurtosis
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

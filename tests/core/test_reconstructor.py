@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, leaky_relu
 
-from core.discriminator import Discriminator
+from core.methods.learned.discriminator import Discriminator
+from core.methods.learned.reconstructor import Reconstructor, convolutional_body
 from core.randomness import noise
-from core.reconstructor import Reconstructor, convolutional_body
 
 SHAPE = (3, 8, 8)
 

@@ -8,11 +8,11 @@ import diffusers
 import pytest
 import torch
 
-from core.denoiser import Denoiser
+from core.chain.schedule import Schedule
 from core.errors import ModelError
-from core.pretrained import Found, load_scheduler
-from core.samplers import as_run
-from core.schedule import Schedule
+from core.model.denoiser import Denoiser
+from core.model.pretrained import Found, load_scheduler
+from core.model.schedulers import as_run
 from tests.core.test_denoiser import tiny_unet
 
 FLOW = "FlowMatchEulerDiscreteScheduler"

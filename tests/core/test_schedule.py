@@ -19,9 +19,9 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling
 from torch import Tensor
 
 from core import Denoiser, Schedule, noise
-from core.condition import Condition
+from core.chain.schedule import PREDICTIONS, late_level
 from core.errors import UserError
-from core.schedule import PREDICTIONS, late_level
+from core.model.condition import Condition
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 

@@ -10,9 +10,9 @@ import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors.torch import save_file
 
-from core.denoiser import Denoiser
 from core.errors import ModelError
-from core.pretrained import find_model
+from core.model.denoiser import Denoiser
+from core.model.pretrained import find_model
 from core.zoo import architecture_folder
 from tests import families
 

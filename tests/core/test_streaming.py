@@ -16,19 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
-import core.memory
+import core.chain.step_memory
 from core import Denoiser, Schedule, noise, sample
-from core.cuts import Cut
-from core.cuts.hooked import HookedCut
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, predict
+from core.chain.step import Injection
+from core.chain.step_memory import Ledger
 from core.errors import UserError
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, predict
-from core.lean import LeanUNet, lean
-from core.linearised import DecoderJacobian
-from core.memory import Ledger
+from core.execution.lean import LeanUNet, lean
+from core.execution.linearised import DecoderJacobian
+from core.execution.streaming import Bytes, Streamed, _part, _Weights, offloaded, partitioned
+from core.methods.learned.memory import drawing_bytes
+from core.model.cuts import Cut
+from core.model.cuts.hooked import HookedCut
 from core.randomness import step_noise
-from core.step import Injection
-from core.streaming import Bytes, Streamed, _part, _Weights, offloaded, partitioned
-from core.training_memory import drawing_bytes
 from tests.contracts.conftest import USES
 from tests.families import saved
 
@@ -239,8 +239,8 @@ def test_what_is_remembered_is_what_would_be_worked_out(load: Load, name: str, m
     for kind in (lambda one: one, partial(offloaded, device="meta")):
         quick = [predict(kind(load(name).blueprint()), schedule, 2, policy) for policy in POLICIES]
         with monkeypatch.context() as patched:
-            patched.setattr(core.memory, "Remembering", Ledger)
-            core.memory._cost.cache_clear()
+            patched.setattr(core.chain.step_memory, "Remembering", Ledger)
+            core.chain.step_memory._cost.cache_clear()
             assert [predict(kind(load(name).blueprint()), schedule, 2, policy) for policy in POLICIES] == quick
 
 

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
-from core.chain import trajectory
+from core.chain.sampling import trajectory
 from core.errors import DirectionSetError, UserError
-from core.images import load_images
 from core.methods import supervised
 from core.methods.supervised import Settings, disentangled, extremes_of, mean_h, weighted_h
 from core.metrics.attributes import effects
 from core.metrics.traversals import draw_traversals
-from core.pictures import to_picture
-from core.pool import training_seeds
+from core.pictures.images import load_images
+from core.pictures.traversal_grid import to_picture
+from core.predictors.embedded import Attributes, embedded
 from core.randomness import REPORT_SEEDS
-from core.zoo.attributes import Attributes, embedded
+from core.samples.training import training_seeds
 
 SAMPLES, EXTREMES = 24, 6
 SMALL = Settings(samples=SAMPLES, extremes=EXTREMES)
@@ -331,7 +331,7 @@ def test_a_named_predictor_is_asked(
         asked.append(arguments)
         return BRIGHTNESS
 
-    monkeypatch.setattr("core.predictors.load", load)
+    monkeypatch.setattr("core.predictors.classifier.load", load)
     settings = Settings(samples=SAMPLES, extremes=EXTREMES, predictor="some/classifier")
     assert len(supervised.find(tiny_denoiser, schedule, settings)) == 3
     assert asked == [("some/classifier", "tiny", tiny_denoiser.device)]

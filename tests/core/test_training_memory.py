@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from core import Denoiser, Schedule
-from core.memory import Ledger
-from core.methods.learned import Learner, Settings
-from core.training_memory import drawing_bytes, pool_bytes, trained_bytes
+from core.chain.step_memory import Ledger
+from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
+from core.methods.learned.training import Learner, Settings
 
 SETTINGS = Settings(directions=3, batch=8, pool=32)
 

@@ -12,19 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from core import Denoiser, Schedule, sample, unshifted
-from core.cache import SampleCache
-from core.chain import trajectory
-from core.condition import Condition
-from core.cuts import Cut
-from core.cuts.unet import UNetCut
+from core import Denoiser, Schedule, sample
+from core.chain.sampling import trajectory
 from core.methods import jacobian, learned, pca, random, supervised
-from core.methods.learned import Learner
+from core.methods.learned.training import Learner
 from core.metrics import calibrate, evaluate
-from core.pool import draw_pool, measured_spread, training_seeds
+from core.model.condition import Condition
+from core.model.cuts import Cut
+from core.model.cuts.unet import UNetCut
+from core.predictors.embedded import Attributes
 from core.randomness import SELECT_SEEDS, noise, step_noise
-from core.unshifted import IMAGES, H, before_step, draw, draw_h, draw_images
-from core.zoo.attributes import Attributes
+from core.samples import draw as unshifted
+from core.samples.cache import SampleCache
+from core.samples.draw import IMAGES, H, before_step, draw, draw_h, draw_images
+from core.samples.training import draw_pool, measured_spread, training_seeds
 
 NAMES = (before_step(1), IMAGES, H)
 SEEDS = training_seeds(10)
@@ -314,12 +315,13 @@ def test_the_spread_is_the_same_with_a_cache(denoiser: Denoiser, schedule: Sched
 TRIAL = """
 import sys
 from pathlib import Path
-from core import Denoiser, Schedule, unshifted
-from core.condition import Condition
-from core.cuts import Cut
-from core.cuts.unet import UNetCut
-from core.cache import SampleCache
-from core.pool import draw_pool
+from core import Denoiser, Schedule
+from core.samples import draw as unshifted
+from core.model.condition import Condition
+from core.model.cuts import Cut
+from core.model.cuts.unet import UNetCut
+from core.samples.cache import SampleCache
+from core.samples.training import draw_pool
 run, count = unshifted._chain, 0
 def counted(*arguments):
     global count

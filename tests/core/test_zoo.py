@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from core import Schedule, noise, sample
+from core.predictors.embedded import embedded
 from core.zoo import MODELS, digits, faces, model_folder
-from core.zoo.attributes import embedded
 from core.zoo.measures import autoencoder_quality, load, obedience, predictor_quality
 
 

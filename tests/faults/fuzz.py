@@ -29,15 +29,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from core import untrusted
-from core.directions import DirectionSet
+from core.directions import reading
+from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError
 from orchestrator.space import fits
 from orchestrator.spec import SpecError, Sweep, load, parse
 from tests.faults.hostile import FRAGMENTS, HOSTILE, bitten, replaced
 
 ROOM = 256 << 20  # bytes of memory that reading may add to the process
-TENSORS = 8 << 20  # of a direction set, in place of core.untrusted.MAX_TENSOR_BYTES
+TENSORS = 8 << 20  # of a direction set, in place of core.directions.reading.MAX_TENSOR_BYTES
 PATIENCE = 5.0  # seconds for one input
 INNER = 20  # inputs made from each of hypothesis' examples
 CANARY = "canary-of-the-fuzzer"
@@ -255,8 +255,8 @@ def fuzz_export(examples: int, start: int = 0) -> Tally:
 
 
 def _fuzz_folder(examples: int, start: int, extra: dict[str, bytes]) -> Tally:
-    tally, limit = Tally(), untrusted.MAX_TENSOR_BYTES
-    untrusted.MAX_TENSOR_BYTES = TENSORS
+    tally, limit = Tally(), reading.MAX_TENSOR_BYTES
+    reading.MAX_TENSOR_BYTES = TENSORS
     try:
         with _workplace() as place:
             valid = {**_files(place.parent / "made", "direction"), **extra}
@@ -271,7 +271,7 @@ def _fuzz_folder(examples: int, start: int, extra: dict[str, bytes]) -> Tally:
             with _bounded():
                 _run(examples, start, make)
     finally:
-        untrusted.MAX_TENSOR_BYTES = limit
+        reading.MAX_TENSOR_BYTES = limit
     return tally
 
 

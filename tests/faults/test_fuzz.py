@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core import directions, untrusted
+from core.directions import direction_set
+from core.directions import reading as set_reading
 from orchestrator.spec import reading
 from tests.faults.fuzz import TARGETS, Tally, fuzz_direction_set, fuzz_spec
 
@@ -30,19 +31,19 @@ def caught(fuzz: Fuzz, examples: int = 2_000) -> str:
 
 @pytest.mark.slow
 def test_a_link_that_is_followed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "open_regular", lambda path, follow: os.fdopen(os.open(path, os.O_RDONLY), "rb"))
+    monkeypatch.setattr(set_reading, "open_regular", lambda path, follow: os.fdopen(os.open(path, os.O_RDONLY), "rb"))
     monkeypatch.setattr("tests.faults.fuzz.os.mkfifo", Path.touch)  # else it waits for the pipe, as it should not
     assert "a link was followed" in caught(fuzz_direction_set)
 
 
 @pytest.mark.slow
 def test_a_file_opened_outside_of_the_folder_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directions, "read_names", lambda _: tuple(Path("/etc/hostname").read_text()))
+    monkeypatch.setattr(direction_set, "read_names", lambda _: tuple(Path("/etc/hostname").read_text()))
     assert caught(fuzz_direction_set) == "Escaped: opened /etc/hostname"
 
 
 def test_an_allocation_over_the_limit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "_check_shapes", lambda *_: bytearray(1 << 30))
+    monkeypatch.setattr(set_reading, "_check_shapes", lambda *_: bytearray(1 << 30))
     assert "MemoryError" in caught(fuzz_direction_set)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from core.calibration import Calibrated
-from core.denoiser import Denoiser
-from core.dials import Dial
-from core.directions import DirectionSet
+from core.chain.schedule import Schedule
+from core.directions.dials import Dial
+from core.directions.direction_set import DirectionSet
 from core.metrics import Traversals
+from core.metrics.calibration import Calibrated
+from core.model.denoiser import Denoiser
 from core.randomness import generator
-from core.schedule import Schedule
 from orchestrator.store import SweepFolder
 
 NAMES = ("smile", "yaw", "hair colour", "a=b")

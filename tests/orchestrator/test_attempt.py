@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
-from core.methods.learned import Settings
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
+from core.methods.learned.training import Settings
 from orchestrator.attempt import Attempt
 from orchestrator.drawing import Drawing
 from orchestrator.footprint import choose

@@ -6,8 +6,8 @@ from unittest.mock import Mock, create_autospec, sentinel
 
 import pytest
 
-from core.calibration import STRENGTH, with_dials
 from core.metrics import calibrate, evaluate
+from core.metrics.calibration import STRENGTH, with_dials
 from core.randomness import SELECT_SEEDS
 from orchestrator import bench as module
 from orchestrator.bench import Bench

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from core import DirectionSet
-from core.calibration import Calibrated
 from core.metrics import Evaluation, Traversals
+from core.metrics.calibration import Calibrated
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
 from orchestrator import bench as bench_module
 from orchestrator import crown as module

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from core.pictures import to_picture
+from core.pictures.traversal_grid import to_picture
 from orchestrator import cli
 from orchestrator.edit import Asked, edit
 from orchestrator.edit_files import picture_name, sample_names
@@ -351,7 +351,7 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
     def no_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity")
 
-    for where in ("orchestrator.studio.sample", "core.denoiser.Denoiser.from_pretrained"):
+    for where in ("orchestrator.studio.sample", "core.model.denoiser.Denoiser.from_pretrained"):
         monkeypatch.setattr(where, no_memory)
         code, out, err = run(*DIRECTION, "--to", "a.png")
         assert (code, out) == (2, "") and err == (

@@ -20,7 +20,7 @@ import json, pathlib, shutil, sys, warnings
 import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule
-from core.methods.learned import Learner, Settings
+from core.methods.learned.training import Learner, Settings
 from orchestrator import statefile
 from orchestrator.engine import Engines, EngineError
 from orchestrator.spec.sections import DeepSpeed
@@ -163,7 +163,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule, ShiftControl, noise, sample
-from core.gradient import FullGraph
+from core.chain.gradient import FullGraph
 from orchestrator.settings import DeepSpeedSteps
 
 loaded = Denoiser.from_pretrained(sys.argv[1])

@@ -131,7 +131,7 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
     assert _drawn(bench, ["yaw"], 0, None, "symmetric", high, low, 1.0)[-1] == (
         f'<p class="problem" role="alert">{told}</p>'
     )
-    monkeypatch.setattr("core.denoiser.Denoiser.from_pretrained", no_memory)
+    monkeypatch.setattr("core.model.denoiser.Denoiser.from_pretrained", no_memory)
     assert cli.main(["explore", str(bundle), "--port", str(free_port()), "--no-browser"]) == 2
     assert capsys.readouterr().err == f"{told}\n"
 

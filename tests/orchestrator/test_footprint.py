@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepSteps
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepSteps
 from orchestrator import footprint as module
 from orchestrator.footprint import (
     Case,

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from core import Denoiser, DirectionSet, Schedule
-from core.calibration import with_dials
 from core.errors import DirectionSetError, UserError
 from core.metrics import Traversals
+from core.metrics.calibration import with_dials
 from orchestrator.gallery import Shown, number, page
 from orchestrator.gallery_likeness import cosines, incomparable
 from orchestrator.gallery_pictures import colours, difference, frames, sheet

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.denoiser import Denoiser
 from core.errors import UserError
+from core.model.denoiser import Denoiser
 from orchestrator import inspection, operators
 from orchestrator.inspection import Wanted, problems, versions
 from orchestrator.spec import parse

@@ -23,8 +23,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core import origin
 from core.errors import UserError
+from core.model import origin
 from orchestrator import cli, launch
 from orchestrator.spec import Sweep, load, parse
 from tests.orchestrator.conftest import Orchestrate

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from core import Denoiser, DirectionSet, Schedule, predictors
-from core.calibration import with_dials
+from core import Denoiser, DirectionSet, Schedule
 from core.errors import DirectionSetError, UserError
+from core.execution.streaming import Streamed
 from core.methods import random
 from core.metrics import draw_traversals
-from core.streaming import Streamed
-from core.zoo.attributes import Attributes
+from core.metrics.calibration import with_dials
+from core.predictors import classifier
+from core.predictors.embedded import Attributes
 from orchestrator import bundle, cli
 from orchestrator.naming import gallery, name, parse_names
 from orchestrator.studio import Studio
@@ -69,8 +70,8 @@ def test_a_predictor_names_what_has_no_name_by_hand(folder: Path, monkeypatch: p
     def seen(images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1).double() @ torch.linspace(-1, 1, images[0].numel(), dtype=torch.float64)[:, None] * 1e9
 
-    monkeypatch.setattr(predictors, "load", lambda *_: Attributes(("smile",), seen))
-    monkeypatch.setattr(predictors, "is_clip", lambda _: True)
+    monkeypatch.setattr(classifier, "load", lambda *_: Attributes(("smile",), seen))
+    monkeypatch.setattr(classifier, "is_clip", lambda _: True)
     name(folder, {1: "mine"})
     read = name(folder, {}, predictor="some/clip")
     assert read.names[1] == "mine" and read.dials[1].named_by == "hand"

@@ -15,8 +15,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SCRIPT = """
 import gc, json, pathlib, sys, tempfile, weakref
 import torch
-from core import DirectionSet, unshifted
+from core import DirectionSet
+from core.samples import draw as unshifted
 from core.methods import learned
+from core.methods.learned import training
 from orchestrator import bench
 from orchestrator.checkpoints import TrialFolder
 from orchestrator.outcome import classify
@@ -27,7 +29,7 @@ model, cases = sys.argv[1], json.loads(sys.argv[2])
 # Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.
 rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
 parameters = {"method": "learned", "directions": 3, **rates}
-sample, chain, iterate = learned.sample, unshifted._chain, learned.Learner.iterate
+sample, chain, iterate = training.sample, unshifted._chain, learned.Learner.iterate
 evaluate, traversal = bench.evaluate, bench.traversal
 ran, alive, most_alive = [], weakref.WeakSet(), []
 
@@ -58,7 +60,7 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
                 raise no_memory()
             return work(*given, batch=batch, **more)
         return measure
-    learned.sample, unshifted._chain = guarded, drawn
+    training.sample, unshifted._chain = guarded, drawn
     bench.evaluate, bench.traversal = measured(evaluate, measures), measured(traversal, pictures)
     def iterated(self, n):
         ran.append(n)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.schedule import Schedule
+from core.chain.schedule import Schedule
 from orchestrator.footprint import without_weights
 from orchestrator.pace import asha_ends, cost, expected_to_go_on, predict
 from orchestrator.probe import Measured

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from core.errors import UserError
-from core.zoo.attributes import Attributes
+from core.predictors.embedded import Attributes
 from orchestrator.preflight import check_model
 from orchestrator.spec import Sweep, parse
 
@@ -86,7 +86,7 @@ def test_supervised_needs_a_predictor_or_pairs(tiny_model: Path, tmp_path: Path)
 
 def test_a_predictor_may_know_more_than_h_can_tell_apart(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     knows = Attributes(tuple(f"label_{n}" for n in range(33)), lambda images: images)
-    monkeypatch.setattr("core.predictors.load", lambda *_: knows)
+    monkeypatch.setattr("core.predictors.classifier.load", lambda *_: knows)
     sweep = sweep_with(tiny_model, method="supervised", search={"supervised.attribute": {"choice": ["all", "label_1"]}})
     assert mistakes_of(sweep) == [
         f"search.supervised.attribute: got all 33 of the predictor; h of '{tiny_model}' has 32 dimensions: name one"

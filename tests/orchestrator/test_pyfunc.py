@@ -14,11 +14,11 @@ import yaml
 from PIL import Image
 
 from core import Denoiser, DirectionSet, Schedule, noise
-from core.chain import sample
+from core.chain.sampling import sample
 from core.errors import UserError
+from core.execution.streaming import Streamed
 from core.methods import random
-from core.pictures import to_picture
-from core.streaming import Streamed
+from core.pictures.traversal_grid import to_picture
 from orchestrator import pyfunc
 from orchestrator.spec import Sweep, parse
 from orchestrator.tracking import Tracking
@@ -177,7 +177,7 @@ def test_where_memory_runs_out_what_takes_less_is_told(
     with pytest.raises(UserError) as error:
         model.predict(rows)
     assert str(error.value) == told
-    monkeypatch.setattr("core.denoiser.Denoiser.from_pretrained", lambda *_, **__: tight(None, [0]))
+    monkeypatch.setattr("core.model.denoiser.Denoiser.from_pretrained", lambda *_, **__: tight(None, [0]))
     with pytest.raises(UserError) as error:
         mlflow.pyfunc.load_model(str(saved))
     assert str(error.value) == told

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.errors import UserError
-from core.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.methods import METHODS, jacobian, learned, pca, random, supervised
 from orchestrator.settings import settings_of
 from orchestrator.space import configurations

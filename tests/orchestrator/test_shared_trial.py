@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core import Denoiser, DirectionSet
-from core.streaming import partitioned
+from core.execution.streaming import partitioned
 from orchestrator.checkpoints import TrialFolder
 from tests import forks
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from core.chain import sample
-from core.denoiser import Denoiser
+from core.chain.sampling import sample
+from core.chain.schedule import Schedule
 from core.errors import ModelError, UserError
+from core.execution.streaming import Streamed
+from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.randomness import noise
-from core.schedule import Schedule
-from core.streaming import Streamed
 from orchestrator.drawing import as_fits
 from orchestrator.loading import WEIGHTS, told_of_memory
 from orchestrator.studio import REACH, Begun, Edit, Studio, recovered

@@ -6,11 +6,12 @@ from typing import Any, cast
 import pytest
 import torch
 
-from core import DirectionSet, unshifted
-from core.cache import SampleCache
-from core.lean import LeanUNet
+from core import DirectionSet
+from core.execution.lean import LeanUNet
 from core.methods import random
 from core.metrics import evaluate, moved
+from core.samples import draw as unshifted
+from core.samples.cache import SampleCache
 from orchestrator import bench as bench_module
 from orchestrator.bench import Bench, random_like
 from orchestrator.checkpoints import CheckpointError, TrialFolder

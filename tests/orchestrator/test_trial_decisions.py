@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from core import DirectionSet
-from core.denoiser import Denoiser
+from core.chain.gradient import CheckpointSteps
+from core.chain.schedule import Schedule
 from core.errors import NonFiniteError
-from core.gradient import CheckpointSteps
 from core.methods import METHODS, learned
 from core.metrics import Evaluation, Traversals
+from core.model.denoiser import Denoiser
 from core.randomness import SELECT_SEEDS
-from core.schedule import Schedule
 from orchestrator import drawing
 from orchestrator import trial as module
 from orchestrator.attempt import Attempt

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from core import DirectionSet
+from core.execution.streaming import Streamed
 from core.metrics.judges import Judges
 from core.metrics.networks import Extractor
-from core.streaming import Streamed
 from orchestrator import bench as bench_module
 from orchestrator import preflight
 from orchestrator.bench import Bench

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from core import origin
-from core.cache import SampleCache
+from core.chain.schedule import Schedule
 from core.methods import learned
-from core.pool import draw_pool
-from core.schedule import Schedule
-from core.unshifted import draw_images
+from core.model import origin
+from core.samples.cache import SampleCache
+from core.samples.draw import draw_images
+from core.samples.training import draw_pool
 from orchestrator import upkeep
 from orchestrator.bench import Bench
 from orchestrator.footprint import heaviest, without_weights

@@ -21,5 +21,5 @@ def rgb(images: Tensor, device: torch.device | str) -> Tensor:
 
 
 def levels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] -> the 256 levels of the picture that would be saved of them (core.pictures), as floats."""
+    """Return images in [-1, 1] as the 256 levels that a saved picture of them has, as floats."""
     return ((images + 1) * 127.5).round().clamp(0, 255)

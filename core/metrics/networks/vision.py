@@ -14,7 +14,7 @@ from torch import Tensor
 from core.errors import ModelError, first_line
 from core.metrics.networks.extractor import Extractor
 from core.metrics.networks.weights import PICKLES, digest, in_python
-from core.pictures import to_picture
+from core.pictures.traversal_grid import to_picture
 from core.quiet import quiet_transformers
 
 _EXAMPLE = "facebook/dinov2-base"

@@ -1,0 +1,246 @@
+"""DirectionSet: the product. K named directions in h-space, how long they are, and where they come from.
+
+Every method makes one; every metric, picture and export takes one. On disk it is a folder with
+`directions.safetensors` (the numbers) and `directions.json` (the rest); nothing is pickled.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from core.chain.sampling import Shift
+from core.directions.apply_directions import place_of, shifted
+from core.directions.dials import Dial
+from core.directions.reading import (
+    name_problem,
+    read_description,
+    read_dials,
+    read_metrics,
+    read_names,
+    read_provenance,
+    read_tensors,
+    read_timesteps,
+    shown,
+)
+from core.errors import DirectionSetError
+from core.files import atomic_folder, write_json
+
+FORMAT = "h-space directions"
+VERSION = 2  # 1 had no dials; it is read as a set whose scales nobody has measured
+_TENSORS = "directions.safetensors"
+_DESCRIPTION = "directions.json"
+
+Edit = int | str | Mapping[int | str, float]  # one direction, or several with a scale each
+
+
+@dataclass(frozen=True)
+class DirectionSet:
+    """K directions over S steps (S = T, or 1 where all steps share one).
+
+    table: [K, S, C, H, W], each [C, H, W] of unit length; sigma: [K, S], the length that scale 1.0 means;
+    timesteps: the T training timesteps of the chain the set was made on; dials: what was measured of each direction
+    (core.metrics.calibration), or nothing.
+    """
+
+    table: Tensor
+    sigma: Tensor
+    timesteps: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    dials: tuple[Dial, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", tuple(f"direction_{k}" for k in range(len(self.table))))
+        problem = self._problem()
+        if problem:
+            raise DirectionSetError(f"not a direction set: {problem}")
+
+    def _problem(self) -> str | None:
+        if self.table.ndim != 5 or len(self.table) == 0:
+            return f"table has shape {list(self.table.shape)}, expected [K, S, C, H, W]"
+        if self.table.shape[1] not in (1, len(self.timesteps)):
+            return f"table has {self.table.shape[1]} steps, expected 1 or {len(self.timesteps)} (one for each timestep)"
+        if self.sigma.shape != self.table.shape[:2]:
+            return f"sigma has shape {list(self.sigma.shape)}, expected {list(self.table.shape[:2])}"
+        if len(self.names) != len(self.table) or len(set(self.names)) != len(self.names):
+            return f"{len(self.names)} names for {len(self.table)} directions; each needs one of its own"
+        if problem := next(filter(None, map(name_problem, self.names)), None):
+            return problem
+        if not (torch.isfinite(self.table).all() and torch.isfinite(self.sigma).all()):
+            return "table or sigma holds NaN or infinite numbers"
+        if len(self.dials) not in (0, len(self.table)):
+            return (
+                f"{len(self.dials)} dials for {len(self.table)} directions; each needs one of its own, or none has one"
+            )
+        return None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def h_shape(self) -> tuple[int, int, int]:
+        _, _, channels, height, width = self.table.shape
+        return channels, height, width
+
+    def index(self, direction: int | str) -> int:
+        """The number of a direction given by number or name."""
+        if isinstance(direction, str):
+            if direction not in self.names:
+                near = difflib.get_close_matches(direction, self.names, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(self.names)}"
+                raise DirectionSetError(f"the set has no direction named '{direction}'{hint}")
+            return self.names.index(direction)
+        if not -len(self) <= direction < len(self):
+            raise DirectionSetError(f"direction {direction} is outside the set: it has 0 to {len(self) - 1}")
+        return direction % len(self)
+
+    def shift(self, direction: Edit | Tensor, scale: float | Tensor = 1.0) -> Shift:
+        """The shift of one direction, of several at once, or of one per sample: step -> delta_h [N or 1, C, H, W].
+
+        direction: a number, a name, numbers [N], or several with a scale each, as in {"smile": 1.0, "yaw": -0.5},
+        whose shifts are added; scale: in units of sigma, one or [N], signed.
+        """
+        if isinstance(direction, Mapping):
+            return self._combined(direction, scale)
+        if not isinstance(direction, Tensor):
+            direction = torch.tensor([self.index(direction)])
+        direction = direction.to(self.table.device)
+        factor = torch.as_tensor(scale, device=self.table.device, dtype=self.table.dtype).reshape(-1)
+
+        def delta_h(i: int) -> Tensor:
+            s = i if self.table.shape[1] > 1 else 0
+            length = factor * self.sigma[direction, s]  # [N]
+            return length[:, None, None, None] * self.table[direction, s]
+
+        return delta_h
+
+    def _combined(self, scales: Mapping[int | str, float], scale: float | Tensor) -> Shift:
+        if not scales:
+            raise DirectionSetError("an edit of several directions needs at least one, as in {'smile': 1.0}")
+        parts = [self.shift(direction, torch.as_tensor(scale) * own) for direction, own in scales.items()]
+
+        def delta_h(i: int) -> Tensor:
+            return torch.stack([shift for part in parts if (shift := part(i)) is not None]).sum(dim=0)
+
+        return delta_h
+
+    @contextmanager
+    def applied(
+        self,
+        network: nn.Module,
+        direction: Edit,
+        scale: float = 1.0,
+        steps: int | None = None,
+        asymmetric: Any = None,
+    ) -> Iterator[None]:
+        """Edit whatever `network` draws inside the block: the UNet, or the transformer, of any diffusers pipeline.
+
+        direction: a number, a name, or several with a scale each, as in `shift`.
+        steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
+        scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. asymmetric: the pipeline's
+        scheduler (DDIM, or a flow's, that does not clip), where its predicted image alone is to be shifted; None:
+        symmetric injection, with any sampler.
+        The hooks go in any case.
+        """
+        shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
+        place = place_of(self.provenance, DirectionSetError)
+        with shifted(network, shift, self.timesteps, asymmetric, DirectionSetError, place):
+            yield
+
+    def within(self, window: tuple[int, int] | None) -> "DirectionSet":
+        """The set whose shift is zero outside a window [high, low] of training timesteps; itself where None."""
+        if window is None:
+            return self
+        high, low = window
+        inside = torch.tensor([low <= t <= high for t in self.timesteps], device=self.sigma.device)
+        steps = len(self.timesteps)
+        sigma = self.sigma.expand(-1, steps) * inside
+        return replace(self, table=self.table.expand(-1, steps, -1, -1, -1).clone(), sigma=sigma)
+
+    def without(self, direction: int | str, others: Sequence[int | str]) -> "DirectionSet":
+        """The set with one direction conditioned on others: n - C^T (C C^T)^-1 C n (Haas et al., section 3.3).
+
+        The rows of C are the other directions over all steps. Raises DirectionSetError where they span it.
+        """
+        k = self.index(direction)
+        rows = [self.index(other) for other in others]
+        if not rows or k in rows:
+            raise DirectionSetError(f"to disentangle '{self.names[k]}' give one or more other directions, not itself")
+        full = (self.table * self.sigma[:, :, None, None, None]).double().flatten(1)  # [K, S*C*H*W]
+        c, n = full[rows], full[k]
+        projected = n - c.T @ torch.linalg.lstsq(c @ c.T, c @ n).solution
+        if projected.norm() < 1e-6 * n.norm():
+            raise DirectionSetError(f"nothing is left of '{self.names[k]}': the other directions span it")
+        left = projected.reshape(self.table.shape[1:])
+        length = left.flatten(1).norm(dim=1)  # [S]
+        table, sigma = self.table.clone(), self.sigma.clone()
+        table[k] = (left / length.clamp(min=1e-30)[:, None, None, None]).to(table)
+        sigma[k] = length.to(sigma)
+        return replace(self, table=table, sigma=sigma, metrics={})
+
+    def renamed(self, names: Mapping[int | str, str]) -> "DirectionSet":
+        """The set with names given by hand: number or old name -> new name."""
+        given = {self.index(direction): name for direction, name in names.items()}
+        every = tuple(given.get(k, name) for k, name in enumerate(self.names))
+        dials = tuple(replace(dial, named_by="hand") if k in given else dial for k, dial in enumerate(self.dials))
+        return replace(self, names=every, dials=dials)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "DirectionSet":
+        return replace(self, table=self.table.to(device, dtype), sigma=self.sigma.to(device, dtype))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the set into a new folder, whole or not at all. Raises DirectionSetError if the folder exists."""
+        folder = Path(folder)
+        try:
+            with atomic_folder(folder) as temporary:
+                self.write(temporary)
+        except FileExistsError:
+            raise DirectionSetError(f"{folder} exists; a direction set is written into a new folder") from None
+
+    def write(self, folder: Path) -> None:
+        """Write the set's two files into an existing folder."""
+        tensors = {"table": self.table, "sigma": self.sigma}
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _TENSORS)
+        (folder / _TENSORS).chmod(0o644)  # safetensors makes it readable by its owner alone
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "names": list(self.names),
+            "timesteps": list(self.timesteps),
+            "metrics": dict(self.metrics),
+            "provenance": dict(self.provenance),
+            "dials": [dial.to_json() for dial in self.dials],
+        }
+        write_json(folder / _DESCRIPTION, description)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DirectionSet":
+        """Read a set that `save` wrote, or an export. Raises DirectionSetError, in one sentence, where it is not one.
+
+        The folder may come from anyone: what is read is bounded (core.directions.reading), runs nothing, and lies
+        inside of it.
+        """
+        folder = Path(folder)
+        description = read_description(folder / _DESCRIPTION)
+        if (found := description.get("format")) != FORMAT:
+            raise DirectionSetError(f"{folder / _DESCRIPTION} has format {shown(found)}, not '{FORMAT}'")
+        version = description.get("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise DirectionSetError(f"{folder} has format version {shown(version)}; this one reads up to {VERSION}")
+        try:
+            names, timesteps = read_names(description), read_timesteps(description)
+            metrics, provenance = read_metrics(description), read_provenance(description)
+            dials = read_dials(description) if version > 1 else ()
+        except DirectionSetError as error:
+            raise DirectionSetError(f"{folder / _DESCRIPTION} is not of a direction set: {error}") from None
+        tensors = read_tensors(folder / _TENSORS, len(names), len(timesteps))
+        return cls(tensors["table"], tensors["sigma"], timesteps, names, metrics, provenance, dials)

@@ -1,0 +1,35 @@
+"""Where a direction set comes from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from core.chain.schedule import Schedule
+from core.model.denoiser import Denoiser
+
+
+def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Enough to make a set again, and to refuse it on another model."""
+    plain = {
+        k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in settings.items()
+    }
+    return {
+        "method": method,
+        "model": denoiser.name,
+        "weight_digest": denoiser.digest,
+        "steps": len(schedule),
+        "eta": schedule.eta,
+        "tap": denoiser.cut.module(),
+        "form": denoiser.cut.tap.form,
+        **({} if denoiser.cut.tap.output is None else {"output": denoiser.cut.tap.output}),
+        **({"clock": list(denoiser.cut.clock)} if denoiser.cut.clock else {}),
+        "use": denoiser.use.to_json(),
+        "told": sorted(denoiser.condition.given),
+        "sample_shape": list(denoiser.sample_shape),
+        "network": type(denoiser.network).__name__,
+        "sampler": type(denoiser.scheduler).__name__,
+        **({"codec": denoiser.codec.kind, "scaling_factor": denoiser.codec.scaling} if denoiser.codec else {}),
+        "settings": plain,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,162 @@
+"""The decoder's derivative at one point, as a linear map of which both J v and J^T u are cheap.
+
+J^T u is one reverse pass. It is linear in u, and its own transpose is J v: reverse mode once more, through the first
+reverse pass and not through the network. So the network runs once, whatever the number of products, and a product with
+J or with J^T costs the convolutions of one pass each. No forward mode takes part: torch's runs the
+network again for every block of vectors, convolves with the zero tangents of the weights as well, and refuses
+layouts of memory that GroupNorm meets in real networks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from core.execution.frozen_ops import convolution
+from core.execution.lean import LeanUNet
+from core.execution.streaming import Streamed
+from core.model.cuts.unet import UNetCut
+from core.model.denoiser import Denoiser
+
+
+class DecoderJacobian:
+    """J = d (mask * eps) / d delta_h at one x_t [1, *sample_shape], known by its products with blocks of vectors.
+
+    Memory: what the decoder keeps to be differentiated twice, for one sample. Vectors go through one at a time.
+    """
+
+    def __init__(self, denoiser: Denoiser, x_t: Tensor, t: float, mask: Tensor | None = None) -> None:
+        network = linearised(denoiser)
+        with torch.no_grad():
+            features = network.encode(x_t, t)
+        with torch.enable_grad(), _differentiable_twice():
+            self._origin = torch.zeros(1, *network.h_shape, dtype=network.dtype, device=x_t.device).requires_grad_()
+            eps = network.decode(features, self._origin)
+            self._eps = eps if mask is None else eps * mask.to(eps)
+            # Any cotangent will do: what is kept is how J^T depends on it, which is the same everywhere.
+            self._cotangent = torch.zeros_like(eps).requires_grad_()
+            (self._back,) = torch.autograd.grad(self._eps, self._origin, self._cotangent, create_graph=True)
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v. v: [B, *h_shape] -> [B, *sample_shape], in the denoiser's precision."""
+        return _one_by_one(self._back, self._cotangent, v)
+
+    def pull(self, u: Tensor) -> Tensor:
+        """J^T u. u: [B, *sample_shape] -> [B, *h_shape], in the denoiser's precision."""
+        return _one_by_one(self._eps, self._origin, u)
+
+
+def _one_by_one(output: Tensor, at: Tensor, vectors: Tensor) -> Tensor:
+    """The product of each vector with d output / d at, from the left: [B, ...] -> [B, ...]."""
+    rows = torch.split(vectors.to(output), 1)
+    with _differentiable_twice():  # where blocks run again (core.execution.streaming), they do as they did
+        return torch.cat([torch.autograd.grad(output, at, row, retain_graph=True)[0] for row in rows])
+
+
+class _Convolution(torch.autograd.Function):
+    """Convolution, or its transpose; the derivative of the one is the other. Only x is differentiated."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool
+    ) -> Tensor:
+        ctx.weight, ctx.geometry = weight, (stride, padding, transposed)
+        return convolution(x, weight, bias, stride, padding, transposed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        stride, padding, transposed = ctx.geometry
+        back: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]  # torch's own stub
+            grad, ctx.weight, None, stride, padding, not transposed
+        )
+        return back, None, None, None, None, None
+
+
+class _NormSiLU(torch.autograd.Function):
+    """silu(w n + b), n = (x - m) r the normalised groups of x [N, C, H, W], m their means, r their 1 / deviation.
+
+    Its derivative is S P with S = diag(silu'(w n + b) w r) and P v = v - mean(v) - n mean(n v), in each group. Both are
+    symmetric, so that the transpose is P S.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        x = x.contiguous()
+        n, c = x.shape[:2]
+        inner, mean, scale = torch.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), groups, eps)
+        scale = scale.to(x)[:, :, None]
+        normed = (x.view(n, groups, -1) - mean.to(x)[:, :, None]) * scale
+        gate = inner.sigmoid()
+        slope = gate * (1 + inner * (1 - gate)) * weight[:, None, None]
+        ctx.save_for_backward((slope.view_as(normed) * scale).view_as(x), normed)
+        return inner.mul_(gate)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
+        return back, None, None, None, None
+
+
+class _Pull(torch.autograd.Function):
+    """P S g"""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, slope: Tensor, normed: Tensor) -> Tensor:
+        ctx.save_for_backward(slope, normed)
+        return _projected(grad * slope, normed)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+        pushed: Tensor = _Push.apply(v, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
+        return pushed, None, None
+
+
+class _Push(torch.autograd.Function):
+    """S P v"""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, slope: Tensor, normed: Tensor) -> Tensor:
+        ctx.save_for_backward(slope, normed)
+        return _projected(v, normed) * slope
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
+        return back, None, None
+
+
+def _projected(v: Tensor, normed: Tensor) -> Tensor:
+    """v - mean(v) - n mean(n v) in each group. v: [N, C, H, W], n: [N, groups, size of a group]."""
+    grouped = v.reshape(normed.shape)
+    along = (grouped * normed).mean(dim=2, keepdim=True)
+    return torch.addcmul(grouped - grouped.mean(dim=2, keepdim=True), normed, along, value=-1).view(v.shape)
+
+
+def linearised(denoiser: Denoiser) -> Denoiser:
+    """The denoiser as the derivative is taken of: a UNet in operations of which that is cheap, where its weights are at
+    hand; another as it is.
+    """
+    if isinstance(denoiser.cut, LinearisedUNet | Streamed) or not isinstance(denoiser.cut, UNetCut):
+        return denoiser
+    return denoiser.with_cut(LinearisedUNet.of(denoiser.cut))
+
+
+class LinearisedUNet(LeanUNet):
+    """The same function, in operations whose second reverse pass costs no more than their first.
+
+    torch's own convolution also computes its weight's gradient there (twice the products), and GroupNorm all
+    that second derivatives need, where only the part that is linear in the cotangent is asked for.
+    """
+
+    _convolve = staticmethod(_Convolution.apply)
+    _norm_silu = staticmethod(_NormSiLU.apply)
+
+
+@contextmanager
+def _differentiable_twice() -> Iterator[None]:
+    """Attention by its plain formula: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -1,0 +1,97 @@
+"""What the learned method holds in memory beside the chain: the parts it trains, its pool, and the samples it draws.
+
+Counted, as in core.chain.step_memory, by running the very modules on tensors that have a shape but no data.
+"""
+
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from core.chain.schedule import Schedule
+from core.chain.step import one_step
+from core.chain.step_memory import followed
+from core.methods.learned.discriminator import Discriminator
+from core.methods.learned.losses import consistency_loss
+from core.methods.learned.reconstructor import Reconstructor
+from core.methods.learned.shift_control import ShiftControl
+from core.methods.learned.training import Explorer, Settings
+from core.model.denoiser import Denoiser
+
+
+@lru_cache(maxsize=64)
+def trained_bytes(
+    denoiser: Denoiser, schedule: Schedule, settings: Settings, micro_batch: int, optimiser_bytes: int = 8
+) -> int:
+    """The trained parts and what their losses on `micro_batch` samples take, at most: float32, forward and back.
+
+    optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8.
+    """
+    explorer, discriminator = _parts(denoiser, schedule, settings)
+    modules = [explorer, *([discriminator] if settings.discriminator_weight > 0 else [])]
+    own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    count = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    x_0, shifted_x_0 = _samples(denoiser, micro_batch), _samples(denoiser, micro_batch).requires_grad_()
+    k = torch.zeros(micro_batch, dtype=torch.long, device="meta")
+    magnitude = torch.empty(micro_batch, device="meta")
+    with torch.enable_grad(), followed([*own, *denoiser.tensors(), x_0, shifted_x_0, k, magnitude]) as ledger:
+        images, shifted = denoiser.seen(x_0), denoiser.seen(shifted_x_0)
+        shift = explorer.shift.at(k, magnitude)
+        logits, strength = explorer.reconstructor(images, shifted)
+        loss = logits.sum() + strength.sum() + sum(shift(i).sum() for i in range(len(schedule)))
+        if settings.consistency_weight > 0:
+            loss = loss + consistency_loss(images, shifted, magnitude)
+        if settings.discriminator_weight > 0:
+            loss = loss + discriminator(images).sum() + discriminator(shifted).sum()
+        loss.backward()
+    held: int = sum(tensor.nbytes for tensor in own) + ledger.peak
+    return held + optimiser_bytes * count
+
+
+def pool_bytes(denoiser: Denoiser, settings: Settings) -> int:
+    """The pool's samples and the states from which their chains go on."""
+    return 2 * int(_samples(denoiser, settings.pool).nbytes)
+
+
+def pool_h_bytes(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> int:
+    """The h that the pool's samples pass through, from which the directions start: in the CPU's memory, float32."""
+    return 4 * settings.pool * len(schedule) * prod(denoiser.h_shape)
+
+
+@lru_cache(maxsize=64)
+@torch.no_grad()
+def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
+    """The most that drawing `batch` samples at a time takes beside the weights: a step with two passes through the
+    decoder, and the h that is kept of every step; its noise too, where steps add some.
+    """
+    x = _samples(denoiser, batch)
+    h = torch.empty(batch, *denoiser.h_shape, dtype=denoiser.dtype, device="meta")
+    with followed(denoiser.tensors()) as ledger:
+        one_step(denoiser, schedule, len(schedule) - 1, x, h, "asymmetric")
+    noises = len(schedule) * x.nbytes if schedule.stochastic else 0
+    held: int = ledger.peak + x.nbytes + noises
+    return held + 2 * len(schedule) * h.nbytes  # twice: as a list, and as the tensor made of it
+
+
+def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[Explorer, Discriminator]:
+    """The trained modules, without data."""
+    steps = len(schedule) if settings.parametrisation == "per_step" else 1
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        shift = ShiftControl(
+            settings.directions,
+            denoiser.h_shape,
+            torch.empty(len(schedule)),
+            schedule.timesteps,
+            settings.parametrisation,
+            settings.orthonormal,
+            torch.empty(settings.directions, steps, prod(denoiser.h_shape)),
+        )
+        explorer = Explorer(shift, Reconstructor(denoiser.seen_shape, settings.directions))
+        discriminator = Discriminator(denoiser.seen_shape)
+    return explorer.to("meta").eval(), discriminator.to("meta")
+
+
+def _samples(denoiser: Denoiser, count: int) -> Tensor:
+    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    return torch.empty(count, *denoiser.sample_shape, dtype=dtype, device="meta")

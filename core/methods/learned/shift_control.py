@@ -1,0 +1,163 @@
+"""ShiftControl, the shift control module: (direction k, magnitude, step) -> delta_h.
+
+    delta_h = magnitude * s_t * d_k,t        ||d_k,t|| = 1
+
+It does not see the image, so that a direction means the same for every image ("global", Zhang et al., arXiv
+2310.09912), and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so that a
+magnitude of 1 is the distance of a typical sample from the mean, at every step and in every model.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import UserError
+from core.randomness import generator
+from core.statistics.principal_components import principal_components, store_height
+from core.statistics.projection_pursuit import flattest_sources
+
+Parametrisation = Literal["shared", "per_step", "time"]
+PARAMETRISATIONS = ("shared", "per_step", "time")
+
+_PURSUED = 16  # principal components that flat projections are looked for in, at least
+
+
+def spread_of(h: Tensor) -> Tensor:
+    """s_t = root mean square over samples of ||h_t - mean h_t||. h: [T, N, C, H, W] -> [T]."""
+    return torch.stack([(step - step.mean(dim=0)).flatten(1).square().sum(dim=1).mean().sqrt() for step in h])
+
+
+def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) -> Tensor:
+    """Start for the directions: principal components of h, each step divided by its spread.
+
+    h: [T, N, C, H, W] -> [count, 1, C*H*W] of the pooled steps, or [count, T, C*H*W] of the joint code for per_step.
+    Fewer components than asked are filled up with random vectors.
+    """
+    steps, samples = h.shape[:2]
+    spread = spread_of(h)
+    standard = torch.stack([_standard(h[i], spread[i]) for i in range(steps)])  # [T, N, D]
+    joint = parametrisation == "per_step"
+    rows = standard.transpose(0, 1).flatten(1) if joint else standard.flatten(0, 1)  # [N, T*D] or [T*N, D]
+    kept = min(count, samples - 1, rows.shape[1])
+    height = store_height(rows.shape[1], kept, len(rows), itemsize=rows.element_size())
+    found = principal_components([rows], kept, height)
+    return _filled_up(found.vectors.reshape(kept, steps if joint else 1, -1), count)
+
+
+def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation, seed: int = 0) -> Tensor:
+    """Start for the directions: how h moves along its flattest projections (core.statistics.projection_pursuit),
+    flattest first.
+
+    The projections are looked for in the second half of the chain, where little noise is left in h. A direction is the
+    regression of h on a projection, what the difference of means is to a label. Shapes as in `leading_components`.
+    """
+    steps, samples = h.shape[:2]
+    spread = spread_of(h)
+    # One step at a time: h of a large model over all steps is not copied as a whole.
+    late = h.new_zeros(samples, h[0, 0].numel())  # [N, D]
+    for i in range(steps // 2, steps):
+        late += _standard(h[i], spread[i]) / (steps - steps // 2)
+    found = min(count, samples - 1, late.shape[1])
+    sources = flattest_sources(late, found, min(max(found, _PURSUED), samples - 1, late.shape[1]), seed)  # [N, k]
+    directions = torch.stack([sources.T.to(h) @ _standard(h[i], spread[i]) for i in range(steps)], dim=1) / samples
+    if parametrisation != "per_step":
+        directions = directions.mean(dim=1, keepdim=True)
+    return _filled_up(directions, count)
+
+
+def _standard(h: Tensor, spread: Tensor) -> Tensor:
+    """One step's h [N, C, H, W] from its mean, in its spread: [N, C*H*W]."""
+    return (h - h.mean(dim=0)).flatten(1) / spread
+
+
+def _filled_up(directions: Tensor, count: int) -> Tensor:
+    """[k, S, D] -> [count, S, D] with random vectors where k < count."""
+    missing = count - len(directions)
+    random = torch.randn(missing, *directions.shape[1:], generator=generator("components"), dtype=torch.float64)
+    return torch.cat([directions, random.to(directions)]).float()
+
+
+class ShiftControl(nn.Module):
+    """K learnable directions of h_shape over the steps of a chain.
+
+    parametrisation: "shared" (one direction for all steps), "per_step" (one each), or "time" (the shared one and a
+    correction by a network of the timestep). orthonormal: the K directions of a step are made orthonormal by QR.
+    start: [K, 1 or T, C*H*W], or None for random directions drawn from `seed`.
+    """
+
+    spread: Tensor
+    time_features: Tensor
+
+    def __init__(
+        self,
+        directions: int,
+        h_shape: tuple[int, int, int],
+        spread: Tensor,
+        timesteps: tuple[float, ...],
+        parametrisation: Parametrisation = "shared",
+        orthonormal: bool = True,
+        start: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        size = math.prod(h_shape)
+        if orthonormal and directions > size:
+            raise UserError(
+                f"directions: got {directions}; h has {size} dimensions, which is the most that can be orthonormal"
+            )
+        self.h_shape, self.timesteps = h_shape, timesteps
+        self.parametrisation, self.orthonormal = parametrisation, orthonormal
+        steps = len(timesteps) if parametrisation == "per_step" else 1
+        if start is None:
+            start = torch.randn(directions, steps, size, generator=generator("directions", seed))
+        # Coordinates of unit variance, so that one learning rate serves every model.
+        scale = size**0.5 / start.norm(dim=2, keepdim=True).clamp(min=1e-12)
+        self.coordinates = nn.Parameter((start * scale).expand(directions, steps, size).clone())
+        self.register_buffer("spread", spread.float().clone())
+        if parametrisation == "time":
+            self._add_time_network(directions, size, seed)
+
+    def _add_time_network(self, directions: int, size: int, seed: int, width: int = 128) -> None:
+        frequencies = torch.exp(torch.linspace(0, math.log(1000.0), 16))
+        phase = torch.tensor(self.timesteps).float()[:, None] / 1000 * frequencies
+        self.register_buffer("time_features", torch.cat([phase.sin(), phase.cos()], dim=1))  # [T, 32]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.direction_embedding = nn.Embedding(directions, width)
+            self.time_embedding = nn.Linear(32, width)
+            self.correction = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size))
+
+    def forward(self) -> Tensor:
+        """Unit directions [K, S, C, H, W], S = 1 where shared by all steps, else T.
+
+        Parameters are read here alone: an engine that partitions them has them whole while a module is called.
+        """
+        # At least float32: orthonormality is lost in half precision.
+        coordinates = self.coordinates.to(torch.promote_types(self.coordinates.dtype, torch.float32))
+        if self.parametrisation == "time":
+            every = torch.arange(len(coordinates), device=coordinates.device)
+            features = self.time_features.to(self.time_embedding.weight.dtype)  # engines cast no buffers
+            hidden = self.direction_embedding(every)[:, None] + self.time_embedding(features)
+            coordinates = coordinates + self.correction(hidden).to(coordinates.dtype)
+        if self.orthonormal:
+            basis, upper = torch.linalg.qr(coordinates.permute(1, 2, 0))  # [S, D, K]
+            # QR is unique up to signs; keep each direction on the side of its own coordinates.
+            basis = basis * torch.sign(torch.diagonal(upper, dim1=1, dim2=2))[:, None]
+            unit = basis.permute(2, 0, 1)
+        else:
+            unit = coordinates / coordinates.norm(dim=2, keepdim=True)
+        table: Tensor = unit.reshape(*unit.shape[:2], *self.h_shape)
+        return table
+
+    def at(self, k: Tensor, magnitude: Tensor) -> Callable[[int], Tensor]:
+        """The shift (core.chain.sampling.Shift) of directions k [N] at magnitudes [N], in units of the spread."""
+        chosen: Tensor = self()[k]  # [N, S, C, H, W]
+
+        def delta_h(i: int) -> Tensor:
+            direction = chosen[:, i if chosen.shape[1] > 1 else 0]
+            return (magnitude * self.spread[i])[:, None, None, None] * direction
+
+        return delta_h

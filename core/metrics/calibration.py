@@ -1,0 +1,224 @@
+"""Dials that mean something: one scale for all directions, the range in which it holds, a sign, and a name.
+
+A method leaves each direction as long as its own arithmetic makes it, pointing either way. Here a set is drawn across
+its scales once, and everything that a person wants to know of a dial is read off those images.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from core.chain.schedule import Schedule
+from core.chain.step import Injection
+from core.directions.dials import Dial
+from core.directions.direction_set import DirectionSet
+from core.metrics.attributes import controlled, effects
+from core.metrics.consistency import agreement, distinctness
+from core.metrics.features import features_of, standardise
+from core.metrics.networks.extractor import Extractor
+from core.metrics.strength import REFERENCE, calibrate
+from core.metrics.traversals import Traversals, draw_plain, draw_traversals
+from core.model.denoiser import Denoiser
+from core.predictors.embedded import Attributes
+from core.randomness import CALIBRATION_SEEDS
+from core.samples.cache import SampleCache
+
+STRENGTH = 0.5  # what scale 1.0 means: half as far as another sample is
+SCALES = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
+SEEDS = CALIBRATION_SEEDS[72:78]
+CLOSE = 0.1  # relative error of the strength: less than anybody sees
+TYPICAL = 0.9  # of unshifted samples are as near to another one as a faithful image is
+_UNNAMED = re.compile(r"direction_\d+")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A set with its dials, and the images that they were read off."""
+
+    directions: DirectionSet
+    traversals: Traversals
+
+
+@torch.no_grad()
+def with_dials(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    directions: DirectionSet,
+    attributes: Attributes | None = None,
+    strength: float = STRENGTH,
+    injection: Injection = "symmetric",
+    window: tuple[int, int] | None = None,
+    batch: int = 64,
+    cache: SampleCache | None = None,
+    named_by: str = "attributes",
+    extractor: Extractor | None = None,
+) -> Calibrated:
+    """The set with sigma such that scale 1.0 moves images by `strength`, with a dial for each direction.
+
+    What is read off the images, for each direction, in standardised features (`core.metrics.features`):
+
+        consistency   mean cosine, over pairs of samples, of the change from scale -1 to 1; 0 where it is negative
+        distinctness  1 less the largest |cosine| of its mean change with another direction's
+        low, high     the scales up to which the median sample is as near to an unshifted sample as TYPICAL of all
+                      unshifted samples are to another one; interpolated between the SCALES that were drawn
+        effects       how far scale 1 moves each attribute (`core.metrics.attributes.effects`)
+
+    A direction that controls an attribute (as `coverage` counts it) and has no name yet gets the attribute's; several
+    that control the same one are numbered, strongest first. The sign is such that + increases the attribute of its
+    name; without one, its strongest attribute; without attributes, the feature that changes most. Turned round,
+    a set keeps the metrics it was given with; `Dial.own` says at which scale they were measured.
+
+    directions: as a method left them, or with dials already, whose names by hand are kept. named_by: what to write
+    down for a name that comes from `attributes`; extractor: whose features are read (None: the denoiser's own).
+    Raises UserError for a strength that is not positive, and DirectionSetError where the set does not fit the model or
+    the chain. Source: ours.
+    """
+    stretched = calibrate(denoiser, schedule, directions, strength, injection, window, batch, cache, CLOSE, extractor)
+    drawn = draw_traversals(denoiser, schedule, stretched, SEEDS, SCALES, injection, window, batch, cache)
+    reference = draw_plain(denoiser, schedule, REFERENCE, batch, cache)
+    seen = _Seen.of(drawn, reference, partial(features_of, denoiser, batch=batch, extractor=extractor))
+    effect = _effects(denoiser, drawn, attributes, reference, batch)
+    names, sources = names_from(directions, effect, attributes, named_by)
+    turned = _signs(names, effect, attributes, seen.change)
+    dials = _dials(seen, turned, effect, attributes, _own(directions, stretched), sources)
+    found = replace(_turned(stretched, turned), names=names, metrics=directions.metrics, dials=dials)
+    return Calibrated(found, _turned_images(drawn, turned))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the images of a set look like in features."""
+
+    change: Tensor  # [M, K, F], from scale -1 to 1
+    distance: Tensor  # [K, A], of the median sample to the nearest unshifted one
+    still: float  # the same, of samples that are not shifted
+    limit: float  # what is typical of unshifted samples
+
+    @classmethod
+    def of(cls, drawn: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]) -> "_Seen":
+        unshifted = features(reference)
+        plain = standardise(features(drawn.plain), unshifted)
+        flat = standardise(features(drawn.shifted.flatten(0, 2)), unshifted)
+        others = standardise(unshifted, unshifted)
+        shifted = flat.reshape(*drawn.shifted.shape[:3], -1)  # [M, K, A, F]
+        apart = torch.cdist(others, others).fill_diagonal_(torch.inf)
+        high, low = drawn.scales.index(1.0), drawn.scales.index(-1.0)
+        return cls(
+            (shifted[:, :, high] - shifted[:, :, low]).double(),
+            torch.cdist(flat, others).amin(dim=1).reshape(shifted.shape[:3]).median(dim=0).values,
+            float(torch.cdist(plain, others).amin(dim=1).median()),
+            float(apart.amin(dim=1).quantile(TYPICAL)),
+        )
+
+
+def reach(distance: Sequence[float], scales: Sequence[float], still: float, limit: float) -> float:
+    """How far from 0 the distance stays below the limit. scales: ascending, above 0; distance: at each of them.
+
+    Between the last scale below and the first above, as if it grew evenly; the last scale where it never does.
+    """
+    before, at = still, 0.0
+    for scale, value in zip(scales, distance, strict=True):
+        if not value <= limit:  # nor where it is not finite
+            share = (limit - before) / (value - before) if before < limit and math.isfinite(value) else 0.0
+            return at + share * (scale - at)
+        before, at = value, scale
+    return at
+
+
+def names_from(
+    directions: DirectionSet, effect: Tensor | None, attributes: Attributes | None, named_by: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names, and where each comes from, given the effects [K, P] on the attributes; as `with_dials` tells."""
+    names = list(directions.names)
+    sources = [dial.named_by for dial in directions.dials] or [""] * len(names)
+    if effect is None or attributes is None:
+        return tuple(names), tuple(sources)
+    free = [k for k, name in enumerate(names) if _UNNAMED.fullmatch(name) or sources[k] in ("attributes", "clip")]
+    for k in free:
+        names[k], sources[k] = _unused(f"direction_{k}", names[:k] + names[k + 1 :]), ""
+    chosen = controlled(effect)
+    for k in sorted(free, key=lambda k: -float(effect[k].abs().max())):
+        attribute = chosen[k]
+        if attribute is not None:
+            names[k], sources[k] = _unused(attributes.names[attribute], names), named_by
+    return tuple(names), tuple(sources)
+
+
+def _effects(
+    denoiser: Denoiser, drawn: Traversals, attributes: Attributes | None, reference: Tensor, batch: int
+) -> Tensor | None:
+    """[K, P] at scale 1, in standard deviations."""
+    if attributes is None:
+        return None
+    ends = [drawn.scales.index(-1.0), drawn.scales.index(1.0)]
+    at_one = replace(drawn, shifted=drawn.shifted[:, :, ends], scales=(-1.0, 1.0))
+    return effects(at_one, attributes, reference, batch, denoiser.device)
+
+
+def _unused(name: str, taken: Sequence[str]) -> str:
+    """`smile`, or `smile 2`, `smile 3` where that is taken."""
+    number = 1
+    while (numbered := name if number == 1 else f"{name} {number}") in taken:
+        number += 1
+    return numbered
+
+
+def _signs(names: Sequence[str], effect: Tensor | None, attributes: Attributes | None, change: Tensor) -> Tensor:
+    """1 or -1 for each direction: [K], as `with_dials` tells."""
+    if effect is None or attributes is None:
+        mean = change.mean(dim=0)  # [K, F]
+        deciding = mean.gather(1, mean.abs().argmax(dim=1, keepdim=True))[:, 0]
+    else:
+        known = {name: p for p, name in enumerate(attributes.names)}
+        strongest = effect.abs().argmax(dim=1).tolist()
+        columns = [known.get(re.sub(r" \d+$", "", name), strongest[k]) for k, name in enumerate(names)]
+        deciding = effect[torch.arange(len(effect)), columns]
+    return torch.where(deciding < 0, -1.0, 1.0)
+
+
+def _dials(
+    seen: _Seen,
+    turned: Tensor,
+    effect: Tensor | None,
+    attributes: Attributes | None,
+    own: Sequence[float],
+    sources: Sequence[str],
+) -> tuple[Dial, ...]:
+    alike, apart = agreement(seen.change).clamp(0, 1), distinctness(seen.change)
+    positive = [scale for scale in SCALES if scale > 0]
+    dials = []
+    for k, distance in enumerate(seen.distance.tolist()):
+        up = reach(distance[len(positive) :], positive, seen.still, seen.limit)
+        down = reach(distance[: len(positive)][::-1], positive, seen.still, seen.limit)
+        low, high = (-down, up) if turned[k] > 0 else (-up, down)
+        moved = {} if effect is None or attributes is None else _by_name(attributes, effect[k] * turned[k])
+        dials.append(Dial(low, high, float(alike[k]), float(apart[k]), own[k], moved, sources[k]))
+    return tuple(dials)
+
+
+def _by_name(attributes: Attributes, effect: Tensor) -> dict[str, float]:
+    return dict(zip(attributes.names, effect.tolist(), strict=True))
+
+
+def _own(before: DirectionSet, after: DirectionSet) -> list[float]:
+    """The scale at which each direction is as long as it was."""
+    earlier, later = before.sigma.double().norm(dim=1), after.sigma.double().norm(dim=1)
+    was = [dial.own for dial in before.dials] or [1.0] * len(before)
+    return [float(a / b) * own if b > 0 else own for a, b, own in zip(earlier, later, was, strict=True)]
+
+
+def _turned(directions: DirectionSet, turned: Tensor) -> DirectionSet:
+    return replace(directions, table=directions.table * turned.to(directions.table)[:, None, None, None, None])
+
+
+def _turned_images(drawn: Traversals, turned: Tensor) -> Traversals:
+    """What would have been drawn with the directions turned round."""
+    shifted = drawn.shifted.clone()
+    round_ = turned < 0
+    shifted[:, round_] = shifted[:, round_].flip(2)
+    return replace(drawn, shifted=shifted)

@@ -1,0 +1,24 @@
+"""Networks that denoise, each cut at its tap into what comes before h and what comes after: one module a family."""
+
+from core.errors import ModelError
+from core.model.cuts.base import Cut, Features, Given
+from core.model.cuts.tap import FORMS, Form, Tap, halved
+from core.model.cuts.transformer import FAMILIES, TransformerCut
+from core.model.cuts.unet import UNetCut
+
+# The class of a diffusers network -> its cut. What is not here is used through core.model.cuts.hooked.
+CUTS: dict[str, type[Cut]] = {"UNet2DModel": UNetCut, "UNet2DConditionModel": UNetCut} | dict.fromkeys(
+    FAMILIES, TransformerCut
+)
+
+__all__ = ["CUTS", "FORMS", "Cut", "Features", "Form", "Given", "Tap", "cut_of", "halved"]
+
+
+def cut_of(network: object, tap: str | None = None, form: Form | None = None) -> Cut:
+    """A network's own cut. Raises ModelError for a family that has none, UserError for a tap that it has not."""
+    kind = type(network).__name__
+    if kind not in CUTS:
+        raise ModelError(
+            f"a {kind} has no cut of its own ({', '.join(CUTS)} have): use it through core.model.cuts.hooked.HookedCut"
+        )
+    return CUTS[kind](network, tap, form)

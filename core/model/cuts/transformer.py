@@ -1,0 +1,210 @@
+"""diffusers' transformers, cut behind one of their blocks: DiT, PixArt, Stable Diffusion 3 and Flux.
+
+All are a row of blocks over image tokens [N, L, D], with an entrance and an exit of their own. A tap "blocks.N" is the
+image tokens behind block N (from 0); Flux's two kinds of blocks are numbered through. Every family runs its own modules
+in its own order, so that decoding what was encoded is the network's output to the last bit.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.errors import UserError
+from core.model.cuts.base import Cut, Features, Given, Network
+
+Module = Any
+
+
+class Entered(NamedTuple):
+    """What goes into the first block, and what all blocks and the exit are given."""
+
+    hidden: Tensor  # [N, L, D] image tokens
+    context: Tensor | None  # [N, M, D] text tokens
+    always: Mapping[str, Any]  # arguments of every block
+    exit: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a kind of transformer is entered and left. leave(network, hidden, exit) gives output tokens [N, L, P].
+
+    patch: the side of the square of latents that a token stands for. packed: whether channels come first in a token.
+    """
+
+    enter: Callable[[Network, Tensor, Tensor, Given], Entered]
+    leave: Callable[[Network, Tensor, tuple[Tensor, ...]], Tensor]
+    patch: Callable[[Network], int] = lambda network: int(network.config["patch_size"])
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class TransformerFeatures(Features):
+    """The image tokens at the tap, and what else goes on from there."""
+
+    entered: Entered
+    context: Tensor | None
+    sample_shape: torch.Size
+
+
+class TransformerCut(Cut):
+    """A transformer, cut behind a block."""
+
+    @property
+    def blocks(self) -> list[Module]:
+        return _blocks(self.network)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks come before the tap."""
+        return int(self.name.removeprefix("blocks.")) + 1
+
+    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> TransformerFeatures:
+        dtype = self.dtype
+        told = {name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in given.items()}
+        entered = self._family.enter(self.network, x_t.to(dtype), t, told)
+        hidden, context = self._through(self.blocks[: self.depth], entered.hidden, entered.context, entered)
+        return TransformerFeatures(hidden, self.tap, entered, context, x_t.shape[1:])
+
+    def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        assert isinstance(features, TransformerFeatures)
+        hidden, entered = self.tap.shifted(features.hidden, delta_h), features.entered
+        hidden, _ = self._through(self.blocks[self.depth :], hidden, features.context, entered)
+        tokens = self._family.leave(self.network, hidden, entered.exit)
+        return self._unpatched(tokens, features.sample_shape)
+
+    def _through(
+        self, blocks: list[Module], hidden: Tensor, context: Tensor | None, entered: Entered
+    ) -> tuple[Tensor, Tensor | None]:
+        for block in blocks:
+            hidden, context = self._run(_through_one, block, hidden, context, entered.always)
+        return hidden, context
+
+    def _unpatched(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        """Tokens [N, L, P] as an image [N, *shape]; a predicted variance, which comes second, is left out."""
+        side, (rows, columns) = self._family.patch(self.network), self._grid(shape)
+        if self._family.packed:
+            parts = tokens.reshape(len(tokens), rows, columns, -1, side, side).permute(0, 3, 1, 4, 2, 5)
+        else:
+            parts = tokens.reshape(len(tokens), rows, columns, side, side, -1).permute(0, 5, 1, 3, 2, 4)
+        return parts.reshape(len(tokens), -1, rows * side, columns * side)[:, : shape[0]]
+
+    def grid(self, sample_shape: tuple[int, int, int]) -> tuple[int, int]:
+        return self._grid(torch.Size(sample_shape))
+
+    def _grid(self, shape: torch.Size) -> tuple[int, int]:
+        side = self._family.patch(self.network)
+        return shape[1] // side, shape[2] // side
+
+    @property
+    def packed(self) -> bool:
+        """Whether squares of latents are packed into tokens before they enter, as in Flux."""
+        return self._family.packed
+
+    @property
+    def _family(self) -> Family:
+        return FAMILIES[type(self.network).__name__]
+
+    def middle(self) -> str:
+        return f"blocks.{len(self.blocks) // 2}"
+
+    def checked(self, tap: str) -> str:
+        names = [f"blocks.{n}" for n in range(len(self.blocks))]
+        if tap not in names:
+            raise UserError(
+                f"tap: got '{tap}'; a {type(self.network).__name__} of this size has blocks.0 to {names[-1]}"
+            )
+        return tap
+
+    def module(self) -> str:
+        number, first = self.depth - 1, len(self.network.transformer_blocks)
+        if number < first:
+            return f"transformer_blocks.{number}"
+        return f"single_transformer_blocks.{number - first}"
+
+
+def _blocks(network: Network) -> list[Module]:
+    return [*network.transformer_blocks, *getattr(network, "single_transformer_blocks", ())]
+
+
+def _through_one(
+    block: Module, hidden: Tensor, context: Tensor | None, always: Mapping[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """One block; some take the text tokens further too."""
+    result = block(hidden_states=hidden, encoder_hidden_states=context, **always)
+    return (result, context) if isinstance(result, Tensor) else (result[1], result[0])
+
+
+def _enter_dit(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
+    told = {"timestep": t, "class_labels": given["class_labels"]}
+    embedded = network.transformer_blocks[0].norm1.emb(t, given["class_labels"], hidden_dtype=x.dtype)
+    return Entered(network.pos_embed(x), None, told, (embedded,))
+
+
+def _leave_dit(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Tensor:
+    shift, scale = network.proj_out_1(F.silu(exit[0])).chunk(2, dim=1)
+    tokens: Tensor = network.proj_out_2(network.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None])
+    return tokens
+
+
+def _enter_pixart(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
+    sizes = {name: given.get(name) for name in ("resolution", "aspect_ratio")}
+    time, embedded = network.adaln_single(t, sizes, batch_size=len(x), hidden_dtype=x.dtype)
+    text = given["encoder_hidden_states"]
+    if network.caption_projection is not None:
+        text = network.caption_projection(text)
+    always = {"timestep": time}
+    if "encoder_attention_mask" in given:
+        always["encoder_attention_mask"] = ((1 - given["encoder_attention_mask"].to(x.dtype)) * -10000.0).unsqueeze(1)
+    return Entered(network.pos_embed(x), text, always, (embedded,))
+
+
+def _leave_pixart(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Tensor:
+    shift, scale = (network.scale_shift_table[None] + exit[0][:, None]).chunk(2, dim=1)
+    tokens: Tensor = network.proj_out(network.norm_out(hidden) * (1 + scale) + shift)
+    return tokens
+
+
+def _enter_sd3(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
+    time = network.time_text_embed(t, given["pooled_projections"])
+    text = network.context_embedder(given["encoder_hidden_states"])
+    return Entered(network.pos_embed(x).contiguous(), text, {"temb": time}, (time,))
+
+
+def _leave_adaptive(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Tensor:
+    """Stable Diffusion 3's exit, and Flux's."""
+    tokens: Tensor = network.proj_out(network.norm_out(hidden, exit[0]))
+    return tokens
+
+
+def _enter_flux(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
+    rows, columns = x.shape[2] // 2, x.shape[3] // 2
+    packed = x.reshape(len(x), x.shape[1], rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
+    pooled = given["pooled_projections"]
+    # The network is told t / 1000, and multiplies by 1000; its pipeline divides in the network's precision too.
+    now = t.to(x.dtype) / 1000 * 1000
+    if network.config["guidance_embeds"]:
+        time = network.time_text_embed(now, given["guidance"].to(x.dtype) * 1000, pooled)
+    else:
+        time = network.time_text_embed(now, pooled)
+    text = network.context_embedder(given["encoder_hidden_states"])
+    where = network.pos_embed(torch.cat([torch.zeros(text.shape[1], 3).to(x), _places(rows, columns).to(x)]))
+    hidden = network.x_embedder(packed.reshape(len(x), rows * columns, -1))
+    return Entered(hidden, text, {"temb": time, "image_rotary_emb": where}, (time,))
+
+
+def _places(rows: int, columns: int) -> Tensor:
+    """(0, row, column) of every image token: [L, 3]."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=2).reshape(-1, 3)
+
+
+FAMILIES = {
+    "DiTTransformer2DModel": Family(_enter_dit, _leave_dit),
+    "PixArtTransformer2DModel": Family(_enter_pixart, _leave_pixart),
+    "SD3Transformer2DModel": Family(_enter_sd3, _leave_adaptive),
+    "FluxTransformer2DModel": Family(_enter_flux, _leave_adaptive, lambda network: 2, packed=True),
+}

@@ -1,0 +1,158 @@
+"""diffusers' UNets, cut behind their mid block: UNet2DModel, and UNet2DConditionModel with text or classes.
+
+h-space is the output of the mid block (Kwon et al., arXiv 2210.10960; Haas et al., arXiv 2303.11073, call this tap
+"after"). Both halves run the UNet's own modules in its own order, so that decoding what was encoded is the UNet's
+output to the last bit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import UserError
+from core.model.cuts.base import Cut, Features, Given
+
+Context = Mapping[str, Tensor]  # what cross attention reads
+
+MID_BLOCK = "mid_block"
+
+
+@dataclass(frozen=True)
+class UNetFeatures(Features):
+    """h, the outputs of the down blocks, first to last, the time embedding [N, D], and what attention reads."""
+
+    skips: tuple[Tensor, ...]
+    time: Tensor
+    context: Context
+
+
+class UNetCut(Cut):
+    """A UNet, cut behind its mid block."""
+
+    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> UNetFeatures:
+        unet = self.network
+        sample, time, context = self.embed(x_t, t, given)
+        sample = unet.conv_in(sample)
+        skips = [sample]
+        for block in unet.down_blocks:
+            sample, outputs = self._run(down_block, block, sample, time, context)
+            skips.extend(outputs)
+        hidden = self._run(middle_block, unet.mid_block, sample, time, context)
+        return UNetFeatures(hidden, self.tap, tuple(skips), time, context)
+
+    def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        assert isinstance(features, UNetFeatures)
+        sample, skips = self.tap.shifted(features.hidden, delta_h), features.skips
+        uneven = self.uneven(skips[0].shape)
+        for block in self.network.up_blocks:
+            own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            run = partial(up_block, size=skips[-1].shape[2:]) if uneven and skips else up_block
+            sample = self._run(run, block, sample, features.time, features.context, *own)
+        return self.finish(sample)
+
+    def uneven(self, shape: Sequence[int]) -> bool:
+        """Whether maps [..., H, W] cannot be halved as often as the network does, so that its up blocks have to be told
+        how large to make them: diffusers tells those of a UNet2DConditionModel.
+        """
+        doublings = getattr(self.network, "num_upsamplers", 0)
+        return any(side % 2**doublings for side in shape[-2:])
+
+    def embed(self, x_t: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Tensor, Context]:
+        """What enters the network, in its precision: the image, the time embedding, and what attention reads."""
+        unet, sample = self.network, x_t.to(self.dtype)
+        if hasattr(unet, "process_encoder_hidden_states"):
+            time, context = _conditioned(unet, sample, t, given)
+        else:
+            # A table of learned timesteps is read by whole numbers.
+            t = t.round().long() if isinstance(unet.time_proj, nn.Embedding) else t
+            time, context = unet.time_embedding(unet.time_proj(t).to(self.dtype)), {}
+            if unet.class_embedding is not None:
+                time = time + unet.class_embedding(given["class_labels"]).to(self.dtype)
+        return 2 * sample - 1 if unet.config["center_input_sample"] else sample, time, context
+
+    def finish(self, sample: Tensor) -> Tensor:
+        """From the last up block to the output."""
+        unet = self.network
+        if unet.conv_norm_out is not None:
+            sample = unet.conv_act(unet.conv_norm_out(sample))
+        output: Tensor = unet.conv_out(sample)
+        return output
+
+    def maps(self, features: Features) -> Sequence[Tensor]:
+        """h, and the skips of its resolution."""
+        assert isinstance(features, UNetFeatures)
+        deepest = [skip for skip in features.skips if skip.shape[-2:] == features.skips[-1].shape[-2:]]
+        return [*super().maps(features), *(features.conditional(skip) for skip in deepest)]
+
+    def middle(self) -> str:
+        return MID_BLOCK
+
+    def checked(self, tap: str) -> str:
+        if tap != MID_BLOCK:
+            raise UserError(f"tap: got '{tap}'; a UNet has {MID_BLOCK}")
+        return tap
+
+
+def _conditioned(unet: Any, sample: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Context]:
+    """The time embedding with all that is added to it, and what attention reads, of a UNet2DConditionModel."""
+    text, added = given.get("encoder_hidden_states"), {k: given[k] for k in ("text_embeds", "time_ids") if k in given}
+    text = None if text is None else text.to(sample.dtype)
+    guidance = given.get("timestep_cond")
+    time = unet.time_embedding(
+        unet.get_time_embed(sample=sample, timestep=t), None if guidance is None else guidance.to(sample.dtype)
+    )
+    labels = unet.get_class_embed(sample=sample, class_labels=given.get("class_labels"))
+    if labels is not None:
+        time = torch.cat([time, labels], dim=-1) if unet.config["class_embeddings_concat"] else time + labels
+    more = unet.get_aug_embed(emb=time, encoder_hidden_states=text, added_cond_kwargs=added)
+    time = time if more is None else time + more
+    if unet.time_embed_act is not None:
+        time = unet.time_embed_act(time)
+    text = unet.process_encoder_hidden_states(encoder_hidden_states=text, added_cond_kwargs=added)
+    return time, {} if text is None else {"encoder_hidden_states": text}
+
+
+def reads_context(block: Any) -> bool:
+    """Whether a block has cross attention."""
+    return bool(getattr(block, "has_cross_attention", False))
+
+
+def down_block(block: Callable[..., Any], sample: Tensor, time: Tensor, context: Context) -> Any:
+    return block(sample, time, **context) if reads_context(block) else block(sample, time)
+
+
+middle_block: Callable[..., Tensor] = down_block  # it is called alike, and has no skips to give
+
+
+def up_block(
+    block: Callable[..., Tensor],
+    sample: Tensor,
+    time: Tensor,
+    context: Context,
+    *skips: Tensor,
+    size: torch.Size | None = None,
+) -> Tensor:
+    """An up block with its skips one by one: of what is packed into a tuple, a checkpoint keeps hold. size: (H, W) of
+    what it gives, where that is not twice what it is given.
+    """
+    told: dict[str, Any] = dict(context) if reads_context(block) else {}
+    return block(sample, skips, time, **told | ({} if size is None else {"upsample_size": size}))
+
+
+def without_skips(features: UNetFeatures, dropped: Tensor, input_only: bool = False) -> UNetFeatures:
+    """Zero the skips for the samples where `dropped` [N] is True: those below full resolution, or, with `input_only`,
+    all but the output of the first convolution.
+
+    Trained with this on a random half of each batch, a small UNet carries what it draws through h instead of
+    around it, and h steers it. Inference is the unmodified UNet.
+    """
+    full = features.skips[0].shape[-1]
+    keep = (~dropped)[:, None, None, None]
+    kept = (i == 0 if input_only else skip.shape[-1] == full for i, skip in enumerate(features.skips))
+    skips = tuple(skip if whole else skip * keep for skip, whole in zip(features.skips, kept, strict=True))
+    # What a lean cut made of the old ones is dropped.
+    return UNetFeatures(features.hidden, features.tap, skips, features.time, features.context)

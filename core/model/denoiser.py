@@ -1,0 +1,286 @@
+"""A pretrained diffusion model, cut at its tap: `encode` up to h, `decode` from h on.
+
+Around the cut network (core.model.cuts) stands what makes a model of it: the scheduler, what it is told
+(core.model.condition), and for latent models the autoencoder (core.model.codec). A denoiser draws samples x_0 of
+`sample_shape`, images for a pixel model and latents for a latent one; `images` shows them.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from core.errors import ModelError, UserError, first_line
+from core.model.architecture import empty_network, own_shape
+from core.model.codec import Codec
+from core.model.condition import Condition
+from core.model.cuts import Cut, Features, cut_of, halved
+from core.model.cuts.transformer import TransformerCut
+from core.model.origin import GROUP
+from core.model.pretrained import (
+    codec_factor,
+    combined_digest,
+    empty_codec,
+    find_model,
+    load_codec,
+    load_network,
+    load_scheduler,
+    network_alone,
+    refuse_incomplete,
+    weight_digest,
+)
+from core.model.prompts import check_use, condition_of, text_length, unknown_condition
+from core.model.schedulers import as_run
+from core.model.unsupported import refuse_unsupported
+from core.model.use import Use
+
+
+class Denoiser:
+    """The output of a frozen network at (x_t, t), with its bottleneck open.
+
+    `sample_shape` is (C, H, W) of x_t, `image_shape` that of the images it stands for, `h_shape` that of h; all are
+    read off the model. The output is what the network predicts: noise, velocity or image (core.chain.schedule).
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        scheduler: Any,
+        name: str,
+        digest: str | None = None,
+        *,
+        cut: Cut | None = None,
+        condition: Condition | None = None,
+        codec: Codec | None = None,
+        use: Use | None = None,
+        sample_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        """network: of diffusers, or with a `cut` any; condition: what it is told; codec: of a latent model. Of the
+        scheduler the noise is taken (core.model.schedulers).
+
+        Raises ModelError where the parts cannot be used, UserError for a tap or form that the network has not.
+        """
+        self.use = use or Use()
+        if cut is None:
+            refuse_unsupported(network, name)
+        self.network = network.eval().requires_grad_(False)
+        self.cut = cut or cut_of(network, self.use.tap, self.use.form)  # type: ignore[arg-type]  # checked by the tap
+        self.scheduler, self.name, self.codec = as_run(scheduler, name), name, codec
+        self.condition = (condition or unknown_condition(network, self.use)).to(self.cut.device)
+        self.digest = digest or weight_digest(network)
+        self.sample_shape = sample_shape or (codec.sample_shape if codec else own_shape(network, self.use.size))
+        if not self.cut.tap.channels:
+            self.cut.look(self._on_meta(), self.sample_shape, self.condition.plain().rows(1), name)
+        self.listeners: list[Callable[[], object]] = []  # told of every pass that begins
+        self._blueprints: dict[torch.dtype, Denoiser] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        **use: Any,
+    ) -> "Denoiser":
+        """Load a built-in name, a diffusers folder, or a hub id ("id@revision" pins it); safetensors only.
+
+        use: how, as core.model.use.Use has it: tap, form, prompts, negative_prompt, classes, guidance, shifted, size,
+        space. Raises ModelError, in one sentence, where the model is missing, incomplete, or of a kind that has no cut.
+
+        A package may register models of its own, of any kind (docs/models.md).
+        """
+        if own := registered(str(model), Use.of(use), dtype, device):
+            return own
+        asked, found = Use.of(use), find_model(model)
+        network, *digests = load_network(found, dtype)
+        scheduler = load_scheduler(found)
+        refuse_unsupported(network, found.name)
+        refuse_incomplete(found)
+        shape = own_shape(network, asked.size, codec_factor(found))
+        codec = None
+        if (loaded := load_codec(found, shape, dtype)) is not None:
+            codec, digest = loaded
+            digests.append(digest)
+        side = (codec.image_shape if codec else shape)[1]
+        condition = condition_of(found, network, codec, asked, side, dtype, device)
+        for part in (network, *([codec.network] if codec else [])):
+            torch.nn.Module.to(part, device=device)  # diffusers' own override only adds a warning
+        parts: dict[str, Any] = {"condition": condition, "codec": codec, "use": asked, "sample_shape": shape}
+        return cls(network, scheduler, str(model), combined_digest(digests), **parts)
+
+    @classmethod
+    def without_weights(cls, model: str | Path, dtype: torch.dtype = torch.float32, **use: Any) -> "Denoiser":
+        """The architecture of a model alone, on torch's meta device: shapes and sizes, and no images.
+
+        Reads, or downloads, nothing but configuration files. Raises ModelError as `from_pretrained` does.
+        """
+        if own := registered(str(model), Use.of(use), dtype, "cpu"):
+            return own.blueprint(dtype)
+        asked, found = Use.of(use), find_model(model, weights=False)
+        network, scheduler = network_alone(found, dtype), load_scheduler(found)
+        refuse_unsupported(network, found.name)
+        check_use(network, asked, found.name)
+        shape = own_shape(network, asked.size, codec_factor(found))
+        return cls(
+            network,
+            scheduler,
+            str(model),
+            "no weights",
+            condition=unknown_condition(network, asked, text_length(found)),
+            codec=empty_codec(found, shape, dtype),
+            use=asked,
+            sample_shape=shape,
+        )
+
+    def blueprint(self, dtype: torch.dtype | None = None) -> "Denoiser":
+        """This denoiser without its weights, on torch's meta device, in its own precision or another."""
+        dtype = dtype or self.dtype
+        if dtype == self.dtype and self.device.type == "meta":
+            return self
+        if dtype not in self._blueprints:
+            self._blueprints[dtype] = self._without_weights(dtype)
+        return self._blueprints[dtype]
+
+    def _without_weights(self, dtype: torch.dtype) -> "Denoiser":
+        twin = copy.copy(self)
+        twin.cut = self._on_meta(dtype)
+        twin.network = twin.cut.network
+        twin.condition = self.condition.to("meta").without_choice()
+        twin.codec = self.codec and self.codec.on_meta(dtype)
+        twin.listeners, twin._blueprints = [], {}
+        return twin
+
+    def _on_meta(self, dtype: torch.dtype | None = None) -> Cut:
+        """The cut through a network of the same architecture that has no data."""
+        return self.cut.on(empty_network(self.network, dtype or self.cut.dtype))
+
+    def with_cut(self, cut: Cut) -> Self:
+        """The same model, cut by other code."""
+        twin = copy.copy(self)
+        twin.cut, twin._blueprints = cut, {}
+        return twin
+
+    def by_blocks(self) -> Self:
+        """This denoiser, the same weights, keeping only what enters each of its blocks when it is differentiated."""
+        return self.with_cut(self.cut.by_blocks())
+
+    def for_samples(self, seeds: Sequence[int]) -> Self:
+        """This denoiser for a batch of these samples: of several prompts each has the one that is its own."""
+        if self.condition.count == 1:
+            return self
+        twin = copy.copy(self)
+        twin.condition = self.condition.for_samples(seeds)
+        return twin
+
+    def picked(self, rows: Sequence[int]) -> Self:
+        """This denoiser, if it is for a batch, for a batch of these samples of it."""
+        twin = copy.copy(self)
+        twin.condition = self.condition.picked(rows)
+        return twin
+
+    def tensors(self) -> list[Tensor]:
+        """Every weight and buffer that it holds."""
+        beside = [] if self.codec is None else self.codec.tensors()
+        return [*self.cut.tensors(), *self.condition.tensors(), *beside]
+
+    def weight_bytes(self) -> int:
+        """What they take in memory."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    @property
+    def h_shape(self) -> tuple[int, int, int]:
+        return self.cut.tap.h_shape
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.sample_shape if self.codec is None else self.codec.image_shape
+
+    @property
+    def tokens(self) -> int:
+        """How many image tokens a transformer makes of a sample; 0 for a UNet."""
+        rows, columns = self.cut.grid(self.sample_shape) or (0, 0)
+        return rows * columns
+
+    @property
+    def even_sigmas(self) -> bool:
+        """Whether a flow's chain starts from evenly spaced noise levels, as Flux's pipeline has it."""
+        return isinstance(self.cut, TransformerCut) and self.cut.packed
+
+    @property
+    def device(self) -> torch.device:
+        return self.cut.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.cut.dtype
+
+    def encode(self, x_t: Tensor, t: float | Tensor) -> Features:
+        """Everything up to the tap. x_t: [N, *sample_shape], t: a training timestep, or one per sample [N]."""
+        for told in self.listeners:
+            told()
+        rows, timesteps = len(x_t), torch.as_tensor(t, device=x_t.device).reshape(-1).expand(len(x_t))
+        given = self.condition.rows(rows)
+        if not self.condition.guided:
+            return self.cut.encode(x_t, timesteps, given)
+        return self.cut.encode(torch.cat([x_t, x_t]), timesteps.repeat(2), given).as_guided()
+
+    def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        """From the tap on, with delta_h [N or 1, *h_shape] added: the output [N, *sample_shape], guided or plain."""
+        if not features.guided:
+            return self.cut.decode(features, delta_h)
+        return self.condition.combined(
+            self.cut.decode(features, halved(delta_h, features.rows // 2, self.condition.both))
+        )
+
+    def __call__(self, x_t: Tensor, t: float | Tensor, delta_h: Tensor | None = None) -> Tensor:
+        """The output at (x_t, t | h + delta_h): [N, *sample_shape]."""
+        return self.decode(self.encode(x_t, t), delta_h)
+
+    def maps(self, x_t: Tensor, t: float) -> list[Tensor]:
+        """What the first half knows of x_t, as maps [N, C, H, W]."""
+        return list(self.cut.maps(self.encode(x_t, t)))
+
+    def images(self, x_0: Tensor) -> Tensor:
+        """Samples [N, *sample_shape] as images [N, *image_shape] in about [-1, 1]; differentiable."""
+        return x_0 if self.codec is None else self.codec.images(x_0)
+
+    @property
+    def seen_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what `seen` gives."""
+        return self.image_shape if self.use.space == "pixels" else self.sample_shape
+
+    def seen(self, x_0: Tensor) -> Tensor:
+        """What looks at samples, to learn from them or to judge them, sees: latents, or images; differentiable."""
+        return self.images(x_0) if self.use.space == "pixels" else x_0
+
+    def x_0(self, images: Tensor) -> Tensor:
+        """Images [N, *image_shape] in [-1, 1] as samples [N, *sample_shape]."""
+        return images if self.codec is None else self.codec.x_0(images)
+
+
+def registered(name: str, use: Use, dtype: torch.dtype, device: str | torch.device) -> Denoiser | None:
+    """The model that an installed package registers under this name, if one does.
+
+    Raises ModelError where it fails, UserError where it is not used as was asked.
+    """
+    found = entry_points(group=GROUP, name=name)
+    if not found:
+        return None
+    try:
+        denoiser: Denoiser = next(iter(found)).load()(dtype, device, use)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model '{name}' of an installed package cannot be loaded: {first_line(error)}") from error
+    asked, own = use.to_json(), denoiser.use.to_json()
+    if ignored := [field for field, value in asked.items() if own.get(field) != value]:
+        raise UserError(
+            f"{', '.join(ignored)}: model '{name}' of an installed package does not say that it is used so: its load "
+            "has to heed the use that it is told, and give it to its Denoiser"
+        )
+    denoiser.name = name
+    return denoiser

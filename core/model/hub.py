@@ -1,0 +1,110 @@
+"""Models of the hub: what of a repository is fetched, and what is said where it cannot be."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.errors import AbsentModelError, ModelError
+from core.model.file_names import CODECS, NETWORKS, PICKLES, TRANSFORMERS_WEIGHTS, WEIGHTS, only_pickles, weights_at
+from core.model.origin import SINGLE_FILES
+
+_ROOT = ("model_index.json", "config.json", "scheduler_config.json")  # older models keep the network at the root
+_TEXT = tuple(f"text_encoder{number}" for number in ("", "_2", "_3"))
+_TOKENIZERS = tuple(f"tokenizer{number}" for number in ("", "_2", "_3"))
+_STEMS = dict.fromkeys((*NETWORKS, *CODECS), WEIGHTS) | dict.fromkeys(_TEXT, TRANSFORMERS_WEIGHTS)
+_IGNORED = ["*.fp16*", "*non_ema*"]
+
+
+def download(hub_id: str, revision: str | None, weights: bool) -> Path:
+    """The folder of a hub's model with the parts that are used of it, downloaded once; without `weights` their
+    configurations. Of weights that are there in half precision alone, those.
+
+    Raises ModelError, in one sentence, where it cannot be fetched or has no weights that are read.
+    """
+    folder = _fetched(hub_id, revision, list(_patterns(weights)), _IGNORED)
+    lacking = _without_weights(folder) if weights else []
+    if not lacking or not (files := _listed(hub_id, revision)):
+        return folder
+    if half := [file for file in files if ".fp16" in file and _is_of(lacking, file) and not _is_pickle(file)]:
+        folder = _fetched(hub_id, revision, half, [])
+    name = f"{hub_id}@{revision}" if revision else hub_id
+    pickled = [file for file in files if _is_pickle(file) and _is_of(_without_weights(folder), file)]
+    single = [file for file in files if "/" not in file and file.endswith(SINGLE_FILES)]
+    if single and not any((folder / part / "config.json").is_file() for part in ("", *NETWORKS)):
+        raise ModelError(
+            f"model '{name}' is not in diffusers layout on the hub: download one of its files ({', '.join(single)}), "
+            "and give that as the model"
+        )
+    if pickled:
+        raise ModelError(only_pickles(name, pickled, "on the hub", hub_id, revision))
+    return folder
+
+
+def _patterns(weights: bool) -> Iterator[str]:
+    """An asterisk stands for slashes, too."""
+    yield from _ROOT
+    yield from (f"{part}/*.json" for part in (*_STEMS, "scheduler"))
+    yield from (f"{part}/*" for part in _TOKENIZERS)
+    if weights:
+        yield f"{WEIGHTS}.safetensors.index.json"
+        for path in (WEIGHTS, *(f"{part}/{stem}" for part, stem in _STEMS.items())):
+            yield from (f"{path}.safetensors", f"{path}-*.safetensors")
+
+
+def _fetched(hub_id: str, revision: str | None, patterns: list[str], ignored: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
+    except Exception as error:  # the hub client has a dozen exception types; the user has one problem
+        what = f"{hub_id} at revision {revision}" if revision else hub_id
+        raise AbsentModelError(_unreachable(what, error)) from error
+
+
+def _without_weights(folder: Path) -> list[str]:
+    """The parts that are there without their weights; "" is the root, where no folder holds a network."""
+    found = [part for part in _STEMS if (folder / part).is_dir()]
+    parts = found if set(found) & set(NETWORKS) else ["", *found]
+    return [part for part in parts if weights_at(folder / part, _STEMS.get(part, WEIGHTS)) is None]
+
+
+def _listed(hub_id: str, revision: str | None) -> list[str]:
+    """The names of a repository's files; none where nobody answers."""
+    from huggingface_hub import HfApi
+
+    try:
+        return sorted(HfApi().list_repo_files(hub_id, revision=revision))
+    except Exception:  # it is asked for a better sentence alone
+        return []
+
+
+def _is_of(parts: list[str], file: str) -> bool:
+    """Whether a file lies in one of these parts, and is called as weights are or is a pickle."""
+    part, _, name = file.rpartition("/")
+    return part in parts and (name.startswith(_STEMS.get(part, WEIGHTS)) or _is_pickle(name))
+
+
+def _is_pickle(file: str) -> bool:
+    return file.endswith(PICKLES)
+
+
+def _unreachable(what: str, error: Exception) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    told = f"model '{what}' is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
+    if isinstance(error, GatedRepoError):
+        return f"model '{what}' is gated: ask for access on its page of the hub, then `hf auth login` here"
+    if isinstance(error, RevisionNotFoundError):
+        return f"model '{what}': the hub has no such revision; give a branch, a tag or a commit after @"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{told}no such model, or a private one: check the spelling and your access"
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return (
+            f"{told}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
+        )
+    return f"{told}check the spelling, your access and the network, or give a local folder"

@@ -1,0 +1,292 @@
+"""Where models come from: a built-in name, a diffusers folder or a hub id, to a network, scheduler and autoencoder.
+
+safetensors only, and only what the package can open; everything else is refused in one sentence.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file
+from torch import Tensor
+
+from core.errors import AbsentModelError, ModelError, first_line
+from core.model.architecture import class_of, empty_network
+from core.model.codec import Codec
+from core.model.cuts import CUTS
+from core.model.file_names import (
+    CODECS,
+    NETWORKS,
+    PICKLES,
+    TRANSFORMERS_WEIGHTS,
+    WEIGHTS,
+    only_pickles,
+    weight_files,
+    weights_at,
+)
+from core.model.hub import download
+from core.model.origin import at_path, origin_of
+from core.model.schedulers import PLAIN, as_run, refuse_kind
+from core.model.single_file import configured_as, unpacked, unpacked_before
+from core.quiet import quiet_diffusers
+from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's folder, by the name it was asked for."""
+
+    name: str
+    folder: Path
+
+    @property
+    def network(self) -> Path:
+        """The folder of the network; older models keep it at the root."""
+        return next((self.folder / part for part in NETWORKS if (self.folder / part).is_dir()), self.folder)
+
+    @property
+    def codec(self) -> Path | None:
+        """The folder of the autoencoder, of a latent model."""
+        return next((self.folder / part for part in CODECS if (self.folder / part).is_dir()), None)
+
+    @property
+    def variant(self) -> str | None:
+        """What diffusers calls the weights of text encoders that are there in half precision alone."""
+        stored = [weights_at(part, TRANSFORMERS_WEIGHTS) for part in self.folder.glob("text_encoder*")]
+        return "fp16" if any(".fp16" in file.name for file in stored if file) else None
+
+
+def find_model(model: str | Path, weights: bool = True) -> Found:
+    """The folder that holds a built-in name, a local folder, a single file, or a hub id (downloaded once).
+
+    "id@revision" is a hub id at a branch, tag or commit. Without `weights` nothing but configuration files is read or
+    downloaded, and of the models whose configuration this package has, nothing at all. A single file that is not
+    unpacked yet then has the configuration that it would get.
+    """
+    name, there = str(model), at_path(str(model))
+    if name in MODELS:
+        return Found(name, model_folder(name))
+    if there == "folder":
+        return Found(name, Path(name).expanduser())
+    if there == "file":
+        path = Path(name).expanduser()
+        return Found(name, unpacked(path) if weights else unpacked_before(path) or _of_hub(configured_as(path), False))
+    if origin_of(name) != "hub":
+        raise AbsentModelError(
+            f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
+            "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "
+            "@REVISION pins it"
+        )
+    return Found(name, _of_hub(name, weights))
+
+
+def _of_hub(name: str, weights: bool) -> Path:
+    hub_id, _, revision = name.partition("@")
+    if not weights and hub_id in ARCHITECTURES:
+        return architecture_folder(hub_id)
+    return download(hub_id, revision or None, weights)
+
+
+def weight_digest(network: torch.nn.Module, *others: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of all weights: two models are the same when this is."""
+    return combined_digest(tensors_digest(part.state_dict()) for part in (network, *others))
+
+
+def combined_digest(digests: Iterable[str]) -> str:
+    """That of a model of several parts; of one part its own."""
+    found = list(digests)
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The digest of one part, as it is stored: whatever precision it is then used in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_network(found: Found, dtype: torch.dtype) -> tuple[Any, str]:
+    """The network on the CPU, and its weights' digest. Weights that are stored in `dtype` are mapped from their file:
+    the processes of a machine share one copy.
+    """
+    config = read_config(found)
+    return _loaded(found, found.network, config, dtype)
+
+
+def network_alone(found: Found, dtype: torch.dtype) -> Any:
+    """The network's architecture, without its weights."""
+    return _empty(found, found.network, read_config(found, weights=False), dtype)
+
+
+def load_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Codec, str] | None:
+    """The autoencoder of a latent model and its digest; None for a pixel model."""
+    if found.codec is None:
+        return None
+    config = _codec_config(found, found.codec, weights=True)
+    network, digest = _loaded(found, found.codec, config, _codec_dtype(config, dtype))
+    return _codec(found, network, sample_shape), digest
+
+
+def empty_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> Codec | None:
+    """The autoencoder's architecture alone."""
+    if found.codec is None:
+        return None
+    config = _codec_config(found, found.codec, weights=False)
+    return _codec(found, _empty(found, found.codec, config, _codec_dtype(config, dtype)), sample_shape)
+
+
+def codec_factor(found: Found) -> int:
+    """How many pixels across a sample's place stands for: 1 for a pixel model."""
+    return 1 if found.codec is None else Codec.factor(_codec_config(found, found.codec, weights=False))
+
+
+def _codec_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
+    """An autoencoder's configuration.
+
+    A VQModel that was saved before it had a scale was trained without one; diffusers takes that of Stable Diffusion.
+    """
+    config = _checked_config(found, part, weights)
+    _refuse_silent(found, config, "block_out_channels")
+    return {"scaling_factor": 1.0, **config} if config["_class_name"] == "VQModel" else config
+
+
+def _codec(found: Found, network: Any, sample_shape: tuple[int, int, int]) -> Codec:
+    _refuse_silent(found, {**network.config, "_class_name": type(network).__name__}, "out_channels")
+    return Codec(network, sample_shape)
+
+
+def _refuse_silent(found: Found, config: Mapping[str, Any], needed: str) -> None:
+    """Raises ModelError for an autoencoder that does not say how large its images are."""
+    if not config.get(needed):
+        raise ModelError(
+            f"model '{found.name}' has a {config['_class_name']} whose configuration names no {needed}: autoencoders "
+            "are supported that do, such as AutoencoderKL and VQModel"
+        )
+
+
+def _codec_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
+    """Some autoencoders overflow in float16, and say so."""
+    return torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
+
+
+def _loaded(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
+    try:
+        with init_empty_weights(include_buffers=False), quiet_diffusers():  # a buffer may be computed, and in no file
+            network = class_of(config).from_config(config)
+        stored = {name: weight for file in weight_files(folder) for name, weight in load_file(file).items()}
+        network._fix_state_dict_keys_on_load(stored)  # published models have the old names of attention's parts
+        expected = network.state_dict()
+        stored = {name: stored[name] for name in expected if name in stored}
+        for name, weight in stored.items():
+            if weight.shape != expected[name].shape:
+                shapes = f"{list(weight.shape)}, and by its configuration {list(expected[name].shape)}"
+                raise ValueError(f"{name} is of shape {shapes}")
+        cast = {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in stored.items()}
+        missing = network.load_state_dict(cast, strict=False, assign=True).missing_keys
+        if missing:
+            raise ValueError(f"it lacks {missing[0]}")
+        return network.eval(), tensors_digest(stored)
+    except Exception as error:
+        raise ModelError(f"model '{found.name}' cannot be read from {folder}: {first_line(error)}") from error
+
+
+def _empty(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    try:
+        return empty_network(config, dtype)
+    except Exception as error:
+        raise ModelError(
+            f"model '{found.name}' cannot be built as {folder / 'config.json'} has it: {first_line(error)}"
+        ) from error
+
+
+def read_config(found: Found, weights: bool = True) -> dict[str, Any]:
+    """The network's configuration, checked to be of a kind that has a cut, beside its weights."""
+    config = _checked_config(found, found.network, weights)
+    kind = config["_class_name"]
+    if kind not in CUTS:
+        raise ModelError(
+            f"model '{found.name}' is a {kind}; its h-space cannot be opened: {', '.join(CUTS)} can be, and a network "
+            "of your own (docs/models.md)"
+        )
+    return config
+
+
+def _checked_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
+    """The configuration of a part, beside which its weights have to be."""
+    missing = [] if (part / "config.json").is_file() else ["config.json"]
+    if weights and weights_at(part) is None:
+        if (pickled := _pickled(part)) and not missing:
+            raise ModelError(only_pickles(found.name, pickled, f"in {part}", found.folder))
+        missing.append(f"{WEIGHTS}.safetensors")
+    if missing:
+        raise _incomplete(found, part, missing)
+    return _current(_read_json(part / "config.json", found.name))
+
+
+def _incomplete(found: Found, where: Path, missing: Iterable[str]) -> ModelError:
+    return ModelError(
+        f"model '{found.name}' is incomplete: {where} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
+    )
+
+
+def refuse_incomplete(found: Found) -> None:
+    """Raises ModelError where tokenizers or text encoders that the model's index names are not there to be read."""
+    try:
+        index = json.loads((found.folder / "model_index.json").read_text()).items()
+    except (OSError, ValueError, AttributeError):  # whoever needs it says so
+        return
+    listed = [name for name, kind in index if isinstance(kind, list) and any(kind)]
+    named = [name for name in listed if name.startswith(("tokenizer", "text_encoder"))]
+    if missing := [f"{name}/" for name in named if not (found.folder / name).is_dir()]:
+        raise _incomplete(found, found.folder, missing)
+    for part in (found.folder / name for name in named if name.startswith("text_encoder")):
+        if weights_at(part, TRANSFORMERS_WEIGHTS) is None and (pickled := _pickled(part)):
+            raise ModelError(only_pickles(found.name, pickled, f"in {part}", found.folder))
+
+
+def _pickled(part: Path) -> list[str]:
+    return sorted(file.name for file in part.glob("*") if file.suffix in PICKLES)
+
+
+def _current(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration under the class that diffusers has for it today."""
+    if config["_class_name"] != "Transformer2DModel":
+        return config
+    kinds = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+    return {**config, "_class_name": kinds.get(config.get("norm_type", ""), "Transformer2DModel")}
+
+
+def load_scheduler(found: Found) -> Any:
+    """The scheduler as this package runs it (core.model.schedulers)."""
+    part = found.folder / "scheduler" if (found.folder / "scheduler").is_dir() else found.folder
+    if not (part / "scheduler_config.json").is_file():
+        raise ModelError(f"model '{found.name}' is incomplete: {part} lacks scheduler_config.json")
+    told = _read_json(part / "scheduler_config.json", found.name)
+    refuse_kind(told["_class_name"], found.name)
+    try:
+        with quiet_diffusers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of diffusers' own code, where a class fills its tables
+            scheduler = class_of(told).from_pretrained(part, **PLAIN)
+    except Exception as error:
+        raise ModelError(
+            f"model '{found.name}': the scheduler in {part} cannot be read: {first_line(error)}"
+        ) from error
+    return as_run(scheduler, found.name)
+
+
+def _read_json(config: Path, name: str) -> dict[str, Any]:
+    try:
+        read: dict[str, Any] = json.loads(config.read_text())
+        if not isinstance(read["_class_name"], str):
+            raise TypeError
+        return read
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model '{name}': {config} is not a diffusers configuration") from error

@@ -1,0 +1,319 @@
+"""From prompts and classes to what a network reads (core.model.condition), by the pipeline's own text encoders.
+
+The encoders come with the model, run once when it is loaded, and are let go: a sweep holds embeddings.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from core.errors import ModelError, UserError, first_line
+from core.model.codec import Codec
+from core.model.condition import Condition
+from core.model.pretrained import Found
+from core.model.use import DISTILLED_GUIDANCE, Use
+from core.quiet import quiet_diffusers, quiet_transformers
+
+Rows = dict[str, Tensor]
+_NULL_CLASS = 1000  # of DiT's pipeline
+_PROMPT_LENGTH = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # whatever their tokenizers could read
+_TEXT_LENGTH = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120, "SD3Transformer2DModel": 333}
+
+
+def condition_of(
+    found: Found,
+    network: Any,
+    codec: Codec | None,
+    use: Use,
+    image_size: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Condition:
+    """What the model is told. Raises ModelError where its text encoders cannot be read, UserError for prompts or
+    classes, or guidance, that it does not take.
+    """
+    check_use(network, use, found.name)
+    if not reads_text(network):
+        return _of_classes(network, use)
+    prompts = list(use.prompts) or [""]
+    weight, guided = _weight(network, use), _led(network, use)
+    with quiet_diffusers(), quiet_transformers(), torch.no_grad():
+        pipeline = _pipeline(found, network, codec, dtype, device)
+        _refuse_long(pipeline, (*prompts, use.negative_prompt), network)
+        _refuse_refiner(pipeline, found.name)
+        try:
+            given, other = _ENCODERS[_kind(network, pipeline)](
+                pipeline, prompts, use.negative_prompt, guided, image_size
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ModelError(f"model '{found.name}' cannot read its prompts: {first_line(error)}") from error
+        given |= _told(network, pipeline, weight, len(prompts))
+    rows = {name: rows.detach().cpu() for name, rows in given.items()}
+    unconditional = {name: row.detach().cpu()[:1] for name, row in other.items()}
+    return Condition(rows, unconditional, weight if guided else 1.0, use.shifted == "both")
+
+
+def check_use(network: Any, use: Use, name: str) -> None:
+    """Raises UserError where a model is told what it does not take."""
+    text, classes = reads_text(network), _classes(network)
+    if use.prompts and not text:
+        raise UserError(f"prompts: model '{name}' reads no text")
+    if use.negative_prompt and not (text and _led(network, use)):
+        raise UserError(f"negative_prompt: it needs a model that reads text, and a guidance other than 1 ('{name}')")
+    if use.classes and not classes:
+        raise UserError(f"classes: model '{name}' has no classes")
+    if wrong := [label for label in use.classes if not 0 <= label < (classes or 0)]:
+        raise UserError(f"classes: got {wrong[0]}; model '{name}' has 0 to {(classes or 0) - 1}")
+    if use.guidance not in (None, 1) and not (text or type(network).__name__ == "DiTTransformer2DModel"):
+        raise UserError(f"guidance: got {use.guidance}; model '{name}' is told nothing that could be led away from: 1")
+    if use.guidance not in (None, 1) and type(network).__name__.startswith("Flux") and not _is_told_guidance(network):
+        raise UserError(f"guidance: got {use.guidance}; model '{name}' was distilled to draw without: 1")
+    if use.shifted != "both" and not _led(network, use):
+        raise UserError(f"shifted: got '{use.shifted}'; without guidance a sample has one half: both")
+    if classes and not use.classes and type(network).__name__ == "UNet2DModel":
+        raise UserError(f"classes: model '{name}' draws one of {classes} classes: name some, from 0")
+
+
+def reads_text(network: Any) -> bool:
+    """Whether a network is told a prompt."""
+    kind = type(network).__name__
+    return kind in _TEXT_LENGTH or kind == "FluxTransformer2DModel"
+
+
+def unknown_condition(network: Any, use: Use, length: int | None = None) -> Condition:
+    """A condition of the right shape and no content, for a network without weights; nothing for one that needs none.
+
+    Raises ModelError for a network that has to be told something.
+    """
+    if not reads_text(network):
+        return _of_classes(network, use)
+    if next(network.parameters()).device.type != "meta":
+        raise ModelError(f"a {type(network).__name__} is told what to draw: give a condition (core.model.condition)")
+    count, config, kind = max(1, len(use.prompts)), network.config, type(network).__name__
+    shapes: dict[str, tuple[int, ...]] = {}
+    match kind:
+        case "UNet2DConditionModel":
+            width = config["encoder_hid_dim"] or config["cross_attention_dim"]
+            shapes["encoder_hidden_states"] = (length or 77, width if isinstance(width, int) else width[0])
+            if config["addition_embed_type"] == "text_time":
+                sizes = 6 * config["addition_time_embed_dim"]
+                shapes["text_embeds"] = (config["projection_class_embeddings_input_dim"] - sizes,)
+                shapes["time_ids"] = (6,)
+            if config["time_cond_proj_dim"]:
+                shapes["timestep_cond"] = (config["time_cond_proj_dim"],)
+        case "PixArtTransformer2DModel":
+            width = config["caption_channels"] or config["cross_attention_dim"]
+            shapes["encoder_hidden_states"] = (length or 120, width)
+            shapes["encoder_attention_mask"] = (length or 120,)
+            if network.use_additional_conditions:
+                shapes |= {"resolution": (2,), "aspect_ratio": (1,)}
+        case "SD3Transformer2DModel":
+            shapes["encoder_hidden_states"] = (333, config["joint_attention_dim"])
+            shapes["pooled_projections"] = (config["pooled_projection_dim"],)
+        case _:
+            shapes["encoder_hidden_states"] = (512, config["joint_attention_dim"])
+            shapes["pooled_projections"] = (config["pooled_projection_dim"],)
+            if config["guidance_embeds"]:
+                shapes["guidance"] = ()
+    given = {name: torch.empty(count, *shape, device="meta") for name, shape in shapes.items()}
+    guided = _led(network, use)
+    other = {name: rows[:1] for name, rows in given.items()} if guided else {}
+    return Condition(given, other, _weight(network, use) if guided else 1.0, use.shifted == "both")
+
+
+def text_length(found: Found) -> int | None:
+    """How many tokens a prompt has, where the model's pipeline or its tokenizer says so."""
+    try:
+        kind = json.loads((found.folder / "model_index.json").read_text())["_class_name"]
+        if kind in _PROMPT_LENGTH:
+            return _PROMPT_LENGTH[kind]
+        told = json.loads((found.folder / "tokenizer" / "tokenizer_config.json").read_text())["model_max_length"]
+        return int(told) if told < 10_000 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _weight(network: Any, use: Use) -> float:
+    """The weight of guidance: as asked for, or as a network that is told it is used to, or 1, which is none."""
+    if use.guidance is not None:
+        return float(use.guidance)
+    return DISTILLED_GUIDANCE[type(network).__name__] if _is_told_guidance(network) else 1.0
+
+
+def _led(network: Any, use: Use) -> bool:
+    """Whether guidance takes a second row of every sample."""
+    able = reads_text(network) or type(network).__name__ == "DiTTransformer2DModel"
+    distilled = _is_told_guidance(network) or type(network).__name__ == "FluxTransformer2DModel"
+    return able and not distilled and _weight(network, use) != 1
+
+
+def _is_told_guidance(network: Any) -> bool:
+    config = network.config
+    return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
+
+
+def _classes(network: Any) -> int | None:
+    """How many classes a network has, if it has any."""
+    match type(network).__name__:
+        case "DiTTransformer2DModel":
+            return int(network.config["num_embeds_ada_norm"])
+        case "UNet2DModel" if network.class_embedding is not None:
+            return int(network.config["num_class_embeds"] or 0) or None
+    return None
+
+
+def _of_classes(network: Any, use: Use) -> Condition:
+    classes = _classes(network)
+    if classes is None:
+        return Condition()
+    null = min(_NULL_CLASS, classes)
+    device = next(network.parameters()).device
+    guided = _led(network, use)
+    given = {"class_labels": torch.tensor(list(use.classes) or [null], device=device)}
+    other = {"class_labels": torch.tensor([null], device=device)} if guided else {}
+    return Condition(given, other, _weight(network, use) if guided else 1.0, use.shifted == "both")
+
+
+def _pipeline(found: Found, network: Any, codec: Codec | None, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The model's own pipeline, with its text encoders; the network and the autoencoder are those that are loaded."""
+    try:
+        index = json.loads((found.folder / "model_index.json").read_text())
+        parts = {name: None for name, kind in index.items() if isinstance(kind, list) and not _reads(name, kind)}
+        parts[found.network.name] = network
+        if codec is not None and found.codec is not None:
+            parts[found.codec.name] = codec.network
+        if "scheduler" in parts:
+            del parts["scheduler"]
+        pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
+            found.folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=found.variant,
+            **parts,
+        )
+    except Exception as error:
+        raise ModelError(f"model '{found.name}': its text encoders cannot be read: {first_line(error)}") from error
+    for name in pipeline.components:
+        if name.startswith("text_encoder") and getattr(pipeline, name) is not None:
+            getattr(pipeline, name).to(device)
+    return pipeline
+
+
+def _refuse_long(pipeline: Any, prompts: Sequence[str], network: Any) -> None:
+    """Raises UserError for a prompt that the pipeline would cut where its one kind of tokenizer ends."""
+    if type(network).__name__ != "UNet2DConditionModel":
+        return
+    most = int(pipeline.tokenizer.model_max_length) if pipeline.tokenizer else 0
+    for prompt in prompts:
+        if most and (length := len(pipeline.tokenizer(prompt).input_ids)) > most:
+            raise UserError(f"prompts: '{prompt[:40]}...' has {length} tokens; the model reads {most}: shorten it")
+
+
+def _refuse_refiner(pipeline: Any, name: str) -> None:
+    """Raises ModelError for SDXL's second model, which is told a score in place of a size."""
+    if pipeline.config.get("requires_aesthetics_score"):
+        raise ModelError(f"model '{name}' is a refiner, which needs an image to begin with: take the base model")
+
+
+def _reads(name: str, kind: list[Any]) -> bool:
+    """Whether a part of a pipeline has to do with text, and is there."""
+    return name.startswith(("text_encoder", "tokenizer")) and kind[0] is not None
+
+
+def _kind(network: Any, pipeline: Any) -> str:
+    kind = type(network).__name__
+    return "sdxl" if kind == "UNet2DConditionModel" and hasattr(pipeline, "text_encoder_2") else kind
+
+
+def _encode_clip(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
+    text, other = pipeline.encode_prompt(
+        prompts, _device(pipeline), 1, guided, [negative] * len(prompts) if guided else None
+    )
+    return {"encoder_hidden_states": text}, {"encoder_hidden_states": other} if guided else {}
+
+
+def _encode_sdxl(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
+    text, other, pooled, other_pooled = pipeline.encode_prompt(
+        prompts,
+        device=_device(pipeline),
+        do_classifier_free_guidance=guided,
+        negative_prompt=[negative] * len(prompts) if negative else None,
+    )
+    sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=text.dtype)  # original, cropped from, wanted
+    given = {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": sizes.expand(len(prompts), -1)}
+    if not guided:
+        return given, {}
+    return given, {"encoder_hidden_states": other, "text_embeds": other_pooled, "time_ids": sizes}
+
+
+def _encode_pixart(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
+    text, mask, other, other_mask = pipeline.encode_prompt(
+        prompts,
+        do_classifier_free_guidance=guided,
+        negative_prompt=negative,
+        device=_device(pipeline),
+        clean_caption=False,
+    )
+    sizes: Rows = {}
+    if pipeline.transformer.use_additional_conditions:
+        sizes = {
+            "resolution": torch.tensor([[size, size]], dtype=text.dtype),
+            "aspect_ratio": torch.ones(1, 1, dtype=text.dtype),
+        }
+    given = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+    given |= {name: row.expand(len(prompts), -1) for name, row in sizes.items()}
+    if not guided:
+        return given, {}
+    return given, {"encoder_hidden_states": other, "encoder_attention_mask": other_mask, **sizes}
+
+
+def _encode_sd3(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
+    text, other, pooled, other_pooled = pipeline.encode_prompt(
+        prompts,
+        None,
+        None,
+        device=_device(pipeline),
+        do_classifier_free_guidance=guided,
+        negative_prompt=[negative] * len(prompts) if guided else None,
+    )
+    given = {"encoder_hidden_states": text, "pooled_projections": pooled}
+    return given, {"encoder_hidden_states": other, "pooled_projections": other_pooled} if guided else {}
+
+
+def _encode_flux(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
+    text, pooled, _ = pipeline.encode_prompt(prompts, None, device=_device(pipeline))
+    return {"encoder_hidden_states": text, "pooled_projections": pooled}, {}
+
+
+_ENCODERS: Mapping[str, Callable[[Any, list[str], str, bool, int], tuple[Rows, Rows]]] = {
+    "UNet2DConditionModel": _encode_clip,
+    "sdxl": _encode_sdxl,
+    "PixArtTransformer2DModel": _encode_pixart,
+    "SD3Transformer2DModel": _encode_sd3,
+    "FluxTransformer2DModel": _encode_flux,
+}
+
+
+def _told(network: Any, pipeline: Any, weight: float, count: int) -> Rows:
+    """The guidance of networks that are told it."""
+    config = network.config
+    if config.get("guidance_embeds"):
+        return {"guidance": torch.full((count,), weight)}
+    if width := config.get("time_cond_proj_dim"):
+        told = torch.full((count,), weight - 1)
+        return {"timestep_cond": pipeline.get_guidance_scale_embedding(told, embedding_dim=width)}
+    return {}
+
+
+def _device(pipeline: Any) -> torch.device:
+    """That of the text encoders; a pipeline may lack its first."""
+    encoders = (part for name, part in sorted(pipeline.components.items()) if name.startswith("text_encoder") and part)
+    device: torch.device = next(next(encoders).parameters()).device
+    return device

@@ -1,0 +1,1 @@
+"""Images from disk, regions of them, and grids of edited ones."""

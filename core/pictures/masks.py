@@ -1,0 +1,69 @@
+"""Spatial masks: the part of the image a method looks at, given as a box or as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from core.errors import UserError
+from core.model.denoiser import Denoiser
+from core.pictures.images import open_picture
+
+
+def find_mask(denoiser: Denoiser, box: Sequence[int] | None = None, path: str | None = None) -> Tensor | None:
+    """The mask [1, H, W] of a box or of an image file, on the denoiser's device; None where neither is given.
+
+    Both are given in pixels. Of a latent model a place is looked at where at least half of its pixels are.
+
+    Raises UserError where both are, or where the one given does not fit the model's images.
+    """
+    if box is not None and path is not None:
+        raise UserError("mask and box are both given; give one of them")
+    mask = None
+    if box is not None:
+        mask = box_mask(denoiser, box)
+    elif path is not None:
+        mask = image_mask(denoiser, path)
+    return None if mask is None else _on_samples(denoiser, mask).to(denoiser.device)
+
+
+def _on_samples(denoiser: Denoiser, mask: Tensor) -> Tensor:
+    if denoiser.codec is None:
+        return mask
+    found = (adaptive_avg_pool2d(mask, denoiser.sample_shape[1:]) >= 0.5).float()
+    if not found.any():
+        factor = denoiser.image_shape[1] // denoiser.sample_shape[1]
+        raise UserError(f"what is looked at is smaller than a place of the latents, which has {factor}x{factor} pixels")
+    return found
+
+
+def box_mask(denoiser: Denoiser, box: Sequence[int]) -> Tensor:
+    """1 inside the box (left, top, right, bottom), in pixels, right and bottom exclusive, else 0: [1, H, W]."""
+    _, height, width = denoiser.image_shape
+    if len(box) != 4 or not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+        raise UserError(
+            f"box: got {list(box)}; in the {width}x{height} images of model '{denoiser.name}' a box is "
+            f"[left, top, right, bottom] with 0 <= left < right <= {width} and 0 <= top < bottom <= {height}"
+        )
+    left, top, right, bottom = box
+    mask = torch.zeros(1, height, width)
+    mask[:, top:bottom, left:right] = 1
+    return mask
+
+
+def image_mask(denoiser: Denoiser, path: str) -> Tensor:
+    """1 where the image file, read as grey, is at least half white, else 0: [1, H, W]."""
+    _, height, width = denoiser.image_shape
+    with open_picture(Path(path).expanduser(), "mask") as image:
+        grey = image.convert("L")
+    if grey.size != (width, height):
+        raise UserError(
+            f"mask: {path} is {grey.size[0]}x{grey.size[1]}; model '{denoiser.name}' draws {width}x{height}"
+        )
+    white = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).reshape(1, height, width)
+    mask = (white.float() / 255 >= 0.5).float()
+    if not mask.any():
+        raise UserError(f"mask: {path} is black all over; white is what is looked at")
+    return mask

@@ -1,0 +1,1 @@
+"""Images in, named scores out: embedded predictors, classifiers of transformers, and words through CLIP."""

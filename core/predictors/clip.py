@@ -1,0 +1,88 @@
+"""Attributes that words name, from a CLIP model of `transformers` (the extra `predictors`): no labels, no training.
+
+A word's score is how much nearer an image is to one text than to its opposite. What CLIP was not taught, and what its
+224 pixels do not show, it cannot tell: the names it gives are guesses, and say so (`Dial.named_by`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import UserError
+from core.pictures.traversal_grid import to_picture
+from core.predictors.embedded import Attributes
+
+# Name -> (a text for more of it, a text for less). Faces first, since most unconditional models draw them.
+WORDS = {
+    "smile": ("a photo of a smiling face", "a photo of a serious face"),
+    "age": ("a photo of an old person", "a photo of a young person"),
+    "masculinity": ("a photo of a man", "a photo of a woman"),
+    "glasses": ("a photo of a face with glasses", "a photo of a face without glasses"),
+    "beard": ("a photo of a face with a beard", "a photo of a clean-shaven face"),
+    "makeup": ("a photo of a face with makeup", "a photo of a face without makeup"),
+    "open mouth": ("a photo of a face with an open mouth", "a photo of a face with a closed mouth"),
+    "closed eyes": ("a photo of a face with closed eyes", "a photo of a face with open eyes"),
+    "long hair": ("a photo of a person with long hair", "a photo of a person with short hair"),
+    "blond hair": ("a photo of a person with blond hair", "a photo of a person with black hair"),
+    "curly hair": ("a photo of a person with curly hair", "a photo of a person with straight hair"),
+    "bald": ("a photo of a bald person", "a photo of a person with hair"),
+    "pale skin": ("a photo of a person with pale skin", "a photo of a person with dark skin"),
+    "hat": ("a photo of a person with a hat", "a photo of a person without a hat"),
+    "turned head": ("a photo of a face from the side", "a photo of a face from the front"),
+    "bright": ("a bright photo", "a dark photo"),
+    "warm colours": ("a photo in warm colours", "a photo in cold colours"),
+    "colourful": ("a colourful photo", "a grey photo"),
+    "sharp": ("a sharp photo", "a blurred photo"),
+    "close": ("a photo taken from near", "a photo taken from far away"),
+    "cluttered background": ("a photo with a cluttered background", "a photo with a plain background"),
+    "day": ("a photo taken by day", "a photo taken at night"),
+    "snow": ("a photo with snow", "a photo without snow"),
+    "trees": ("a photo with trees", "a photo without trees"),
+    "windows": ("a photo of a building with many windows", "a photo of a building with few windows"),
+}
+
+
+def parse_words(given: str) -> dict[str, tuple[str, str]]:
+    """`smile, a red car|a blue car` -> name -> texts: known words by name, others against the text behind the bar.
+
+    A text without an opposite is held against "a photo". Raises UserError where nothing is named, or one twice.
+    """
+    words: dict[str, tuple[str, str]] = {}
+    for part in filter(None, map(str.strip, given.split(","))):
+        name, _, opposite = map(str.strip, part.partition("|"))
+        if not name or name in words:
+            raise UserError(f"words: got '{part}'; allowed: different words, as in 'smile, a red car|a blue car'")
+        words[name] = WORDS[name] if name in WORDS and not opposite else (name, opposite or "a photo")
+    if not words:
+        raise UserError("words: got none; allowed: one or more, as in 'smile, a red car|a blue car'")
+    return words
+
+
+def attributes(
+    folder: Path, words: Mapping[str, tuple[str, str]] = WORDS, device: torch.device | str = "cpu"
+) -> Attributes:
+    """Scores of images [N, 1 or 3, H, W] in [-1, 1]: for each word the difference of two logits, [N, A].
+
+    folder: of a CLIP model with its processor, safetensors only. Scores pass through 8-bit pictures, so no gradient
+    comes back.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    here: Any = {"local_files_only": True, "trust_remote_code": False}
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **here)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **here)
+    net: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+    net = net.to(device).eval().requires_grad_(False)
+    texts = [text for pair in words.values() for text in pair]
+    tokens = tokenizer(texts, return_tensors="pt", padding=True).to(device)
+
+    @torch.no_grad()
+    def score(images: Tensor) -> Tensor:
+        pixels = processor(images=[to_picture(image) for image in images], return_tensors="pt")
+        logits: Tensor = net(**tokens, **pixels.to(device)).logits_per_image  # [N, 2 A]
+        return logits[:, 0::2] - logits[:, 1::2]
+
+    return Attributes(tuple(words), score)

@@ -1,0 +1,1 @@
+"""Principal components of a stream of samples, and the projections of it that are flattest."""
