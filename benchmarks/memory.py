@@ -13,9 +13,9 @@ from core import Denoiser, Schedule
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, GradientPolicy, KeepSteps, Prediction, predict
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
-from orchestrator.footprint import usable
-from orchestrator.forecast import VENDED
+from orchestrator.plan.memory import VENDED
 from orchestrator.spec import size_bytes
+from orchestrator.trial.footprint import usable
 
 STEPS = 20
 MICRO_BATCHES = (1, 2)

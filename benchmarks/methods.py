@@ -19,10 +19,10 @@ from core.directions.direction_set import DirectionSet
 from core.metrics import METRICS
 from core.metrics.attributes import coverage
 from core.randomness import REPORT_SEEDS
-from orchestrator.bench import Bench
-from orchestrator.ranking import rows
+from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
+from orchestrator.trial.model import Bench
 
 SEEDS = REPORT_SEEDS[100_000:]  # looked at by this table alone
 MIN_EFFECT = 0.5

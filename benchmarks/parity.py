@@ -38,10 +38,10 @@ from core import Denoiser, Schedule
 from core.methods.learned.optimiser import Group, TorchOptimiser
 from core.methods.learned.shift_control import Parametrisation
 from core.methods.learned.training import Learner, Settings
-from orchestrator import statefile
-from orchestrator.engine import Engines
 from orchestrator.spec.checks import unworkable
 from orchestrator.spec.sections import DeepSpeed
+from orchestrator.trial import statefile
+from orchestrator.trial.engine import Engines
 from tests.faults.machine import tiny_model
 
 NETWORKS = ("explorer", "discriminator")

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.ui import _end_with
+from orchestrator.cli.ui import _end_with
 
 PASSWORD = "geheim/w@rd {99}"
 _QUOTED = "geheim%2Fw%40rd%20%7B99%7D"

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.files import write_json
 from core.metrics import METRICS as NAMES
-from orchestrator.worker import TrialWorker
+from orchestrator.workers.worker import TrialWorker
 
 SECONDS, TEMPLATE, MARKS = "STANDIN_SECONDS", "STANDIN_TEMPLATE", "marks.jsonl"
 STAGES = ("imported", "loaded", "drawn")
@@ -57,7 +57,8 @@ class Timed(TrialWorker):
         self._once("called", self.post, "moved")
 
     def _reports(self) -> Iterator[dict[str, Any]]:
-        from orchestrator import bench, trial
+        from orchestrator.trial import model as bench
+        from orchestrator.trial import run as trial
 
         self._mark("imported")
         assert bench
@@ -98,7 +99,7 @@ def hold(model: str, leaner: bool) -> None:
 
     from core.execution.lean import lean
     from core.model.denoiser import Denoiser
-    from orchestrator import trial
+    from orchestrator.trial import run as trial
 
     assert trial
     _stage()

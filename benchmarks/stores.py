@@ -26,14 +26,14 @@ from rich.console import Console
 
 from benchmarks.common import RESULTS, machine
 from benchmarks.servers import Postgresql, mlflow_server, postgresql, postgresql_binaries, s3_secrets, s3_server
-from orchestrator.books import Books
-from orchestrator.ledger import Ledger
-from orchestrator.outcome import TrialOutcome
+from orchestrator.search.ledger import Ledger
 from orchestrator.spec import Sweep, parse
-from orchestrator.spool import pending, refused
-from orchestrator.store import SweepFolder
-from orchestrator.sweep import _outbox, _prepare
-from orchestrator.tracking import Tracking
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.spool import pending, refused
+from orchestrator.sweep.record import Books
+from orchestrator.sweep.sweep import _outbox, _prepare
+from orchestrator.tracking.client import Tracking
+from orchestrator.trial.outcome import TrialOutcome
 
 _LOSSES, _MEASURED = ("reconstruction", "diversity"), ("identifiability", "fidelity_kid", "globality")
 _FLUSH_S = 1800.0

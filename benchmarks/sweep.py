@@ -131,8 +131,13 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from rich.console import Console
 
         from benchmarks import standin
-        from orchestrator import books, crown, ledger, outbox, searcher, sweep
+        from orchestrator.search import ledger
         from orchestrator.spec import parse
+        from orchestrator.sweep import champion as crown
+        from orchestrator.sweep import record as books
+        from orchestrator.sweep import sweep
+        from orchestrator.sweep import tune_search as searcher
+        from orchestrator.tracking import outbox
 
         os.environ[TEMPLATE] = str(_template(root / "template"))
         setattr(sweep, "TrialWorker", getattr(standin, load.worker))  # noqa: B010 - a class named at run time
@@ -278,7 +283,7 @@ def driven(load: Load, records: Path | None = None) -> dict[str, Any]:
         out = Path(folder) / "found.json"
         address = "a cluster" if load.machines else None
         call = (  # Ray reads its environment when it is imported
-            f"from orchestrator.cluster import configure; configure({address!r})\n"
+            f"from orchestrator.sweep.cluster import configure; configure({address!r})\n"
             f"from benchmarks.sweep import record; record({json.dumps(asdict(load))!r}, {str(out)!r})"
         )
         before = os.getloadavg()[0]
@@ -346,8 +351,8 @@ class Race:
 
 def raced(race: Race, seed: int) -> tuple[float, float]:
     """Training steps with ASHA / without it; and the place of the best trial that was not stopped, 0 for the best."""
-    from orchestrator.searcher import LedgerAsha
     from orchestrator.spec import parse
+    from orchestrator.sweep.tune_search import LedgerAsha
 
     content = spec(Load(race.trials, 1, race.slots)) | {
         "train": {"iterations": race.iterations, "batch": 16, "micro_batch": 16},

@@ -15,7 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from core import Denoiser
-    from orchestrator.store import SweepFolder
+    from orchestrator.store.folder import SweepFolder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -105,7 +105,7 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
     """
     from PIL import Image
 
-    from orchestrator.store import SweepFolder
+    from orchestrator.store.folder import SweepFolder
 
     if made := os.environ.get("HSO_FINISHED_SWEEP"):
         return SweepFolder(Path(made).parent, Path(made).name)

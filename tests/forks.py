@@ -15,7 +15,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["core.methods", "orchestrator.engine", "orchestrator.trial", "benchmarks.parity"])
+_context.set_forkserver_preload(
+    ["core.methods", "orchestrator.trial.engine", "orchestrator.trial.run", "benchmarks.parity"]
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from core import DirectionSet
 from core.directions.dials import Dial
 from core.metrics import Traversals
-from orchestrator.gallery import Shown
+from orchestrator.bundle.gallery import Shown
 
 SCALES = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 

@@ -16,7 +16,7 @@ import pytest
 from nbclient import NotebookClient
 
 from core import DirectionSet
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from benchmarks.servers import Server, free_port
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
 
 WIDE, PHONE = {"width": 1440, "height": 1000}, {"width": 375, "height": 800}
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]

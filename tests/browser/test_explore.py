@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.servers import free_port
-from orchestrator import cli
+from orchestrator.cli import main as cli
 from tests.orchestrator.bundles import tiny_bundle
 
 HOSTILE = '<img src=x onerror="document.title=1"> [a](http://example.com)'

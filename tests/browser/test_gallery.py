@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from orchestrator.gallery import Shown, page
+from orchestrator.bundle.gallery import Shown, page
 from tests.galleries import SCALES, colour, dial, directions, flat_images, measured, turned, unmeasured
 
 HOSTILE = '</script><img src=x onerror="document.title=1"><b>'

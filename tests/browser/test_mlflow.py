@@ -7,8 +7,8 @@ import pytest
 from mlflow.entities import Run
 from playwright.sync_api import Frame, Locator, Page, expect
 
-from orchestrator.store import SweepFolder
-from orchestrator.tracking import Tracking
+from orchestrator.store.folder import SweepFolder
+from orchestrator.tracking.client import Tracking
 from tests.browser.conftest import Screenshot, Ui
 
 _PICTURE = "img[src*='images%2Ftraversal']"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Frame, Page, expect
 
-from orchestrator.report_page import write_report
+from orchestrator.report.page import write_report
 from tests.orchestrator.fabricated import crowned, fabricated, mixed
 
 CHARTS = 12  # Pareto front, importance, three slices and the history for each of two objectives, curves

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.ledger import ENDS
+from orchestrator.search.ledger import ENDS
 from tests.cluster.machines import Cluster, Hosts
 from tests.cluster.sweeps import Blow, ClusterSweep, accounted, again, freed, kill, strike
 from tests.faults import rows, stores

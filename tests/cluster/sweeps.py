@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.layout import counted
-from orchestrator.process import Process
+from orchestrator.text import counted
+from orchestrator.workers.process import Process
 from tests.cluster.machines import Cluster
 from tests.faults import stores
 from tests.faults.sweep_under_test import SweepUnderTest, check, until

@@ -24,7 +24,7 @@ from core.directions import apply_directions
 from core.directions.provenance import provenance
 from core.model.pretrained import find_model, load_scheduler
 from core.randomness import step_noise
-from orchestrator.card import card
+from orchestrator.bundle.card import card
 from tests import families
 from tests.contracts.conftest import QUIET, Folder
 

@@ -32,7 +32,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from core.directions import reading
 from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError
-from orchestrator.space import fits
+from orchestrator.search.space import fits
 from orchestrator.spec import SpecError, Sweep, load, parse
 from tests.faults.hostile import FRAGMENTS, HOSTILE, bitten, replaced
 

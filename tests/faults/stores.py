@@ -13,9 +13,9 @@ import optuna
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial
 
-from orchestrator.ledger import METRICS, OUTCOME, REASON, SECONDS, TRIAL
-from orchestrator.mlstore import store_uri
-from orchestrator.spool import pending, refused
+from orchestrator.search.ledger import METRICS, OUTCOME, REASON, SECONDS, TRIAL
+from orchestrator.store.spool import pending, refused
+from orchestrator.tracking.mlflow_store import store_uri
 from tests.faults.sweep_under_test import EVERY, ITERATIONS, SweepUnderTest, check
 
 _MEASURED = list(range(EVERY, ITERATIONS + 1, EVERY))

@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from orchestrator.process import Process
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
+from orchestrator.workers.process import Process
 
 NAME, TRIALS, ITERATIONS, EVERY = "tiny", 4, 8, 2
 SPEC = f"""\

@@ -10,8 +10,8 @@ import sys
 import time
 import urllib.request
 
-from orchestrator.ledger import ENDS
-from orchestrator.outcome import ADVICE, TrialOutcome
+from orchestrator.search.ledger import ENDS
+from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from tests.faults import stores
 from tests.faults.rows import Row, Scenario
 from tests.faults.sweep_under_test import Server, SweepUnderTest, check, until

@@ -15,7 +15,7 @@ from core.metrics import Traversals
 from core.metrics.calibration import Calibrated
 from core.model.denoiser import Denoiser
 from core.randomness import generator
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
 
 NAMES = ("smile", "yaw", "hair colour", "a=b")
 _SCORES = (0.2, 0.9, 0.5, 0.1)

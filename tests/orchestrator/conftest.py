@@ -16,7 +16,7 @@ import pytest
 from tests.faults import machine
 
 if TYPE_CHECKING:
-    from orchestrator.checkpoints import TrialFolder
+    from orchestrator.store.checkpoints import TrialFolder
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -88,7 +88,7 @@ def _revisions_read_once() -> Iterator[None]:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run the command line in this process, in the folder `tmp_path` or `at`, and put the environment back."""
-    from orchestrator import cli
+    from orchestrator.cli import main as cli
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a store that is not there is not there
 
@@ -109,7 +109,7 @@ class Told:
     """
 
     def __init__(self) -> None:
-        from orchestrator.outbox import Outbox  # imports MLflow, which most tests do without
+        from orchestrator.tracking.outbox import Outbox  # imports MLflow, which most tests do without
 
         self.calls: list[tuple[Any, ...]] = []
         self._outbox = create_autospec(Outbox, instance=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from orchestrator.ledger import Ledger
-from orchestrator.outcome import TrialOutcome
-from orchestrator.ranking import rows
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
-from orchestrator.study import create_study
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.study import create_study
+from orchestrator.trial.outcome import TrialOutcome
 
 SEARCH = {
     "directions": {"choice": [8, 12, 16]},

@@ -8,12 +8,12 @@ import pytest
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.methods.learned.training import Settings
-from orchestrator.attempt import Attempt
-from orchestrator.drawing import Drawing
-from orchestrator.footprint import choose
-from orchestrator.forecast import case_of
-from orchestrator.settings import DeepSpeedSteps
+from orchestrator.plan.memory import case_of
 from orchestrator.spec import parse
+from orchestrator.trial.attempt import Attempt
+from orchestrator.trial.drawing import Drawing
+from orchestrator.trial.footprint import choose
+from orchestrator.trial.settings import DeepSpeedSteps
 
 SIZES = (12, 6, 4, 2)
 

@@ -9,9 +9,9 @@ import pytest
 from core.metrics import calibrate, evaluate
 from core.metrics.calibration import STRENGTH, with_dials
 from core.randomness import SELECT_SEEDS
-from orchestrator import bench as module
-from orchestrator.bench import Bench
 from orchestrator.spec import Sweep, parse
+from orchestrator.trial import model as module
+from orchestrator.trial.model import Bench
 
 SAMPLER = {"steps": 2, "batch": 5, "injection": "asymmetric", "window": [600, 100]}
 ASKED = {"injection": "asymmetric", "window": (600, 100), "batch": 5, "cache": sentinel.cache}

@@ -8,15 +8,15 @@ import pytest
 from optuna.trial import TrialState
 
 from core.errors import UserError
-from orchestrator import books as module
-from orchestrator import disk
-from orchestrator.books import Books
-from orchestrator.checkpoints import TrialFolder
-from orchestrator.ledger import Assignment, Ends, Ledger
-from orchestrator.outcome import ADVICE, TrialOutcome
+from orchestrator.search.ledger import Assignment, Ends, Ledger
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
-from orchestrator.study import create_study
+from orchestrator.store import disk
+from orchestrator.store.checkpoints import TrialFolder
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.study import create_study
+from orchestrator.sweep import record as module
+from orchestrator.sweep.record import Books
+from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from tests.orchestrator.conftest import Told, keep, report_at
 
 OUT = TrialOutcome

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checkpoints
-from orchestrator.checkpoints import CheckpointError, Latest, TrialFolder, keep_best
+from orchestrator.store import checkpoints
+from orchestrator.store.checkpoints import CheckpointError, Latest, TrialFolder, keep_best
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_no_bit_of_a_manifest_can_flip(trial: TrialFolder) -> None:
 
 def test_a_manifest_of_another_format_is_refused(trial: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     path = trial.save(100, content("x"))
-    monkeypatch.setattr("orchestrator.checkpoints._FORMAT", 2)
+    monkeypatch.setattr("orchestrator.store.checkpoints._FORMAT", 2)
     assert trial.whole(path) == "manifest.json is of format 1, not 2"
 
 
@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path) -> None:
 def test_an_engine_meets_a_full_disk_as_an_error_of_the_disk(small_disk: Path) -> None:
     import torch
 
-    from orchestrator import statefile
+    from orchestrator.trial import statefile
 
     trial = TrialFolder(small_disk / "abc")
     with pytest.raises(OSError) as error:
@@ -422,7 +422,7 @@ def test_litter_of_others_is_left_alone(trial: TrialFolder) -> None:
 # Every process here is a child of one that has imported all, so that hundreds of them may be killed.
 KILLS = """
 import os, pathlib, shutil, signal, sys, time
-from orchestrator.checkpoints import TrialFolder, keep_best
+from orchestrator.store.checkpoints import TrialFolder, keep_best
 
 root = pathlib.Path(sys.argv[1])
 

@@ -9,10 +9,10 @@ import pytest
 
 from core.precision import PRECISIONS
 from core.zoo import MODELS
-from orchestrator import cli
-from orchestrator.arguments import SHELLS
-from orchestrator.loading import WEIGHTS
+from orchestrator.cli import main as cli
+from orchestrator.cli.arguments import SHELLS
 from orchestrator.spec import Sweep
+from orchestrator.trial.loading import WEIGHTS
 from tests.orchestrator.conftest import Command, Orchestrate
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers", "pydantic", "rich")
@@ -22,7 +22,7 @@ def test_help_loads_nothing_heavy() -> None:
     """The promise is half a second; what breaks it is an import, and that can be tested exactly."""
     code = f"""
 import sys
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 try:
     main(["--help"])
 except SystemExit as done:
@@ -174,8 +174,8 @@ def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.M
 
 def test_a_repair_comes_before_the_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done: list[tuple[str, Path, str | None]] = []
-    monkeypatch.setattr("orchestrator.repair.repair", lambda root, name, _: done.append(("repair", root, name)))
-    monkeypatch.setattr("orchestrator.status.show", lambda root, name, _: done.append(("show", root, name)))
+    monkeypatch.setattr("orchestrator.sweep.repair.repair", lambda root, name, _: done.append(("repair", root, name)))
+    monkeypatch.setattr("orchestrator.report.status.show", lambda root, name, _: done.append(("show", root, name)))
     assert cli.main(["status", "--root", str(tmp_path)]) == 0
     assert cli.main(["status", "--repair", "faces", "--root", str(tmp_path)]) == 0
     assert done == [("show", tmp_path, None), ("repair", tmp_path, "faces"), ("show", tmp_path, "faces")]
@@ -185,7 +185,7 @@ def test_a_repair_comes_before_the_status(monkeypatch: pytest.MonkeyPatch, tmp_p
 @pytest.mark.parametrize("fork", [False, True])
 def test_a_fork_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sweep_file: Path, fork: bool) -> None:
     """And what is told at the end names the sweep that ran."""
-    import orchestrator.sweep
+    import orchestrator.sweep.sweep
 
     given: list[tuple[str, bool]] = []
 
@@ -193,6 +193,6 @@ def test_a_fork_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sw
         given.append((sweep.name, fork))
         return "tiny-2"
 
-    monkeypatch.setattr(orchestrator.sweep, "run", run)
+    monkeypatch.setattr(orchestrator.sweep.sweep, "run", run)
     assert cli.main(["sweep", str(sweep_file), *["--fork"] * fork]) == 0
     assert given == [("tiny", fork)]

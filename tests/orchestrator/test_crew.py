@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.crew import ALONE, Crew
-from orchestrator.outcome import MachineLost, Preempted
+from orchestrator.trial.outcome import MachineLost, Preempted
+from orchestrator.trial.ranks import ALONE, Crew
 
 Told = dict[str, Any]
 

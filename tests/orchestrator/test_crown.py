@@ -13,18 +13,18 @@ from core import DirectionSet
 from core.metrics import Evaluation, Traversals
 from core.metrics.calibration import Calibrated
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
-from orchestrator import bench as bench_module
-from orchestrator import crown as module
-from orchestrator.bench import Bench
-from orchestrator.books import Books
-from orchestrator.bundle import read
-from orchestrator.crown import crown
-from orchestrator.export import export
-from orchestrator.ledger import Ledger
-from orchestrator.outcome import TrialOutcome
-from orchestrator.report_page import write_page
+from orchestrator.bundle.export import export
+from orchestrator.bundle.files import read_bundle
+from orchestrator.report.page import write_page
+from orchestrator.search.ledger import Ledger
 from orchestrator.spec import Sweep
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
+from orchestrator.sweep import champion as module
+from orchestrator.sweep.champion import crown
+from orchestrator.sweep.record import Books
+from orchestrator.trial import model as bench_module
+from orchestrator.trial.model import Bench
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.bundles import a_set, dialled, keep_set
 from tests.orchestrator.conftest import Told, report_at
 from tests.orchestrator.fabricated import started
@@ -134,7 +134,7 @@ def test_what_is_kept_of_the_champion_is_its_own(tmp_path: Path, measuring: Meas
     [(values, _)] = [call[2:] for call in told.calls if call[0] == "metrics"]
     assert values[0]["champion/identifiability"] == 1.0 and values[0]["random/identifiability"] == 2.0
     assert ("tags", ids[1], {"champion": "true"}) in told.calls
-    assert read(books.folder.champion).files["gallery.html"]
+    assert read_bundle(books.folder.champion).files["gallery.html"]
 
 
 @pytest.mark.parametrize(

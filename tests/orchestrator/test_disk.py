@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator import disk
-from orchestrator.disk import full, with_space
-from orchestrator.outcome import Preempted
+from orchestrator.store import disk
+from orchestrator.store.disk import full, with_space
+from orchestrator.trial.outcome import Preempted
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from orchestrator import doctor
-from orchestrator.doctor import Check
-from orchestrator.tracking import Tracking
+from orchestrator.cli import doctor
+from orchestrator.cli.doctor import Check
+from orchestrator.tracking.client import Tracking
 
 
 def one(checks: Iterator[Check]) -> Check:
@@ -66,7 +66,7 @@ def test_every_gpu_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_ray_that_does_not_start_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator import cluster
+    from orchestrator.sweep import cluster
 
     class Broken:
         def __init__(self, _address: None) -> None:

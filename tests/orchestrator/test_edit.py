@@ -13,11 +13,11 @@ from PIL import Image
 from rich.console import Console
 
 from core.pictures.traversal_grid import to_picture
-from orchestrator import cli
-from orchestrator.edit import Asked, edit
-from orchestrator.edit_files import picture_name, sample_names
-from orchestrator.edit_settings import Frames
-from orchestrator.studio import Edit, Studio
+from orchestrator.cli import main as cli
+from orchestrator.edit.edit import Asked, edit
+from orchestrator.edit.files import picture_name, sample_names
+from orchestrator.edit.session import Edit, Studio
+from orchestrator.edit.settings import Frames
 from tests.orchestrator.bundles import tiny_bundle
 
 
@@ -338,7 +338,7 @@ def test_settings_say_what_the_model_was_run_in(run: Run, tiny_model: Path, tmp_
 def test_weights_may_be_in_the_cpus_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr(
-        "orchestrator.loading.offloaded", lambda denoiser, device: opened.append(str(denoiser.device)) or denoiser
+        "orchestrator.trial.loading.offloaded", lambda denoiser, device: opened.append(str(denoiser.device)) or denoiser
     )
     assert run(*DIRECTION, "--weights", "cpu", "--to", "a.png")[0] == 0 and opened == ["cpu"]
     assert run(*DIRECTION, "--to", "b.png")[0] == 0 and opened == ["cpu"]
@@ -351,7 +351,7 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
     def no_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has a total capacity")
 
-    for where in ("orchestrator.studio.sample", "core.model.denoiser.Denoiser.from_pretrained"):
+    for where in ("orchestrator.edit.session.sample", "core.model.denoiser.Denoiser.from_pretrained"):
         monkeypatch.setattr(where, no_memory)
         code, out, err = run(*DIRECTION, "--to", "a.png")
         assert (code, out) == (2, "") and err == (
@@ -365,7 +365,7 @@ def test_what_is_interrupted_leaves_nothing(run: Run, monkeypatch: pytest.Monkey
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.edit.write_picture", interrupted)
+    monkeypatch.setattr("orchestrator.edit.edit.write_picture", interrupted)
     for to in ("out", "a.png"):
         assert run(*DIRECTION, "--to", to)[0] == 130
         assert list(tmp_path.iterdir()) == []

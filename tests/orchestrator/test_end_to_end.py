@@ -10,10 +10,10 @@ import optuna
 import pytest
 
 from core import DirectionSet
-from orchestrator.ledger import newest_rows
-from orchestrator.ranking import rows
-from orchestrator.spool import pending, refused
-from orchestrator.store import SweepFolder
+from orchestrator.search.ledger import newest_rows
+from orchestrator.search.ranking import rows
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.spool import pending, refused
 from tests.orchestrator.conftest import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first of them waits for the sweep

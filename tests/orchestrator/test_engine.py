@@ -21,8 +21,8 @@ import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule
 from core.methods.learned.training import Learner, Settings
-from orchestrator import statefile
-from orchestrator.engine import Engines, EngineError
+from orchestrator.trial import statefile
+from orchestrator.trial.engine import Engines, EngineError
 from orchestrator.spec.sections import DeepSpeed
 
 model, zero, offload, precision, folder_name = sys.argv[1:]
@@ -164,7 +164,7 @@ import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule, ShiftControl, noise, sample
 from core.chain.gradient import FullGraph
-from orchestrator.settings import DeepSpeedSteps
+from orchestrator.trial.settings import DeepSpeedSteps
 
 loaded = Denoiser.from_pretrained(sys.argv[1])
 denoiser = Denoiser(loaded.network.double(), loaded.scheduler, "tiny")
@@ -193,7 +193,7 @@ def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_pa
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
-    code = "from orchestrator.operators import compiler_missing; print(compiler_missing())"
+    code = "from orchestrator.trial.operators import compiler_missing; print(compiler_missing())"
     assert (
         forks.run(code, tmp_path, **hidden)
         .stdout.strip()
@@ -203,7 +203,7 @@ def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_pa
 
 def test_nvme_without_its_library_or_folder_is_told(tmp_path: Path) -> None:
     code = f"""
-from orchestrator import engine, operators
+from orchestrator.trial import engine, operators
 from orchestrator.spec.sections import DeepSpeed
 there, nowhere = (DeepSpeed(zero=3, offload_param="nvme", nvme_path=path) for path in ({str(tmp_path)!r}, "/nowhere"))
 compatible = engine.deepspeed.ops.__compatible_ops__
@@ -227,7 +227,7 @@ def test_a_build_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
     """torch's guard file stays behind, and with it nothing else would ever be built there."""
     code = """
 import time
-from orchestrator.operators import guarded
+from orchestrator.trial.operators import guarded
 print("ready", flush=True)
 with guarded():
     print("has it", flush=True)

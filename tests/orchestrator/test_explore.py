@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from benchmarks.servers import free_port
-from orchestrator import cli
-from orchestrator.edit_settings import read_settings
-from orchestrator.studio import Edit, Studio
-from orchestrator.workbench import Workbench, dialled, difference
+from orchestrator.cli import main as cli
+from orchestrator.edit.explore_state import Workbench, dialled, difference
+from orchestrator.edit.session import Edit, Studio
+from orchestrator.edit.settings import read_settings
 from tests.orchestrator.bundles import tiny_bundle
 
 
@@ -62,7 +62,7 @@ def test_a_sample_is_begun_once_and_an_image_inverted_once(
     assert first.notes[1].startswith("me.png is redrawn, before any edit, with a mean error of ") and json.loads(
         first.settings.read_text()
     )["images"] == ["me.png"]
-    monkeypatch.setattr("orchestrator.studio.invert", lambda *_: pytest.fail("it was inverted already"))
+    monkeypatch.setattr("orchestrator.edit.session.invert", lambda *_: pytest.fail("it was inverted already"))
     second = bench.show(tmp_path / "me.png", Edit({"yaw": 2.0}))
     assert second.notes == first.notes and second.edited.name == "me__yaw+2.png"
     assert sorted(path.name for path in bench.folder.iterdir()) == [
@@ -94,7 +94,7 @@ def test_the_directions_that_do_one_thing_come_first(bundle: Path, tiny_model: P
 
 @pytest.mark.slow
 def test_a_mistake_in_the_page_is_one_escaped_sentence(bench: Workbench, tmp_path: Path) -> None:
-    from orchestrator.explore import _drawn
+    from orchestrator.edit.explore import _drawn
 
     names = ["yaw"]
     (tmp_path / "<b>.png").write_text("hello")
@@ -120,13 +120,13 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
     bench: Workbench, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the page, and in the shell where the model itself does not fit."""
-    from orchestrator.explore import _drawn
+    from orchestrator.edit.explore import _drawn
 
     def no_memory(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     told = "memory ran out; these take less of it: --weights cpu, --precision bf16"
-    monkeypatch.setattr("orchestrator.studio.sample", no_memory)
+    monkeypatch.setattr("orchestrator.edit.session.sample", no_memory)
     high, low = bench.studio.schedule.timesteps[0], bench.studio.schedule.timesteps[-1]
     assert _drawn(bench, ["yaw"], 0, None, "symmetric", high, low, 1.0)[-1] == (
         f'<p class="problem" role="alert">{told}</p>'
@@ -153,7 +153,7 @@ def test_the_model_is_run_as_it_is_asked_for(bundle: Path, monkeypatch: pytest.M
 def test_without_gradio_the_command_that_installs_it_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "orchestrator.explore", raising=False)
+    monkeypatch.delitem(sys.modules, "orchestrator.edit.explore", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.main(["explore", str(bundle)]) == 2
     assert capsys.readouterr().err == "the page needs gradio: pip install 'h-space-orchestrator[explore]'\n"

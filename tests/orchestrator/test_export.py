@@ -17,19 +17,19 @@ from core import DirectionSet
 from core.errors import UserError
 from core.methods import random
 from core.metrics import evaluate
-from orchestrator import bench as bench_module
-from orchestrator import export as module
-from orchestrator.books import Books
-from orchestrator.bundle import bundle, read, write
-from orchestrator.card import card
-from orchestrator.crown import crown
-from orchestrator.export import export
-from orchestrator.ledger import Ledger
-from orchestrator.outcome import TrialOutcome
-from orchestrator.ranking import rows
+from orchestrator.bundle import export as module
+from orchestrator.bundle.card import card
+from orchestrator.bundle.export import export
+from orchestrator.bundle.files import bundle_of, read_bundle, write_bundle
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
-from orchestrator.study import create_study
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.study import create_study
+from orchestrator.sweep.champion import crown
+from orchestrator.sweep.record import Books
+from orchestrator.trial import model as bench_module
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.bundles import dialled, keep_set
 from tests.orchestrator.conftest import Told, report_at
 
@@ -84,18 +84,18 @@ FILES = {
 
 def test_a_bundle_holds_all_that_is_needed_to_look_and_to_use(directions: DirectionSet, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    write(bundle(dialled(directions), "a set"), tmp_path / "out")
+    write_bundle(bundle_of(dialled(directions), "a set"), tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
     with Image.open(tmp_path / "out" / "traversal.png") as picture:
         assert picture.width > 5 * 96  # four scales, and the unshifted image among them
-    again = read(tmp_path / "out")
+    again = read_bundle(tmp_path / "out")
     assert again.directions.dials == dialled(directions).directions.dials
     assert b"a set" in again.files["gallery.html"]
 
 
 def test_what_describes_a_set_keeps_the_published_schema(directions: DirectionSet, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    write(bundle(dialled(directions), "a set"), tmp_path / "out")
+    write_bundle(bundle_of(dialled(directions), "a set"), tmp_path / "out")
     schema = json.loads((tmp_path / "out" / "directions.schema.json").read_text())
     described = json.loads((tmp_path / "out" / "directions.json").read_text())
     validator = jsonschema.Draft202012Validator(schema)
@@ -108,7 +108,7 @@ def test_what_describes_a_set_keeps_the_published_schema(directions: DirectionSe
 def test_a_hubs_folder_has_front_matter_and_rules_for_large_files(directions: DirectionSet, tmp_path: Path) -> None:
     origin = {**directions.provenance, "model": "google/ddpm-celebahq-256"}
     (tmp_path / "out").mkdir()
-    write(bundle(dialled(replace(directions, provenance=origin)), "a set"), tmp_path / "out", style="hub")
+    write_bundle(bundle_of(dialled(replace(directions, provenance=origin)), "a set"), tmp_path / "out", style="hub")
     assert {file.name for file in (tmp_path / "out").iterdir()} == FILES | {".gitattributes"}
     _, front, text = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == "google/ddpm-celebahq-256"
@@ -118,11 +118,11 @@ def test_a_hubs_folder_has_front_matter_and_rules_for_large_files(directions: Di
 
 def test_a_bundle_that_lost_its_gallery_is_told(directions: DirectionSet, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    write(bundle(dialled(directions), "a set"), tmp_path / "out")
+    write_bundle(bundle_of(dialled(directions), "a set"), tmp_path / "out")
     (tmp_path / "out" / "gallery.html").unlink()
     (tmp_path / "out" / "gallery.html").symlink_to("/etc/hostname")
     with pytest.raises(UserError, match="out is not a whole bundle: gallery.html cannot be read"):
-        read(tmp_path / "out")
+        read_bundle(tmp_path / "out")
 
 
 def test_a_card_says_what_each_direction_does_best_first(directions: DirectionSet) -> None:

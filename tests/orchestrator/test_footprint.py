@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepSteps
-from orchestrator import footprint as module
-from orchestrator.footprint import (
+from orchestrator.plan.memory import case_of
+from orchestrator.spec import Sweep, parse
+from orchestrator.trial import footprint as module
+from orchestrator.trial.footprint import (
     Case,
     Footprint,
     _optimiser_bytes,
@@ -23,9 +25,7 @@ from orchestrator.footprint import (
     usable,
     without_weights,
 )
-from orchestrator.forecast import case_of
-from orchestrator.settings import DeepSpeedSteps
-from orchestrator.spec import Sweep, parse
+from orchestrator.trial.settings import DeepSpeedSteps
 
 HUGE = 1 << 40
 BASE: dict[str, Any] = {

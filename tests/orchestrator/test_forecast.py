@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from core.errors import UserError
-from orchestrator import forecast
-from orchestrator.cli import main
-from orchestrator.footprint import choose
-from orchestrator.forecast import Device, again, case_of, devices_of, memory_table, refuse_unfit, unet_passes
-from orchestrator.plan import show
+from orchestrator.cli.main import main
+from orchestrator.plan import memory as forecast
+from orchestrator.plan.dry_run import show
+from orchestrator.plan.memory import Device, again, case_of, devices_of, memory_table, refuse_unfit, unet_passes
 from orchestrator.spec import Sweep, load, parse
+from orchestrator.trial.footprint import choose
 
 ROOT = Path(__file__).parents[2]
 POOL = 1024  # the default of train.pool

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator.fork import carry_over, forked
-from orchestrator.ledger import Ledger
-from orchestrator.outcome import TrialOutcome
-from orchestrator.space import trials
+from orchestrator.search.fork import carry_over, forked
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.space import trials
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
-from orchestrator.study import create_study
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.study import create_study
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.conftest import report_at
 
 SEARCH = {"directions": {"choice": [8, 16]}, "shift_scale": {"float": [0.5, 2.0]}}

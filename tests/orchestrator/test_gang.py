@@ -10,10 +10,10 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from core.errors import NonFiniteError, UserError
-from orchestrator import gang
-from orchestrator.gang import GangDriver, _bare, _cause
-from orchestrator.outcome import MachineLost, Preempted, TrialOutcome, classify
-from orchestrator.process import Process
+from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
+from orchestrator.workers import worker_group as gang
+from orchestrator.workers.process import Process
+from orchestrator.workers.worker_group import GangDriver, _bare, _cause
 
 GLOO = RuntimeError("[/gloo/transport/tcp/pair.cc:544] Connection closed by peer [10.77.0.3]:1")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.findings import read
-from orchestrator.importance import Importance
+from orchestrator.report.findings import read
+from orchestrator.search.importance import Importance
 from orchestrator.spec import METRICS
 from tests.orchestrator.fabricated import completed, fabricated, mixed
 

@@ -11,9 +11,10 @@ import pytest
 
 from core.errors import UserError
 from core.model.denoiser import Denoiser
-from orchestrator import inspection, operators
-from orchestrator.inspection import Wanted, problems, versions
 from orchestrator.spec import parse
+from orchestrator.sweep import inspection
+from orchestrator.sweep.inspection import Wanted, problems, versions
+from orchestrator.trial import operators
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.model import origin
-from orchestrator import cli, launch
+from orchestrator.cli import launch
+from orchestrator.cli import main as cli
 from orchestrator.spec import Sweep, load, parse
 from tests.orchestrator.conftest import Orchestrate
 
@@ -653,7 +654,7 @@ HEAVY = {"torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers"}
 def test_it_is_quick_for_it_loads_nothing_heavy() -> None:
     code = f"""
 import sys
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 assert main(["launch", {str(CELEBA)!r}, "--on", "slurm", "--dry-run"]) == 0
 print("loaded:", {HEAVY} & set(sys.modules))
 """

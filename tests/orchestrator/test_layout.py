@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from orchestrator.layout import Column, add_row, clock, facts_table, narrowed, nbytes, table_of
+from orchestrator.text import Column, add_row, clock, facts_table, narrowed, nbytes, table_of
 
 NAMES = ("alpha", "a much longer name", "c")
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from orchestrator import ledger as module
-from orchestrator.ledger import Assignment, Ends, Ledger
-from orchestrator.outcome import ADVICE, TrialOutcome
+from orchestrator.search import ledger as module
+from orchestrator.search.ledger import Assignment, Ends, Ledger
 from orchestrator.spec import Sweep, parse
-from orchestrator.study import create_study
+from orchestrator.store.study import create_study
+from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from tests.orchestrator.conftest import report_at
 
 OUT = TrialOutcome

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator import live
-from orchestrator.live import Screen, screen, summary, table
+from orchestrator.report import live
+from orchestrator.report.live import Screen, screen, summary, table
+from orchestrator.report.progress import Standing, TrialStanding, ends_at, standing
 from orchestrator.spec import parse
-from orchestrator.standing import Standing, TrialStanding, ends_at, standing
 
 NOW = 10_000.0
 
@@ -202,7 +202,7 @@ def test_in_a_terminal_a_table_is_drawn_below_what_matters(screen_of: Any) -> No
 KILLED = """
 import time
 from rich.console import Console
-from orchestrator.live import screen
+from orchestrator.report.live import screen
 from tests.orchestrator.test_live import SWEEP, row
 with screen(Console(), SWEEP, 2, 0.0) as shown:
     shown.update({"1a2b": row("RUNNING")})

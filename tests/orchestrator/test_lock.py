@@ -15,14 +15,14 @@ from typing import IO
 import pytest
 
 from core.errors import UserError
-from orchestrator import lock
-from orchestrator.lock import driver, driving
+from orchestrator.store import lock
+from orchestrator.store.lock import driver, driving
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from typing import IO
-from orchestrator.lock import driving
+from orchestrator.store.lock import driving
 with driving(Path(sys.argv[1]), "sweep 'a'"):
     print("holds", flush=True)
     sys.stdin.read()

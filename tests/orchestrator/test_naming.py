@@ -15,9 +15,10 @@ from core.metrics import draw_traversals
 from core.metrics.calibration import with_dials
 from core.predictors import classifier
 from core.predictors.embedded import Attributes
-from orchestrator import bundle, cli
-from orchestrator.naming import gallery, name, parse_names
-from orchestrator.studio import Studio
+from orchestrator.bundle.files import bundle_of, write_bundle
+from orchestrator.cli import main as cli
+from orchestrator.edit.naming import gallery, name, parse_names
+from orchestrator.edit.session import Studio
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
     found = random.find(denoiser, schedule, random.Settings(2, 20.0))
     calibrated = with_dials(denoiser, schedule, found, strength=0.05)
     (tmp_path / "set").mkdir()
-    bundle.write(bundle.bundle(calibrated, "a set"), tmp_path / "set")
+    write_bundle(bundle_of(calibrated, "a set"), tmp_path / "set")
     return tmp_path / "set"
 
 
@@ -111,7 +112,7 @@ def test_what_does_not_fit_is_drawn_half_as_many_at_a_time(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return draw(*given)
 
-    monkeypatch.setattr("orchestrator.naming.draw_traversals", tight)
+    monkeypatch.setattr("orchestrator.edit.naming.draw_traversals", tight)
     most, before = 0, files(folder)
     assert cli.main(["name", str(folder), "0=smile"]) == 2
     told = "memory ran out; these take less of it: --weights cpu, --precision bf16\n"
@@ -129,7 +130,7 @@ def test_the_model_is_run_as_it_is_asked_for(folder: Path, monkeypatch: pytest.M
         opened.append((studio.denoiser.dtype, isinstance(studio.denoiser.cut, Streamed)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.naming._look", kept)
+    monkeypatch.setattr("orchestrator.edit.naming._look", kept)
     for given in ([], ["--precision", "bf16", "--weights", "cpu"]):
         assert cli.main(["name", str(folder), "0=smile", *given]) == 130
     assert opened == [(torch.float32, False), (torch.bfloat16, True)]

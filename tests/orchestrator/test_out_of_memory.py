@@ -19,11 +19,11 @@ from core import DirectionSet
 from core.samples import draw as unshifted
 from core.methods import learned
 from core.methods.learned import training
-from orchestrator import bench
-from orchestrator.checkpoints import TrialFolder
-from orchestrator.outcome import classify
+from orchestrator.trial import model as bench
+from orchestrator.store.checkpoints import TrialFolder
+from orchestrator.trial.outcome import classify
 from orchestrator.spec import parse
-from orchestrator.trial import run_trial
+from orchestrator.trial.run import run_trial
 
 model, cases = sys.argv[1], json.loads(sys.argv[2])
 # Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.

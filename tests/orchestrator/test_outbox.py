@@ -25,10 +25,10 @@ from PIL import Image
 
 from core.errors import UserError
 from core.files import write_json
-from orchestrator.disk import with_space
-from orchestrator.outbox import Outbox
-from orchestrator.spool import refused
-from orchestrator.tracking import Tracking
+from orchestrator.store.disk import with_space
+from orchestrator.store.spool import refused
+from orchestrator.tracking.client import Tracking
+from orchestrator.tracking.outbox import Outbox
 
 pytestmark = pytest.mark.slow  # making an MLflow database takes seconds
 
@@ -173,7 +173,7 @@ def test_answers_that_are_lost_leave_nothing_twice(outbox: Outbox, tmp_path: Pat
     _tell_everything(outbox, tmp_path, 2)
     outbox.folder(None, _directions(tmp_path, 0), "champion")
     outbox.register("lost", "champion")
-    with patch("orchestrator.outbox._LONGEST_WAIT_S", 0.01):
+    with patch("orchestrator.tracking.outbox._LONGEST_WAIT_S", 0.01):
         for name in changing:
             setattr(client, name, losing(name, getattr(client, name)))
         with outbox.sending(60):
@@ -249,7 +249,7 @@ def test_a_store_that_does_not_know_the_sweep_is_waited_for(outbox: Outbox) -> N
     lost = Outbox(outbox.path, outbox.tracking, outbox.experiment_id, "0" * 32, said.append)
     lost.start("t1")
     lost.metrics("t2", [{"step": 1, "loss": 1.0}])
-    with patch("orchestrator.outbox._LONGEST_WAIT_S", 0.05):
+    with patch("orchestrator.tracking.outbox._LONGEST_WAIT_S", 0.05):
         lost.open()
         assert not lost.close(2)
     assert (lost.pending(), refused(lost.path)) == (2, 0)
@@ -273,13 +273,13 @@ def test_a_damaged_record_is_set_aside(outbox: Outbox, content: str) -> None:
 
 def test_a_disk_of_ours_that_is_full_is_waited_for(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is put down by halves, and what is waited for is put down and sent once."""
-    monkeypatch.setattr("orchestrator.disk._RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.store.disk._RETRY_S", 0.01)
     no_space = OSError(errno.ENOSPC, "No space left on device")
-    with patch("orchestrator.spool.write_json", side_effect=no_space):
+    with patch("orchestrator.store.spool.write_json", side_effect=no_space):
         with pytest.raises(OSError, match="No space left"):
             outbox.tags(None, {"a": "0"})
     waited: list[int] = []
-    with patch("orchestrator.spool.write_json", wraps=write_json, side_effect=[no_space, no_space, DEFAULT]):
+    with patch("orchestrator.store.spool.write_json", wraps=write_json, side_effect=[no_space, no_space, DEFAULT]):
         with_space(lambda: outbox.tags(None, {"a": "1"}), lambda: waited.append(outbox.pending()))
     assert waited == [0, 0] and outbox.pending() == 1
     with outbox.sending(60):
@@ -303,7 +303,7 @@ def test_an_embedded_store_that_another_process_holds(outbox: Outbox, store: Pat
 
 
 def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from orchestrator.tracking import Tracking; "
+    code = "import sys; from pathlib import Path; from orchestrator.tracking.client import Tracking; "
     code += "print(Tracking(None, Path(sys.argv[1])).experiment('same'))"
     command = [sys.executable, "-c", code, str(tmp_path / "runs")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -312,7 +312,7 @@ def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
 
 
 def test_whoever_opens_an_embedded_store_waits_for_the_other(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from orchestrator.tracking import Tracking; "
+    code = "import sys; from pathlib import Path; from orchestrator.tracking.client import Tracking; "
     code += "print('ready', flush=True); Tracking(None, Path(sys.argv[1])).check()"
     with open(tmp_path / "mlflow.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -451,8 +451,8 @@ def test_a_server_whose_disk_is_full(server: Server, tmp_path: Path, impatient: 
 DRIVER = """
 import sys
 from pathlib import Path
-from orchestrator.outbox import Outbox
-from orchestrator.tracking import Tracking
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.client import Tracking
 from tests.orchestrator.test_outbox import _tell_everything
 
 path, uri, experiment, parent = sys.argv[1:]

@@ -14,10 +14,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from core.files import write_json
-from orchestrator.outbox import Outbox
 from orchestrator.secrets import scrub
-from orchestrator.spool import Spool, refused
-from orchestrator.tracking import Tracking
+from orchestrator.store.spool import Spool, refused
+from orchestrator.tracking.client import Tracking
+from orchestrator.tracking.outbox import Outbox
 
 URI = "http://anna:geheim99@store:5000"
 AWAY = ConnectionError("no route")
@@ -160,7 +160,7 @@ def test_every_kind_of_record_goes_in_order_and_once(store: Store, tmp_path: Pat
 
 def test_a_record_without_a_time_is_of_now(store: Store, tmp_path: Path) -> None:
     outbox = store.outbox(tmp_path)
-    with patch("orchestrator.outbox.time.time", return_value=12.3456):
+    with patch("orchestrator.tracking.outbox.time.time", return_value=12.3456):
         outbox.end(None, "FINISHED")
     _send(outbox)
     assert store.arrived == [("end", "parent", "FINISHED", {}, 12345)]
@@ -470,10 +470,10 @@ def test_a_disk_of_ours_that_is_full_sends_again_and_sets_nothing_aside(
     outbox = store.outbox(tmp_path)
     outbox.metrics(None, _points((1, 0.5)))
     full = OSError(28, "No space left on device")
-    with patch("orchestrator.spool.write_json", side_effect=full), pytest.raises(OSError, match="No space"):
+    with patch("orchestrator.store.spool.write_json", side_effect=full), pytest.raises(OSError, match="No space"):
         outbox.metrics(None, _points((2, 0.5)))
     assert outbox.last_step(None, "loss") == 1 and outbox.pending() == 1, "nothing is put down by halves"
-    with patch("orchestrator.outbox.write_json", wraps=write_json, side_effect=[full, None]):
+    with patch("orchestrator.tracking.outbox.write_json", wraps=write_json, side_effect=[full, None]):
         assert _send(outbox)
     assert store.tried == ["points", "points"] and refused(tmp_path) == 0 and waits == [1.0]
 

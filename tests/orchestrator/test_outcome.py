@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import NonFiniteError
-from orchestrator.outcome import ADVICE, MachineLost, Preempted, TrialOutcome, classify, sentence
+from orchestrator.trial.outcome import ADVICE, MachineLost, Preempted, TrialOutcome, classify, sentence
 
 
 class OutOfMemoryError(RuntimeError):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from core.chain.schedule import Schedule
-from orchestrator.footprint import without_weights
-from orchestrator.pace import asha_ends, cost, expected_to_go_on, predict
-from orchestrator.probe import Measured
+from orchestrator.plan.duration import asha_ends, cost, expected_to_go_on, predict
+from orchestrator.plan.probe import Measured
 from orchestrator.spec import Sweep, parse
+from orchestrator.trial.footprint import without_weights
 
 NOTHING = Measured(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iteration=0.0)
 

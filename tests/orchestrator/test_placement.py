@@ -6,9 +6,9 @@ import pytest
 import ray
 
 from core.errors import UserError
-from orchestrator import placement
-from orchestrator.placement import HEAD, Room, of_trial, of_worker, refuse_unfit, trials_on
 from orchestrator.spec import Sweep, parse
+from orchestrator.workers import placement
+from orchestrator.workers.placement import HEAD, Room, of_trial, of_worker, refuse_unfit, trials_on
 
 
 def sweep_with(trials: int = 100, **resources: Any) -> Sweep:

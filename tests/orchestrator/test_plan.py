@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.cli import main
-from orchestrator.layout import nbytes
-from orchestrator.plan import describe, show
+from orchestrator.cli.main import main
+from orchestrator.plan.disk_use import free_at
+from orchestrator.plan.dry_run import describe, show
 from orchestrator.spec import Sweep, load, parse
-from orchestrator.upkeep import free_at
+from orchestrator.text import nbytes
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
@@ -282,7 +282,7 @@ def test_the_sweeps_that_ship_are_planned(path: Path) -> None:
 def test_what_follows_from_the_file_loads_no_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from rich.console import Console\n"
-        "from orchestrator.plan import describe; from orchestrator.spec import load\n"
+        "from orchestrator.plan.dry_run import describe; from orchestrator.spec import load\n"
         "Console(file=open('/dev/null', 'w')).print(describe(load(Path('sweeps/celeba.yaml'))))\n"
         "print(*[m for m in 'torch ray mlflow diffusers deepspeed'.split() if m in sys.modules])"
     )

@@ -8,8 +8,8 @@ from PIL import Image
 
 from core.errors import UserError
 from core.predictors.embedded import Attributes
-from orchestrator.preflight import check_model
 from orchestrator.spec import Sweep, parse
+from orchestrator.sweep.preflight import check_model
 
 SEVERAL = {"choice": ["learned", "pca", "jacobian", "random"]}
 

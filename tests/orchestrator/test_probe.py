@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from core.errors import UserError
-from orchestrator import probe
-from orchestrator.bench import Bench
-from orchestrator.cli import main
-from orchestrator.footprint import heaviest
-from orchestrator.probe import Measured
+from orchestrator.cli.main import main
+from orchestrator.plan import probe
+from orchestrator.plan.probe import Measured
 from orchestrator.spec import Sweep, load, parse
+from orchestrator.trial.footprint import heaviest
+from orchestrator.trial.model import Bench
 from tests.orchestrator.conftest import Orchestrate
 
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from core.errors import NonFiniteError, UserError
-from orchestrator import process as module
-from orchestrator.checkpoints import CheckpointError
-from orchestrator.outcome import Preempted, TrialOutcome
-from orchestrator.process import (
+from orchestrator.store.checkpoints import CheckpointError
+from orchestrator.trial.outcome import Preempted, TrialOutcome
+from orchestrator.workers import process as module
+from orchestrator.workers.process import (
     STEPS,
     End,
     Hanging,
@@ -28,7 +28,7 @@ from orchestrator.process import (
     take_back,
     write_end,
 )
-from orchestrator.watchdog import Watchdog
+from orchestrator.workers.watchdog import Watchdog
 
 OUT = TrialOutcome
 

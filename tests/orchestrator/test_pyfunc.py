@@ -19,9 +19,9 @@ from core.errors import UserError
 from core.execution.streaming import Streamed
 from core.methods import random
 from core.pictures.traversal_grid import to_picture
-from orchestrator import pyfunc
 from orchestrator.spec import Sweep, parse
-from orchestrator.tracking import Tracking
+from orchestrator.tracking import pyfunc
+from orchestrator.tracking.client import Tracking
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ledger import Ends, Ledger
-from orchestrator.outcome import TrialOutcome
-from orchestrator.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated, rows
+from orchestrator.search.ledger import Ends, Ledger
+from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated, rows
 from orchestrator.spec import Sweep, parse
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.conftest import report_at
 from tests.orchestrator.fabricated import started
 

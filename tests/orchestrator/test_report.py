@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console, RenderableType
 
 from core.errors import UserError
-from orchestrator import cli
-from orchestrator.findings import as_json, read
-from orchestrator.lock import driving
-from orchestrator.ranking import Row, by_method, repeated
-from orchestrator.report import failure_lines, methods_table, out_of_memory_lines, show, trials_table
+from orchestrator.cli import main as cli
+from orchestrator.report.findings import as_json, read
+from orchestrator.report.terminal import failure_lines, methods_table, out_of_memory_lines, show, trials_table
+from orchestrator.search.ranking import Row, by_method, repeated
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.lock import driving
 from tests.orchestrator.fabricated import HOSTILE, completed, crowned, fabricated, mixed, started
 
 

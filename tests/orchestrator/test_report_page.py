@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from orchestrator.charts import sections
-from orchestrator.findings import read
-from orchestrator.lock import driving
-from orchestrator.outcome import TrialOutcome
-from orchestrator.report_page import page, write_report
-from orchestrator.store import SweepFolder
+from orchestrator.report.charts import sections
+from orchestrator.report.findings import read
+from orchestrator.report.page import page, write_report
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.lock import driving
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.fabricated import HOSTILE, completed, copied, crowned, fabricated, mixed, started
 
 THREE = [{"identifiability": "max"}, {"fidelity_kid": "min"}, {"globality": "max"}]
@@ -166,7 +166,7 @@ def test_a_large_picture_is_made_smaller(
     finished: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(finished, tmp_path)
-    monkeypatch.setattr("orchestrator.report_page._LARGEST", 10)
+    monkeypatch.setattr("orchestrator.report.page._LARGEST", 10)
     assert "data:image/webp;base64," in page(read(folder))
 
 

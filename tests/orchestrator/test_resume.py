@@ -16,11 +16,11 @@ SCRIPT = """
 import json, pathlib, sys
 from core import DirectionSet
 from core.methods import learned
-from orchestrator import bench
-from orchestrator.checkpoints import TrialFolder
-from orchestrator.outcome import Preempted
+from orchestrator.trial import model as bench
+from orchestrator.store.checkpoints import TrialFolder
+from orchestrator.trial.outcome import Preempted
 from orchestrator.spec import parse
-from orchestrator.trial import Surroundings, run_trial
+from orchestrator.trial.run import Surroundings, run_trial
 
 model, root, cases = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
 sweep = parse({"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},

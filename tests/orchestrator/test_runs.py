@@ -9,10 +9,10 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from orchestrator import lineage, views
-from orchestrator.ranking import Row
-from orchestrator.runs import counts, sweep_note, sweep_tags, trial_note
+from orchestrator.search.ranking import Row
 from orchestrator.spec import Sweep, parse
+from orchestrator.tracking import lineage, views
+from orchestrator.tracking.notes import counts, sweep_note, sweep_tags, trial_note
 
 
 def sweep_of(**sections: object) -> Sweep:

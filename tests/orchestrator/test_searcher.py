@@ -8,11 +8,11 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.ledger import Ledger
-from orchestrator.outcome import TrialOutcome
-from orchestrator.searcher import LedgerAsha, LedgerSearch
+from orchestrator.search.ledger import Ledger
 from orchestrator.spec import Sweep, parse
-from orchestrator.study import create_study
+from orchestrator.store.study import create_study
+from orchestrator.sweep.tune_search import LedgerAsha, LedgerSearch
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.conftest import report_at
 
 

@@ -7,9 +7,9 @@ import pytest
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.errors import UserError
 from core.methods import METHODS, jacobian, learned, pca, random, supervised
-from orchestrator.settings import settings_of
-from orchestrator.space import configurations
+from orchestrator.search.space import configurations
 from orchestrator.spec import Sweep, parse
+from orchestrator.trial.settings import settings_of
 
 
 def sweep_with(**sections: Any) -> Sweep:

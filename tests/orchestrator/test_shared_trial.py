@@ -8,7 +8,7 @@ import pytest
 
 from core import Denoiser, DirectionSet
 from core.execution.streaming import partitioned
-from orchestrator.checkpoints import TrialFolder
+from orchestrator.store.checkpoints import TrialFolder
 from tests import forks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -16,19 +16,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ITERATIONS = 4
 PLAIN, PARTITIONED = {"lean": False}, {"weights": "partitioned"}
 PCA = {"method": "pca", "pca.samples": 32}
-# One process of a trial, as orchestrator.gang starts it, without Ray. `stop_in` is the iteration in which the last rank
-# alone is asked to end.
+# One process of a trial, as orchestrator.workers.worker_group starts it, without Ray. `stop_in` is the iteration in
+# which the last rank alone is asked to end.
 SCRIPT = """
 import json, pathlib, sys
 import torch
 from torch import distributed
 from core.methods import learned
-from orchestrator.bench import Bench
-from orchestrator.checkpoints import TrialFolder
-from orchestrator.crew import Crew
-from orchestrator.outcome import Preempted
+from orchestrator.trial.model import Bench
+from orchestrator.store.checkpoints import TrialFolder
+from orchestrator.trial.ranks import Crew
+from orchestrator.trial.outcome import Preempted
 from orchestrator.spec import parse
-from orchestrator.trial import Surroundings, run_trial
+from orchestrator.trial.run import Surroundings, run_trial
 
 rank, model, place, starts = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3]), json.loads(sys.argv[4])
 iterate = learned.Learner.iterate

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import optuna
 import pytest
 
-from orchestrator.space import configurations, fits, ordered, sample, size, suggest, trials
+from orchestrator.search.space import configurations, fits, ordered, sample, size, suggest, trials
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, parse
 
 METHOD = Choice(("learned", "random"))

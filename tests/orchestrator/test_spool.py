@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spool import Spool, Unreadable, pending, refused
+from orchestrator.store.spool import Spool, Unreadable, pending, refused
 
 
 def test_records_keep_their_order_and_their_files(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_a_record_brings_is_linked_and_copied_where_there_are_no_links(
     def across(*_: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr("orchestrator.spool.os.link", across)
+    monkeypatch.setattr("orchestrator.store.spool.os.link", across)
     for brought in (tmp_path / "set", source):
         copied = spool.files(spool.put({"kind": "folder"}, brought)) / "a.json"
         assert copied.read_text() == "whole" and not copied.samefile(source)

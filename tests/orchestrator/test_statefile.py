@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from orchestrator import statefile
-from orchestrator.statefile import StateFileError
+from orchestrator.trial import statefile
+from orchestrator.trial.statefile import StateFileError
 
 FACTS = {"iteration": 2**40, "steps": 3}
 

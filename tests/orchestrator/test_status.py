@@ -11,15 +11,15 @@ import pytest
 from rich.console import Console
 
 from core.errors import UserError
-from orchestrator.cli import main
-from orchestrator.ledger import Ledger
-from orchestrator.lock import driving
-from orchestrator.outcome import TrialOutcome
+from orchestrator.cli.main import main
+from orchestrator.report.status import read, show, watch
+from orchestrator.search.ledger import Ledger
 from orchestrator.spec import parse
-from orchestrator.spool import Spool
-from orchestrator.status import read, show, watch
-from orchestrator.store import SweepFolder
-from orchestrator.study import create_study
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.lock import driving
+from orchestrator.store.spool import Spool
+from orchestrator.store.study import create_study
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.conftest import report_at
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import stopping as module
-from orchestrator.stopping import Stopping
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
+from orchestrator.sweep import stopping as module
+from orchestrator.sweep.stopping import Stopping
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def test_the_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from rich.console import Console
-from orchestrator.stopping import Stopping
-from orchestrator.store import SweepFolder
+from orchestrator.sweep.stopping import Stopping
+from orchestrator.store.folder import SweepFolder
 folder = SweepFolder(Path(sys.argv[1]), "a")
 folder.path.mkdir()
 with Stopping(folder, Console()) as stopping, stopping.search():

@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import UserError
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
+from orchestrator.store.folder import SweepFolder
 
 DATA: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}, "train": {"batch": 8}}
 MEANS = {

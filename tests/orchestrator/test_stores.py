@@ -31,16 +31,16 @@ from benchmarks.servers import (
 )
 from benchmarks.stores import Course, Load, drive, side_by_side, sweep_of, wrong
 from core.errors import UserError
-from orchestrator import database as module
-from orchestrator.database import Database, passing, place
-from orchestrator.export import result_of
-from orchestrator.ledger import METRICS, OUTCOME, Assignment, Ledger
-from orchestrator.outcome import TrialOutcome
-from orchestrator.ranking import rows
+from orchestrator.bundle.export import result_of
+from orchestrator.search.ledger import METRICS, OUTCOME, Assignment, Ledger
+from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep, parse
-from orchestrator.store import SweepFolder
-from orchestrator.study import check_place, create_study, open_study, refuse_damaged
-from orchestrator.tracking import Tracking
+from orchestrator.store import database as module
+from orchestrator.store.database import Database, passing, place
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.study import check_place, create_study, open_study, refuse_damaged
+from orchestrator.tracking.client import Tracking
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.conftest import Command, report_at
 
 BINARIES = postgresql_binaries()
@@ -200,7 +200,7 @@ def test_answers_that_are_lost_leave_nothing_twice(tmp_path: Path, study: str, m
         if chance.random() < 0.4:
             raise psycopg.OperationalError("server closed the connection unexpectedly")
 
-    monkeypatch.setattr("orchestrator.study._RETRY_S", 0.0)
+    monkeypatch.setattr("orchestrator.store.study._RETRY_S", 0.0)
     monkeypatch.setattr("optuna.storages._rdb.storage.time.sleep", lambda _: None)
     monkeypatch.setattr(DefaultDialect, "do_commit", lost)
     found = _life(sweep, folder)

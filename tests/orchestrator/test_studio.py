@@ -17,9 +17,9 @@ from core.execution.streaming import Streamed
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.randomness import noise
-from orchestrator.drawing import as_fits
-from orchestrator.loading import WEIGHTS, told_of_memory
-from orchestrator.studio import REACH, Begun, Edit, Studio, recovered
+from orchestrator.edit.session import REACH, Begun, Edit, Studio, recovered
+from orchestrator.trial.drawing import as_fits
+from orchestrator.trial.loading import WEIGHTS, told_of_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
 
 
@@ -58,7 +58,7 @@ def test_a_window_begins_from_the_unshifted_chain_that_is_kept(tiny: Studio, mon
     whole = sample(tiny.denoiser, tiny.schedule, begun.x_T, tiny.directions.shift("yaw", 2.0), window=(middle, middle))
     assert close(tiny.draw(begun, edit)[:, 0], whole)
     monkeypatch.setattr(
-        "orchestrator.studio.one_step", lambda *_: pytest.fail("that part of the chain was drawn already")
+        "orchestrator.edit.session.one_step", lambda *_: pytest.fail("that part of the chain was drawn already")
     )
     tiny.draw(begun, edit)
     with pytest.raises(UserError, match=r"window \[3, 1\] holds none of the chain's timesteps \["):

@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 from sqlalchemy.engine.default import DefaultDialect
 
 from core.errors import UserError
-from orchestrator import study as module
 from orchestrator.spec import Sweep, parse
-from orchestrator.study import create_study, open_study
+from orchestrator.store import study as module
+from orchestrator.store.study import create_study, open_study
 
 SWEEP: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}}
 

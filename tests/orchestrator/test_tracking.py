@@ -17,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 
 from benchmarks.servers import mlflow_server
 from core.errors import UserError
-from orchestrator.mlstore import flatten, permanent, store_uri
-from orchestrator.tracking import Tracking
+from orchestrator.tracking.client import Tracking
+from orchestrator.tracking.mlflow_store import flatten, permanent, store_uri
 
 pytestmark = pytest.mark.slow  # making an MLflow database takes seconds
 

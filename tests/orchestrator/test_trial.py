@@ -12,13 +12,13 @@ from core.methods import random
 from core.metrics import evaluate, moved
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
-from orchestrator import bench as bench_module
-from orchestrator.bench import Bench, random_like
-from orchestrator.checkpoints import CheckpointError, TrialFolder
-from orchestrator.outcome import Preempted
+from orchestrator.edit.session import Studio
 from orchestrator.spec import Sweep, parse
-from orchestrator.studio import Studio
-from orchestrator.trial import Surroundings, run_trial
+from orchestrator.store.checkpoints import CheckpointError, TrialFolder
+from orchestrator.trial import model as bench_module
+from orchestrator.trial.model import Bench, random_like
+from orchestrator.trial.outcome import Preempted
+from orchestrator.trial.run import Surroundings, run_trial
 
 
 def sweep_with(model: object, **sections: Any) -> Sweep:

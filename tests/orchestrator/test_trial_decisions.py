@@ -20,18 +20,18 @@ from core.methods import METHODS, learned
 from core.metrics import Evaluation, Traversals
 from core.model.denoiser import Denoiser
 from core.randomness import SELECT_SEEDS
-from orchestrator import drawing
-from orchestrator import trial as module
-from orchestrator.attempt import Attempt
-from orchestrator.bench import Bench
-from orchestrator.checkpoints import TrialFolder
-from orchestrator.crew import Crew
-from orchestrator.engine import Engines
-from orchestrator.engine_state import Snapshot
-from orchestrator.footprint import Case
-from orchestrator.outcome import Preempted
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial import Surroundings, run_trial
+from orchestrator.store.checkpoints import TrialFolder
+from orchestrator.trial import drawing
+from orchestrator.trial import run as module
+from orchestrator.trial.attempt import Attempt
+from orchestrator.trial.engine import Engines
+from orchestrator.trial.engine_state import Snapshot
+from orchestrator.trial.footprint import Case
+from orchestrator.trial.model import Bench
+from orchestrator.trial.outcome import Preempted
+from orchestrator.trial.ranks import Crew
+from orchestrator.trial.run import Surroundings, run_trial
 
 LEARNED: dict[str, Any] = {"method": "learned", "directions": 2}
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
@@ -184,7 +184,7 @@ def test_the_better_checkpoint_has_the_larger_score(
 def test_finding_alone_counts_as_the_seconds_of_finding(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock goes on by a second each time that it is read; a learner is made once, and iterates."""
     now = iter(range(1000))
-    monkeypatch.setattr("orchestrator.trial_state.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("orchestrator.trial.state.time.perf_counter", lambda: float(next(now)))
     reports = trial.reports(sweep_with(gradient=WHOLE_STEPS))
     assert [report["find_seconds"] for report in reports] == [1 + 3, 1 + 6, 1 + 7]
 

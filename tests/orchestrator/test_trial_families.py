@@ -10,14 +10,14 @@ from core import DirectionSet
 from core.execution.streaming import Streamed
 from core.metrics.judges import Judges
 from core.metrics.networks import Extractor
-from orchestrator import bench as bench_module
-from orchestrator import preflight
-from orchestrator.bench import Bench
-from orchestrator.card import card
-from orchestrator.checkpoints import TrialFolder
+from orchestrator.bundle.card import card
+from orchestrator.edit.session import Studio
 from orchestrator.spec import Sweep, parse
-from orchestrator.studio import Studio
-from orchestrator.trial import run_trial
+from orchestrator.store.checkpoints import TrialFolder
+from orchestrator.sweep import preflight
+from orchestrator.trial import model as bench_module
+from orchestrator.trial.model import Bench
+from orchestrator.trial.run import run_trial
 from tests import families
 
 PROMPTS = {"prompts": ["a face", "a red cat"], "guidance": 2}

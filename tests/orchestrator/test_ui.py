@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from core.errors import UserError
-from orchestrator import views
+from orchestrator.cli.ui import links, serve
 from orchestrator.spec import parse
-from orchestrator.store import SweepFolder
-from orchestrator.tracking import Tracking
-from orchestrator.ui import links, serve
+from orchestrator.store.folder import SweepFolder
+from orchestrator.tracking import views
+from orchestrator.tracking.client import Tracking
 
 
 def test_a_taken_port_is_refused(tmp_path: Path) -> None:

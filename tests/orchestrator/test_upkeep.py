@@ -13,10 +13,10 @@ from core.model import origin
 from core.samples.cache import SampleCache
 from core.samples.draw import draw_images
 from core.samples.training import draw_pool
-from orchestrator import upkeep
-from orchestrator.bench import Bench
-from orchestrator.footprint import heaviest, without_weights
+from orchestrator.plan import disk_use as upkeep
 from orchestrator.spec import Sweep, parse
+from orchestrator.trial.footprint import heaviest, without_weights
+from orchestrator.trial.model import Bench
 
 
 def sweep_of(model: object, **sections: Any) -> Sweep:
@@ -48,7 +48,7 @@ def test_sets_and_pictures_are_as_large_as_was_counted(bench: Bench, tiny_model:
 
 @pytest.mark.slow
 def test_the_state_of_a_trial_is_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
-    from orchestrator.engine import Engines
+    from orchestrator.trial.engine import Engines
 
     sweep = sweep_of(tiny_model, deepspeed={"zero": 0})
     settings = heaviest(sweep)

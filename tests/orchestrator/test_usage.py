@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import usage as module
 from orchestrator.spec import parse
-from orchestrator.store import SweepFolder
-from orchestrator.usage import USAGE, Usage
-from orchestrator.worker import Post
+from orchestrator.store.folder import SweepFolder
+from orchestrator.workers import usage as module
+from orchestrator.workers.usage import USAGE, Usage
+from orchestrator.workers.worker import Post
 
 NAMES = {
     "system/cpu_utilization_percentage",

@@ -1,0 +1,125 @@
+"""A direction set out of a sweep: the champion, one trial's, or the best few, each as a bundle in its own folder."""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from core.directions.direction_set import DirectionSet
+from core.errors import UserError
+from core.files import atomic_folder
+from core.samples.cache import SampleCache
+from orchestrator.bundle.files import Bundle, Format, bundle_of, is_whole, read_bundle, write_bundle
+from orchestrator.search.ranking import rows
+from orchestrator.spec import Sweep
+from orchestrator.store.checkpoints import CheckpointError
+from orchestrator.store.folder import SweepFolder
+from orchestrator.tracking.client import Tracking
+from orchestrator.trial.drawing import Drawing
+from orchestrator.trial.model import Bench
+
+Say = Callable[[str], None]
+
+
+def export(
+    folder: SweepFolder,
+    to: Path,
+    run: str | None = None,
+    top: int | None = None,
+    style: Format = "bundle",
+    say: Say = lambda _: None,
+) -> list[Path]:
+    """Write the champion, one trial's set, or the `top` best into `to`; returns the folders made.
+
+    The champion has its dials and its gallery already; those of another trial are measured now, with the sweep's model.
+    Raises UserError, with nothing written, where `to` exists or the sweep or the run is not there.
+    """
+    if to.exists():
+        raise UserError(f"{to} exists; an export is written into a new folder")
+    sweep = folder.sweep()
+    if top is None:
+        made = _one(folder, sweep, run, say)
+        with atomic_folder(to) as temporary:
+            write_bundle(made, temporary, style)
+        return [to]
+    completed = [row for row in rows(folder, sweep) if row.state == "completed"]
+    if not 1 <= top <= len(completed):
+        raise UserError(f"--top: got {top}; sweep '{sweep.name}' has {len(completed)} completed trials")
+    with atomic_folder(to) as temporary:
+        for place, row in enumerate(completed[:top], start=1):
+            part = temporary / f"{place:02d}_{row.trial_id}"
+            part.mkdir()
+            write_bundle(_of_trial(folder, sweep, row.trial_id, say), part, style)
+    return sorted(to.iterdir())
+
+
+def _one(folder: SweepFolder, sweep: Sweep, run: str | None, say: Say) -> Bundle:
+    if run is not None:
+        return _of_trial(folder, sweep, _trial_of(folder, sweep, run), say)
+    if not folder.champion.is_dir():
+        raise UserError(f"sweep '{folder.name}' has no champion yet; run it to its end, or name a trial with --run")
+    if is_whole(folder.champion):
+        return read_bundle(folder.champion)
+    return _measured(folder, sweep, DirectionSet.load(folder.champion), say)
+
+
+def _of_trial(folder: SweepFolder, sweep: Sweep, trial_id: str, say: Say) -> Bundle:
+    if is_whole(folder.champion):
+        champion = read_bundle(folder.champion)
+        if champion.directions.provenance.get("trial") == trial_id:
+            return champion
+    with tempfile.TemporaryDirectory() as temporary:
+        found = DirectionSet.load(result_of(folder, trial_id, Path(temporary)) / "directions")
+    origin = {**found.provenance, "sweep": folder.name, "trial": trial_id}
+    return _measured(folder, sweep, replace(found, provenance=origin), say)
+
+
+def _measured(folder: SweepFolder, sweep: Sweep, found: DirectionSet, say: Say) -> Bundle:
+    """With the dials and the gallery that it has not got yet."""
+    trial_id = found.provenance.get("trial")
+    say(f"Measuring the dials of trial {trial_id} ({len(found)} directions), and drawing its gallery ...")
+    bench, drawing = Bench.load(sweep, SampleCache(folder.cache)), Drawing(sweep)
+    dialled = drawing.run(lambda fitting: bench.with_dials(fitting, found))
+    return bundle_of(dialled, f"{sweep.name}, trial {trial_id}")
+
+
+def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
+    """The trial that a trial id or an MLflow run id names."""
+    known = [row.trial_id for row in rows(folder, sweep)]
+    if run in known:
+        return run
+    state = folder.read()
+    for child in _tracking(folder, sweep).children(state["experiment_id"], state["parent_run"]):
+        if child.info.run_id == run and child.data.tags.get("trial_id") in known:
+            return str(child.data.tags["trial_id"])
+    raise UserError(f"--run: sweep '{folder.name}' has no run or trial '{run}'; its trials: {', '.join(known)}")
+
+
+def result_of(folder: SweepFolder, trial_id: str, temporary: Path) -> Path:
+    """A folder with a trial's set and picture: its checkpoint, or what MLflow has where that is not kept any more."""
+    try:
+        return folder.trial(trial_id).result()
+    except CheckpointError:
+        return _fetched(folder, trial_id, temporary)
+
+
+def _fetched(folder: SweepFolder, trial_id: str, to: Path) -> Path:
+    """A trial's set and picture out of MLflow. Raises UserError where they are not there either."""
+    sweep, state = folder.sweep(), folder.read()
+    tracking = _tracking(folder, sweep)
+    child = tracking.find(state["experiment_id"], state["parent_run"], trial_id)
+    if child is None:
+        raise UserError(f"trial '{trial_id}' of sweep '{folder.name}' has no direction set, on disk or in MLflow")
+    tracking.download(child.info.run_id, "directions", to)
+    pictures = tracking.download(child.info.run_id, "images", to).glob("traversal+step+*.png")
+    steps = {int(found[1]): path for path in pictures if (found := re.match(r"traversal\+step\+(\d+)\+", path.name))}
+    if not steps:
+        raise UserError(f"run '{child.info.run_id}' of trial '{trial_id}' has no traversal picture in {tracking.shown}")
+    os.replace(steps[max(steps)], to / "traversal.png")
+    return to
+
+
+def _tracking(folder: SweepFolder, sweep: Sweep) -> Tracking:
+    return Tracking(sweep.tracking.uri, folder.root)

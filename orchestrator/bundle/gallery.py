@@ -1,0 +1,269 @@
+"""The gallery: one HTML file in which a person sees, turns and compares the directions of a set, or of two.
+
+It holds all that it shows and asks no network for anything, so it can be mailed, kept, or looked at inside MLflow.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+from torch import Tensor
+
+from core.directions.dials import Dial
+from core.directions.direction_set import DirectionSet
+from core.errors import DirectionSetError, UserError
+from core.metrics import Traversals
+from orchestrator.bundle.gallery_likeness import cosines, incomparable
+from orchestrator.bundle.gallery_pictures import RAMP, difference, frame_size, frames, pixelated, sheet, stops
+
+_ORIGINS = {
+    "attributes": "named after the attribute it moves",
+    "clip": "named by CLIP",
+    "hand": "named by hand",
+}
+_TOLD = {
+    "model": "model {}",
+    "method": "method {}",
+    "steps": "{} sampling steps",
+    "sweep": "sweep {}",
+    "trial": "trial {}",
+}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_FEW, _MANY = 6, 10  # attributes shown at once, beside a strip of few rows and of many
+_LONGEST_FACT = 80  # characters of what a set says of where it comes from
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A set, its images, and what to call it."""
+
+    directions: DirectionSet
+    traversals: Traversals
+    title: str
+
+
+def page(sets: Sequence[Shown]) -> str:
+    """The page of one set, or of two side by side.
+
+    Raises UserError for another number of sets or for images that are neither greyscale nor RGB, DirectionSetError
+    where images and directions do not belong together.
+    """
+    if len(sets) not in (1, 2):
+        raise UserError(f"a gallery shows one set, or two side by side; got {len(sets)}")
+    for shown in sets:
+        _check(shown)
+    values = _values(sets)
+    template = _environment().get_template("gallery.html.j2")
+    draft = template.render(values, size="0.0 MB")
+    return template.render(values, size=_megabytes(len(draft.encode())))
+
+
+def _check(shown: Shown) -> None:
+    drawn, channels = shown.traversals.shifted.shape[1], shown.traversals.images(shown.traversals.plain[:1]).shape[1]
+    if drawn != len(shown.directions):
+        raise DirectionSetError(f"'{shown.title}' has {len(shown.directions)} directions, and images of {drawn}")
+    if channels not in (1, 3):
+        raise UserError(f"'{shown.title}': images of {channels} channels are neither greyscale nor RGB pictures")
+
+
+def _values(sets: Sequence[Shown]) -> dict[str, Any]:
+    script = _read("gallery.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    moved = [abs(sd) for shown in sets for dial in shown.directions.dials for sd in dial.effects.values()]
+    widest = max([1.0, *moved])  # the effect, in standard deviations, that fills a bar
+    values = [_set(shown, letter, widest) for shown, letter in zip(sets, "ab", strict=False)]
+    problem = incomparable(sets[0].directions, sets[1].directions) if len(sets) == 2 else ""
+    if len(sets) == 2 and not problem:
+        _match(values[0], values[1], cosines(sets[0].directions, sets[1].directions))
+    samples = max(len(shown.traversals.plain) for shown in sets)
+    return {
+        "title": " and ".join(shown.title for shown in sets),
+        "sets": values,
+        "problem": problem,
+        "measured": any(each["measured"] for each in values),
+        "seeds": _seeds(samples),
+        "attributes": list(
+            dict.fromkeys(name for shown in sets for dial in shown.directions.dials for name in dial.effects)
+        ),
+        "data": {card["id"]: card.pop("data") for each in values for card in each["cards"]},
+        "ramp": ", ".join(RAMP),
+        "style": Markup(_read("gallery.css")),
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+    }
+
+
+def _set(shown: Shown, letter: str, widest: float) -> dict[str, Any]:
+    directions, count = shown.directions, len(shown.directions)
+    dials = directions.dials
+    order = sorted(range(count), key=lambda k: -dials[k].score) if dials else list(range(count))
+    seeds = _seeds(len(shown.traversals.plain))
+    return {
+        "letter": letter,
+        "title": shown.title,
+        "measured": bool(dials),
+        "facts": _facts(shown),
+        "seeds": seeds,
+        "cards": [_card(shown, k, letter, rank, widest) for rank, k in enumerate(order, start=1)],
+    }
+
+
+def _facts(shown: Shown) -> list[str]:
+    """What and where from, as far as the set says."""
+    origin, samples = shown.directions.provenance, len(shown.traversals.plain)
+    told = [form.format(_encodable(origin[key])) for key, form in _TOLD.items() if origin.get(key)]
+    return [_counted(len(shown.directions), "direction"), *told, _counted(samples, "sample")]
+
+
+def _encodable(value: object) -> str:
+    """A stranger's value in short, without the halves of characters that JSON allows and no file can hold."""
+    return str(value)[:_LONGEST_FACT].encode(errors="replace").decode()
+
+
+def _card(shown: Shown, k: int, letter: str, rank: int, widest: float) -> dict[str, Any]:
+    """All that is shown of direction k."""
+    directions, scales = shown.directions, stops(shown.traversals)
+    dial = directions.dials[k] if directions.dials else None
+    images, name = frames(shown.traversals, k), directions.names[k]
+    height, width = frame_size(images)
+    inside = [dial is None or dial.low - 1e-9 <= scale <= dial.high + 1e-9 for scale in scales]
+    start = min((i for i in range(len(scales)) if inside[i]), key=lambda i: abs(scales[i] - 1.0))
+    return {
+        "id": f"{letter}-{k}",
+        "name": name,
+        "index": k,
+        "rank": rank,
+        "dial": dial and _dial(dial),
+        "stops": [{"label": number(scale), "outside": not ok} for scale, ok in zip(scales, inside, strict=True)],
+        "start": start,
+        "band": _band(dial, scales) if dial else None,
+        "sheet": sheet(images),
+        "width": width,
+        "height": height,
+        "rows": len(images),
+        "pixelated": pixelated(images),
+        "effects": _effects(dial.effects, widest) if dial else [],
+        "effects_shown": _FEW if len(images) < _FEW else _MANY,
+        "difference": _difference(images, scales, inside),
+        "snippet": _snippet(directions, name),
+        "alike": None,
+        "data": {
+            "name": name,
+            "index": k,
+            "score": dial.score if dial else None,
+            "effects": dict(dial.effects) if dial else {},
+            "stops": [number(scale) for scale in scales],
+            "outside": [not ok for ok in inside],
+            "snippet": [_snippet(directions, name, scale) for scale in scales],
+        },
+    }
+
+
+def _dial(dial: Dial) -> dict[str, Any]:
+    return {
+        "origin": _ORIGINS.get(dial.named_by),
+        "score": f"{dial.score:.2f}",
+        "consistency": f"{dial.consistency:.2f}",
+        "distinctness": f"{dial.distinctness:.2f}",
+        "low": number(dial.low, ".2g"),
+        "high": number(dial.high, ".2g"),
+    }
+
+
+def _band(dial: Dial, scales: Sequence[float]) -> dict[str, str]:
+    """From where to where on the slider the range goes, as parts of it; frames stand at equal distances."""
+    ends = np.interp([dial.low, dial.high], scales, np.linspace(0, 1, len(scales)))
+    return {"from": f"{ends[0]:.4f}", "to": f"{ends[1]:.4f}"}
+
+
+def _effects(effects: Mapping[str, float], widest: float) -> list[dict[str, str]]:
+    """Strongest first."""
+    return [
+        {
+            "name": name,
+            "value": number(sd, ".2f"),
+            "sign": "minus" if sd < 0 else "plus",
+            "share": f"{abs(sd) / widest * 50:.1f}",
+        }
+        for name, sd in sorted(effects.items(), key=lambda effect: -abs(effect[1]))
+    ]
+
+
+def _difference(images: Tensor, scales: Sequence[float], inside: Sequence[bool]) -> dict[str, str] | None:
+    """The map between the ends of the range, as far as they were drawn; None where the range holds no shifted frame."""
+    places = [i for i, ok in enumerate(inside) if ok]
+    first, last = places[0], places[-1]
+    found = difference(images, first, last) if first < last else None
+    if found is None:
+        return None
+    return {
+        "uri": found.uri,
+        "most": f"{100 * found.most:.0f} %" if found.most >= 0.0995 else f"{100 * found.most:.1f} %",
+        "first": number(scales[first]),
+        "last": number(scales[last]),
+    }
+
+
+def _snippet(directions: DirectionSet, name: str, scale: float = 1.0) -> str:
+    """The line of Python that applies a direction."""
+    written = json.dumps(name, ensure_ascii=False)  # Python reads it as JSON does
+    # What turns text round, or is not seen, is spelled out: the line must do what it looks like.
+    quoted = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in written)
+    asymmetric = directions.provenance.get("injection") == "asymmetric"
+    more = ", asymmetric=pipeline.scheduler" if asymmetric else ""
+    return f"directions.applied(pipeline.unet, {quoted}, {scale}{more})"
+
+
+def _match(a: dict[str, Any], b: dict[str, Any], cosine: Tensor) -> None:
+    """Put down for each card which of the other set is most like it."""
+    for own, other, likeness in ((a, b, cosine), (b, a, cosine.T)):
+        by_index = {card["index"]: card for card in other["cards"]}
+        for card in own["cards"]:
+            row = likeness[card["index"]]
+            best = by_index[int(row.abs().argmax())]
+            value = float(row[best["index"]])
+            card["alike"] = {
+                "id": best["id"],
+                "name": best["name"],
+                "cosine": f"{abs(value):.2f}",
+                "opposite": value < 0,
+            }
+            card["data"]["alike"] = best["id"]
+
+
+def number(value: float, form: str = "g") -> str:
+    """With its sign, as it is set in print: +1.5, −0.5, 0."""
+    text = format(value, f"+{form}") if abs(value) < 1000 else format(value, "+.1e")
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _seeds(count: int) -> list[str]:
+    """What the samples are called; they are rows, and no one's seeds."""
+    return list(_LETTERS[:count]) if count <= len(_LETTERS) else [str(m + 1) for m in range(count)]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.0f} kB"
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _read(name: str) -> str:
+    return (resources.files("orchestrator") / "pages" / name).read_text(encoding="utf-8")

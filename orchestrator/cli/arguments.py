@@ -1,0 +1,211 @@
+"""What every verb takes on the command line, with examples. Nothing heavy is loaded: --help answers at once."""
+
+import argparse
+import math
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from orchestrator.cli.edit_options import edit_options, explore_options, model_options
+
+_MOST_SAMPLES = 1000  # of a plan
+SHELLS = ("bash", "zsh", "tcsh")
+_EPILOG = """\
+examples:
+  orchestrate sweep sweeps/toyfaces.yaml            search; the same command again resumes
+  orchestrate plan sweeps/celeba.yaml               what would run, without running it
+  orchestrate status --watch                        how it stands, from another shell
+  orchestrate report toyfaces                       the result, on screen and as a page
+  orchestrate export toyfaces --to out/             the best direction set, ready to use
+  orchestrate explore out/                          a page with a slider for each direction
+  orchestrate ui                                    compare everything in MLflow
+
+Each verb has examples of its own: orchestrate VERB --help
+
+exit codes: 0 done, 2 a mistake in what was given, 1 anything else, 130 interrupted (state saved)
+"""
+_EXAMPLES = {
+    "sweep": """
+  orchestrate sweep sweeps/toyfaces.yaml
+  orchestrate sweep sweeps/toyfaces.yaml --set budget.trials=4 --set search.directions=8
+  orchestrate sweep sweeps/celeba.yaml --address auto --root /shared/runs""",
+    "plan": """
+  orchestrate plan sweeps/celeba.yaml
+  orchestrate plan sweeps/celeba.yaml --device-memory 24GB
+  orchestrate plan sweeps/toyfaces.yaml --probe --price-per-hour 0.4
+  orchestrate plan sweeps/toyfaces.yaml --json | jq .disk""",
+    "launch": """
+  orchestrate launch sweeps/celeba.yaml --on slurm --set cluster.nodes=8
+  orchestrate launch sweeps/celeba.yaml --on kuberay --set cluster.image=IMAGE --set cluster.volume=CLAIM --dry-run""",
+    "status": """
+  orchestrate status                     one line a sweep
+  orchestrate status toyfaces --watch    its trials, until it has ended
+  orchestrate status toyfaces --repair   after a crash, without going on""",
+    "report": """
+  orchestrate report toyfaces
+  orchestrate report toyfaces --to toyfaces.html
+  orchestrate report toyfaces --json | jq .champion""",
+    "export": """
+  orchestrate export toyfaces --to out/
+  orchestrate export toyfaces --top 3 --to best/
+  orchestrate export toyfaces --run 78df4b014f --to other/
+  orchestrate export toyfaces --format hub --to hub/""",
+    "name": """
+  orchestrate name out/ 3=smile "direction_0=turn left"
+  orchestrate name out/ --predictor openai/clip-vit-large-patch14
+  orchestrate name out/ --predictor MODEL --words "a red car|a blue car, fog" """,
+    "gallery": """
+  orchestrate gallery out/ --to gallery.html
+  orchestrate gallery out/ other/ --to both.html""",
+    "ui": """
+  orchestrate ui
+  orchestrate ui --port 5001 --root /shared/runs""",
+    "doctor": """
+  orchestrate doctor
+  orchestrate doctor --build""",
+    "completion": """
+  orchestrate completion bash > ~/.local/share/bash-completion/completions/orchestrate
+  orchestrate completion zsh > ~/.zfunc/_orchestrate""",
+}
+
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs; what is parsed has the verb's name as `verb`."""
+    made = argparse.ArgumentParser(
+        prog="orchestrate",
+        description="Search for the best set of editing directions in the h-space of a pretrained diffusion model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"%(prog)s {version('h-space-orchestrator')}")
+    verbs = made.add_subparsers(title="verbs", required=True, metavar="VERB", dest="verb")
+    rooted = argparse.ArgumentParser(add_help=False)
+    rooted.add_argument("--root", type=Path, metavar="DIR", help="where sweeps are kept (ORCHESTRATE_ROOT, or runs/)")
+
+    def add(name: str, summary: str, root: bool = True) -> argparse.ArgumentParser:
+        examples = f"examples:{_EXAMPLES[name]}\n" if name in _EXAMPLES else None
+        return verbs.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=examples,
+            parents=[rooted] if root else [],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    _running(add)
+    _looking(add)
+    _using(add)
+    _machine(add)
+    return made
+
+
+def _running(add: Add) -> None:
+    sweep = add("sweep", "run a sweep; the same command again resumes it, or shows its result")
+    plan = add("plan", "show what a sweep would do, without running anything")
+    launch = add("launch", "write what runs a sweep on Slurm, Kubernetes or machines of Ray's; submits nothing")
+    for verb in (sweep, plan, launch):
+        verb.add_argument("spec", type=Path, metavar="SPEC", help="the sweep's YAML file")
+        verb.add_argument(
+            "--set", action="append", default=[], metavar="PATH=VALUE", help="override a value of the file"
+        )
+    sweep.add_argument("--dry-run", action="store_true", help="the same as plan")
+    sweep.add_argument("--address", help="a running Ray cluster (default: Ray on this machine)")
+    sweep.add_argument(
+        "--fork", action="store_true", help="if the file has changed: a new sweep that learns from the old one"
+    )
+    plan.add_argument("--device-memory", type=_size, metavar="SIZE", help="of a GPU to plan for, e.g. 24GB")
+    plan.add_argument("--samples", type=_count, default=5, metavar="N", help="configurations to show (default: 5)")
+    plan.add_argument(
+        "--probe", action="store_true", help="measure on this machine, a minute or two, and predict the time"
+    )
+    plan.add_argument(
+        "--price-per-hour",
+        type=_price,
+        metavar="PRICE",
+        help="of one GPU, or of one machine where trials hold no GPU: with --probe the cost is told",
+    )
+    plan.add_argument("--json", action="store_true", help="print the data instead")
+    launch.add_argument("--on", required=True, choices=("slurm", "kuberay", "ray"), help="which cluster")
+    launch.add_argument("--to", type=Path, metavar="DIR", help="a new folder (default: NAME-CLUSTER)")
+    launch.add_argument("--dry-run", action="store_true", help="print the files, write nothing")
+
+
+def _looking(add: Add) -> None:
+    status = add("status", "how sweeps stand, while they run and afterwards")
+    status.add_argument("sweep", nargs="?", metavar="SWEEP")
+    seen = status.add_mutually_exclusive_group()
+    seen.add_argument("--watch", action="store_true", help="again and again, until it has ended or Ctrl-C")
+    seen.add_argument("--json", action="store_true", help="print the data instead")
+    status.add_argument(
+        "--repair", action="store_true", help="after a crash: make Optuna and MLflow agree with what still runs"
+    )
+    report = add("report", "ranked trials, Pareto front, champion; and all of it as a page to open")
+    report.add_argument("sweep", metavar="SWEEP")
+    how = report.add_mutually_exclusive_group()
+    how.add_argument("--to", type=Path, metavar="FILE", help="the page (default: report.html in the sweep's folder)")
+    how.add_argument("--json", action="store_true", help="print the data instead; no page")
+    ui = add("ui", "open the MLflow interface of the embedded store")
+    ui.add_argument("--port", type=int, default=5000, metavar="N", help="of 127.0.0.1 (default: 5000)")
+
+
+def _using(add: Add) -> None:
+    export = add("export", "write a direction set, ready to use, into a new folder")
+    export.add_argument("sweep", metavar="SWEEP")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--run", metavar="ID", help="a trial or MLflow run instead of the champion")
+    which.add_argument("--top", type=int, metavar="N", help="the N best trials, one folder each")
+    export.add_argument(
+        "--format", choices=("bundle", "hub"), default="bundle", help="hub: with what a model hub reads"
+    )
+    name = add("name", "name directions of a bundle, by hand or from what they do", root=False)
+    name.add_argument("bundle", type=Path, metavar="BUNDLE", help="a folder that export wrote, or a sweep's champion/")
+    name.add_argument("names", nargs="*", metavar="OLD=NEW", help="a direction's number or name, and its new name")
+    name.add_argument("--predictor", metavar="MODEL", help="a classifier or a CLIP model: name the others by it")
+    name.add_argument("--words", metavar="WORDS", help="for CLIP: known ones, or a text and its opposite")
+    name.add_argument("--names-only", action="store_true", help="without the model: the gallery is removed")
+    name.add_argument("--model", metavar="M", help="a folder or hub id, instead of the model that the set names")
+    model_options(name)
+    gallery = add("gallery", "the page of one bundle, or of two side by side", root=False)
+    gallery.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    gallery.add_argument("--to", type=Path, required=True, metavar="FILE", help="a new HTML file")
+    gallery.add_argument("--model", metavar="M", help="a folder or hub id, instead of the model that the sets name")
+    model_options(gallery)
+    edit_options(add("edit", "edit seeds or your own images along a set's directions", root=False))
+    explore_options(add("explore", "a page with a slider for each direction of a set", root=False))
+
+
+def _machine(add: Add) -> None:
+    doctor = add("doctor", "check this machine: versions, devices, Ray, MLflow, disk; each problem with its cure")
+    doctor.add_argument("--build", action="store_true", help="compile DeepSpeed's operators now")
+    completion = add("completion", "print what completes verbs and options in a shell", root=False)
+    completion.add_argument("shell", choices=SHELLS)
+
+
+def _size(text: str) -> str:
+    from orchestrator.spec import Size
+    from orchestrator.spec.problems import Refused
+
+    try:
+        return Size().check(text)
+    except Refused as refused:
+        raise argparse.ArgumentTypeError(refused.problems[0].text) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MOST_SAMPLES:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: an integer from 0 to {_MOST_SAMPLES}")
+    return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of 0 or more, such as 2.5")
+    return price

@@ -1,0 +1,341 @@
+"""`orchestrate launch`: the files that run a sweep on a cluster, from the sweep's own file. It submits nothing.
+
+Slurm, KubeRay and Ray's cluster launcher do the work; what they read stands as templates in `cluster/`. Whatever comes
+from a user goes into them through a filter that quotes it for its reader.
+"""
+
+import getpass
+import hashlib
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from core.errors import UserError
+from core.files import atomic_folder
+from core.model.origin import origin_of
+from orchestrator.secrets import redacted
+from orchestrator.spec import SpecError, Sweep, countable, size_bytes
+from orchestrator.spec.domains import Text
+from orchestrator.spec.problems import Refused, complaint
+from orchestrator.text import counted
+
+TARGETS = ("slurm", "kuberay", "ray")
+
+_AT_ONCE = 4  # trials that run at a time where the file does not say how large the cluster is
+_MOST_GPUS, _MOST_CPUS = 8, 64  # of a node, where the file does not say
+_HOURS = 24.0  # of a turn, where neither the cluster nor the budget says
+_SECONDS_TO_SAVE = 180  # before the end of a turn; trials save and end within 60
+_SHARED = Path("/shared/runs")  # where a volume is mounted, where the file does not say
+_FILES = ("search.jacobian.mask", "search.supervised.pairs")  # parameters that name files
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large the cluster is: machines, and what each of them holds; `least` machines hold one trial."""
+
+    nodes: int
+    gpus: int
+    cpus: int
+    least: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is written, and how it goes on from there."""
+
+    files: Mapping[str, str]
+    commands: tuple[str, ...]
+    executable: frozenset[str] = field(default_factory=frozenset)
+
+
+def launch(sweep: Sweep, target: str, folder: Path, root: Path, dry_run: bool = False) -> str:
+    """Write the files into `folder`, a new one, and return the commands that come next; or return the files' text."""
+    made = render(sweep, target, folder, root)
+    if dry_run:
+        return "\n".join(f"# ---- {name} ----\n{text}" for name, text in made.files.items())
+    try:
+        with atomic_folder(folder) as temporary:
+            for name, text in made.files.items():
+                (temporary / name).write_text(text)
+                (temporary / name).chmod(0o755 if name in made.executable else 0o644)
+    except FileExistsError:
+        raise UserError(f"--to: {folder} is there already; name another folder, or remove it") from None
+    return "\n".join([f"Written: {folder}", "Next:", *(f"  {command}" for command in made.commands)])
+
+
+def render(sweep: Sweep, target: str, folder: Path, root: Path) -> Launch:
+    """The files and the next commands. Raises UserError, one line for every mistake, where the sweep cannot run there.
+
+    folder: where the files will be; root: where sweeps are kept here, for machines that share this one's disk.
+    """
+    folder, working = folder.absolute(), Path.cwd()
+    root = _root(sweep, target, root)
+    shape, problems = shape_of(sweep, len(sweep.cluster.hosts) if target == "ray" else 0)
+    problems += [*_missing(sweep, target), *_hosts(sweep, target), *_secret(sweep), *_paths(sweep, target, root)]
+    problems += _unwritable(**{"--to": folder, "the working folder": working, "--root": root})
+    if problems:
+        raise SpecError(problems)
+    # Said in the file that goes along, so that the sweep asks an autoscaler for as many.
+    sized = sweep.model_copy(update={"cluster": sweep.cluster.model_copy(update={"nodes": shape.nodes})})
+    values = {
+        "name": sweep.name,
+        "object": object_name(sweep.name),
+        "cluster": sweep.cluster,
+        "shape": shape,
+        "root": str(root),
+        "sweep_file": f"{sweep.name}.yaml",
+        "sweep_text": sweep_text(sized),
+    }
+    return {"slurm": _slurm, "kuberay": _kuberay, "ray": _ray}[target](sweep, values, folder, working)
+
+
+def _slurm(sweep: Sweep, values: dict[str, Any], folder: Path, working: Path) -> Launch:
+    memory = sweep.cluster.memory_per_node
+    values |= {
+        "folder": str(folder),
+        "log": str(folder).replace("%", "%%") + "/%x-%j.log",
+        "working": str(working),
+        "megabytes": size_bytes(memory) >> 20 if memory else 0,
+        "minutes": math.ceil((sweep.cluster.hours or sweep.budget.hours or _HOURS) * 60),
+        "seconds_to_save": _SECONDS_TO_SAVE,
+    }
+    files = {"job.sh": _filled("slurm.sh.j2", values), values["sweep_file"]: values["sweep_text"]}
+    job = shlex.quote(str(folder / "job.sh"))
+    return Launch(files, (f"sbatch {job}", "squeue --me"), frozenset({"job.sh"}))
+
+
+def _kuberay(sweep: Sweep, values: dict[str, Any], folder: Path, working: Path) -> Launch:
+    memory = sweep.cluster.memory_per_node
+    values |= {
+        "run_text": _filled("run.sh.j2", values | {"setup": None, "gathered": 0}),
+        "memory": memory.removesuffix("B") if memory else None,  # Kubernetes writes 64Gi
+        "ray_version": version("ray"),
+    }
+    namespace = f" --namespace {sweep.cluster.namespace}" if sweep.cluster.namespace else ""
+    job, kind = shlex.quote(str(folder / "job.yaml")), f"rayjob/{values['object']}"
+    commands = (
+        f"kubectl apply -f {job}",
+        f"kubectl get{namespace} {kind}",
+        f"kubectl replace --force -f {job}  # once it has ended early: it goes on",
+    )
+    return Launch({"job.yaml": _filled("kuberay.yaml.j2", values)}, commands)
+
+
+def _ray(sweep: Sweep, values: dict[str, Any], folder: Path, working: Path) -> Launch:
+    hosts, shape, root = sweep.cluster.hosts, values["shape"], shlex.quote(values["root"])
+    setup = sweep.cluster.setup
+    cache = f"HF_HOME={shlex.quote(values['root'] + '/.huggingface')} " if sweep.cluster.image else ""
+    values |= {
+        "setup": setup,
+        "first": f"{setup} && " if setup else "",
+        "gathered": shape.nodes if hosts else shape.nodes + 1,  # the head of a cloud is one more
+        "environment": f"RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 {cache}",
+        "amounts": f"--num-cpus={shape.cpus} --num-gpus={shape.gpus}",
+        "run_options": [f"--volume {root}:{root}", "--ulimit nofile=65536:65536"],
+        "user": sweep.cluster.user or getpass.getuser(),
+    }
+    files = {
+        "cluster.yaml": _filled("ray-hosts.yaml.j2" if hosts else "ray-aws.yaml.j2", values),
+        "run.sh": _filled("run.sh.j2", values),
+        "gather.py": (_templates() / "gather.py").read_text(),
+        values["sweep_file"]: values["sweep_text"],
+    }
+    script = f"~/{values['object']}/run.sh"
+    submit = f"{values['first']}ray job submit --no-wait --address http://127.0.0.1:8265 -- bash {script}"
+    commands = (
+        f"cd {shlex.quote(str(folder))}",
+        "ray get-auth-token --generate > /dev/null",
+        "ray up --yes cluster.yaml",
+        f"ray exec cluster.yaml {shlex.quote(submit)}  # again, once it has ended early: it goes on",
+        "ray down --yes cluster.yaml  # at the end",
+    )
+    return Launch(files, commands, frozenset({"run.sh"}))
+
+
+def sweep_text(sweep: Sweep) -> str:
+    """The sweep as a file, every override and default in it; plain ASCII, which no reader takes for anything else."""
+    return yaml.safe_dump(sweep.resolved(), sort_keys=False, allow_unicode=False, default_flow_style=None, width=110)
+
+
+def object_name(name: str) -> str:
+    """A sweep's name as Kubernetes and Ray take one; what had to be changed is told apart by a digest."""
+    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-")
+    return f"sweep-{plain}" if plain == name else f"sweep-{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def shape_of(sweep: Sweep, machines: int = 0) -> tuple[Shape, list[str]]:
+    """The cluster as the file describes it, the rest worked out from one trial; and what does not fit into what.
+
+    machines: how many are there already, if any are.
+    """
+    cluster, resources, workers = sweep.cluster, sweep.resources, sweep.resources.workers
+    gpus, cpus, held = _node(sweep)
+    if not held:
+        each = _amounts(resources.cpus_per_worker, resources.gpus_per_trial / workers)
+        text = f"cluster: a worker needs {each} (resources), and a node has {_amounts(cpus, gpus)}"
+        return Shape(cluster.nodes or 1, gpus, cpus, 1), [text]
+    least, at_once = math.ceil(workers / held), _at_once(sweep)
+    wanted = at_once * least if workers > held else math.ceil(at_once / (held // workers))
+    nodes = _given(cluster.nodes, machines or wanted)
+    shape = Shape(nodes, gpus, cpus, least)
+    if nodes >= least:
+        return shape, []
+    text = f"cluster.nodes: a trial of {counted(workers, 'worker')} takes {least} nodes of {_amounts(cpus, gpus)}"
+    return shape, [f"{text}, and there are {nodes}"]
+
+
+def _node(sweep: Sweep) -> tuple[int, int, int]:
+    """GPUs and CPUs of a node, and how many workers it holds: without a word of the file, those of one trial.
+
+    Trials that take a share of a GPU, or none, run beside each other.
+    """
+    cluster, each, workers = sweep.cluster, sweep.resources.cpus_per_worker, sweep.resources.workers
+    asked, at_once = sweep.resources.gpus_per_trial, _at_once(sweep)
+    gpus = _given(cluster.gpus_per_node, min(_MOST_GPUS, math.ceil(asked * at_once if asked < 1 else asked)))
+    if asked:
+        most = by_gpus = int(gpus * workers / asked + 1e-9)
+    else:
+        by_gpus = workers * at_once
+        most = min(by_gpus, _MOST_CPUS // each)
+    cpus = _given(cluster.cpus_per_node, max(1, most) * each)
+    return gpus, cpus, min(by_gpus, cpus // each)
+
+
+def _at_once(sweep: Sweep) -> int:
+    return min(_AT_ONCE, sweep.budget.trials)
+
+
+def _given(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _amounts(cpus: float, gpus: float) -> str:
+    return " and ".join([counted(int(cpus), "CPU"), *([f"{gpus:g} GPU" + "s" * (gpus > 1)] if gpus else [])])
+
+
+def _root(sweep: Sweep, target: str, root: Path) -> Path:
+    """Where the cluster keeps sweeps."""
+    if sweep.cluster.root:
+        return Path(sweep.cluster.root)
+    return root.absolute() if target == "slurm" or (target == "ray" and sweep.cluster.hosts) else _SHARED
+
+
+_NEEDED = {
+    "image": "the container image that cluster/Containerfile makes",
+    "volume": "the disk that all nodes share, {volume}",
+    "instance": "the kind of machine that workers run on, such as g6.12xlarge; or cluster.hosts",
+}
+
+
+def _missing(sweep: Sweep, target: str) -> Iterator[str]:
+    """What a sweep says nothing about, and nobody can guess."""
+    needed = {"slurm": (), "kuberay": ("image", "volume"), "ray": ("image", "volume", "instance")}[target]
+    if target == "ray" and sweep.cluster.hosts:
+        return
+    volume = "a PersistentVolumeClaim" if target == "kuberay" else "the id of an EFS file system, such as fs-0123abcd"
+    for name in needed:
+        if getattr(sweep.cluster, name) is None:
+            yield f"cluster.{name}: is missing; allowed with --on {target}: {_NEEDED[name].format(volume=volume)}"
+
+
+def _hosts(sweep: Sweep, target: str) -> Iterator[str]:
+    hosts, nodes = sweep.cluster.hosts, sweep.cluster.nodes
+    if target == "ray" and hosts and nodes not in (None, len(hosts)):
+        yield complaint("cluster.nodes: is not the number of hosts", nodes, f"{len(hosts)}, or null")
+
+
+def _secret(sweep: Sweep) -> Iterator[str]:
+    """A launch copies the sweep's file to where others may read it."""
+    for section, key, uri in (
+        (name, key, value)
+        for name, part in sweep.resolved().items()
+        if isinstance(part, dict)
+        for key, value in part.items()
+        if isinstance(value, str)
+    ):
+        if redacted(uri) != uri:
+            yield (
+                f"{section}.{key}: holds a password, which a launch would copy (got {redacted(uri)}); "
+                "allowed: an address without one, and the password in the environment of the nodes"
+            )
+
+
+def _paths(sweep: Sweep, target: str, root: Path) -> Iterator[str]:
+    """Files that the sweep names and the nodes do not have."""
+    named = [("model", sweep.model), ("predictor", sweep.predictor)]
+    for where in _FILES:
+        named += [(where, str(value)) for value in countable(sweep.given(where.removeprefix("search."))) or ()]
+    for where, text in named:
+        path = Path(text or "none")
+        if text in (None, "none") or not _is_path(where, str(text)):
+            continue
+        if target == "slurm":  # whose nodes share this machine's disk, and start where this command was given
+            inside = path.is_absolute() or str(text).startswith("~") or _below(Path.cwd() / path, Path.cwd(), root)
+            allowed = "a folder below the working folder, or an absolute path"
+        else:
+            inside, allowed = path.is_absolute() and _below(path, root), f"an absolute path below {root}"
+        if not inside:
+            yield f"{where}: " + complaint("is nothing that the nodes have", text, allowed)
+
+
+def _is_path(where: str, text: str) -> bool:
+    """Whether a name stands for something on a disk."""
+    return where in _FILES or origin_of(text) in ("folder", "file")
+
+
+def _below(path: Path, *parents: Path) -> bool:
+    resolved = path.resolve()
+    return any(resolved.is_relative_to(parent.resolve()) for parent in parents)
+
+
+def _unwritable(**paths: Path) -> Iterator[str]:
+    for where, path in paths.items():
+        try:
+            Text().check(str(path))
+        except Refused as refused:
+            yield f"{where}: {refused.problems[0].text}"
+
+
+def _templates() -> Path:
+    """Beside the packages in a checkout; within this one where it was installed."""
+    shipped = Path(__file__).parents[1] / "shipped" / "cluster"
+    return shipped if shipped.is_dir() else Path(__file__).parents[2] / "cluster"
+
+
+def _filled(template: str, values: Mapping[str, Any]) -> str:
+    jinja = Environment(
+        loader=FileSystemLoader(_templates()),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    jinja.filters |= {"sh": shlex.quote, "sbatch": _sbatch, "yaml": _yaml, "block": _block}
+    return jinja.get_template(template).render(values)
+
+
+def _sbatch(path: str) -> str:
+    """For a #SBATCH line, where a backslash takes the next letter as it is, within quotes too."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", path) + '"'
+
+
+def _yaml(value: Any) -> str:
+    """On one line, with everything beyond ASCII escaped."""
+    style = '"' if isinstance(value, str) else None
+    text: str = yaml.safe_dump(value, default_style=style, default_flow_style=True, allow_unicode=False, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _block(text: str, indent: int) -> str:
+    """Lines as they are where they are plain, so that they can be read."""
+    if text != text.strip() + "\n" or not text.isascii() or not text.replace("\n", "").isprintable():
+        return _yaml(text)
+    return "|\n" + "".join(" " * indent + line for line in text.splitlines(keepends=True)).removesuffix("\n")

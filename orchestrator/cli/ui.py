@@ -1,0 +1,116 @@
+"""MLflow's own interface on the embedded store, with links to what a person wants to see first."""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from rich.console import Console
+
+from core.errors import UserError
+from orchestrator.store.folder import SweepFolder
+from orchestrator.tracking import views
+from orchestrator.tracking.client import Tracking
+from orchestrator.tracking.mlflow_store import store_uri
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def serve(root: Path, port: int, console: Console) -> int:
+    """Serve until interrupted. Raises UserError where there is nothing to serve or the port is taken."""
+    root = root.resolve()
+    elsewhere = [f"  {name}: {uri}" for name, uri in _elsewhere(root).items()]
+    if not (root / "mlflow.db").is_file():
+        if elsewhere:  # there is nothing to serve: their servers have pages of their own
+            console.print(
+                "\n".join(["These sweeps are recorded elsewhere; open:", *elsewhere]), soft_wrap=True, highlight=False
+            )
+            return 0
+        raise UserError(f"no embedded store in {root}; run a sweep first, or name its folder with --root")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"--port: {port} is taken; choose another one")
+    address = f"http://127.0.0.1:{port}"
+    console.print(f"MLflow: {address}   (Ctrl-C ends it)")
+    for link in links(root, address):
+        console.print(f"  {link}", soft_wrap=True, highlight=False)
+    for line in elsewhere:
+        console.print(line, soft_wrap=True, highlight=False)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(None, root)]
+    command += ["--default-artifact-root", (root / "mlartifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    return _until_interrupted([*command, "--workers", "1"])
+
+
+def _until_interrupted(command: list[str]) -> int:
+    """Run the server; it ends when this process ends, however that ends."""
+    # MLflow would keep two more processes for jobs, which nothing here asks for.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        return subprocess.run(command, check=False, env=environment, preexec_fn=_end_with(os.getpid())).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def _end_with(parent: int) -> Callable[[], None] | None:
+    """For a child, before it becomes what it runs: the kernel asks it to end when `parent` does. Linux alone can.
+
+    MLflow hands the request on to its own children; so that it can, it is not simply killed.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # loaded here: between fork and exec little is allowed
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended meanwhile
+            os._exit(1)
+
+    return ask
+
+
+def _elsewhere(root: Path) -> dict[str, str]:
+    """The sweeps under a root whose runs another store has, and which."""
+    found: dict[str, str] = {}
+    for path in sorted(root.glob("*/sweep.json")):
+        uri = SweepFolder(root, path.parent.name).read().get("tracking_uri")
+        if uri not in (None, store_uri(None, root)):
+            found[path.parent.name] = str(uri)
+    return found
+
+
+def links(root: Path, address: str) -> list[str]:
+    """For each sweep: its result, its trials in charts and pictures, their comparison, its pages, its model."""
+    tracking = Tracking(None, root)
+    found = []
+    for path in sorted(root.glob("*/sweep.json")):
+        folder = SweepFolder(root, path.parent.name)
+        state = folder.read()
+        if state.get("tracking_uri") != tracking.uri:
+            continue
+        found += [f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)]
+    return found
+
+
+def _pages(folder: SweepFolder, state: Mapping[str, Any], tracking: Tracking) -> Iterator[tuple[str, str]]:
+    """What there is to see of a sweep, and where in MLflow's own pages."""
+    experiment, parent, workspace = state["experiment_id"], state["parent_run"], urlencode(views.TRAINING)
+    runs = [run.info.run_id for run in tracking.children(experiment, parent)]
+    page = f"experiments/{experiment}/runs"
+    yield "result", f"{page}/{parent}?{workspace}"
+    known = tracking.experiment_tags(experiment)
+    yield "trials, charts and pictures", f"{page}?{views.query(parent, known)}"
+    chosen = urlencode({"runs": json.dumps(runs), "experiments": json.dumps([experiment])}, quote_via=quote)
+    yield "compare", f"compare-runs?{chosen}&{workspace}"
+    for file in sorted(folder.champion.glob("*.html")):
+        yield file.stem, f"{page}/{parent}/artifacts/champion/{quote(file.name)}?{workspace}"
+    if folder.result.is_file() and folder.report.is_file():
+        yield "report", f"{page}/{parent}/artifacts/report/{folder.report.name}?{workspace}"
+    if name := state["spec"].get("export", {}).get("register"):
+        yield "model", f"models/{quote(name, safe='')}?{workspace}"

@@ -1,0 +1,265 @@
+"""`orchestrate edit`: seeds or real images in, edited pictures, a grid or an animation out."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from core.chain.step import Injection
+from core.errors import UserError
+from core.files import atomic_file, atomic_folder
+from core.pictures.images import pictures_in
+from orchestrator.edit.files import (
+    Sample,
+    check_size,
+    picture_name,
+    sample_names,
+    write_animation,
+    write_grid,
+    write_picture,
+)
+from orchestrator.edit.session import Begun, Edit, Studio, Window, recovered, told_recovered
+from orchestrator.edit.settings import (
+    Frames,
+    Settings,
+    differences,
+    read_directions,
+    read_settings,
+    settings_of,
+    told,
+    write_settings,
+)
+from orchestrator.trial.loading import LESS, told_of_memory
+
+Kind = Literal["pictures", "picture", "grid", "animation"]
+
+_ANIMATED = (".gif", ".webp")
+_OTHER_FORMATS = (".apng", ".avif", ".bmp", ".jpeg", ".jpg", ".mp4", ".tif", ".tiff")
+_FRAMES = {"grid": 7, "animation": 21}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says; None where it says nothing, and the settings or the set decide."""
+
+    directions: Sequence[str] = ()
+    scale: float | None = None
+    seeds: Sequence[int] | None = None
+    images: Sequence[Path] | None = None
+    injection: Injection | None = None
+    window: Window | None = None
+    steps: int | None = None
+    frames: int | None = None
+    first: float | None = None
+    last: float | None = None
+    animate: bool = False
+    grid: bool = False
+    batch: int = 64
+    model: str | None = None
+    any_model: bool = False
+    precision: str | None = None
+    weights: str = "device"
+    settings: Path | None = None
+    save_settings: Path | None = None
+
+
+def edit(bundle: Path, to: Path, asked: Asked, console: Console) -> None:
+    """Draw what is asked for and write it; what is worth knowing is told on the console.
+
+    Raises UserError, with nothing written, for every mistake in what was asked.
+    """
+    kind = _kind(to, asked)
+    _check(asked, to)
+    with told_of_memory("a smaller --batch", *LESS):
+        _edit(bundle, to, asked, kind, console)
+
+
+def _edit(bundle: Path, to: Path, asked: Asked, kind: Kind, console: Console) -> None:
+    saved = read_settings(asked.settings) if asked.settings else None
+    studio = _opened(bundle, asked, saved)
+    settings = _merged(studio, asked, saved, kind)
+    if kind == "picture" and len(_sources(settings)) > 1:
+        raise UserError(f"--to: {to} is one picture, and {len(_sources(settings))} are asked for: a folder, or --grid")
+    for warning in [*studio.warnings, *(differences(saved, studio) if saved else ()), *_beyond(studio, settings)]:
+        console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
+    _write(_Work(studio, settings, asked.batch, console), kind, to)
+    if asked.save_settings:
+        write_settings(settings, asked.save_settings)
+    how = settings.injection if settings.window is None else f"{settings.injection}, timesteps {settings.window}"
+    console.print(f"{told(settings.directions)} ({how})", soft_wrap=True, highlight=False)
+
+
+def _opened(bundle: Path, asked: Asked, saved: Settings | None) -> Studio:
+    steps, precision = asked.steps, asked.precision
+    if saved:
+        steps, precision = saved.steps if steps is None else steps, precision or saved.precision
+    return Studio.open(
+        bundle,
+        asked.model,
+        steps=steps,
+        any_model=asked.any_model,
+        precision=precision,
+        weights=asked.weights,
+    )
+
+
+def _kind(to: Path, asked: Asked) -> Kind:
+    suffix = to.suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise UserError(f"--to: {to} is of no kind that is written; allowed: a new folder, .png, .gif or .webp")
+    if asked.grid and (asked.animate or suffix != ".png"):
+        raise UserError(f"--to: {to}; a grid is written as one .png")
+    if asked.animate and suffix not in _ANIMATED:
+        raise UserError(f"--to: {to}; an animation is written as .gif or .webp")
+    if suffix in _ANIMATED:
+        return "animation"
+    if asked.grid:
+        return "grid"
+    if any(each is not None for each in (asked.frames, asked.first, asked.last)):
+        raise UserError("--frames, --from and --until are of an animation (--to x.gif, x.webp) or a --grid")
+    return "picture" if suffix == ".png" else "pictures"
+
+
+def _check(asked: Asked, to: Path) -> None:
+    """What can be refused before anything is read."""
+    for path, option in ((to, "--to"), (asked.save_settings, "--save-settings")):
+        if path is not None and path.exists():
+            raise UserError(f"{option}: {path} exists; name one that does not")
+    if asked.frames is not None and asked.frames < 2:
+        raise UserError(f"--frames: got {asked.frames}; allowed: 2 or more")
+    for option, value in (("--scale", asked.scale), ("--from", asked.first), ("--until", asked.last)):
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{option}: got {value}; allowed: a finite number")
+    if asked.batch < 1:
+        raise UserError(f"--batch: got {asked.batch}; allowed: 1 or more")
+    if asked.scale is not None and not asked.directions:
+        raise UserError("--scale is that of directions without one of their own: name them with --direction")
+    if asked.seeds is not None and asked.images is not None:
+        raise UserError("--seed and --image: one of them, not both")
+
+
+def _merged(studio: Studio, asked: Asked, saved: Settings | None, kind: Kind) -> Settings:
+    """The settings: what the command line says, else the saved ones, else the set's own."""
+    scales = read_directions(asked.directions, studio.directions, 1.0 if asked.scale is None else asked.scale)
+    if saved and not scales:
+        scales = dict(saved.directions)
+    elif not scales:
+        raise UserError(f"name a direction with --direction; the set has: {', '.join(studio.directions.names)}")
+    base = saved.edit if saved else studio.edit({})
+    edit = Edit(scales, asked.injection or base.injection, asked.window or base.window)
+    studio.check(edit)
+    studio.schedule.inside(edit.window)
+    seeds, images = _samples(asked, saved)
+    if images:
+        studio.check_invertible()
+    frames = _frames(studio, scales, asked, saved, kind) if kind in _FRAMES else None
+    return settings_of(studio, edit, seeds, images, frames)
+
+
+def _samples(asked: Asked, saved: Settings | None) -> tuple[Sequence[int], Sequence[str]]:
+    """(seeds, images), of which one is empty."""
+    if asked.images is not None:
+        return (), [str(path) for path in _files(asked.images)]
+    if asked.seeds is not None or saved is None:
+        return asked.seeds or (0,), ()
+    return saved.seeds, saved.images
+
+
+def _frames(studio: Studio, scales: dict[str, float], asked: Asked, saved: Settings | None, kind: Kind) -> Frames:
+    low, high = studio.reach(scales)
+    base = saved.frames if saved and saved.frames else Frames(count=_FRAMES[kind], first=low, last=high)
+    first = base.first if asked.first is None else asked.first
+    last = base.last if asked.last is None else asked.last
+    if first == last:
+        raise UserError(f"--from and --until: both are {first:g}; an animation or a grid goes from one to another")
+    return Frames(count=base.count if asked.frames is None else asked.frames, first=first, last=last)
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """Picture files, and those right in a folder."""
+    return [file for path in paths for file in (pictures_in(path) if path.is_dir() else [path])]
+
+
+def _beyond(studio: Studio, settings: Settings) -> list[str]:
+    ends = (settings.frames.first, settings.frames.last) if settings.frames else (1.0,)
+    turned = ({name: scale * end for name, scale in settings.directions.items()} for end in ends)
+    return [sentence for scales in turned for sentence in studio.beyond(scales)]
+
+
+def _sources(settings: Settings) -> list[int | Path]:
+    return [*settings.seeds, *map(Path, settings.images)]
+
+
+@dataclass(frozen=True)
+class _Work:
+    studio: Studio
+    settings: Settings
+    batch: int
+    console: Console
+
+    def drawn(self, factors: Sequence[float]) -> Iterator[tuple[list[Sample], Tensor]]:
+        """Samples, some at a time, with their images at every factor: [N, A, C, H, W]."""
+        sources = _sources(self.settings)
+        names = sample_names(sources)
+        with _progress(self.console, len(sources) * len(factors)) as advance:
+            for start in range(0, len(sources), self.batch):
+                part = slice(start, start + self.batch)
+                begun = self._begin(sources[part])
+                images = self.studio.draw(begun, self.settings.edit, factors, self.batch, advance)
+                yield [Sample(n, s) for n, s in zip(names[part], sources[part], strict=True)], images
+
+    def _begin(self, sources: Sequence[int | Path]) -> Begun:
+        files = [source for source in sources if isinstance(source, Path)]
+        if not files:
+            return self.studio.from_seeds([source for source in sources if isinstance(source, int)])
+        images, notes = self.studio.load(files)
+        begun = self.studio.from_images(images)
+        for note in notes:
+            self.console.print(f"Note: {note}.", soft_wrap=True, highlight=False)
+        for file, levels in zip(files, recovered(begun, images), strict=True):
+            self.console.print(f"{told_recovered(file.name, levels)}.", soft_wrap=True, highlight=False)
+        return begun
+
+
+def _write(work: _Work, kind: Kind, to: Path) -> None:
+    settings, studio = work.settings, work.studio
+    if kind == "pictures":
+        with atomic_folder(to) as folder:
+            for samples, images in work.drawn((1.0,)):
+                for sample, image in zip(samples, images[:, 0], strict=True):
+                    to_file = folder / picture_name(sample.name, settings.directions)
+                    write_picture(image, sample, settings, studio.name, to_file)
+            write_settings(settings, folder / "settings.json")
+        return
+    factors = settings.frames.factors() if settings.frames else [1.0]
+    check_size(kind, len(_sources(settings)), len(factors), studio.denoiser.image_shape)
+    made = list(work.drawn(factors))
+    samples = [sample for part, _ in made for sample in part]
+    images = torch.cat([part for _, part in made])
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(to) as temporary:
+        if kind == "animation":
+            write_animation(images, temporary)
+        elif kind == "grid":
+            write_grid(images, samples, settings, studio.name, temporary)
+        else:
+            write_picture(images[0, 0], samples[0], settings, studio.name, temporary)
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Callable[[int], object]]:
+    """A bar where there is a terminal to draw it in, and more than a moment's work."""
+    if not console.is_terminal or total < 2:
+        yield lambda count: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("drawing", total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,123 @@
+"""Edited images as files: pictures that say what they are, a grid, an animation that swings back and forth."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from core.errors import UserError
+from core.pictures.traversal_grid import grid, to_picture
+from orchestrator.edit.settings import Settings, told
+
+_LONGEST_NAME = 120  # characters; file systems stop at 255 bytes
+_LEAST_CELL = {"grid": 96, "animation": 256}  # pixels, of the longer side; smaller images are enlarged
+_LONGEST_SIDE = 16_383  # pixels; WebP's limit, and more than anybody looks at
+_FRAME_MS = 60
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: what it is called in names of files, and its seed or its file."""
+
+    name: str
+    source: int | Path
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What of the settings it alone needs."""
+        if isinstance(self.source, int):
+            return {"seeds": (self.source,), "images": ()}
+        return {"seeds": (), "images": (self.source.name,)}
+
+
+def sample_names(sources: Sequence[int | Path]) -> list[str]:
+    """`seed_7`, or the file's name without its ending; numbered where two are called the same."""
+    names = [f"seed_{source}" if isinstance(source, int) else _plain(source.stem) for source in sources]
+    found: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        found[name] += 1
+        numbered.append(name if found[name] == 1 else f"{name}_{found[name]}")
+    return numbered
+
+
+def picture_name(sample: str, scales: Mapping[str, float]) -> str:
+    """`seed_7__skin+1.5_yaw-0.5.png`."""
+    edits = "_".join(f"{_plain(name)}{scale:+g}" for name, scale in scales.items())
+    return "__".join(filter(None, [sample, edits]))[:_LONGEST_NAME] + ".png"
+
+
+def _plain(text: str) -> str:
+    """What any file system takes: letters, digits, plus and minus."""
+    return re.sub(r"[^\w+-]+", "_", text)[: _LONGEST_NAME // 2] or "_"
+
+
+def save_png(picture: Image.Image, settings: Settings, bundle: str, of: str, to: Path) -> None:
+    """A PNG that says in its text what it is and how it is made again."""
+    text = PngInfo()
+    told_of = {
+        "Software": "orchestrate edit",
+        "Bundle": bundle,
+        "Sample": of,
+        "Edit": told(settings.directions),
+        "Settings": settings.model_dump_json(),
+    }
+    for key, value in told_of.items():
+        text.add_text(key, value)
+    picture.save(to, "PNG", pnginfo=text)
+
+
+def write_picture(image: Tensor, sample: Sample, settings: Settings, bundle: str, to: Path) -> None:
+    """One edited image [C, H, W], with the settings that it alone needs."""
+    save_png(to_picture(image), settings.model_copy(update=dict(sample.settings)), bundle, sample.name, to)
+
+
+def write_grid(images: Tensor, samples: Sequence[Sample], settings: Settings, bundle: str, to: Path) -> None:
+    """Samples down, multiples of the edit across: images [N, A, C, H, W]."""
+    factors = settings.frames.factors() if settings.frames else []
+    rows = [sample.name for sample in samples]
+    columns = [f"{factor:+.3g}" if factor else "0" for factor in factors]
+    picture = grid(images, rows, columns, _cell(images.shape[-2:], "grid"))
+    save_png(picture, settings, bundle, ", ".join(rows)[:_LONGEST_NAME], to)
+
+
+def write_animation(images: Tensor, to: Path) -> None:
+    """All samples side by side, there and back again, for ever: images [N, A, C, H, W] to a GIF or a WebP."""
+    count, frames = images.shape[:2]
+    columns = _columns(count)
+    blank = torch.ones(-count % columns, *images.shape[1:])
+    tiled = torch.cat([images, blank]).reshape(-1, columns, *images.shape[1:])  # [R, C, A, ...]
+    cell = _cell(images.shape[-2:], "animation" if count == 1 else "grid")
+    there = [grid(tiled[:, :, a], cell=cell) for a in range(frames)]
+    loop = [*there, *reversed(there[1:-1])]
+    loop[0].save(to, save_all=True, append_images=loop[1:], duration=_FRAME_MS, loop=0, lossless=True)
+
+
+def check_size(kind: str, samples: int, frames: int, shape: tuple[int, int, int]) -> None:
+    """Raises UserError where one picture of so many would be larger than any viewer shows."""
+    if kind not in _LEAST_CELL:
+        return
+    columns = frames if kind == "grid" else _columns(samples)
+    rows = samples if kind == "grid" else -(-samples // columns)
+    longest = max(rows, columns) * _cell(shape[1:], "grid")
+    if longest > _LONGEST_SIDE:
+        raise UserError(
+            f"--to: {samples} samples make a picture of {longest} pixels, more than {_LONGEST_SIDE}: ask for fewer, "
+            "or for a folder"
+        )
+
+
+def _columns(count: int) -> int:
+    """Of a nearly square arrangement."""
+    return next(columns for columns in range(1, count + 1) if columns * columns >= count)
+
+
+def _cell(size: Sequence[int], kind: str) -> int:
+    """How large an image is shown: a whole multiple of what it is."""
+    return int(max(size) * max(1, _LEAST_CELL[kind] // max(size)))

@@ -1,0 +1,309 @@
+"""A direction set opened for use: its frozen model, its chain, and the one function that draws edited images.
+
+`orchestrate edit` writes what is drawn here, `orchestrate explore` shows it.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from core.chain.sampling import Shift, invert, sample
+from core.chain.schedule import Schedule
+from core.chain.step import INJECTIONS, Injection, one_step
+from core.directions.direction_set import DirectionSet
+from core.directions.reading import shown
+from core.errors import DirectionSetError, ModelError, UserError
+from core.execution.lean import lean
+from core.model.denoiser import Denoiser
+from core.model.use import Use
+from core.pictures.images import load_images, open_picture
+from core.precision import PRECISIONS
+from core.randomness import noise, step_noise
+from orchestrator.trial.loading import own_device, placed
+from orchestrator.trial.outcome import TrialOutcome, classify
+
+REACH = (-2.0, 2.0)  # of the scales of a direction whose range nobody has measured
+_INVERSION_PASSES = 60  # of the network, about; few steps are far apart, and need more of them each
+_SHOWN = 12  # hexadecimal digits of a digest in a message
+
+Window = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to a sample: how far along which directions, how, and within which training timesteps."""
+
+    scales: Mapping[str, float]
+    injection: Injection = "symmetric"
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Samples at the start of their chains. noise: z [T, N, *sample_shape] of their steps, where there is any."""
+
+    denoiser: Denoiser
+    schedule: Schedule
+    x_T: Tensor
+    noise: Tensor | None = None
+
+    @cached_property
+    def _kept(self) -> dict[int, Tensor]:
+        return {0: self.x_T}
+
+    @torch.no_grad()
+    def before(self, step: int) -> Tensor:
+        """The unshifted state before a step, or x_0 after the last; kept once drawn."""
+        if step not in self._kept:
+            start = max(known for known in self._kept if known < step)
+            x = self._kept[start]
+            for i in range(start, step):
+                z = None if self.noise is None else self.noise[i]
+                x = one_step(self.denoiser, self.schedule, i, x, None, "symmetric", z)
+            self._kept[step] = x
+        return self._kept[step]
+
+    @property
+    def plain(self) -> Tensor:
+        """What is drawn without an edit: images [N, *image_shape], on the CPU."""
+        return self.denoiser.images(self.before(len(self.schedule))).cpu()
+
+
+@dataclass(frozen=True)
+class Studio:
+    """An opened set. injection, window: those it was made with; warnings: what a person should know of it; precision:
+    that of its model.
+    """
+
+    directions: DirectionSet
+    denoiser: Denoiser
+    schedule: Schedule
+    injection: Injection = "symmetric"
+    window: Window | None = None
+    warnings: tuple[str, ...] = ()
+    name: str = ""
+    precision: str = "fp32"
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path,
+        model: str | None = None,
+        device: str | None = None,
+        steps: int | None = None,
+        any_model: bool = False,
+        precision: str | None = None,
+        weights: str = "device",
+    ) -> "Studio":
+        """Read a bundle and the model that it is for.
+
+        model: instead of the one that the set names; steps: of the chain, instead of the set's own; any_model: whether
+        other weights of the same shape will do; precision: of the model, instead of the one that the set was found in;
+        weights: where they are kept, "device" or "cpu". Raises UserError where the two do not belong together.
+        """
+        directions = DirectionSet.load(bundle)
+        injection, window, eta = _chain_of(directions, bundle)
+        precision = precision or _precision_of(directions, bundle)
+        denoiser = lean(_model(directions, model, device or own_device(), precision, weights))
+        warnings = [*_agreement(directions, denoiser, any_model)]
+        schedule = Schedule.ddim(denoiser, len(directions.timesteps) if steps is None else steps, eta)
+        if len(schedule) != len(directions.timesteps):
+            warnings.append(
+                f"the set was made with {len(directions.timesteps)} steps: with {len(schedule)} its shifts are scaled "
+                "in proportion, and its ranges were not measured"
+            )
+        name = bundle.resolve().name
+        told = (injection, window, tuple(warnings), name, precision)
+        return cls(directions.to(denoiser.device), denoiser, schedule, *told)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the numbers of the set: two sets edit alike when this is the same."""
+        parts = (self.directions.table, self.directions.sigma)
+        numbers = b"".join(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for part in parts)
+        return hashlib.sha256(numbers).hexdigest()
+
+    def from_seeds(self, seeds: Sequence[int]) -> Begun:
+        """Samples that depend on their seeds alone."""
+        shape, device = self.denoiser.sample_shape, self.denoiser.device
+        z = step_noise(seeds, shape, len(self.schedule), device=device) if self.schedule.stochastic else None
+        return Begun(self.denoiser.for_samples(seeds), self.schedule, noise(seeds, shape, device=device), z)
+
+    def from_images(self, images: Tensor) -> Begun:
+        """The samples that images [N, *image_shape] are, as nearly as inversion finds them."""
+        self.check_invertible()
+        refinements = max(3, _INVERSION_PASSES // len(self.schedule))
+        x_0 = self.denoiser.x_0(images.to(self.denoiser.device))
+        x_T = invert(self.denoiser, self.schedule, x_0, refinements)
+        return Begun(self.denoiser, self.schedule, x_T)
+
+    def check_invertible(self) -> None:
+        """Raises UserError where this chain starts from seeds alone."""
+        if self.schedule.stochastic or self.schedule.consistency:
+            how = "on a consistency model" if self.schedule.consistency else f"with eta {self.schedule.eta:g}"
+            raise UserError(
+                f"images need a chain without noise (eta 0) to be inverted; this set was made {how}: use seeds"
+            )
+
+    def load(self, paths: Sequence[Path]) -> tuple[Tensor, list[str]]:
+        """Images as the model draws them [N, *image_shape], and what was done to those of another size."""
+        images = load_images(paths, self.denoiser.image_shape)
+        return images, [note for path in paths if (note := self._fitted(path))]
+
+    def _fitted(self, path: Path) -> str | None:
+        _, height, width = self.denoiser.image_shape
+        with open_picture(path.expanduser(), "images") as opened:
+            size = ImageOps.exif_transpose(opened).size
+        if size == (width, height):
+            return None
+        cropped = "cropped around its centre and " if size[0] * height != size[1] * width else ""
+        resized = "enlarged" if size[0] < width or size[1] < height else "made smaller"
+        return f"{path.name} is {size[0]} x {size[1]} pixels; the model draws {width} x {height}: {cropped}{resized}"
+
+    def edit(self, scales: Mapping[str, float]) -> Edit:
+        """An edit as the set was made: its injection, its window."""
+        return Edit(scales, self.injection, self.window)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        begun: Begun,
+        edit: Edit,
+        factors: Sequence[float] = (1.0,),
+        batch: int = 64,
+        drawn: Callable[[int], object] = lambda count: None,
+    ) -> Tensor:
+        """Every sample with the edit at every multiple of its scales: images [N, A, *image_shape], on the CPU.
+
+        drawn: told how many more images there are. A sample is the same in every batch, but for rounding.
+        """
+        self.check(edit)
+        inside = self.schedule.inside(edit.window)
+        first = inside.index(True)
+        x = begun.before(first)  # up to there nothing is shifted
+        sampled = torch.arange(len(x)).repeat_interleave(len(factors))
+        factor = torch.tensor(list(factors)).repeat(len(x))
+        parts = []
+        for rows in torch.split(torch.arange(len(sampled)), batch):
+            which = sampled[rows].to(x.device)
+            z = None if begun.noise is None else begun.noise[:, which]
+            shift = self._shift(edit.scales, factor[rows].to(x.device))
+            given = (begun.denoiser.picked(which.tolist()), self.schedule, x[which], shift, edit.injection)
+            x_0 = sample(*given, window=edit.window, step_noise=z, first=first)
+            parts.append(self.denoiser.images(x_0).cpu())
+            drawn(len(rows))
+        return torch.cat(parts).reshape(len(x), len(factors), *self.denoiser.image_shape)
+
+    def check(self, edit: Edit) -> None:
+        """Raises UserError for a direction that the set has not, and a scale that is no number."""
+        for name, scale in edit.scales.items():
+            self.directions.index(name)
+            if not math.isfinite(scale):
+                raise UserError(f"the scale of '{name}' is {scale}; allowed: a finite number")
+
+    def _shift(self, scales: Mapping[str, float], factor: Tensor) -> Shift | None:
+        """The shift on this chain: where it is not the set's own, that of the nearest timestep, in proportion."""
+        if not any(scales.values()):
+            return None
+        own, made_on = self.directions.timesteps, range(len(self.directions.timesteps))
+        nearest = [min(made_on, key=lambda i: abs(own[i] - t)) for t in self.schedule.timesteps]
+        edit: dict[int | str, float] = dict(scales.items())
+        delta_h = self.directions.shift(edit, factor * (len(own) / len(self.schedule)))
+        return lambda i: delta_h(nearest[i])
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """The scales between which images of one direction stay faithful, as far as is known."""
+        dials = self.directions.dials
+        if not dials:
+            return REACH
+        dial = dials[self.directions.index(name)]
+        return dial.low, dial.high
+
+    def reach(self, scales: Mapping[str, float]) -> tuple[float, float]:
+        """The multiples of an edit up to which all of its directions stay in their ranges."""
+        low, high = -math.inf, math.inf
+        for name, scale in scales.items():
+            if scale:
+                ends = sorted(end / scale for end in self.range_of(name))
+                low, high = max(low, ends[0]), min(high, ends[1])
+        return (low, high) if math.isfinite(low) and low < high else REACH
+
+    def beyond(self, scales: Mapping[str, float]) -> list[str]:
+        """A sentence for each direction that is turned further than it was measured to stay faithful."""
+        if not self.directions.dials:
+            return []
+        ranges = {name: self.range_of(name) for name in scales}
+        return [
+            f"{name} {scales[name]:+g} is outside {low:+.2f} to {high:+.2f}, "
+            "where its images were measured to stay faithful"
+            for name, (low, high) in ranges.items()
+            if not low <= scales[name] <= high
+        ]
+
+
+def recovered(begun: Begun, images: Tensor) -> list[float]:
+    """How far what is drawn of inverted images is from them: the mean over pixels, of 255 levels."""
+    apart = (begun.plain.clamp(-1, 1) - images).abs().mean(dim=(1, 2, 3)) * 127.5
+    return [float(each) for each in apart]
+
+
+def told_recovered(name: str, levels: float) -> str:
+    return f"{name} is redrawn, before any edit, with a mean error of {levels:.1f} of 255 levels"
+
+
+def _chain_of(directions: DirectionSet, bundle: Path) -> tuple[Injection, Window | None, float]:
+    """(injection, window, eta) that a set says it was made with."""
+    told = directions.provenance
+    injection, window, eta = told.get("injection", "symmetric"), told.get("window"), told.get("eta", 0.0)
+    if injection not in INJECTIONS:
+        raise DirectionSetError(f"{bundle}: injection is {shown(injection)}; allowed: {', '.join(INJECTIONS)}")
+    if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
+        raise DirectionSetError(f"{bundle}: eta is {shown(eta)}; allowed: 0 to 1")
+    if window is not None and not (isinstance(window, list | tuple) and [type(end) for end in window] == [int, int]):
+        raise DirectionSetError(f"{bundle}: window is {shown(window)}; allowed: two timesteps, or null")
+    return injection, None if window is None else (window[0], window[1]), float(eta)
+
+
+def _precision_of(directions: DirectionSet, bundle: Path) -> str:
+    """What the model was run in when the set was found; sets that do not say so are of float32."""
+    told = directions.provenance.get("precision", "fp32")
+    if not isinstance(told, str) or told not in PRECISIONS:
+        raise DirectionSetError(f"{bundle}: precision is {shown(told)}; allowed: {', '.join(PRECISIONS)}")
+    return told
+
+
+def _model(directions: DirectionSet, model: str | None, device: str, precision: str, weights: str) -> Denoiser:
+    named = directions.provenance.get("model")
+    if model is None and (not isinstance(named, str) or not named):
+        raise ModelError("the set does not say which model it is for; name it with --model")
+    try:
+        use = Use.of(directions.provenance.get("use", {})).to_json()
+        return placed(model or str(named), device, precision, weights, use)
+    except ModelError as error:
+        if model or classify(error) is TrialOutcome.OUT_OF_MEMORY:
+            raise
+        raise ModelError(f"{error}; another place of it can be given with --model") from None
+
+
+def _agreement(directions: DirectionSet, denoiser: Denoiser, any_model: bool) -> Iterator[str]:
+    """Warnings for a set that was made for other weights; where they may not be used, UserError."""
+    if directions.h_shape != denoiser.h_shape:
+        raise DirectionSetError(
+            f"the set is for h of shape {list(directions.h_shape)}; "
+            f"model '{denoiser.name}' has {list(denoiser.h_shape)}"
+        )
+    digest = directions.provenance.get("weight_digest")
+    if digest == denoiser.digest:
+        return
+    made_for = f"weights {shown(digest[:_SHOWN])}" if isinstance(digest, str) else "weights that it does not name"
+    differ = f"the set was made for {made_for}, model '{denoiser.name}' has '{denoiser.digest[:_SHOWN]}'"
+    if not any_model:
+        raise DirectionSetError(f"{differ}: give the right one with --model, or --any-model to use it all the same")
+    yield f"{differ}: its directions may do something else here"

@@ -1,0 +1,1 @@
+"""The dry run: what a sweep will take of memory, time and disk, before anything is spent."""

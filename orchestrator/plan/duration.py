@@ -1,0 +1,188 @@
+"""How long a sweep will take, and what it will cost, from what `orchestrator.plan.probe` measured.
+
+A trial of method learned with K directions, after n iterations and e evaluations:
+
+    start + 32 C forward + n iteration + e evaluation(K)
+    evaluation(K) = (4 M K C' + 7 K C' + (5 M + 4 M K) / 2) forward + (5 M + 4 M K) score + judge
+
+with M seeds (evaluate.seeds), C the steps that are shifted and C' those of a whole chain, each half a pass longer where
+asymmetric injection runs the decoder twice; with evaluate.strength up to six rounds of 16 K chains come on top. Other
+methods replace what stands before the evaluation by the samples that they look at. Unshifted samples are drawn once.
+
+ASHA lets the next trial go on at a rung if it is among the best 1 in r of those that came there before. Of scores in
+random order that happens, with m before it, with probability
+
+    1 for m = 0, else 1 - ((1 - 1/r) (m - 1) + 1) / (m + 1)        which comes down to 1/r
+
+so that n trials at a rung leave the sum over m < n of that for the next. The sweep takes
+
+    load + work / slots + (1 - 1 / slots) longest / 2
+
+where work is what all trials and the samples take one after the other, and the last term is the wait for the last trial
+while other slots are idle, and at most budget.hours. Not counted: what Ray and MLflow add, a second or two a trial.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from core.chain.schedule import Schedule
+from core.metrics.strength import ROUNDS
+from core.metrics.strength import SEEDS as STRENGTH_SEEDS
+from core.metrics.traversals import SCALES
+from core.pictures.traversal_grid import GRID_SCALES
+from orchestrator.plan.probe import Measured
+from orchestrator.search.space import configurations, fits, sample, trials
+from orchestrator.spec import Sweep, Value
+from orchestrator.trial.settings import samples_of, settings_of
+
+_CALIBRATED = 32  # samples on which the learned method measures once how large differences are
+_DRAWN = 200  # configurations, of a space that is not run through
+_UNTOLD = {
+    "jacobian": "how many products it takes depends on how fast it converges",
+    "pairs": "it depends on how many images the pairs have",
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds that were predicted; None, and a reason in `unknown`, where a method cannot be."""
+
+    trial: dict[str, float | None]  # by method: the mean over configurations, run to its end
+    heaviest: dict[str, float | None]
+    unknown: dict[str, str]
+    ends: tuple[tuple[int, float], ...]  # of method learned: (iteration, how many trials are expected to end there)
+    slots: int
+    sweep: float | None  # None where the time of some trials is unknown
+    busy: float | None  # of all trials, one after the other
+    limited: bool  # by budget.hours
+
+
+def predict(sweep: Sweep, schedule: Schedule, measured: Measured, slots: int) -> Prediction:
+    """The arithmetic of this module for a sweep of which so many trials run at a time."""
+    count = trials(sweep)
+    listed = configurations(sweep.space) if fits(sweep) else sample(sweep.space, _DRAWN, sweep.seed)
+    by_method: dict[str, list[Mapping[str, Value]]] = {}
+    for each in listed:
+        by_method.setdefault(str(each["method"]), []).append(each)
+    one = _Trial(sweep, schedule, measured)
+    unknown = {method: why for method, its_own in by_method.items() if (why := _untold(its_own))}
+    numbers = {method: count * len(its_own) / len(listed) for method, its_own in by_method.items()}
+    ends = asha_ends(sweep, numbers.get("learned", 0.0))
+    whole = sweep.train.iterations
+    times = {
+        method: [one.seconds(each, whole) for each in its_own]
+        for method, its_own in by_method.items()
+        if method not in unknown
+    }
+    busy: float | None = None
+    if not unknown:
+        busy = one.samples(by_method, count) + one.champion(listed)
+        for method, its_own in by_method.items():
+            at = ends if method == "learned" else ((whole, numbers[method]),)
+            busy += sum(number * fmean(one.seconds(each, step) for each in its_own) for step, number in at)
+    longest = max((max(each) for each in times.values()), default=0.0)
+    total = None if busy is None else measured.load + busy / slots + (1 - 1 / slots) * longest / 2
+    limit = (sweep.budget.hours or math.inf) * 3600
+    return Prediction(
+        {method: fmean(times[method]) if method in times else None for method in by_method},
+        {method: max(times[method]) if method in times else None for method in by_method},
+        unknown,
+        ends,
+        slots,
+        None if total is None else min(total, limit),
+        None if busy is None else min(busy, limit * slots),
+        total is not None and total > limit,
+    )
+
+
+def asha_ends(sweep: Sweep, count: float) -> tuple[tuple[int, float], ...]:
+    """(iteration, trials expected to end there) of `count` trials that train; all at the last one without ASHA."""
+    whole, every = sweep.train.iterations, sweep.evaluate_every
+    if sweep.scheduler is None:
+        return ((whole, count),)
+    asha, found, rung = sweep.scheduler.asha, defaultdict[int, float](float), sweep.scheduler.asha.grace
+    while (seen := -(-rung // every) * every) < whole:  # a trial is looked at when it reports
+        going_on = expected_to_go_on(count, asha.reduction)
+        found[seen] += count - going_on
+        count, rung = going_on, rung * asha.reduction
+    found[whole] += count
+    return tuple(sorted(found.items()))
+
+
+def expected_to_go_on(count: float, reduction: float) -> float:
+    """Of `count` trials that come to a rung in random order, those that ASHA is expected to let go on."""
+    chances = [1.0] + [1 - ((1 - 1 / reduction) * (m - 1) + 1) / (m + 1) for m in range(1, math.ceil(count))]
+    whole = int(count)
+    return sum(chances[:whole]) + (count - whole) * (chances[whole] if whole < len(chances) else 0.0)
+
+
+def cost(sweep: Sweep, prediction: Prediction, price_per_hour: float) -> tuple[float, float, str] | None:
+    """(hours, what they cost, hours of what): of the GPUs that trials hold; of machines where they hold none."""
+    if prediction.sweep is None or prediction.busy is None:
+        return None
+    gpus = sweep.resources.gpus_per_trial
+    hours = prediction.busy / 3600 * gpus if gpus else prediction.sweep / 3600
+    return hours, hours * price_per_hour, "GPU" if gpus else "machine"
+
+
+class _Trial:
+    """What one trial of a sweep takes."""
+
+    def __init__(self, sweep: Sweep, schedule: Schedule, measured: Measured) -> None:
+        self.sweep, self.measured, self.steps = sweep, measured, len(schedule)
+        inside = schedule.inside(sweep.sampler.window)
+        twice = sum(inside) / 2 if sweep.sampler.injection == "asymmetric" else 0.0
+        self.chain, self.shifted = self.steps + twice, self.steps - inside.index(True) + twice
+        self.seeds = sweep.evaluate.seeds
+
+    def seconds(self, parameters: Mapping[str, Value], iterations: int) -> float:
+        settings = settings_of(parameters, self.sweep)
+        directions = self._directions(settings)
+        if parameters["method"] != "learned":
+            return self._found(parameters) + self.evaluation(directions)
+        assert self.measured.iteration is not None and self.measured.start is not None
+        start = 0.0 if settings.start == "random" else self.measured.start
+        evaluations = -(-iterations // self.sweep.evaluate_every)
+        training = iterations * self.measured.iteration + _CALIBRATED * self.shifted * self.measured.forward
+        return start + training + evaluations * self.evaluation(directions)
+
+    def evaluation(self, directions: int) -> float:
+        shifted = self.seeds * directions * len(SCALES)
+        images = 5 * self.seeds + shifted
+        passes = (shifted + len(GRID_SCALES) * directions) * self.chain + images / 2
+        if self.sweep.evaluate.strength is not None:
+            passes += ROUNDS * 2 * directions * len(STRENGTH_SEEDS) * (self.chain + 0.5)
+        return passes * self.measured.forward + images * self.measured.score + self.measured.judge
+
+    def samples(self, by_method: Mapping[str, Sequence[Mapping[str, Value]]], count: int) -> float:
+        """Unshifted samples, drawn once: those that trials look at, for each seed, and those to compare with."""
+        most = max(samples_of(settings_of(each, self.sweep)) for its_own in by_method.values() for each in its_own)
+        seeds = len({each["seed"] for its_own in by_method.values() for each in its_own})
+        return (min(seeds, count) * most + 10 * self.seeds) * self.steps * self.measured.forward
+
+    def champion(self, listed: Sequence[Mapping[str, Value]]) -> float:
+        """It and its baseline are measured once more."""
+        return 2 * fmean(self.evaluation(self._directions(settings_of(each, self.sweep))) for each in listed)
+
+    def _found(self, parameters: Mapping[str, Value]) -> float:
+        """What a method that does not train does beside drawing its samples, which another trial may have drawn."""
+        if parameters["method"] != "supervised":
+            return 0.0
+        settings: Any = settings_of(parameters, self.sweep)
+        again = min(settings.samples, 2 * settings.extremes)  # drawn again for their h
+        return float(again * self.steps * self.measured.forward + settings.samples * self.measured.score)
+
+    def _directions(self, settings: Any) -> int:
+        named = len(getattr(settings, "attributes", ())) or self.measured.labels
+        return int(getattr(settings, "directions", named)) or 1
+
+
+def _untold(its_own: Sequence[Mapping[str, Value]]) -> str | None:
+    """Why the time of a method is not predicted."""
+    if its_own[0]["method"] == "jacobian":
+        return _UNTOLD["jacobian"]
+    return _UNTOLD["pairs"] if any(each.get("supervised.pairs", "none") != "none" for each in its_own) else None

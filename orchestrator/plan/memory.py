@@ -1,0 +1,186 @@
+"""What training would take: passes through the UNet, and memory on the devices at hand or named."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from core.chain.schedule import Schedule
+from core.errors import UserError
+from core.methods.learned.memory import pool_h_bytes
+from orchestrator.spec import Sweep, size_bytes
+from orchestrator.text import Grid, add_row, table_of
+from orchestrator.trial.footprint import (
+    Case,
+    Footprint,
+    choose,
+    device_bytes,
+    heaviest,
+    next_fitting,
+    share_of,
+    usable,
+    without_weights,
+)
+
+VENDED = ("24GB", "40GB", "80GB", "141GB")  # GPUs as vendors state them
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, and the bytes of it that a trial may take."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes of the UNet, one sample each, that training one trial of method `learned` to its end takes.
+
+    With I iterations, B samples a batch, T steps of which S are shifted and F come before the first of these, and a
+    pool of P unshifted samples:
+
+        unshifted    P T          once a node: trials share the pool, through the cache beside the sweeps
+        shifted      I B (T - F)  chains go on from the first step that is shifted
+        decoders     I B S        passes through the decoder half beside those, under asymmetric injection
+
+    What is run again on the way back (`again`) comes on top, and so do evaluations and 32 calibration samples.
+    Where the model's timesteps are not known, F = 0 and S = T, and `bound` says so if a window makes them too many.
+    """
+
+    unshifted: int
+    shifted: int
+    decoders: int
+    bound: bool
+
+    @property
+    def total(self) -> int:
+        """Passes through the whole UNet."""
+        return self.unshifted + self.shifted
+
+
+def unet_passes(sweep: Sweep, schedule: Schedule | None) -> Passes:
+    """The arithmetic of `Passes` for this sweep."""
+    steps, window, chains = sweep.sampler.steps, sweep.sampler.window, sweep.train.iterations * sweep.train.batch
+    inside = schedule.inside(window) if schedule else (True,) * steps
+    return Passes(
+        unshifted=sweep.train.pool * steps,
+        shifted=chains * (steps - inside.index(True)),
+        decoders=chains * sum(inside) if sweep.sampler.injection == "asymmetric" else 0,
+        bound=schedule is None and window is not None,
+    )
+
+
+def again(sweep: Sweep, found: Footprint) -> int:
+    """Passes that are run again on the way back: blocks that keep no graph once more than their step, and where they
+    are fetched, those of kept steps too.
+    """
+    fetched = sweep.gradient.weights != "device"
+    times = 2 if found.gradient.by_blocks or fetched else 1
+    kept = found.chain.kept if fetched else 0
+    return sweep.train.iterations * sweep.train.batch * (found.again * times + kept)
+
+
+def case_of(sweep: Sweep) -> Case:
+    """What memory is counted of. Raises ModelError where the model's configuration is not at hand."""
+    denoiser = without_weights(sweep)
+    return Case(denoiser, Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta), sweep, heaviest(sweep))
+
+
+def devices_of(sweep: Sweep, named: str | None = None) -> list[Device]:
+    """The devices that a plan is made for: those on the market, the one that is here, and the one that is named."""
+    names = VENDED if sweep.resources.gpus_per_trial else ()
+    if named is not None and named not in names:
+        names = (*names, named)
+    found = [Device(name, share_of(sweep, size_bytes(name))) for name in names]
+    if torch.cuda.is_available():
+        found.append(Device("this GPU", device_bytes(sweep, torch.device("cuda"))))
+    elif not sweep.resources.gpus_per_trial:
+        found.append(Device("this machine", device_bytes(sweep, torch.device("cpu"))))
+    return found
+
+
+def passes_table(sweep: Sweep, schedule: Schedule | None) -> Grid:
+    """The arithmetic, row by row."""
+    passes = unet_passes(sweep, schedule)
+    chains = f"{sweep.train.iterations} x {sweep.train.batch}"
+    table = table_of("UNet passes of a trial of method learned, run to its end", "what", "arithmetic", "passes")
+    bound = "at most " if passes.bound else ""
+    whole = passes.shifted // (sweep.train.iterations * sweep.train.batch)
+    add_row(
+        table, "unshifted samples", f"{sweep.train.pool} x {sweep.sampler.steps}, once a node", f"{passes.unshifted:,}"
+    )
+    add_row(table, "shifted samples", f"{chains} x {whole} (iterations x batch x steps)", f"{bound}{passes.shifted:,}")
+    add_row(table, "total", "evaluation and what is run again not included", f"{bound}{passes.total:,}")
+    if passes.decoders:
+        inside = passes.decoders // (sweep.train.iterations * sweep.train.batch)
+        add_row(table, "second decoder half", f"{chains} x {inside}", f"{bound}{passes.decoders:,}")
+    return table
+
+
+def memory_table(case: Case, devices: Sequence[Device]) -> Grid:
+    """Peak bytes by parts, and what is chosen, for each device."""
+    ways = [choose(case, device.bytes) for device in devices]
+    share = case.sweep.resources.gpus_per_trial
+    part = f" (of each GPU {share:g})" if 0 < share < 1 else ""
+    title, headings = f"Memory of a trial of method learned, GB{part}", map(_heading, devices)
+    table = table_of(title, "", *headings, numbers=True, by_column=True)
+    for name, values in _parts(ways).items():
+        add_row(table, name, *values)
+    beside = f"{pool_h_bytes(case.denoiser, case.schedule, case.settings) / 1e9:.2f}"
+    add_row(table, "h of the pool, in the CPU's memory", *[beside] * len(ways))
+    for name, values in _choices(case.sweep, ways).items():
+        add_row(table, name, *values)
+    add_row(table, "fits", *(_verdict(case, way) for way in ways))
+    return table
+
+
+def refuse_unfit(case: Case, devices: Sequence[Device], named: str | None = None) -> None:
+    """Raise UserError, in one sentence, where training fits neither the named device nor, with none named, any."""
+    asked = [device for device in devices if named in (None, device.name)]
+    ways = [choose(case, device.bytes) for device in asked]
+    if any(way.fits for way in ways):
+        return
+    largest = max(ways, key=lambda way: way.device)
+    names = " or ".join(device.name for device in asked)
+    nearest = next_fitting(case, largest.device)
+    advice = f"; {nearest} and would fit" if nearest.fits else f"; even {nearest}"
+    room = f"{usable(largest.device) / 1e9:.1f} GB"
+    raise UserError(f"gradient: training does not fit {names}: {largest}, and {room} can be planned with{advice}")
+
+
+def _heading(device: Device) -> str:
+    if device.name.startswith("this"):
+        return f"{device.name}, {device.bytes / 1e9:.1f}"
+    return device.name.replace("GB", " GB").replace("GiB", " GiB")
+
+
+def _parts(ways: Sequence[Footprint]) -> dict[str, list[str]]:
+    rows = {
+        "network": [way.chain.network for way in ways],
+        "x_t of every step": [way.chain.states for way in ways],
+        "graphs kept": [way.chain.graphs for way in ways],
+        "work of a step": [way.chain.work for way in ways],
+        "trained parts": [way.trained for way in ways],
+        "pool": [way.pool for way in ways],
+        "sum": [way.training for way in ways],
+        "while drawing": [way.drawing for way in ways],
+    }
+    return {name: [f"{value / 1e9:.2f}" for value in values] for name, values in rows.items()}
+
+
+def _choices(sweep: Sweep, ways: Sequence[Footprint]) -> dict[str, list[str]]:
+    return {
+        "policy": [way.policy for way in ways],
+        "micro-batch": [str(way.micro_batch) for way in ways],
+        "steps kept": [f"{way.chain.kept} of {way.steps}" for way in ways],
+        "passes run again": [f"{again(sweep, way):,}" for way in ways],
+        "drawn at a time": [str(way.draw_batch) for way in ways],
+    }
+
+
+def _verdict(case: Case, way: Footprint) -> str:
+    if way.fits:
+        return "yes"
+    nearest = next_fitting(case, way.device)
+    return f"does not fit: {'' if nearest.fits else 'even '}{nearest}"

@@ -1,0 +1,208 @@
+"""A short measurement on this machine: what the parts of a trial take. `orchestrator.plan.duration` predicts the rest
+from it.
+
+Measured is what repeats: one call of the network, one micro-batch of training with the real engines, the start of the
+directions and the judge's training on data of the right shape. None of it draws the whole pool. Where trials run side
+by side on the cores of one machine, as many processes measure side by side, for they share its memory and caches. A
+batch that spans several workers is measured without what they tell each other.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from statistics import mean, median
+from typing import Any
+
+import psutil
+import torch
+
+from core.chain.schedule import Schedule
+from core.errors import UserError
+from core.methods import learned
+from core.methods.learned.shift_control import flattest_directions, leading_components
+from core.metrics import Traversals
+from core.metrics.identifiability import identifiability
+from core.metrics.traversals import SCALES
+from orchestrator.spec import Sweep
+from orchestrator.trial.attempt import Attempt
+from orchestrator.trial.footprint import Case, device_bytes, heaviest
+from orchestrator.trial.model import Bench
+
+_ENOUGH_S = 0.25  # of calls of the network, to tell what one takes
+_TIMED_S = 10.0  # of training, after an iteration that does not count
+_LONG_S = 60.0  # an iteration that would take longer is measured on a shorter chain
+_BACKWARD = 3  # forward and back through a step, at least, in forward passes
+_JUDGED, _JUDGE = 15, 150  # iterations of the judge's training that are measured, of so many
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, in seconds; None where no trial of the sweep needs it."""
+
+    load: float  # a process, its imports, and the model
+    forward: float  # one sample through the whole network
+    score: float  # one image by the attribute predictor
+    judge: float  # the training of the network that measures identifiability
+    labels: float = 0  # no time: how many attributes the predictor scores
+    start: float | None = None  # of the learned directions, from the pool's h
+    iteration: float | None = None  # of training the heaviest configuration
+
+
+def here(sweep: Sweep) -> int:
+    """How many trials this machine runs at a time; 0 where it has no room for one."""
+    resources = sweep.resources
+    if resources.gpus_per_trial:
+        return int(torch.cuda.device_count() / resources.gpus_per_trial + 1e-9)
+    return (os.cpu_count() or 1) // (resources.cpus_per_worker * resources.workers)
+
+
+def device() -> str:
+    """What this machine computes on."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return f"CPU with {os.cpu_count()} cores"
+
+
+def refuse_elsewhere(sweep: Sweep) -> None:
+    """Raise UserError where the sweep would not run on what this machine has."""
+    gpus, there = sweep.resources.gpus_per_trial, torch.cuda.device_count()
+    if gpus > there:
+        raise UserError(
+            f"--probe: a trial asks for {gpus:g} GPU (resources.gpus_per_trial) and this machine has {there}; measure "
+            "on a machine like those that will run it, or set resources.gpus_per_trial to what is here"
+        )
+    if not gpus and here(sweep) < 1:
+        raise UserError(
+            f"--probe: a trial asks for {sweep.resources.workers * sweep.resources.cpus_per_worker} CPU and this "
+            f"machine has {os.cpu_count()}; measure on a machine like those that will run it"
+        )
+
+
+def measure(sweep: Sweep, side_by_side: int) -> Measured:
+    """The means over so many processes that measure at the same time. Raises UserError where there is no model."""
+    context = get_context("spawn")  # nothing of this process, whose threads and GPU are in use
+    try:
+        with ProcessPoolExecutor(side_by_side, context, initializer=_silent) as pool:
+            given = [pool.submit(_measured, sweep) for _ in range(side_by_side)]
+            found = [each.result() for each in given]
+    except BrokenProcessPool:
+        raise RuntimeError("the probe's process was ended while it measured: is there enough memory?") from None
+    return _mean(found)
+
+
+def _mean(found: list[Measured]) -> Measured:
+    together: dict[str, Any] = {}
+    for name in asdict(found[0]):
+        values = [getattr(each, name) for each in found]
+        together[name] = None if None in values else mean(values)
+    return Measured(**together)
+
+
+def _silent() -> None:
+    """What libraries say goes nowhere: this process's output is a plan."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
+def _measured(sweep: Sweep) -> Measured:
+    if not torch.cuda.is_available():
+        torch.set_num_threads(sweep.resources.cpus_per_worker)
+    bench = Bench.load(sweep)
+    load = time.time() - psutil.Process().create_time()
+    forward = _forward_s(bench, sweep.sampler.batch)
+    labels = len(bench.attributes.names) if bench.attributes else 0
+    found = Measured(load, forward, _score_s(bench), _judge_s(bench), labels)
+    if "learned" not in sweep.methods:
+        return found
+    settings = heaviest(sweep)
+    return replace(found, start=_start_s(bench, settings), iteration=_iteration_s(bench, sweep, settings, forward))
+
+
+@torch.no_grad()
+def _forward_s(bench: Bench, most: int) -> float:
+    """In a batch as large as samples are drawn in, or large enough to tell."""
+    denoiser, size = bench.denoiser, 1
+    timestep = bench.schedule.timesteps[0]
+    while True:
+        call = partial(denoiser, torch.randn(size, *denoiser.sample_shape, device=denoiser.device), timestep)
+        call()
+        if (taken := _timed(call)) > _ENOUGH_S or size == most:
+            return min(taken, _timed(call), _timed(call)) / size
+        size = min(2 * size, most)
+
+
+def _score_s(bench: Bench) -> float:
+    attributes = bench.attributes
+    if attributes is None:
+        return 0.0
+    images = torch.zeros(16, *bench.denoiser.image_shape, device=bench.denoiser.device)
+    attributes.score(images)
+    return _timed(lambda: attributes.score(images)) / len(images)
+
+
+def _judge_s(bench: Bench) -> float:
+    images = torch.rand(3 * (1 + 2 * len(SCALES)), *bench.denoiser.seen_shape) * 2 - 1
+    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *bench.denoiser.seen_shape)
+    traversals = Traversals(plain, shifted, SCALES)
+
+    def judge(iterations: int) -> None:
+        identifiability(traversals, iterations=iterations, device=bench.denoiser.device)
+
+    judge(1)
+    return _timed(lambda: judge(_JUDGED)) * _JUDGE / _JUDGED
+
+
+def _start_s(bench: Bench, settings: learned.Settings) -> float:
+    """It takes as long on any numbers of the pool's shape."""
+    starts = {"flattest": flattest_directions, "pca": leading_components}
+    if settings.start not in starts:
+        return 0.0
+    h = torch.randn(len(bench.schedule), settings.pool, *bench.denoiser.h_shape)
+    return _timed(lambda: starts[settings.start](h, settings.directions, settings.parametrisation))
+
+
+def _iteration_s(bench: Bench, sweep: Sweep, settings: learned.Settings, forward: float) -> float:
+    """The median of a few real ones, on one micro-batch; a batch takes as many times that as it has micro-batches."""
+    from orchestrator.trial.engine import Engines  # DeepSpeed
+
+    denoiser, schedule = bench.denoiser, bench.schedule
+    share = settings.batch // sweep.resources.workers
+    case = Case(denoiser.blueprint(), schedule, sweep, settings)
+    attempt = Attempt.first(case, device_bytes(sweep, denoiser.device, denoiser.weight_bytes()))
+    micro = attempt.settings.micro_batch or share
+    steps = len(schedule) - schedule.inside(settings.window).index(True)
+    few = max(2, min(steps, int(_LONG_S / (_BACKWARD * forward * micro))))
+    window = settings.window
+    if few < steps:
+        schedule, window = Schedule.ddim(denoiser, few, schedule.eta), None
+    small = replace(attempt.settings, batch=micro, pool=max(2, micro), start="random", window=window)
+    engines = Engines(sweep.deepspeed, micro)
+    try:
+        learner = learned.Learner(denoiser, schedule, small, engines.make, draw_batch=attempt.draw_batch)
+        taken = [_timed(lambda: learner.iterate(0))]
+        while sum(taken[1:]) < _TIMED_S and len(taken) < 6 and (len(taken) < 2 or taken[0] < _TIMED_S):
+            taken.append(_timed(lambda: learner.iterate(len(taken))))
+    finally:
+        engines.close()
+    return median(taken[1:]) * (share // micro) * max(1.0, steps / few)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds until the work is done, on a GPU too."""
+    _settle()
+    began = time.perf_counter()
+    work()
+    _settle()
+    return time.perf_counter() - began
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

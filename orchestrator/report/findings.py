@@ -1,0 +1,289 @@
+"""Everything that a report says of a sweep, read once: for the terminal, for the page, as JSON."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from core.errors import UserError
+from orchestrator.plan.dry_run import spelled, what_runs
+from orchestrator.report.wording import number, plain
+from orchestrator.search.importance import Importance, importances
+from orchestrator.search.ledger import spent_s
+from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated
+from orchestrator.search.space import ordered, trials
+from orchestrator.secrets import redacted, scrub
+from orchestrator.spec import METRICS, Fixed, SpecError, Sweep, parse
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.lock import driver
+from orchestrator.store.study import open_study
+from orchestrator.text import counted
+from orchestrator.trial.outcome import ADVICE, TrialOutcome
+
+_DECIDING = ("id", "identity", "spec", "weights", "versions")
+_HEALTHY = ("completed", "pruned")
+_MENDED = "put right what the reason names; a changed file goes on with orchestrate sweep FILE --fork"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric of the champion beside that of random directions, on the reporting seeds."""
+
+    metric: str
+    mode: str
+    champion: float | None
+    random: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """What the champion has more; 0 where they differ by rounding alone."""
+        if self.champion is None or self.random is None:
+            return None
+        same = math.isclose(self.champion, self.random, rel_tol=1e-9, abs_tol=1e-12)
+        return 0.0 if same else self.champion - self.random
+
+    @property
+    def better(self) -> str:
+        """The one that is better; neither where they are equal or one was not measured."""
+        if not self.difference:
+            return "neither"
+        return "champion" if (self.difference > 0) == (self.mode == "max") else "random"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A way in which trials ended without a result, what to do about it, and which they were."""
+
+    state: str
+    reason: str
+    advice: str
+    trials: list[str]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A sweep as it stands at one moment."""
+
+    folder: SweepFolder
+    sweep: Sweep
+    written: str  # local time
+    standing: str
+    seconds: float  # that it has been under way
+    rows: list[Row]
+    methods: list[MethodRow]  # where there are several
+    repeats: list[Repeated]
+    importance: dict[str, Importance]
+    champion: str | None
+    compared: list[Compared]
+    origin: Mapping[str, Any]  # identity, weights, versions
+
+    @property
+    def front(self) -> list[Row]:
+        """The trials that nothing beats in every objective; empty where there is only one objective."""
+        return [row for row in self.rows if row.on_front] if len(self.sweep.objectives) > 1 else []
+
+    @property
+    def searched(self) -> list[str]:
+        """The parameters that trials differ in, in the order of the space."""
+        seen = {name for row in self.rows for name in row.parameters}
+        fixed = [name for name, values in self.sweep.space.items() if isinstance(values, Fixed)]
+        return [name for name in ordered(self.sweep.space) if name in seen and name not in fixed]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The objectives, then whatever else was measured."""
+        names = self.sweep.objective_names
+        return names + [name for name in METRICS if name not in names and any(name in row.metrics for row in self.rows)]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What trials came to that are over without a result, each once, the most frequent first."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows:
+            if row.over and row.state not in _HEALTHY:
+                found.setdefault((row.state, row.reason), []).append(row.trial_id)
+        failures = [Failure(state, reason, advice(state), ids) for (state, reason), ids in found.items()]
+        return sorted(failures, key=lambda failure: -len(failure.trials))
+
+    @property
+    def counts(self) -> str:
+        """`8 of 8 trials: 5 completed, 3 pruned`."""
+        states = ", ".join(
+            f"{count} {plain(state)}" for state, count in Counter(row.state for row in self.rows).items()
+        )
+        return f"{len(self.rows)} of {counted(trials(self.sweep), 'trial')}" + (f": {states}" if states else "")
+
+    @property
+    def conclusion(self) -> str:
+        """The result, in one sentence."""
+        if not self.rows:
+            return "There are no trials yet."
+        if self.champion is None:
+            return _without_champion(self)
+        return _with_champion(self)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What was asked, in the words of `orchestrate plan`."""
+        space = {
+            name: spelled(values) for name, values in self.sweep.space.items() if not isinstance(values, Fixed)
+        } or {"search": "nothing: one configuration"}
+        told: dict[str, str] = scrubbed(self.sweep, what_runs(self.sweep) | space)
+        return told
+
+    @property
+    def resolved(self) -> str:
+        """The whole sweep file with every default, without the secrets of its addresses."""
+        return yaml.safe_dump(without_secrets(self.sweep), sort_keys=False, allow_unicode=True, width=100)
+
+
+def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findings:
+    """How a sweep stands now. Raises UserError where there is none, or what is there is damaged.
+
+    result: what the sweep is about to come to, told by its own driver.
+    """
+    content = folder.read()
+    missing = [key for key in _DECIDING if key not in content]
+    if missing:
+        raise UserError(f"{folder.path / 'sweep.json'} is damaged: it holds no '{missing[0]}'")
+    try:
+        sweep = parse(content["spec"])
+    except SpecError as error:
+        raise UserError(f"{folder.path / 'sweep.json'} is damaged: {error.problems[0]}") from None
+    study = open_study(sweep.name, folder.book) if "study" in content else None
+    holder = driver(folder.lock)
+    rows = [] if study is None else ranked(study, sweep, driven=holder is not None and result is None)
+    champion, compared = _result(folder, _kept(folder) if result is None else result)
+    return Findings(
+        folder,
+        sweep,
+        time.strftime("%Y-%m-%d %H:%M:%S"),
+        _standing(champion, None if holder is None else str(holder)),
+        0.0 if study is None else spent_s(study),
+        [_scrubbed(sweep, row) for row in rows],
+        by_method(rows, sweep) if len(sweep.methods) > 1 else [],
+        _repeats(rows, sweep),
+        {} if study is None else importances(study, sweep),
+        champion,
+        compared,
+        {key: content[key] for key in ("identity", "weights", "versions")},
+    )
+
+
+def _repeats(rows: list[Row], sweep: Sweep) -> list[Repeated]:
+    """Configurations with several seeds; where each is a whole method, the methods say the same."""
+    found = repeated(rows, sweep)
+    return found if any(each.parameters.keys() - {"method"} for each in found) or len(sweep.methods) == 1 else []
+
+
+def _standing(champion: str | None, holder: str | None) -> str:
+    if champion:
+        return "complete"
+    return "not complete: the same command goes on with it" if holder is None else f"still running ({holder})"
+
+
+def _kept(folder: SweepFolder) -> Mapping[str, Any] | None:
+    return folder.read("result.json") if folder.result.is_file() else None
+
+
+def _result(folder: SweepFolder, result: Mapping[str, Any] | None) -> tuple[str | None, list[Compared]]:
+    """The champion's trial, and its metrics beside those of random directions; nothing before there is one."""
+    if result is None:
+        return None, []
+    own, random = result.get("champion"), result.get("random")
+    if not isinstance(own, dict) or not isinstance(random, dict) or not isinstance(result.get("trial"), str):
+        raise UserError(f"{folder.result} is damaged: it does not say which trial is the champion, and its metrics")
+    numbers = [value for values in (own, random) for value in values.values()]
+    if not all(isinstance(value, int | float) for value in numbers):
+        raise UserError(f"{folder.result} is damaged: a metric in it is no number")
+    names = [name for name in METRICS if name in own or name in random]
+    return result["trial"], [Compared(name, METRICS[name], own.get(name), random.get(name)) for name in names]
+
+
+def _with_champion(found: Findings) -> str:
+    measured = [each for each in found.compared if each.difference is not None]
+    ahead = sum(each.better == "champion" for each in measured)
+    first = next((each for each in measured if each.metric == found.sweep.objectives[0].metric), None)
+    told = f"; {plain(first.metric)} {number(first.champion)} against {number(first.random)}" if first else ""
+    return (
+        f"The champion is the set of trial {found.champion}: on seeds that trained and chose nothing it is better than "
+        f"random directions in {ahead} of {counted(len(measured), 'metric')}{told}."
+    )
+
+
+def _without_champion(found: Findings) -> str:
+    best = found.rows[0]
+    if best.state != "completed":
+        over = all(row.over for row in found.rows)
+        return "No trial was completed." if over else "No trial has been completed yet."
+    metric = found.sweep.objectives[0].metric
+    return f"There is no champion yet; of the completed trials, {best.trial_id} is ahead ({plain(metric)} " + (
+        f"{number(best.metrics[metric])} on the seeds that choose)."
+    )
+
+
+def advice(state: str) -> str:
+    """What to do about trials that ended so; nothing where nobody knows."""
+    if state == TrialOutcome.FAILED:
+        return _MENDED
+    return ADVICE[TrialOutcome(state)].partition(": ")[2] if state in set(TrialOutcome) else ""
+
+
+def as_json(found: Findings) -> str:
+    """All of it, as JSON; what is not finite is null."""
+    told = {
+        "sweep": found.sweep.name,
+        "written": found.written,
+        "standing": found.standing,
+        "conclusion": found.conclusion,
+        "seconds": found.seconds,
+        "objectives": [asdict(objective) for objective in found.sweep.objectives],
+        "champion": found.champion,
+        "against_random": [
+            asdict(each) | {"difference": each.difference, "better": each.better} for each in found.compared
+        ],
+        "pareto_front": [row.trial_id for row in found.front],
+        "trials": [asdict(row) for row in found.rows],
+        "methods": [asdict(row) for row in found.methods],
+        "repeats": [asdict(each) for each in found.repeats],
+        "failures": [asdict(failure) for failure in found.failures],
+        "importance": {metric: asdict(each) for metric, each in found.importance.items()},
+        **found.origin,
+        "orchestrator": version("h-space-orchestrator"),
+        "spec": without_secrets(found.sweep),
+    }
+    return json.dumps(_finite(told), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def without_secrets(sweep: Sweep) -> dict[str, Any]:
+    """The sweep with every default, its addresses without their passwords."""
+    content = scrubbed(sweep, sweep.resolved())
+    for section in ("tracking", "study"):
+        if content[section]["uri"] is not None:
+            content[section]["uri"] = redacted(content[section]["uri"])
+    return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # tuples as lists, for YAML
+
+
+def scrubbed(sweep: Sweep, told: Any) -> Any:
+    """What is told, with no trace of the secrets in the sweep's addresses."""
+    for uri in (sweep.tracking.uri, sweep.study.uri):
+        told = told if uri is None else scrub(told, uri)
+    return told
+
+
+def _scrubbed(sweep: Sweep, row: Row) -> Row:
+    return replace(row, reason=scrubbed(sweep, row.reason))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,157 @@
+"""A sweep as it is watched: a table that is drawn over and over in a terminal, lines anywhere else.
+
+What the table shows is told to it when something happens (orchestrator.sweep.tune_callback). Between two such moments
+only its clocks move, twice a second at most.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.report.progress import Mark, Standing, TrialStanding, standing
+from orchestrator.search.space import trials
+from orchestrator.spec import Sweep
+from orchestrator.text import Column, clock, counted, narrowed
+
+_PER_SECOND = 2
+_SUMMARY_S = 60.0  # between two lines of the whole where there is no table
+_FEW = 5  # of the trials that are over, the best are shown
+_BESIDE = 8  # lines of a terminal that the table leaves: its heading, the summary, what is typed next
+
+
+def table(shown: Standing, now: float, height: int | None = None) -> RenderableType:
+    """The trials under way and the best that are over, as many as the height allows, and a line of the whole."""
+    return _View(shown, now, height)
+
+
+def summary(shown: Standing, now: float) -> str:
+    """`2 done, 2 running, 4 left; best identifiability 0.951 (trial 1a2b); 6:12 so far, about 12:40 left`."""
+    states = Counter(trial.state for trial in shown.of(over=False))
+    done, begun = len(shown.of(over=True)), len(shown.trials)
+    parts = [f"{done} done", *(f"{count} {state}" for state, count in states.items()), f"{shown.total - begun} left"]
+    told, best, left = [", ".join(parts)], shown.best(), shown.left(now)
+    if best is not None:
+        told.append(f"best {shown.metric} {best.best:.3f} (trial {best.trial_id})")
+    about = "" if left is None else f", about {clock(left)} left"
+    return "; ".join([*told, f"{clock(shown.elapsed(now))} so far{about}"])
+
+
+class Screen:
+    """What a sweep under way shows.
+
+    `tell` prints what matters on its own. Where there is a table it says what `event` would, which is then silent.
+    """
+
+    def __init__(self, console: Console, sweep: Sweep, slots: int, spent: float) -> None:
+        self.console, self.sweep, self.total, self.slots = console, sweep, trials(sweep), slots
+        self.spent, self.began = spent, time.time()
+        self.marks: dict[str, list[Mark]] = {}
+        self.shown: Standing | None = None
+        self.drawn, self.told = False, time.monotonic()
+
+    def tell(self, line: str) -> None:
+        # What an error says may look like markup. A table is drawn below lines that end with the terminal.
+        self.console.print(line, highlight=False, markup=False, soft_wrap=not self.drawn)
+
+    def event(self, line: str) -> None:
+        if not self.drawn:
+            self.tell(line)
+
+    def mark(self, trial_id: str, iteration: int, anew: bool = False) -> None:
+        """A trial has come to an iteration now; anew: with this it begins, or goes on after an interruption."""
+        if anew:
+            self.marks[trial_id] = []
+        self.marks.setdefault(trial_id, []).append((iteration, time.time()))
+
+    def update(self, rows: Mapping[str, Any]) -> None:
+        """The book has changed."""
+        now = time.time()
+        spent = self.spent + now - self.began
+        self.shown = standing(self.sweep, rows, self.marks, self.total, self.slots, spent, now=now)
+
+    def look(self) -> None:
+        """Once a minute, where there is no table, a line of the whole."""
+        if self.drawn or self.shown is None or time.monotonic() - self.told < _SUMMARY_S:
+            return
+        self.told = time.monotonic()
+        self.tell(summary(self.shown, time.time()))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.shown is not None:
+            yield table(self.shown, time.time(), console.height)
+
+
+@contextmanager
+def screen(console: Console, sweep: Sweep, slots: int, spent: float) -> Iterator[Screen]:
+    """For the duration of a block, what shows a sweep; whatever ends it leaves the terminal in order."""
+    shown = Screen(console, sweep, slots, spent)
+    if not drawable(console):
+        yield shown
+        return
+    with drawing(console, lambda: shown):
+        shown.drawn = True
+        try:
+            yield shown
+        finally:
+            shown.drawn = False
+
+
+def drawable(console: Console) -> bool:
+    """Whether a table can be drawn over and over here: a terminal, and one that moves its cursor."""
+    return console.is_interactive and console.file.isatty()
+
+
+@contextmanager
+def drawing(console: Console, get: Callable[[], RenderableType]) -> Iterator[None]:
+    """What `get` gives, drawn again and again for the duration of a block, and gone after it."""
+    with Live(console=console, get_renderable=get, refresh_per_second=_PER_SECOND, transient=True):
+        console.show_cursor(True)  # a process that is killed could not bring it back
+        yield
+
+
+class _View:
+    def __init__(self, shown: Standing, now: float, height: int | None) -> None:
+        self.shown, self.now, self.height = shown, now, height
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows, hidden = self._chosen()
+        parts: list[RenderableType] = [narrowed(self._columns(rows), options.max_width)] if rows else []
+        if hidden:
+            states = Counter(trial.state for trial in hidden)
+            told = ", ".join(f"{count} {state}" for state, count in states.items())
+            parts.append(Text(f"and {counted(len(hidden), 'trial')} more: {told}"))
+        told = (
+            summary(self.shown, self.now) if self.shown.driven else f"{clock(self.shown.elapsed(0))} under way in all"
+        )
+        yield Group(*parts, Text(told))
+
+    def _chosen(self) -> tuple[list[TrialStanding], list[TrialStanding]]:
+        """(trials to show, trials to count)."""
+        active, over = self.shown.of(over=False), self.shown.ranked()
+        room = len(active) + _FEW if self.height is None else max(1, self.height - _BESIDE)
+        few = min(_FEW, max(0, room - len(active)))
+        return active[:room] + over[:few], active[room:] + over[few:]
+
+    def _columns(self, rows: list[TrialStanding]) -> list[Column]:
+        lefts = [row.left(self.now) for row in rows]
+        columns = [
+            Column("trial", [row.trial_id for row in rows], worth=6),
+            Column("state", [row.state for row in rows], worth=4),
+            Column("iteration", [f"{row.iteration}/{self.shown.iterations}" for row in rows], worth=3, number=True),
+            Column("objective", [_number(row.value) for row in rows], worth=1, number=True),
+            Column("best", [_number(row.best) for row in rows], worth=5, number=True),
+        ]
+        if self.shown.driven:
+            told = ["" if left is None else clock(left) for left in lefts]
+            columns.append(Column("left", told, worth=2, number=True))
+        return columns
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,118 @@
+"""What a sweep found, as one HTML page that needs nothing else: no network, no server, not even scripts for its tables.
+
+Everything is inline, plotly.js too, and the page forbids itself whatever is not: its scripts are named by their hashes,
+so that nothing that a sweep's names or reasons may hold can run.
+"""
+
+import base64
+import hashlib
+import io
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from core.errors import UserError
+from core.files import atomic_file
+from orchestrator.report import findings
+from orchestrator.report.charts import Section, sections
+from orchestrator.report.findings import Findings
+from orchestrator.report.terminal import out_of_memory_lines
+from orchestrator.report.wording import number, plain, signed, spread
+from orchestrator.spec import METRICS
+from orchestrator.store.folder import SweepFolder
+
+_PAGES = Path(__file__).parents[1] / "pages"
+_LARGEST = 2 << 20  # bytes of a picture that goes in as it is
+_WIDEST, _TALLEST = 1600, 16000  # pixels of one that does not
+
+
+def write_report(folder: SweepFolder, to: Path) -> Path:
+    """Write the page of a sweep as it stands now; returns where it is.
+
+    Raises UserError where the sweep is missing or damaged, or `to` cannot be written; OSError for a full disk.
+    """
+    return write_page(findings.read(folder), to)
+
+
+def write_page(found: Findings, to: Path) -> Path:
+    """Write the page, in place of one that was there."""
+    _refuse(to)
+    content = page(found)
+    try:
+        with atomic_file(to) as temporary:
+            temporary.write_text(content)
+    except PermissionError:
+        raise UserError(f"--to: {to.parent} cannot be written to; name a file elsewhere with --to FILE.html") from None
+    return to
+
+
+def _refuse(to: Path) -> None:
+    """Raise UserError where no page can go."""
+    if to.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--to: {to} is no page; name a file that ends in .html")
+    if to.is_dir():
+        raise UserError(f"--to: {to} is a folder; name a file such as {to / 'report.html'}")
+    if not to.parent.is_dir():
+        raise UserError(f"--to: the folder {to.parent} is not there; make it first, or name a file elsewhere")
+
+
+def page(found: Findings) -> str:
+    """The page's HTML."""
+    jinja = Environment(
+        loader=FileSystemLoader(_PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters |= {each.__name__: each for each in (plain, number, signed, spread)}
+    shown = sections(found)
+    scripts = [get_plotlyjs(), (_PAGES / "report.js").read_text()] if any(each.charts for each in shown) else []
+    return jinja.get_template("report.html.j2").render(
+        found=found,
+        sections=shown,
+        figures=_figures(shown),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
+        style=Markup((_PAGES / "report.css").read_text()),
+        traversal=_traversal(found),
+        out_of_memory=out_of_memory_lines(found.rows),
+        better={"max": "more", "min": "less"},
+        modes=METRICS,
+        version=version("h-space-orchestrator"),
+    )
+
+
+def _figures(shown: list[Section]) -> Markup:
+    """Every figure as JSON that is safe within a script element."""
+    figures = [json.loads(chart.figure.to_json()) for section in shown for chart in section.charts]
+    return Markup(json.dumps(figures, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026"))
+
+
+def _traversal(found: Findings) -> str | None:
+    """The champion's picture as a data address; None where there is none, or none that can be read."""
+    path = found.folder.champion / "traversal.png"
+    if found.champion is None or path.is_symlink():
+        return None
+    from core.pictures.images import open_picture  # loads torch
+
+    try:
+        with open_picture(path, "champion") as picture:
+            picture.load()
+            return _data_address(picture, path)
+    except UserError:
+        return None
+
+
+def _data_address(picture: Image.Image, path: Path) -> str:
+    if picture.format == "PNG" and path.stat().st_size <= _LARGEST:
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    smaller, content = picture.convert("RGB"), io.BytesIO()
+    smaller.thumbnail((_WIDEST, _TALLEST))
+    smaller.save(content, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,0 +1,144 @@
+"""What a sweep found, in the terminal: the ranked trials, the methods side by side, the Pareto front, the champion."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from orchestrator.report.findings import Compared, Findings, read
+from orchestrator.report.wording import number, plain, signed, spread
+from orchestrator.search.ranking import MethodRow, Repeated, Row
+from orchestrator.spec import METRICS, Sweep
+from orchestrator.store.folder import SweepFolder
+from orchestrator.text import Grid, add_row, counted, table_of, width_of
+
+_BETTER = {"max": "more", "min": "less"}
+
+
+def show(folder: SweepFolder, console: Console) -> Findings:
+    """Print the report of a sweep that runs or has run; returns what it says. Raises UserError where there is none."""
+    found = read(folder)
+    _print(found, console)
+    return found
+
+
+def _print(found: Findings, console: Console) -> None:
+
+    def tell(line: str) -> None:
+        console.print(Text(line))
+
+    if not found.rows:
+        tell(f"Sweep '{found.sweep.name}' has no trials yet.")
+        return
+    tell(f"Sweep '{found.sweep.name}' is {found.standing}; {found.counts}.")
+    console.print(trials_table(found.sweep, found.rows, console.width))
+    for line in (*out_of_memory_lines(found.rows), *failure_lines(found.rows)):
+        tell(line)
+    if found.repeats:
+        console.print(repeats_table(found.repeats, found.sweep))
+    if found.methods:
+        console.print(methods_table(found.methods))
+    if len(found.sweep.objectives) > 1:
+        front = ", ".join(row.trial_id for row in found.front) or "empty"
+        tell(f"Pareto front of {' and '.join(found.sweep.objective_names)}: {front} (marked *)")
+    if found.compared:
+        console.print(comparison_table(found.compared))
+    tell(found.conclusion)
+    if found.champion:
+        console.print(Text(f"It is in {found.folder.champion}"), soft_wrap=True)
+
+
+def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> RenderableType:
+    """One line a trial, best first; metrics that are no objective where the width allows those too."""
+    objectives = list(sweep.objective_names)
+    others = [name for name in METRICS if name not in objectives and any(name in row.metrics for row in ranked)]
+    whole = _trials_grid(sweep, ranked, objectives + others)
+    if not others or width_of([whole.headings, *whole.rows]) <= width:
+        return _fitted(whole, width)
+    told = Text(f"{counted(len(others), 'more metric')} on a wider terminal, with --json, and on the page")
+    return Group(_fitted(_trials_grid(sweep, ranked, objectives), width), told)
+
+
+def _fitted(table: Grid, width: int) -> RenderableType:
+    """The table; where it is too wide for that, two lines or three for each trial: there may be hundreds."""
+    if width_of([table.headings, *table.rows]) <= width:
+        return table
+    lines: list[RenderableType] = [Text(f"\n{table.title}", style="bold")]
+    for trial, *cells in table.rows:
+        told = (f"{name} {cell}" for name, cell in zip(table.headings[2:], cells[1:], strict=True) if cell != "-")
+        lines += [Text(f"{trial}: {cells[0]}"), Padding(Text(", ".join(told)), (0, 0, 0, 2))]
+    return Group(*lines)
+
+
+def _trials_grid(sweep: Sweep, ranked: list[Row], metrics: list[str]) -> Grid:
+    names = list(dict.fromkeys(name for row in ranked for name in row.parameters))
+    headings = ["trial", "state", "iteration", *map(plain, names + metrics)]
+    table = table_of(f"Trials of '{sweep.name}', best first", *headings, numbers=True)
+    for row in ranked:
+        cells = [number(row.parameters.get(name)) for name in names] + [number(row.metrics.get(n)) for n in metrics]
+        add_row(table, f"{row.trial_id}{' *' if row.on_front else ''}", plain(row.state), str(row.iteration), *cells)
+    return table
+
+
+def out_of_memory_lines(ranked: list[Row]) -> list[str]:
+    """One line for each trial that went on in smaller parts."""
+    return [
+        f"Trial {row.trial_id} ran out of memory (retries: {row.memory['out_of_memory_retries']}) and went on with "
+        f"{_trained(row.memory)}{row.memory['sampler_batch']} samples drawn at a time."
+        for row in ranked
+        if row.memory.get("out_of_memory_retries")
+    ]
+
+
+def failure_lines(ranked: list[Row]) -> list[str]:
+    """One line for each trial that is over without a result, with the reason."""
+    return [
+        f"Trial {row.trial_id} {row.state.replace('_', ' ')}"
+        f"{f' in attempt {row.attempts}' if row.attempts > 1 else ''}: {row.reason or 'no reason known'}."
+        for row in ranked
+        if row.over and row.state not in ("completed", "pruned")
+    ]
+
+
+def _trained(memory: Mapping[str, Any]) -> str:
+    """How a trial trained; nothing for a method that does not."""
+    return f"{memory['gradient']}, micro_batch {memory['micro_batch']}, " if "gradient" in memory else ""
+
+
+def methods_table(methods: list[MethodRow]) -> Grid:
+    """One column a method, best first: each metric's mean and standard deviation over its completed trials."""
+    title, names = "Methods, best first (mean ± standard deviation)", [row.method for row in methods]
+    table = table_of(title, "", *names, "better", numbers=True, by_column=True)
+    add_row(table, "completed", *(f"{row.completed} of {row.trials}" for row in methods), "")
+    for name, mode in METRICS.items():
+        if any(name in row.metrics for row in methods):
+            cells = [spread(*row.metrics.get(name, (None, None))) for row in methods]
+            add_row(table, plain(name), *cells, _BETTER[mode])
+    seconds = ["-" if row.seconds is None else f"{row.seconds:.0f}" for row in methods]
+    add_row(table, "seconds to find", *seconds, "")
+    return table
+
+
+def repeats_table(repeats: Sequence[Repeated], sweep: Sweep) -> Grid:
+    """One line a configuration that was completed with several seeds."""
+    names = list(dict.fromkeys(name for each in repeats for name in each.parameters))
+    headings = [plain(heading) for heading in ("seeds", *names, *sweep.objective_names)]
+    table = table_of("Over seeds, best first (mean ± standard deviation)", *headings, named=False, numbers=True)
+    for each in repeats:
+        cells = [number(each.parameters.get(name)) for name in names]
+        values = [spread(*each.metrics[name]) for name in sweep.objective_names]
+        add_row(table, ", ".join(map(str, each.seeds)), *cells, *values)
+    return table
+
+
+def comparison_table(compared: Sequence[Compared]) -> Grid:
+    """The champion and the baseline on the reporting seeds."""
+    title, headings = "On seeds that trained and chose nothing", ("champion", "random", "difference", "better", "ahead")
+    table = table_of(title, "metric", *headings, numbers=True)
+    for each in compared:
+        difference = "-" if each.difference is None else signed(each.difference)
+        values = [number(each.champion), number(each.random), difference]
+        add_row(table, plain(each.metric), *values, _BETTER[each.mode], each.better)
+    return table

@@ -1,0 +1,301 @@
+"""The book of a sweep: which trials there are, how each of them stands, and what comes next.
+
+It is kept in Optuna's study, which alone decides: Ray Tune runs what it is asked to, and MLflow is told. The id of a
+trial follows from its configuration, so that none is run twice. A row of the study is one attempt at a trial:
+
+    WAITING    a trial that was interrupted goes on with this attempt
+    RUNNING    the attempt is being made, or was when its sweep was killed
+    COMPLETE   the trial reached its last iteration, and every objective is a finite number
+    PRUNED     it was stopped before: others were ahead, or the time was up
+    FAIL       the attempt ended otherwise; the trial did too, unless another attempt follows
+
+What Optuna would propose depends on the seed, on how many trials there are, and on what they came to, not on how often
+the sweep was interrupted; where trials run side by side, on the order in which they ended, too.
+"""
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.search.space import configurations, fits, searched, suggest, trials
+from orchestrator.spec import Sweep, Value
+from orchestrator.store.database import Where
+from orchestrator.store.study import Tell, open_study
+from orchestrator.trial.outcome import ADVICE, TrialOutcome
+
+METRICS, STEP, SECONDS, MEMORY = "metrics", "global_step", "find_seconds", "memory"
+TRIAL, ENDS, OUTCOME, REASON, REPORTS, SAME_AS = "trial_id", "ends", "outcome", "reason", "reports", "same_as"
+CARRIED = "carried_from"  # the trial of another sweep that a row comes from (orchestrator.search.fork)
+
+_SPENT, _COUNT_S = "seconds", 60.0
+_ID_LENGTH = 10
+_ASKED, _DRAWN = 10, 40  # times that Optuna, and then chance, may propose a trial that there is already
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How often the process of a trial ended before its time, by what it ended of."""
+
+    crashes: int = 0
+    out_of_memory: int = 0
+    preemptions: int = 0
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that follows, from 1."""
+        return 1 + self.crashes + self.out_of_memory + self.preemptions
+
+
+_COUNTED = {
+    TrialOutcome.FAILED: "crashes",
+    TrialOutcome.OUT_OF_MEMORY: "out_of_memory",
+    TrialOutcome.PREEMPTED: "preemptions",
+}
+_STATES = {TrialOutcome.COMPLETED: TrialState.COMPLETE, TrialOutcome.PRUNED: TrialState.PRUNED}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to be run from where it stands."""
+
+    trial_id: str
+    parameters: dict[str, Value]
+    ends: Ends
+
+
+class Ledger:
+    """The book of one sweep, open for writing. Only the process that holds the sweep's lock may have it so.
+
+    where: its study; weights: the digest of the model's; parallel: how many trials run at a time; tell: where it says
+    that it waits.
+    """
+
+    def __init__(self, sweep: Sweep, where: Where, weights: str, parallel: int = 1, tell: Tell | None = None) -> None:
+        self.sweep, self.weights, self.parallel = sweep, weights, parallel
+        self.listed = _searched_values(sweep) if fits(sweep) else []
+        self.study = open_study(sweep.name, where, tell)
+        self._counted = time.monotonic()
+        self._begun: dict[str, FrozenTrial] | None = None  # as they were read since the last change
+        self.exhausted = False  # nothing is proposed any more that there is not already
+
+    def next(self) -> Assignment | None:
+        """The next attempt, which is RUNNING from now on; None where every trial has ended or is running."""
+        begun = len(self.begun())
+        self.study.sampler = self._sampler(begun, 0)
+        while self._rows(TrialState.WAITING):
+            if given := self._take():
+                return given
+        if begun >= trials(self.sweep):
+            return None
+        if self.listed:
+            self._enqueue_next()
+            return self._take()
+        for time_asked in range(_ASKED + _DRAWN):
+            self.study.sampler = self._sampler(begun, time_asked)
+            found = self._take()
+            if found is not None:
+                return found
+        self.exhausted = True
+        return None
+
+    def take_waiting(self) -> None:
+        """Make every waiting attempt a running one, for the sweep has ended and they are to be closed."""
+        while self._rows(TrialState.WAITING):
+            self._take()
+
+    def left(self) -> bool:
+        """Whether a trial is still to be run, or to be run on."""
+        if self.running() or self._rows(TrialState.WAITING):
+            return True
+        return not self.exhausted and len(self.begun()) < trials(self.sweep)
+
+    def progress(self) -> int:
+        """A number that grows with every report and every end of a trial."""
+        rows = self.begun().values()
+        return sum(len(row.user_attrs.get(REPORTS, {})) + row.state.is_finished() for row in rows)
+
+    def spent(self) -> float:
+        """Seconds that the sweep has been under way, over all its starts. Whatever passes from now on counts."""
+        self._counted = time.monotonic()
+        return spent_s(self.study)
+
+    def count_time(self, at_least: float = _COUNT_S) -> None:
+        """Keep, once a minute, how long the sweep has been under way."""
+        passed = time.monotonic() - self._counted
+        if passed >= at_least:
+            self.study.set_user_attr(_SPENT, self.spent() + passed)
+
+    def _take(self) -> Assignment | None:
+        """The attempt that the study proposes; None, and a row that says so, where the trial is there already."""
+        with self._changing():
+            return self._asked()
+
+    def _asked(self) -> Assignment | None:
+        trial = self.study.ask()
+        parameters = suggest(trial, self.sweep.space)
+        ends = Ends(**trial.user_attrs.get(ENDS, {}))
+        if TRIAL not in trial.user_attrs:
+            trial_id = self.sweep.trial_key(parameters, self.weights)[:_ID_LENGTH]
+            if trial_id in self.begun():
+                trial.set_user_attr(SAME_AS, trial_id)
+                self.study.tell(trial, state=TrialState.FAIL)
+                return None
+            trial.set_user_attr(TRIAL, trial_id)
+        return Assignment(trial.user_attrs[TRIAL], parameters, ends)
+
+    def _sampler(self, begun: int, time_asked: int) -> optuna.samplers.BaseSampler:
+        text = f"{self.sweep.seed}/{begun}/{time_asked}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+        if time_asked >= _ASKED:
+            return optuna.samplers.RandomSampler(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(
+                seed=seed,
+                multivariate=True,
+                group=True,  # conditional parameters
+                constant_liar=True,  # trials run side by side
+                n_startup_trials=max(5, 2 * self.parallel),
+            )
+
+    def _enqueue_next(self) -> None:
+        """Make the next trial the first configuration that none has yet."""
+        taken = {frozenset(parameters_of(row).items()) for row in self.begun().values()}
+        values = next(values for values in self.listed if frozenset(values.items()) not in taken)
+        self.study.enqueue_trial(values)
+
+    def reported(self, trial_id: str, step: int, value: float | None, stopped: bool) -> None:
+        """Keep what a running trial was compared by at a step, and whether it was stopped for it."""
+        report = {"value": value, "stopped": stopped}
+        self._note(self.running()[trial_id], {REPORTS: {**self.reports(trial_id), str(step): report}})
+
+    def reports(self, trial_id: str) -> dict[str, Any]:
+        """What `reported` kept of a running trial: step -> {value, stopped}."""
+        return dict(self.running()[trial_id].user_attrs.get(REPORTS, {}))
+
+    def history(self, method: str) -> dict[str, list[tuple[int, float]]]:
+        """The reports of every trial of a method, in the order of their steps."""
+        return {
+            trial_id: [
+                (int(step), report["value"])
+                for step, report in sorted(row.user_attrs.get(REPORTS, {}).items(), key=lambda item: int(item[0]))
+                if report["value"] is not None
+            ]
+            for trial_id, row in self.begun().items()
+            if parameters_of(row).get("method", self.sweep.methods[0]) == method
+        }
+
+    def may_go_on(self, trial_id: str, outcome: TrialOutcome) -> Ends | None:
+        """What the next attempt at a running trial has behind it; None where there is to be none."""
+        name = _COUNTED.get(outcome)
+        if name is None:
+            return None
+        ends = Ends(**self.running()[trial_id].user_attrs.get(ENDS, {}))
+        allowed = getattr(self.sweep.recovery, name)
+        if allowed is not None and getattr(ends, name) >= allowed:
+            return None
+        return replace(ends, **{name: getattr(ends, name) + 1})
+
+    def end(
+        self,
+        trial_id: str,
+        outcome: TrialOutcome,
+        reason: str,
+        result: Mapping[str, Any] | None = None,
+        again: Ends | None = None,
+    ) -> None:
+        """Close the row of a running trial; with `again` its next attempt waits from now on."""
+        row, result = self.running()[trial_id], result or {}
+        told = {OUTCOME: str(outcome), REASON: reason, STEP: int(result.get(STEP, 0)), SECONDS: result.get(SECONDS)}
+        self._note(row, told | {METRICS: dict(result.get(METRICS, {})), MEMORY: dict(result.get(MEMORY, {}))})
+        with self._changing():
+            if again is not None:
+                # Written before its predecessor is closed: whoever finds both (`close_strays`) closes the older one.
+                kept = {TRIAL: trial_id, ENDS: asdict(again), REPORTS: row.user_attrs.get(REPORTS, {})}
+                self.study.enqueue_trial(parameters_of(row), user_attrs=kept)
+            self.study.tell(row.number, self._values(outcome, result), state=_STATES.get(outcome, TrialState.FAIL))
+
+    def judge(self, result: Mapping[str, Any]) -> tuple[TrialOutcome, str]:
+        """How a trial ended that ended by itself or was stopped, from its last report, and why."""
+        for objective in self.sweep.objectives:
+            value = result.get(METRICS, {}).get(objective.metric)
+            if value is None or not math.isfinite(value):
+                return TrialOutcome.DIVERGED, f"{objective.metric} is {value} at iteration {result.get(STEP, 0)}"
+        whole = int(result[STEP]) >= self.sweep.train.iterations
+        outcome = TrialOutcome.COMPLETED if whole else TrialOutcome.PRUNED
+        return outcome, ADVICE[outcome]
+
+    def _values(self, outcome: TrialOutcome, result: Mapping[str, Any]) -> list[float] | None:
+        """The values that Optuna may learn from: those of whole trials only."""
+        if outcome != TrialOutcome.COMPLETED:
+            return None
+        return [float(result[METRICS][objective.metric]) for objective in self.sweep.objectives]
+
+    def close_strays(self) -> None:
+        """Close the rows of trials that were killed before they had an id, and of attempts that another follows."""
+        known = {row.number for row in self.running().values()}
+        for row in self._rows(TrialState.RUNNING):
+            if row.number not in known:
+                if TRIAL not in row.user_attrs and CARRIED in row.user_attrs:  # nothing would propose it again
+                    self.study.enqueue_trial(row.system_attrs["fixed_params"], user_attrs=row.user_attrs)
+                with self._changing():
+                    self.study.tell(row.number, state=TrialState.FAIL)
+
+    def running(self) -> dict[str, FrozenTrial]:
+        """The rows of the attempts that are being made, or were when the sweep was killed."""
+        return {trial_id: row for trial_id, row in self.begun().items() if row.state == TrialState.RUNNING}
+
+    def begun(self) -> dict[str, FrozenTrial]:
+        """Every trial's newest row."""
+        if self._begun is None:
+            self._begun = newest_rows(self.study)
+        return self._begun
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Around what changes rows: they are read again after it, and only then, for nobody else writes them."""
+        try:
+            yield
+        finally:
+            self._begun = None
+
+    def _note(self, row: FrozenTrial, values: Mapping[str, Any]) -> None:
+        with self._changing():
+            for name, value in values.items():
+                self.study._storage.set_trial_user_attr(row._trial_id, name, value)
+
+    def _rows(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+
+def parameters_of(row: FrozenTrial) -> dict[str, Any]:
+    """What a row was asked; of one that waited, what it has to be, even where it was killed before it was asked all."""
+    parameters: dict[str, Any] = row.system_attrs.get("fixed_params", row.params)
+    return parameters
+
+
+def spent_s(study: optuna.Study) -> float:
+    """Seconds that a sweep has been under way, over all its starts, as far as was kept."""
+    return float(study.user_attrs.get(_SPENT, 0.0))
+
+
+def newest_rows(study: optuna.Study) -> dict[str, FrozenTrial]:
+    """The newest attempt at each trial, by the trial's id, in the order in which the trials began."""
+    return {row.user_attrs[TRIAL]: row for row in study.get_trials(deepcopy=False) if TRIAL in row.user_attrs}
+
+
+def _searched_values(sweep: Sweep) -> list[dict[str, Value]]:
+    """Every configuration without its constants, as a study knows it."""
+    names = searched(sweep.space)
+    return [
+        {name: value for name, value in configuration.items() if name in names}
+        for configuration in configurations(sweep.space)
+    ]

@@ -1,0 +1,190 @@
+"""A sweep's study, in a file of its own or in a database, opened so that whatever goes away for a while loses no trial.
+
+It is a SQLite file in the sweep's folder, which another process may hold and a full disk may stop, or one study of many
+in a PostgreSQL database, whose server may be restarted. One process writes it: the one that drives the sweep.
+"""
+
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.errors import UserError
+from orchestrator.spec import Sweep
+from orchestrator.store.database import Database, Where, passing
+
+Tell = Callable[[str], None]
+T = TypeVar("T")
+
+_BUSY_S = 30  # SQLite itself waits so long for another process
+_RETRY_S, _TOLD_S = 2.0, 60.0
+# What SQLite says where waiting helps.
+_PASSING = ("database is locked", "database table is locked", "disk is full", "disk I/O error")
+# What Optuna's cache in front of a storage calls. To do these twice is to do them once.
+_CALLS = (
+    *("create_new_study", "_set_trial_param", "set_trial_user_attr", "set_trial_system_attr", "set_study_user_attr"),
+    *("set_study_system_attr", "get_trial", "_get_trials", "get_study_user_attrs", "get_study_system_attrs"),
+    *("get_study_id_from_name", "get_study_name_from_id", "get_study_directions", "get_trial_user_attrs"),
+    *("get_trial_system_attrs", "get_trial_id_from_study_id_trial_number"),
+)
+
+
+class _PatientStorage(RDBStorage):
+    """Tries again, for as long as it takes, what fails for a reason that passes.
+
+    Each call is one transaction. One that failed has left nothing behind, unless it is the answer that was lost: that a
+    server ends between the two is noticed where the call is made again, for nobody else writes to the study.
+    """
+
+    tell: Tell = staticmethod(lambda _: None)
+    _newest: int | None = None  # the study's last row before the one that is being made
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        self._newest = None
+        return _until_it_works(lambda: RDBStorage._create_new_trial(self, study_id, template_trial), self.tell)
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
+        """The row to be made, or the one that an attempt made whose answer was lost.
+
+        Optuna calls this at each attempt, its own included, with the study's row locked.
+        """
+        rows = session.query(TrialModel).filter(TrialModel.study_id == study_id)
+        last = rows.order_by(TrialModel.trial_id.desc()).first()
+        newest = 0 if last is None else last.trial_id
+        if self._newest is not None and newest > self._newest:
+            return last
+        self._newest = newest
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        attempts = 0
+
+        def call() -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                return RDBStorage.set_trial_state_values(self, trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if attempts == 1:
+                    raise
+                return False
+
+        if _until_it_works(call, self.tell):
+            return True
+        return attempts > 1 and self.get_trial(trial_id).state == state  # the answer was lost
+
+
+def _patient(name: str) -> Callable[..., Any]:
+    call = getattr(RDBStorage, name)
+
+    @wraps(call)
+    def until_it_works(self: _PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        return _until_it_works(lambda: call(self, *args, **kwargs), self.tell)
+
+    return until_it_works
+
+
+for _name in _CALLS:
+    setattr(_PatientStorage, _name, _patient(_name))
+
+
+def _until_it_works(call: Callable[[], T], tell: Tell) -> T:
+    told = float("-inf")
+    while True:
+        try:
+            return call()
+        except (StorageInternalError, SQLAlchemyError, sqlite3.OperationalError) as error:
+            said = f"{error} {error.__cause__}"
+            word = next((word for word in _PASSING if word in said), None) or passing(error)
+            if word is None:
+                raise
+        if time.monotonic() - told > _TOLD_S:
+            told = time.monotonic()
+            tell(f"study: {word}; waiting, nothing is lost")
+        time.sleep(_RETRY_S)
+
+
+def check_place(sweep: Sweep) -> None:
+    """Raise UserError where no study can be made in the place that the sweep file names."""
+    if sweep.study.uri is not None:
+        Database(sweep.study.uri, sweep.name).check()
+
+
+def create_study(sweep: Sweep, where: Where) -> optuna.Study:
+    """The study of a new sweep, or what an interrupted start has left of it."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    kinds = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
+    directions = [kinds[objective.mode] for objective in sweep.objectives]
+    with where.making_tables() if isinstance(where, Database) else nullcontext():
+        storage = _storage(where, make=True)
+    name = _name_of(sweep.name, where)
+    return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+
+
+def open_study(name: str, where: Where, tell: Tell | None = None) -> optuna.Study:
+    """The study of a sweep. Raises UserError, with nothing written, where it is missing, damaged or out of reach."""
+    refuse_damaged(where, name)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = _storage(where, tell or _PatientStorage.tell)
+    return optuna.load_study(study_name=_name_of(name, where), storage=storage)
+
+
+def _name_of(sweep: str, where: Where) -> str:
+    return where.study if isinstance(where, Database) else sweep
+
+
+def refuse_damaged(where: Where, name: str) -> None:
+    """Raise UserError where the study of that name cannot be read from where it is kept."""
+    if isinstance(where, Path):
+        _refuse_damaged_file(where, name)
+    elif not where.holds():
+        raise UserError(
+            f"study.uri: the database {where.shown} does not hold the study '{where.study}'; restore it from a copy, "
+            f"or remove the folder of sweep '{name}' to start over; nothing was written"
+        )
+
+
+def _refuse_damaged_file(path: Path, name: str) -> None:
+    """Raise UserError where the file is not there, or is no sound database with the study of that name."""
+    cure = f"restore it from a copy, or remove {path.parent} to start over; nothing was written"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {cure}")
+    connection = sqlite3.connect(path, timeout=_BUSY_S)
+    try:
+        [verdict] = connection.execute("PRAGMA quick_check(1)").fetchone()
+        found = connection.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone()
+        verdict = "it does not hold the study of this sweep" if verdict == "ok" and found is None else verdict
+    except sqlite3.DatabaseError as error:
+        if any(word in str(error) for word in _PASSING):
+            return  # whoever opens it will wait
+        verdict = str(error)
+    finally:
+        connection.close()
+    if verdict != "ok":
+        raise UserError(f"{path} is damaged ({verdict.splitlines()[-1]}); {cure}")
+
+
+def _storage(where: Where, tell: Tell = _PatientStorage.tell, make: bool = False) -> _PatientStorage:
+    def opened() -> _PatientStorage:
+        if isinstance(where, Path):
+            return _PatientStorage(f"sqlite:///{where}", {"connect_args": {"timeout": _BUSY_S}})
+        options = {"connect_args": where.options, "pool_pre_ping": True, "pool_size": 1}
+        url = where.url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what stands in braces
+        return _PatientStorage(url, options, skip_table_creation=not make)
+
+    shown = tell if isinstance(where, Path) else lambda told: tell(where.scrub(told))
+    storage = _until_it_works(opened, shown)
+    storage.tell = shown
+    weakref.finalize(storage, storage.engine.dispose)  # connections are closed, not left to a server to notice
+    return storage

@@ -1,0 +1,104 @@
+"""The best completed trial's set becomes the champion: measured on seeds that chose nothing, with dials, drawn."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from core.directions.direction_set import DirectionSet
+from core.errors import first_line
+from core.files import atomic_folder, write_json
+from core.randomness import REPORT_SEEDS
+from core.samples.cache import SampleCache
+from orchestrator.bundle.export import result_of
+from orchestrator.bundle.files import Bundle, bundle_of, write_bundle
+from orchestrator.report.findings import read
+from orchestrator.report.page import write_page
+from orchestrator.search.ranking import Row, ranked
+from orchestrator.spec import Sweep
+from orchestrator.store.disk import with_space
+from orchestrator.sweep.record import Books
+from orchestrator.sweep.result import record
+from orchestrator.trial.drawing import Drawing
+from orchestrator.trial.model import Bench, random_like
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The champion, ready to be written, and the metrics of the baseline beside it."""
+
+    champion: Bundle
+    random: Mapping[str, float]
+
+
+def crown(
+    books: Books,
+    run: Callable[..., Measured] = lambda work, *given: work(*given),
+    say: Callable[[str], None] = lambda _: None,
+) -> Row | None:
+    """Make the best completed trial's set the champion; None if none completed.
+
+    Beside it stands the honest baseline: random directions, as many and as long, on the same seeds. run: where it is
+    measured; say: how the user is told that something is missing which can be made later.
+    """
+    sweep, folder = books.sweep, books.folder
+    best = next((row for row in ranked(books.ledger.study, sweep) if row.state == "completed"), None)
+    if best is None:
+        books.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(books))
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        found = DirectionSet.load(result_of(folder, best.trial_id, Path(temporary)) / "directions")
+    origin = {**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
+    _keep(books, best, run(_measured, sweep, folder.cache, replace(found, provenance=origin)), say)
+    return best
+
+
+def _measured(sweep: Sweep, cache: Path, found: DirectionSet) -> Measured:
+    """On the seeds that chose nothing, the set and its baseline; with dials, the set.
+
+    The metrics are those of the set as long as its method made it: its dials turn some directions round, and some
+    metrics look at one side.
+    """
+    bench, drawing = Bench.load(sweep, SampleCache(cache)), Drawing(sweep)
+    dialled = drawing.run(lambda fitting: bench.with_dials(fitting, found))
+    turned = replace(dialled.directions, sigma=found.sigma)
+    champion = drawing.run(lambda fitting: bench.measure(fitting, turned, REPORT_SEEDS)).metrics
+    baseline = drawing.run(lambda fitting: bench.scaled(fitting, random_like(bench, found, fitting)))
+    random = drawing.run(lambda fitting: bench.measure(fitting, baseline, REPORT_SEEDS)).metrics
+    told = replace(dialled, directions=replace(dialled.directions, metrics=champion))
+    return Measured(bundle_of(told, f"{sweep.name}, trial {found.provenance['trial']}"), random)
+
+
+def _keep(books: Books, best: Row, measured: Measured, say: Callable[[str], None]) -> None:
+    folder, champion = books.folder, measured.champion.directions.metrics
+    result = {"trial": best.trial_id, "champion": dict(champion), "random": dict(measured.random)}
+    with_space(lambda: _enthrone(measured.champion, folder.champion))
+    _report(books, result, say)
+    with_space(lambda: record(books, best, champion, measured.random, _last_end(books)))
+    with_space(lambda: write_json(folder.result, result))
+
+
+def _report(books: Books, result: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """The page of the sweep, for MLflow too. It can be made again at any time, and so takes no sweep down."""
+    folder = books.folder
+    try:
+        write_page(read(folder, result), folder.report)
+    except Exception as error:
+        say(f"The report was not written ({first_line(error)}); make it with: orchestrate report {folder.name}")
+        return
+    with_space(lambda: books.outbox.file(None, folder.report, "report"))
+
+
+def _enthrone(champion: Bundle, to: Path) -> None:
+    shutil.rmtree(to, ignore_errors=True)  # of a run that was interrupted right here
+    with atomic_folder(to) as temporary:
+        write_bundle(champion, temporary)
+
+
+def _last_end(books: Books) -> int:
+    """When the last trial ended, in milliseconds."""
+    ends = [row.datetime_complete for row in books.ledger.begun().values() if row.datetime_complete]
+    return int(max(ends, default=datetime.now()).timestamp() * 1000)

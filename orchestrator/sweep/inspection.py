@@ -1,0 +1,147 @@
+"""Is every machine of a cluster ready for a sweep? All are asked at once, before its first trial.
+
+Each machine loads the model while it is asked, so that it is fetched from a hub once there, not by every trial.
+"""
+
+import platform
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from core.errors import UserError, first_line
+from orchestrator.spec import Sweep
+from orchestrator.workers.placement import alive, hosts
+from orchestrator.workers.worker import at_home
+
+_PACKAGES = ("h-space-orchestrator", "torch", "diffusers", "ray", "deepspeed")
+_PATIENCE_S = 1800  # a model may have to be fetched, operators to be compiled
+_LEAST_DISK = 1 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What every machine has to have, as the driver has it."""
+
+    sweep: Sweep
+    weights: str  # the digest of the model's
+    home: Path  # where relative paths of the sweep file begin
+    probe: Path  # a file beside the sweeps' folders
+    versions: Mapping[str, str]
+
+
+def inspect(sweep: Sweep, root: Path, weights: str) -> None:
+    """Raise UserError, with one line for each problem, its machines and its cure, where trials could not run."""
+    root.mkdir(parents=True, exist_ok=True)
+    probe = root / f".probe-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        found = _ask(Wanted(sweep, weights, Path.cwd(), probe, versions()))
+    finally:
+        probe.unlink(missing_ok=True)
+    if found:
+        raise UserError("\n".join(f"{' and '.join(machines)}: {problem}" for problem, machines in found.items()))
+
+
+def _ask(wanted: Wanted) -> dict[str, list[str]]:
+    """The machines that have each problem."""
+    asked = {}
+    for node in hosts(wanted.sweep, alive()):
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(problems)
+        asked[task.remote(wanted)] = node["NodeManagerAddress"]
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
+    found: dict[str, list[str]] = {}
+    for answer in ready:
+        for problem in _answer(answer):
+            found.setdefault(problem, []).append(asked[answer])
+    for answer in late:
+        found.setdefault(f"did not answer within {_PATIENCE_S // 60} minutes", []).append(asked[answer])
+    return found
+
+
+def _answer(answer: Any) -> list[str]:
+    try:
+        problems: list[str] = ray.get(answer)
+        return problems
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error
+        return [f"cannot run this package ({first_line(cause)}): install it there as on the driver's machine"]
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same on every machine."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package).partition("+")[0]  # builds for a CPU and for CUDA go together
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def problems(wanted: Wanted) -> list[str]:
+    """What is amiss on this machine, each with its cure."""
+    at_home(wanted.home)
+    return [*_versions(wanted), *_disks(wanted), *_device(wanted), *_model(wanted), *_engines(wanted)]
+
+
+def _versions(wanted: Wanted) -> Iterator[str]:
+    for package, here in versions().items():
+        if here != wanted.versions[package]:
+            there = wanted.versions[package]
+            yield f"{package} is {here}, the driver has {there}: install from the same constraints.txt"
+
+
+def _disks(wanted: Wanted) -> Iterator[str]:
+    root = wanted.probe.parent
+    if not wanted.probe.exists():
+        yield f"does not see {root}: set --root to a folder on a disk that all machines share"
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".probe-"):
+            pass
+    except OSError as error:
+        yield f"cannot write to {root} ({error.strerror}): let the user that Ray runs as write there"
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < _LEAST_DISK:
+        yield f"only {free >> 20} MiB are free in {tempfile.gettempdir()}: free {_LEAST_DISK >> 20} MiB"
+
+
+def _device(wanted: Wanted) -> Iterator[str]:
+    import torch
+
+    if wanted.sweep.resources.gpus_per_trial and torch.version.cuda is None:
+        yield "its torch is built for the CPU alone: install one for CUDA, or set resources.gpus_per_trial: 0"
+
+
+def _model(wanted: Wanted) -> Iterator[str]:
+    from core.model.denoiser import Denoiser
+    from core.precision import PRECISIONS
+    from core.predictors import classifier
+
+    sweep = wanted.sweep
+    dtype = PRECISIONS[sweep.train.precision].dtype
+    try:
+        if Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use).digest != wanted.weights:
+            yield f"model '{sweep.model}' has other weights than on the driver's machine: copy those"
+        classifier.load(sweep.predictor, sweep.model)
+    except UserError as error:
+        yield str(error)
+
+
+def _engines(wanted: Wanted) -> Iterator[str]:
+    from orchestrator.trial import operators
+
+    missing = operators.missing(wanted.sweep.deepspeed)
+    if missing is not None:
+        yield missing
+    elif wanted.sweep.deepspeed.offload_optimizer != "none":
+        operators.build_ops()

@@ -1,0 +1,129 @@
+"""What only the model and its predictor can tell about a sweep, before a trial starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from core.chain.schedule import Schedule
+from core.errors import UserError
+from core.methods.jacobian import check_count
+from core.model.denoiser import Denoiser
+from core.pictures.images import load_pairs
+from core.pictures.masks import find_mask
+from core.precision import PRECISIONS
+from core.predictors import classifier
+from core.predictors.embedded import Attributes
+from core.samples.training import training_seeds
+from orchestrator.search.space import configurations, sample, size
+from orchestrator.spec import Sweep, Value, countable
+from orchestrator.trial.model import judges_of
+from orchestrator.trial.settings import samples_of, settings_of
+
+_NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
+_NEEDS_NETWORK = {"fid": "inception", "inception_kid": "inception", "lpips": "lpips", "identity": "identity"}
+_TRIED = 500  # configurations; of a larger space as many are drawn
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a sweep has to know of its model."""
+
+    weights: str  # their digest
+    set_bytes: int  # of the largest direction set that a trial may find
+
+
+def check_model(sweep: Sweep) -> Checked:
+    """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
+    dtype = PRECISIONS[sweep.train.precision].dtype  # large models take twice the memory in another
+    denoiser = Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use)
+    Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
+    attributes = classifier.load(sweep.predictor, sweep.model)
+    judges_of(sweep)
+    found = [
+        *_directions(sweep, denoiser, attributes),
+        *_objectives(sweep, attributes),
+        *_supervised(sweep, attributes),
+        *_pairs(sweep, denoiser),
+        *_refused(sweep, denoiser),
+    ]
+    if found:
+        raise UserError("\n".join(found))
+    most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=1)
+    return Checked(denoiser.digest, 4 * most * sweep.sampler.steps * prod(denoiser.h_shape))
+
+
+def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None) -> Iterator[str]:
+    """No set can have more: the random ones beside the champion are orthonormal."""
+    dimensions = prod(denoiser.h_shape)
+    most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
+    if most > dimensions:
+        yield f"search.directions: got {most}; h of '{sweep.model}' has {dimensions} dimensions"
+    known = len(attributes.names) if attributes and "none" in _values(sweep, "supervised.pairs") else 0
+    if known > dimensions and "all" in _values(sweep, "supervised.attribute"):
+        yield (
+            f"search.supervised.attribute: got all {known} of the predictor; h of '{sweep.model}' has {dimensions} "
+            "dimensions: name one"
+        )
+
+
+def _objectives(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
+    asked = {*sweep.objective_names, sweep.asha_metric}
+    for metric in _NEEDS_ATTRIBUTES:
+        if metric in asked and attributes is None:
+            yield f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none"
+    for metric, key in _NEEDS_NETWORK.items():
+        if metric in asked and getattr(sweep.evaluate, key) is None:
+            yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
+
+
+def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
+    """Its attributes are those of the predictor, unless every trial has labelled pairs."""
+    if "none" not in _values(sweep, "supervised.pairs"):
+        return
+    if attributes is None:
+        yield (
+            f"method: supervised needs an attribute predictor, and model '{sweep.model}' has none: "
+            "give one as predictor, or labelled images as search.supervised.pairs"
+        )
+        return
+    for name, word in (("supervised.attribute", "all"), ("supervised.balance", "none")):
+        for value in _values(sweep, name):
+            try:
+                if value != word:
+                    attributes.index(str(value))
+            except UserError as error:
+                yield f"search.{name}: {error}"
+
+
+def _pairs(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
+    asked = _values(sweep, "supervised.attribute")
+    names = () if "all" in asked else tuple(map(str, asked))
+    for folder in _values(sweep, "supervised.pairs"):
+        try:
+            if folder != "none":
+                load_pairs(str(folder), denoiser.image_shape, names)
+        except UserError as error:
+            yield f"search.supervised.pairs: {error}"
+
+
+def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
+    """What the methods themselves refuse, each sentence once."""
+    count = size(sweep.space)
+    small = count is not None and count <= _TRIED
+    told: dict[str, None] = {}
+    for parameters in configurations(sweep.space) if small else sample(sweep.space, _TRIED, sweep.seed):
+        try:
+            settings = settings_of(parameters, sweep)
+            training_seeds(samples_of(settings), settings.seed)
+            if parameters["method"] == "jacobian":
+                mask = find_mask(denoiser, settings.box, settings.mask)
+                if settings.directions <= prod(denoiser.h_shape):  # else told already
+                    check_count(denoiser, settings.directions, mask)
+        except UserError as error:
+            told[f"method {parameters['method']}: {error}"] = None
+    yield from told
+
+
+def _values(sweep: Sweep, name: str) -> list[Value]:
+    """Every value that a parameter takes in some trial; none where no trial has it."""
+    return list(countable(sweep.space[name]) or ()) if name in sweep.space else []

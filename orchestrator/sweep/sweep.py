@@ -1,0 +1,255 @@
+"""The sweep: Ray Tune runs the trials that Optuna proposes, ASHA stops those that fall behind, MLflow keeps the record.
+
+`run` is idempotent: a new sweep starts, an interrupted one goes on, a finished one prints its result. Nothing of Ray's
+own is read back: every start is a new Tune experiment over what the ledger says is left to do.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from core.errors import UserError
+from orchestrator.report import terminal
+from orchestrator.report.live import Screen, screen
+from orchestrator.search.fork import carry_over, forked
+from orchestrator.search.ledger import Ledger
+from orchestrator.search.space import trials
+from orchestrator.spec import Sweep
+from orchestrator.store.database import place
+from orchestrator.store.disk import full
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.lock import driver, driving
+from orchestrator.store.spool import pending
+from orchestrator.store.study import check_place, create_study, refuse_damaged
+from orchestrator.sweep.champion import crown
+from orchestrator.sweep.cluster import Cluster
+from orchestrator.sweep.inspection import inspect
+from orchestrator.sweep.preflight import check_model
+from orchestrator.sweep.record import Books
+from orchestrator.sweep.stopping import Stopping
+from orchestrator.sweep.tune_callback import Recorder
+from orchestrator.sweep.tune_search import InOrder, LedgerAsha, LedgerSearch
+from orchestrator.tracking import views
+from orchestrator.tracking.client import Tracking
+from orchestrator.tracking.lineage import of_model
+from orchestrator.tracking.notes import UNDER_WAY, sweep_tags
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.trial.operators import compiler_missing, missing
+from orchestrator.trial.outcome import sentence
+from orchestrator.workers.placement import Room, fitting, of_trial, of_worker, refuse_unfit
+from orchestrator.workers.worker import TrialWorker
+from orchestrator.workers.worker_group import GangDriver
+
+_FLUSH_S, _HASTY_FLUSH_S = 60.0, 10.0  # how long the end of a sweep waits for MLflow; where it was interrupted
+_FRESH_STARTS = 3  # of Tune, one after the other, without any trial getting further
+_WAIT_S = 5.0  # before a new start where the disk is full
+_TIME_IS_UP = "stopped early: the hours of the budget were over"
+
+
+class Interrupted(Exception):
+    """The user stopped the sweep; its state is saved."""
+
+
+def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: bool = False) -> str:
+    """Start, resume or show a sweep; its name. Raises UserError before anything is written where it cannot run.
+
+    fork: where the sweep's folder holds another sweep of that name, start a new one that learns from it.
+    """
+    root = root.resolve()  # trials may run elsewhere
+    source, sweep = forked(sweep, root) if fork else (None, sweep)
+    folder = SweepFolder(root, sweep.name)
+    if folder.exists():
+        folder.refuse_changed(sweep)
+        if "study" in folder.read():
+            refuse_damaged(folder.book_of(sweep), sweep.name)
+    if holder := driver(folder.lock):
+        raise UserError(f"sweep '{sweep.name}' is being run by {holder}; wait for it, or stop it first")
+    tracking = Tracking(sweep.tracking.uri, root)
+    if folder.result.is_file():
+        _show(sweep, folder, tracking, console)
+        return sweep.name
+    model = check_model(sweep)
+    folder.refuse_other_weights(model.weights)
+    if not folder.exists() and (told := tracking.check()):
+        console.print(told, soft_wrap=True, highlight=False, markup=False)
+    if not folder.exists() or "study" not in folder.read():
+        check_place(sweep)
+    with driving(folder.lock, f"sweep '{sweep.name}'"):
+        if folder.exists():  # begun meanwhile by somebody who has ended meanwhile
+            folder.refuse_changed(sweep)
+            folder.refuse_other_weights(model.weights)
+        if folder.result.is_file():
+            terminal.show(folder, console)
+            return sweep.name
+        try:
+            with Cluster(address) as cluster, Stopping(folder, console, model.set_bytes) as stopping:
+                refuse_unfit(sweep)
+                if address is not None:
+                    console.print("Asking every machine whether it is ready ...", style="dim")
+                    inspect(sweep, root, model.weights)
+                elif lacking := missing(sweep.deepspeed):
+                    raise UserError(lacking)
+                _prepare(sweep, folder, tracking, model.weights, source)
+                _go(Course(sweep, folder, cluster, stopping, console), tracking, model.weights)
+        finally:
+            folder.remove_if_empty()
+    return sweep.name
+
+
+@dataclass(frozen=True)
+class Course:
+    """A sweep under way: what it is, where it keeps itself, what it runs on, what may stop it."""
+
+    sweep: Sweep
+    folder: SweepFolder
+    cluster: Cluster
+    stopping: Stopping
+    console: Console
+
+
+def _go(course: Course, tracking: Tracking, weights: str) -> None:
+    """From what the books say to the result; whatever ends it on the way, the books are true."""
+    sweep, folder, console = course.sweep, course.folder, course.console
+    outbox, patience = _outbox(folder, tracking, console), _FLUSH_S
+    slots = min(fitting(sweep), trials(sweep))
+    outbox.open()
+    try:
+        books = Books(sweep, folder, Ledger(sweep, folder.book, weights, slots, console.print), outbox)
+        console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
+        if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_missing()):
+            console.print(slower)
+        outbox.start(None, tags=UNDER_WAY, inputs=of_model(sweep, weights))
+        try:
+            with screen(console, sweep, slots, books.ledger.spent()) as shown:
+                _search(books, course, shown)
+            console.print("Measuring the best set beside random directions ...", style="dim")
+            best = crown(books, partial(course.cluster.run, of_worker(sweep)), console.print)
+        except BaseException:
+            books.settle()
+            outbox.end(None, "KILLED", {"outcome": "interrupted"})
+            patience = _HASTY_FLUSH_S
+            raise
+    finally:
+        if not outbox.close(patience):
+            console.print(f"{outbox.pending()} records wait for MLflow in {folder.outbox}; the same command sends them")
+    terminal.show(folder, console)
+    if best is None:
+        raise RuntimeError(f"no trial of sweep '{sweep.name}' reached its last iteration; the table says why")
+
+
+def _show(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
+    """A complete sweep; what MLflow has not got of it is sent now."""
+    console.print(f"Sweep '{sweep.name}' is complete.")
+    if pending(folder.outbox):
+        with driving(folder.lock, f"sweep '{sweep.name}'"), _outbox(folder, tracking, console).sending(_FLUSH_S):
+            console.print("Sending to MLflow what it has not got yet ...")
+    terminal.show(folder, console)
+
+
+def _prepare(sweep: Sweep, folder: SweepFolder, tracking: Tracking, weights: str, source: SweepFolder | None) -> None:
+    """What a sweep needs before its first trial. Each step finds what an interrupted start has left of it."""
+    folder.create(sweep, weights)
+    folder.keep_address(sweep)
+    state = folder.read()
+    if "study" not in state:
+        study = create_study(sweep, folder.book)
+        if source is not None:
+            carry_over(source, sweep, study, weights)
+        state = folder.add(study=place(folder.book))
+    if "parent_run" not in state:
+        experiment = tracking.experiment(sweep.experiment)
+        tags = sweep_tags(sweep, state["id"])
+        parent = tracking.start_parent(experiment, sweep.name, tags, sweep.resolved())
+        tracking.tag_experiment(experiment, views.tag(sweep, parent, int(time.time() * 1000)))
+        folder.add(tracking_uri=tracking.shown, experiment_id=experiment, parent_run=parent)
+
+
+def _outbox(folder: SweepFolder, tracking: Tracking, console: Console) -> Outbox:
+    state = folder.read()
+    return Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
+
+
+def _search(books: Books, course: Course, shown: Screen) -> None:
+    """Run what is left of the trials, with a new start of Tune for whatever ends it too early.
+
+    Raises Interrupted if the user stops it.
+    """
+    ledger, stopping, idle = books.ledger, course.stopping, 0
+    books.settle()
+    stopping.limit(course.sweep.budget.hours, ledger.spent())
+    while ledger.left() and not stopping.over():
+        before, error = ledger.progress(), None
+        try:
+            with stopping.search():
+                _tune(books, course, shown)
+        except Exception as raised:
+            error = raised
+        ledger.count_time(0)
+        if stopping.over():
+            break
+        books.settle()
+        idle = 0 if ledger.progress() > before or (error and full(error)) else idle + 1
+        if ledger.left():
+            why = sentence(error) if error else "it gave no reason"
+            if idle >= _FRESH_STARTS:
+                raise RuntimeError(f"Ray Tune ends before any trial gets further ({why})") from error
+            course.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
+            _start_again(course.cluster, error)
+    books.settle(None if stopping.asked else _TIME_IS_UP)
+    if stopping.asked and ledger.left():
+        raise Interrupted
+
+
+def _start_again(cluster: Cluster, error: Exception | None) -> None:
+    if error is not None and full(error):
+        time.sleep(_WAIT_S)
+    cluster.stop()
+    cluster.start()
+
+
+def _tune(books: Books, course: Course, shown: Screen) -> None:
+    """One experiment of Tune's over what is left to do."""
+    sweep, folder, stopping = course.sweep, course.folder, course.stopping
+
+    def look() -> None:
+        stopping.look()
+        course.cluster.look()
+        books.ledger.count_time()
+
+    shutil.rmtree(folder.tune, ignore_errors=True)
+    room = Room(sweep, course.console.print, scales=course.cluster.address is not None)
+    worker = GangDriver if sweep.resources.workers > 1 else TrialWorker
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(worker, sweep=sweep, folder=folder, home=Path.cwd()),
+            of_trial(sweep),
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearch(books.ledger, stopping.held, stopping.over, room),
+            scheduler=LedgerAsha(sweep, books.ledger) if sweep.scheduler else InOrder(),
+            num_samples=-1,  # the search says when it is over
+            reuse_actors=worker is TrialWorker,  # it has the model loaded for the next trial
+            trial_dirname_creator=_trial_name,
+            trial_name_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.tune.name,
+            storage_path=str(folder.path),
+            callbacks=[Recorder(books, shown, look)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
+            failure_config=tune.FailureConfig(max_failures=0),  # a new attempt is the ledger's to make
+            stop=stopping.stopper(),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _trial_name(trial: Any) -> str:
+    return f"{trial.config['trial_id']}_{trial.config['attempt']}"

@@ -1,0 +1,115 @@
+"""What happens in Ray Tune, written into the sweep's books and told on the screen as it happens."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from orchestrator.report.live import Screen
+from orchestrator.search.ledger import METRICS, STEP
+from orchestrator.search.space import searched
+from orchestrator.sweep.record import Books
+from orchestrator.trial.outcome import TrialOutcome
+from orchestrator.workers.placement import give_back, is_there, leaving
+from orchestrator.workers.process import Hanging, Process, end_of, stop_file
+
+_LOOK_S = 5.0  # between two looks at the processes of trials
+_LATE_S = 60.0  # beyond its own limit, a process that does not end itself is ended
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
+    """Follows every trial of a sweep."""
+
+    def __init__(self, books: Books, screen: Screen, each_step: Callable[[], None]) -> None:
+        self.books, self.screen, self.each_step = books, screen, each_step
+        sweep = books.sweep
+        self.iterations, self.objective = sweep.train.iterations, sweep.objectives[0].metric
+        self.searched = searched(sweep.space)
+        self.started, self.looked = time.monotonic(), 0.0
+        self.hanging = Hanging(sweep.recovery.stalled_minutes * 60 + _LATE_S)
+
+    def get_state(self) -> dict[str, Any] | None:
+        return None  # the books are all there is
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks, and nobody reads that."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.each_step()
+        self.screen.look()
+        if time.monotonic() - self.looked > _LOOK_S:
+            self.looked = time.monotonic()
+            away = leaving()
+            for trial in trials:
+                if trial.status == "RUNNING":
+                    self.hanging.end(self._folder(trial))
+                    self._leave(trial, away)
+
+    def _leave(self, trial: Any, away: set[str]) -> None:
+        """Have a trial save and end before a machine that it runs on goes away."""
+        folder, attempt = self._folder(trial), trial.config["attempt"]
+        request = stop_file(folder, attempt)
+        nodes = {process.node for process in Process.all_of(folder) if process.attempt == attempt}
+        if nodes & away and not request.exists():
+            with suppress(OSError):
+                request.touch()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        config = trial.config
+        self.books.started(config["trial_id"], config["parameters"], config["attempt"])
+        chosen = {name: config["parameters"][name] for name in self.searched if name in config["parameters"]}
+        begins = "starts" if config["attempt"] == 1 else f"goes on (attempt {config['attempt']})"
+        self._say(trial, begins, ", ".join(f"{name}={_short(value)}" for name, value in chosen.items()))
+        reached = max(map(int, self.books.ledger.reports(config["trial_id"])), default=0)
+        self.screen.mark(config["trial_id"], reached, anew=True)
+        self._show()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        for note in result["notes"]:
+            self._say(trial, "note", note, matters=True)
+        stopped = bool(result.get("done")) and result[STEP] < self.iterations
+        if self.books.reported(trial.config["trial_id"], result, stopped):
+            step = f"iteration {result[STEP]}/{self.iterations}"
+            self._say(trial, step, f"{self.objective} {result[METRICS][self.objective]:.3f}")
+            self.screen.mark(trial.config["trial_id"], result[STEP])
+            self._show()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        outcome, reason = self.books.ledger.judge(trial.last_result)
+        self._ended(trial, outcome, reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        give_back(self._folder(trial))
+        end = end_of(self._folder(trial), trial.config["attempt"], trial.error_file, is_there)
+        self._ended(trial, end.outcome, end.reason, end.final)
+
+    def _ended(self, trial: Any, outcome: TrialOutcome, reason: str, final: bool = False) -> None:
+        report: Mapping[str, Any] | None = trial.last_result if METRICS in (trial.last_result or {}) else None
+        if trial.config["trial_id"] not in self.books.ledger.running():
+            return
+        again = self.books.ended(trial.config["trial_id"], outcome, reason, report, final)
+        plain = outcome in (TrialOutcome.COMPLETED, TrialOutcome.PRUNED)
+        self._say(trial, outcome, "" if plain else reason + ("; it will go on" if again else ""), matters=not plain)
+        self._show()
+
+    def _folder(self, trial: Any) -> Path:
+        return self.books.folder.trial(trial.config["trial_id"]).path
+
+    def _show(self) -> None:
+        self.screen.update(self.books.ledger.begun())
+
+    def _say(self, trial: Any, what: str, more: str = "", matters: bool = False) -> None:
+        """matters: it is told beside a table, too."""
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        line = f"{minutes:4}:{seconds:02}  trial {trial.config['trial_id']}  {what:<18} {more}".rstrip()
+        (self.screen.tell if matters else self.screen.event)(line)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

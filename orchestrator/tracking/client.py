@@ -1,0 +1,308 @@
+"""MLflow: one parent run for a sweep, one child for each trial, by explicit run id.
+
+Everything goes through MlflowClient from the process that drives the sweep, the store's only writer. What a running
+sweep records comes from its outbox (orchestrator.tracking.outbox), which sends again what may not have arrived: every
+call that it makes here can be made twice and leaves what one call leaves.
+"""
+
+import functools
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+# First, for MLflow reads its environment on import.
+from orchestrator.tracking.mlflow_store import (
+    check_version,
+    flatten,
+    open_store,
+    patiently,
+    quieten,
+    refusal,
+    store_uri,
+)
+
+# isort: split
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from core.errors import UserError, first_line
+from orchestrator.secrets import redacted, scrub
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Point = tuple[str, float, int, int | None]  # metric, value, step, milliseconds
+
+PARENT = "mlflow.parentRunId"
+_KIND = "mlflow.experimentKind"
+_IMAGES = "mlflow.loggedImages"  # MLflow's page shows a run's images where it has this tag
+_UNCLAIMED, _SWEEP_RUN = "unclaimed", "sweep_run"
+_PARAMETER_LIMIT = 500  # characters MLflow keeps of a parameter
+_CONTEXT = "mlflow.data.context"  # what a run had a dataset for, as MLflow's page shows it
+_BATCH = 1000  # metrics that MLflow takes in one request
+_THUMBNAIL = 256  # pixels, of the small picture that MLflow's page shows first
+
+
+def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate["Tracking", P], T]:
+    """A call whose failure is one sentence without a secret; an error of MLflow may name the whole address."""
+
+    @functools.wraps(call)
+    def told(self: "Tracking", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(self, *args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            why = self.scrub(first_line(error))
+        # Outside of the handler: a traceback would show the library's own text.
+        raise UserError(f"tracking.uri: the MLflow store {self.shown} failed ({why})")
+
+    return told
+
+
+class Tracking:
+    """One sweep's runs in an MLflow store."""
+
+    def __init__(self, uri: str | None, root: Path) -> None:
+        self.uri, self.root, self.embedded = store_uri(uri, root), root.resolve(), uri is None
+        self.shown = redacted(self.uri)
+        quieten()
+
+    @functools.cached_property
+    def client(self) -> "MlflowClient":
+        """Opened when it is first needed, for a database that is away would hold up whoever opens it."""
+        return self._open()
+
+    @_told
+    def _open(self) -> "MlflowClient":
+        return open_store(self.uri, self.root, self.embedded)
+
+    def scrub(self, value: Any) -> Any:
+        """A text, or what holds texts, without the secrets of the store's address."""
+        return scrub(value, self.uri)
+
+    def check(self) -> str | None:
+        """What to tell the user of a store that can be used, if anything.
+
+        Raises UserError, in one sentence, where it cannot: it does not answer, refuses us, or is of another version.
+        """
+        told = check_version(self.uri)
+        try:
+            self.client.search_experiments(max_results=1)
+            return told
+        except Exception as error:
+            kind, why = type(error).__name__, refusal(error, self.shown)
+        if why is not None:
+            raise UserError(f"tracking.uri: the MLflow store {self.shown} {why}")
+        raise UserError(
+            f"tracking.uri: the MLflow store {self.shown} does not answer ({kind}); "
+            "start it, correct the address, or leave uri out to use the embedded store"
+        )
+
+    def reach(self, run_id: str) -> None:
+        """Raise what the store answers with where it does not know a run, deleted ones included."""
+        self.client.get_run(run_id)
+
+    @_told
+    def experiment(self, name: str) -> str:
+        """The id of the experiment `name`, made if it is not there."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = (self.root / "mlartifacts" / name).as_uri() if self.embedded else None
+        # Without the tag MLflow opens an experiment as one of its chat workspaces.
+        tags = {_KIND: "custom_model_development"}
+        try:
+            return str(patiently(lambda: self.client.create_experiment(name, place, tags=tags)))
+        except MlflowException as error:
+            found = self.client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return str(found.experiment_id)  # another sweep has made it just now
+
+    @_told
+    def tag_experiment(self, experiment_id: str, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            patiently(functools.partial(self.client.set_experiment_tag, experiment_id, name, value))
+
+    @_told
+    def experiment_tags(self, experiment_id: str) -> dict[str, str]:
+        return dict(self.client.get_experiment(experiment_id).tags)
+
+    @_told
+    def start_parent(self, experiment_id: str, name: str, tags: Mapping[str, str], spec: Mapping[str, Any]) -> str:
+        shown, tagged = self.scrub(dict(spec)), self.scrub({"role": "sweep", **tags})
+        run_id = self._parent(experiment_id, tagged.get("sweep_id"))  # of a start that was killed right here
+        if run_id is None:
+            run = patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
+            run_id = str(run.info.run_id)
+        patiently(lambda: self._params(run_id, flatten(shown)))
+        self.client.log_dict(run_id, shown, "sweep.json")
+        return run_id
+
+    def _parent(self, experiment_id: str, sweep_id: str | None) -> str | None:
+        """The run that was made for a sweep, if there is one."""
+        if sweep_id is None:
+            return None
+        rule = f"tags.role = 'sweep' and tags.sweep_id = '{sweep_id}'"
+        runs = self.client.search_runs([experiment_id], rule, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def start_child(
+        self,
+        experiment_id: str,
+        parent: str,
+        trial_id: str,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        milliseconds: int | None = None,
+    ) -> str:
+        """The run of a trial: the one it already has, or a new one; it is RUNNING and has these parameters and tags.
+
+        A parameter that the run has stays as it is, for MLflow does not let one change.
+        """
+        found = self.child(experiment_id, parent, trial_id)
+        if found is None:
+            run_id, known = self._claimed(experiment_id, parent, trial_id, milliseconds), {}
+        else:
+            run_id, known = str(found.info.run_id), found.data.params
+            self.restart(run_id)
+        self._params(run_id, {name: value for name, value in parameters.items() if name not in known})
+        self.tags(run_id, tags or {})
+        return run_id
+
+    def _claimed(self, experiment_id: str, parent: str, trial_id: str, milliseconds: int | None) -> str:
+        """A new run that is a trial's own.
+
+        A server that hangs carries out a request after its sender has given it up and sent another. A run is therefore
+        the trial's only when a second request has claimed it, which may arrive twice; the others are deleted.
+        """
+        self.reach(parent)  # or it is another sweep's store, in which nothing is made
+        name, tags = f"trial {trial_id}", {"role": _UNCLAIMED, _SWEEP_RUN: parent}
+        unclaimed = [run for run in self._unclaimed(experiment_id, parent) if run.info.run_name == name]
+        run = unclaimed[0] if unclaimed else self.client.create_run(experiment_id, milliseconds, tags, name)
+        run_id = str(run.info.run_id)
+        self.tags(run_id, {PARENT: parent, "role": "trial", "trial_id": trial_id})
+        self.delete_unclaimed(experiment_id, parent)
+        return run_id
+
+    def _unclaimed(self, experiment_id: str, parent: str) -> list[Run]:
+        rule = f"tags.role = '{_UNCLAIMED}' and tags.{_SWEEP_RUN} = '{parent}'"
+        return list(self.client.search_runs([experiment_id], rule))
+
+    def delete_unclaimed(self, experiment_id: str, parent: str) -> None:
+        """Delete the runs that were made for a sweep's trials twice."""
+        for run in self._unclaimed(experiment_id, parent):
+            self.client.delete_run(run.info.run_id)
+
+    def restart(self, run_id: str) -> None:  # whatever it was
+        self.client.update_run(run_id, status="RUNNING")
+
+    @_told
+    def status(self, run_id: str) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED, as the store has it."""
+        return str(self.client.get_run(run_id).info.status)
+
+    @_told
+    def running(self, experiment_id: str, parent: str) -> list[tuple[str, str]]:
+        """Run id and trial id of the trials that the store holds RUNNING."""
+        rule = f"tags.`{PARENT}` = '{parent}' and attributes.status = 'RUNNING'"
+        runs = self.client.search_runs([experiment_id], rule, max_results=5000)
+        return [(str(run.info.run_id), str(run.data.tags["trial_id"])) for run in runs if "trial_id" in run.data.tags]
+
+    def child(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:
+        rule = f"tags.`{PARENT}` = '{parent}' and tags.trial_id = '{trial_id}'"
+        runs = self.client.search_runs([experiment_id], rule, max_results=1, order_by=["attributes.start_time ASC"])
+        return runs[0] if runs else None
+
+    @_told
+    def find(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:  # for whoever tells a person
+        return self.child(experiment_id, parent, trial_id)
+
+    @_told
+    def children(self, experiment_id: str, parent: str) -> list[Run]:
+        return list(self.client.search_runs([experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=5000))
+
+    def _params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        params = [Param(name, str(value)[:_PARAMETER_LIMIT]) for name, value in values.items()]
+        if params:
+            self.client.log_batch(run_id, params=params, synchronous=True)
+
+    def points(self, run_id: str, points: Sequence[Point], milliseconds: int) -> None:
+        """Values of metrics at many steps. A point that the store has, to the same millisecond, is not added again.
+
+        milliseconds: the time of those points that have none of their own.
+        """
+        metrics = [Metric(name, value, at or milliseconds, step) for name, value, step, at in points]
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH], synchronous=True)
+
+    def inputs(self, run_id: str, datasets: Sequence[Mapping[str, str]]) -> None:
+        """Log what a run has worked on (orchestrator.tracking.lineage); a dataset of the same name and digest stays."""
+        found = [
+            DatasetInput(
+                Dataset(each["name"], each["digest"], each["source_type"], each["source"], profile=each.get("profile")),
+                [InputTag(_CONTEXT, each["context"])],
+            )
+            for each in datasets
+        ]
+        if found:
+            self.client.log_inputs(run_id, found)
+
+    def image(self, run_id: str, picture: Path, key: str, step: int, milliseconds: int) -> None:
+        """A picture of a step, for the slider on a run's page.
+
+        MLflow's own log_image draws a new name each time; here the name follows from what is recorded, so that a
+        picture sent twice, or by halves, is there once.
+        """
+        own = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{key}/{step}/{milliseconds}")
+        name = f"{key.replace('/', '~')}+step+{step}+timestamp+{milliseconds}+{own}"
+        with tempfile.TemporaryDirectory() as folder, Image.open(picture) as image:
+            image.save(Path(folder) / f"{name}.png")
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            image.save(Path(folder) / f"{name}+compressed.webp")
+            self.client.log_artifacts(run_id, folder, "images")
+        self.client.set_tag(run_id, _IMAGES, True, synchronous=True)
+
+    def folder(self, run_id: str, folder: Path, name: str) -> None:
+        self.client.log_artifacts(run_id, str(folder), name)
+
+    def tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        if values:
+            tags = [RunTag(name, value) for name, value in values.items()]
+            self.client.log_batch(run_id, tags=tags, synchronous=True)
+
+    def end(self, run_id: str, status: str, tags: Mapping[str, str], milliseconds: int | None = None) -> None:
+        """FINISHED, FAILED or KILLED, with the tags that say why; at the given time, or now."""
+        self.tags(run_id, tags)
+        self.client.set_terminated(run_id, status, milliseconds)
+
+    def register(self, name: str, run_id: str, artifact: str, description: str = "") -> str:
+        """The version of the registered model `name` that is this artifact, made if need be, now champion."""
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{artifact}"
+        found = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        numbers = [int(version.version) for version in found if version.source == source]
+        if not numbers:
+            numbers = [int(self.client.create_model_version(name, source, run_id, description=description).version)]
+        version = str(min(numbers))
+        self.client.set_registered_model_alias(name, "champion", version)
+        return version
+
+    def download(self, run_id: str, artifact: str, to: Path) -> Path:
+        """Fetch an artifact folder of a run. Raises UserError where the run or the artifact is not there."""
+        try:
+            return Path(self.client.download_artifacts(run_id, artifact, str(to)))
+        except Exception as error:
+            kind = type(error).__name__
+        raise UserError(f"run '{run_id}' has no artifact '{artifact}' in {self.shown} ({kind})")

@@ -1,0 +1,92 @@
+"""What a run has worked on, as MLflow's datasets: the model, the samples drawn from it, and real images.
+
+Latents are not stored anywhere: a sample follows from the weights, the chain and its seed, so these are its digest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.model.origin import origin_of
+from orchestrator.spec import Sweep
+
+Dataset = dict[str, str]  # name, digest, source_type, source, context, and a profile where there is more to say
+
+_DIGEST = 16  # characters, as many as a card shows of the weights'
+_DRAWN_BY = ("prompts", "negative_prompt", "classes", "guidance", "size")  # beside the chain
+
+
+def of_model(sweep: Sweep, weights: str) -> list[Dataset]:
+    """The pretrained model. weights: their digest."""
+    source = {"model": sweep.model, "weight_digest": weights}
+    return [_dataset(_name(sweep), weights[:_DIGEST], "model", source, "model")]
+
+
+def of_trial(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> list[Dataset]:
+    """The model, what the trial's method looks at, and what its directions are measured on."""
+    from core.randomness import SELECT_SEEDS  # torch, which a look at a sweep does without
+
+    measured = _samples(sweep, weights, SELECT_SEEDS[: 5 * sweep.evaluate.seeds], "evaluation")
+    return [*of_model(sweep, weights), *_training(sweep, weights, parameters), measured]
+
+
+def of_result(sweep: Sweep, weights: str, trials: list[dict[str, Any]]) -> list[Dataset]:
+    """All that the trials of a sweep looked at, and what its champion is reported on."""
+    from core.randomness import REPORT_SEEDS
+
+    reported = _samples(sweep, weights, REPORT_SEEDS[: 5 * sweep.evaluate.seeds], "report")
+    found = [dataset for parameters in trials for dataset in of_trial(sweep, weights, parameters)]
+    return list({(each["name"], each["digest"]): each for each in [*found, reported]}.values())
+
+
+def _training(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> Iterator[Dataset]:
+    """What the method finds its directions on; nothing where that cannot be read, of which the trial will tell."""
+    from core.samples.training import training_seeds
+    from orchestrator.trial.settings import samples_of, settings_of
+
+    try:
+        settings = settings_of(parameters, sweep)
+        pairs = getattr(settings, "pairs", None)
+        if pairs is None:
+            yield _samples(sweep, weights, training_seeds(samples_of(settings), settings.seed), "training")
+        else:
+            folder = Path(pairs).expanduser().resolve()
+            yield _dataset(pairs, _of_folder(folder), "local", {"uri": str(folder)}, "training")
+    except (UserError, OSError):
+        return
+
+
+def _samples(sweep: Sweep, weights: str, seeds: range, context: str) -> Dataset:
+    """Images that the model draws, each from a seed of its own."""
+    chain = {"steps": sweep.sampler.steps, "eta": sweep.sampler.eta}
+    told = {name: value for name, value in sweep.denoiser.use.items() if name in _DRAWN_BY and value}
+    source = {"weight_digest": weights, **chain, **told, "first_seed": seeds[0], "samples": len(seeds)}
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:_DIGEST]
+    profile = {"num_rows": len(seeds), **chain}
+    return _dataset(f"samples of {_name(sweep)}", digest, "samples", source, context, profile)
+
+
+def _name(sweep: Sweep) -> str:
+    """The model's, without the way to its folder or file."""
+    return Path(sweep.model).name if origin_of(sweep.model) in ("folder", "file") else sweep.model
+
+
+def _dataset(
+    name: str, digest: str, kind: str, source: dict[str, Any], context: str, profile: dict[str, Any] | None = None
+) -> Dataset:
+    told = {"name": name, "digest": digest, "source_type": kind, "source": json.dumps(source), "context": context}
+    return told | ({"profile": json.dumps(profile)} if profile else {})
+
+
+@lru_cache
+def _of_folder(folder: Path) -> str:
+    """A digest of what the files in a folder are called and hold. Raises OSError."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            found.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    return found.hexdigest()[:_DIGEST]

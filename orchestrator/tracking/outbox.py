@@ -1,0 +1,297 @@
+"""What a sweep has to tell its MLflow store: on disk first, sent in order, removed when the store has it.
+
+So a store that is down, slow or full holds up no trial and loses no record, and a driver that is killed leaves to the
+next one what it had not sent. The records lie in a spool (orchestrator.store.spool); beside them
+
+steps/<trial>.json    the last step of every metric and picture that the store has of a trial
+
+A record goes again until the store has answered, so it may arrive twice; each kind of them leaves what one arrival
+leaves (orchestrator.tracking.client). A trial that is resumed repeats steps: those put down before are not put down
+again.
+"""
+
+import json
+import logging
+import math
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from core.errors import first_line
+from core.files import TEMPORARY, write_json
+from orchestrator.store.spool import Record, Spool, Unreadable, pending
+from orchestrator.tracking.client import Tracking
+from orchestrator.tracking.delivery import Delivery, Refused
+from orchestrator.tracking.lineage import Dataset
+from orchestrator.tracking.mlflow_store import permanent
+
+log = logging.getLogger(__name__)
+Tell = Callable[[str], None]
+Steps = dict[str, dict[str, int]]  # trial -> metric -> last step
+
+_LONGEST_WAIT_S = 30.0
+_TOLD_AFTER = 2  # failures in a row: a single one may be a moment's
+_OF_POINTS = ("step", "milliseconds")  # what a point has beside its values
+_PARENT = "sweep"  # stands for the sweep's own run where a trial's id would
+
+
+class Outbox:
+    """The outbox of one sweep. One process has it at a time: the one that drives the sweep, under its lock.
+
+    In what follows None as the trial stands for the sweep's own run, and no time for now.
+    """
+
+    def __init__(
+        self, path: Path, tracking: Tracking, experiment_id: str, parent_run: str, tell: Tell = log.warning
+    ) -> None:
+        self.path, self.tracking, self.tell = path, tracking, tell
+        self.experiment_id, self.parent_run = experiment_id, parent_run
+        self._spool = Spool(path)
+        self._delivery = Delivery(tracking, experiment_id, parent_run)
+        self._told: set[str] = set()
+        self._sender: threading.Thread | None = None
+        self._alone = threading.Lock()  # held by who sends; one that was given up may still wait for an answer
+        self._changed = threading.Condition()  # guards what follows
+        self._closing = self._hurry = self._given_up = False
+        self._queue = deque(self._spool.numbers())
+        self._steps = self._recorded()
+
+    def start(
+        self,
+        trial_id: str | None,
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        milliseconds: int | None = None,
+        inputs: Sequence[Dataset] = (),
+    ) -> None:
+        """The trial's run is there and RUNNING; a resumed trial keeps the one it has. inputs: what it works on."""
+        plain = {name: str(value) for name, value in (parameters or {}).items()}
+        values = {"parameters": plain, "tags": dict(tags or {}), "inputs": list(inputs)}
+        self._put("start", trial_id, values, milliseconds)
+
+    def metrics(
+        self, trial_id: str | None, points: Sequence[Mapping[str, float]], milliseconds: int | None = None
+    ) -> None:
+        """Values at steps, [{"step": 5, "loss": 0.1}, ...]. A metric's steps increase; one that is there stays.
+
+        A point may have a time of its own, as "milliseconds".
+        """
+        values = [
+            # JSON knows no NaN.
+            [name, value if math.isfinite(value) else str(value), int(point["step"]), point.get("milliseconds")]
+            for point in points
+            for name, value in ((name, float(value)) for name, value in point.items() if name not in _OF_POINTS)
+            if int(point["step"]) > self.last_step(trial_id, name)
+        ]
+        if values:
+            self._put("metrics", trial_id, {"points": values}, milliseconds)
+
+    def usage(self, trial_id: str, samples: Sequence[Mapping[str, float]]) -> None:
+        """Put down what a trial took of its machine (orchestrator.workers.usage), a step each sample."""
+        first = 1 + max((self.last_step(trial_id, name) for sample in samples for name in sample), default=0)
+        self.metrics(trial_id, [{**sample, "step": first + n} for n, sample in enumerate(samples)])
+
+    def inputs(self, trial_id: str | None, datasets: Sequence[Dataset]) -> None:
+        """What the run has worked on, beside what it was started with (orchestrator.tracking.lineage)."""
+        self._put("inputs", trial_id, {"inputs": list(datasets)})
+
+    def tags(self, trial_id: str | None, values: Mapping[str, str]) -> None:
+        self._put("tags", trial_id, {"tags": dict(values)})
+
+    def folder(self, trial_id: str | None, folder: Path, name: str) -> None:
+        """The files of a folder as the artifact folder `name`, over those that it has."""
+        self._put("folder", trial_id, {"name": name}, files=folder)
+
+    def file(self, trial_id: str | None, file: Path, name: str) -> None:
+        """One file in the artifact folder `name`, over the one of that name that it has."""
+        self._put("folder", trial_id, {"name": name}, files=file)
+
+    def image(self, trial_id: str | None, picture: Path, key: str, step: int, milliseconds: int | None = None) -> None:
+        """A picture of a step. Its steps increase; one that is there stays."""
+        if step > self.last_step(trial_id, _image(key)):
+            values = {"key": key, "step": step, "name": picture.name}
+            self._put("image", trial_id, values, milliseconds, files=picture)
+
+    def end(
+        self, trial_id: str | None, status: str, tags: Mapping[str, str] | None = None, milliseconds: int | None = None
+    ) -> None:
+        """FINISHED, FAILED or KILLED."""
+        self._put("end", trial_id, {"status": status, "tags": dict(tags or {})}, milliseconds)
+
+    def register(self, name: str, artifact: str, description: str = "") -> None:
+        """An artifact folder of the sweep's run as the champion of the registered model `name`."""
+        self._put("register", None, {"name": name, "artifact": artifact, "description": description})
+
+    def last_step(self, trial_id: str | None, name: str) -> int:
+        """The last step at which a metric was put down; -1 where it never was."""
+        with self._changed:
+            return self._steps.get(trial_id or _PARENT, {}).get(name, -1)
+
+    def pending(self) -> int:
+        return pending(self.path)
+
+    @contextmanager
+    def sending(self, seconds: float) -> Iterator[None]:
+        """Send for the duration of a block, and for at most `seconds` after it; `pending` says what is left."""
+        self.open()
+        try:
+            yield
+        finally:
+            self.close(seconds)
+
+    def open(self) -> None:
+        """Begin to send in the background. The thread dies with its process, whatever the store does."""
+        self._closing = self._hurry = self._given_up = False
+        self._sender = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._sender.start()
+
+    def close(self, seconds: float) -> bool:
+        """Send what is left for at most `seconds`; whether all of it is gone."""
+        with self._changed:
+            self._closing = self._hurry = True
+            self._changed.notify_all()
+        if self._sender is not None:
+            self._sender.join(seconds)
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+        return self.pending() == 0
+
+    def _put(
+        self,
+        kind: str,
+        trial_id: str | None,
+        values: Mapping[str, Any],
+        milliseconds: int | None = None,
+        files: Path | None = None,
+    ) -> None:
+        """Put one record down. Raises OSError, with nothing put down, where the disk is full."""
+        now = milliseconds or int(time.time() * 1000)
+        record = self.tracking.scrub({"kind": kind, "trial": trial_id, "time": now, **values})
+        with self._changed:
+            self._queue.append(self._spool.put(record, files))
+            _advance(self._steps, record)
+            self._changed.notify_all()
+
+    def _recorded(self) -> Steps:
+        """The last steps that the store has, or will have when what waits is sent."""
+        for path in self.path.glob(f"steps/{TEMPORARY}*"):  # of a driver that was killed
+            shutil.rmtree(path, ignore_errors=True)
+        steps: Steps = {}
+        for path in self.path.glob("steps/*.json"):
+            with suppress(OSError, TypeError, ValueError):
+                steps[path.stem] = dict(json.loads(path.read_text()))
+        for number in self._queue:
+            with suppress(Unreadable, KeyError, TypeError, ValueError):
+                _advance(steps, self._spool.read(number) or {})
+        return steps
+
+    def _work(self) -> None:
+        with self._alone:
+            self._send_all()
+            with suppress(Exception):  # only tidies up; the next trial to start does it too
+                self.tracking.delete_unclaimed(self.experiment_id, self.parent_run)
+
+    def _send_all(self) -> None:
+        """Send what comes, in order, until the outbox is closed and empty, or given up."""
+        failures, away = 0, False
+        store = f"tracking: the MLflow store {self.tracking.shown}"
+        while (number := self._head()) is not None:
+            error = self._deliver(number)
+            if error is None:
+                if away:
+                    self._say(f"{store} is back; {self.pending()} records that waited are being sent")
+                failures, away = 0, False
+                continue
+            failures += 1
+            if failures >= _TOLD_AFTER and not away:
+                away, why = True, self.tracking.scrub(first_line(error))
+                waiting = f"{self.pending()} records wait in {self.path}, training goes on"
+                self._say(f"{store} does not answer ({why}); {waiting}")
+            if self._pause(min(2.0 ** (failures - 1), _LONGEST_WAIT_S)):
+                failures = 0
+
+    def _head(self) -> int | None:
+        """The record to send next, waiting for one; None when it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._closing)
+            return self._queue[0] if self._queue and not self._given_up else None
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before the next attempt; True where whoever closes the outbox cut it short."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._hurry or self._given_up, seconds)
+            hurried, self._hurry = self._hurry, False
+            return hurried
+
+    def _deliver(self, number: int) -> Exception | None:
+        """Send one record and remove it, or set it aside; what went wrong where it has to be sent again."""
+        try:
+            record = None
+            try:
+                record = self._spool.read(number)
+                if record is not None:  # else another process has sent it since this one gave up
+                    self._delivery.send(record, self._spool.files(number))
+            except Exception as error:
+                if not self._hopeless(error):
+                    return error
+                reason = self.tracking.scrub(first_line(error))
+                self._complain(f"tracking: {self._spool.set_aside(number, reason)} was refused and set aside", reason)
+            self._acknowledge(number, record or {})
+        except Exception as error:
+            return error
+        return None
+
+    def _hopeless(self, error: Exception) -> bool:
+        """Whether a record would be refused for ever.
+
+        Raises what the store answers where it does not know the sweep's own run: it is another store then, or one that
+        is half up, and its refusals mean nothing.
+        """
+        if isinstance(error, Unreadable):
+            return True
+        if not isinstance(error, Refused) and not permanent(error):
+            return False
+        self.tracking.reach(self.parent_run)
+        return True
+
+    def _acknowledge(self, number: int, record: Record) -> None:
+        """Remove a record that the store has. The steps that it recorded are put down first, lest they be repeated."""
+        trial = record.get("trial") or _PARENT
+        if record.get("kind") in ("metrics", "image"):
+            with self._changed:
+                steps = dict(self._steps.get(trial, {}))
+            (self.path / "steps").mkdir(exist_ok=True)
+            write_json(self.path / "steps" / f"{trial}.json", steps)
+        self._spool.remove(number)
+        with self._changed:
+            self._queue.popleft()
+
+    def _complain(self, text: str, reason: str) -> None:
+        """Tell something bad, once for each reason: a deleted run refuses every record of its trial."""
+        if reason not in self._told:
+            self._told.add(reason)
+            self._say(f"{text}: {reason}")
+
+    def _say(self, text: str) -> None:
+        with suppress(Exception):  # nobody may be left to read it; what is told also stands in the folder
+            self.tell(text)
+
+
+def _advance(steps: Steps, record: Record) -> None:
+    """Take the steps of a record for recorded."""
+    points = record.get("points", [])
+    if record.get("kind") == "image":
+        points = [(_image(record["key"]), None, record["step"])]
+    known = steps.setdefault(record.get("trial") or _PARENT, {})
+    for name, _, step, *_ in points:
+        known[name] = max(known.get(name, -1), int(step))
+
+
+def _image(key: str) -> str:
+    return f"image {key}"

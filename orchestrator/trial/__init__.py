@@ -1,0 +1,1 @@
+"""One trial, readable alone: it knows no search and no MLflow."""

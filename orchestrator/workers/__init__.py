@@ -1,0 +1,1 @@
+"""A trial's processes under Ray: where they run, how they are started, how they end."""

@@ -1,0 +1,155 @@
+"""What a trial holds of a cluster, and how many fit: all processes of a trial, or none."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.tune import PlacementGroupFactory
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from core.errors import UserError
+from orchestrator.search.space import trials
+from orchestrator.spec import Sweep
+from orchestrator.text import counted
+
+_LOOK_S = 2.0
+_ANSWER_S = 90.0  # for a machine to say that it is there; Ray finds one that is gone sooner
+HELD = "held"  # in a trial's folder: what its processes hold together, by Ray's name
+HEAD = {"node:__internal_head__": 0.0001}  # a resource that Ray gives to the head of a cluster alone
+
+
+def of_worker(sweep: Sweep) -> dict[str, float]:
+    """What one process of a trial holds, by Ray's names."""
+    gpus = sweep.resources.gpus_per_trial / sweep.resources.workers
+    return {"CPU": float(sweep.resources.cpus_per_worker), **({"GPU": gpus} if gpus else {})}
+
+
+def of_trial(sweep: Sweep) -> PlacementGroupFactory:
+    """What Ray Tune holds for a trial.
+
+    Where several processes share it, only that of the process which looks after them
+    (orchestrator.workers.worker_group): it is on the head and takes nothing that workers wait for.
+    """
+    return PlacementGroupFactory([HEAD if sweep.resources.workers > 1 else of_worker(sweep)])
+
+
+def fitting(sweep: Sweep) -> int:
+    """How many trials the machines that are there now hold at a time."""
+    return trials_on(sweep, _machines())
+
+
+def expected(sweep: Sweep) -> int:
+    """How many trials `cluster.nodes` machines like the largest one will hold, for which an autoscaler may be asked."""
+    largest = max(_machines(), key=lambda machine: _places(sweep, machine), default={})
+    return trials_on(sweep, [largest] * (sweep.cluster.nodes or 0))
+
+
+def _machines() -> list[Mapping[str, float]]:
+    away = leaving()
+    return [node["Resources"] for node in alive() if node["NodeID"] not in away]
+
+
+def trials_on(sweep: Sweep, machines: Iterable[Mapping[str, float]]) -> int:
+    """How many trials fit on machines with these resources; the processes of one may be on several."""
+    return sum(_places(sweep, machine) for machine in machines) // sweep.resources.workers
+
+
+def hosts(sweep: Sweep, nodes: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a cluster's nodes those that have room for a process of a trial."""
+    return [node for node in nodes if _places(sweep, node["Resources"])]
+
+
+def _places(sweep: Sweep, machine: Mapping[str, float]) -> int:
+    """How many processes of trials a machine holds."""
+    return min(_times(machine.get(kind, 0), amount) for kind, amount in of_worker(sweep).items())
+
+
+class Room:
+    """How many trials may be under way: as many as fit at the moment, for machines come and go.
+
+    scales: machines that are not there yet come when a trial waits for them.
+    """
+
+    def __init__(self, sweep: Sweep, tell: Callable[[str], object], scales: bool = False) -> None:
+        self.sweep, self.tell, self.scales = sweep, tell, scales
+        self.now, self.looked = -1, 0.0
+
+    def __call__(self) -> int:
+        if time.monotonic() - self.looked > _LOOK_S:
+            fits = max(fitting(self.sweep), expected(self.sweep) if self.scales else 0)
+            before, self.now = self.now, min(fits, trials(self.sweep))
+            self.looked = time.monotonic()
+            if before >= 0 and self.now != before:
+                room = counted(self.now, "trial")
+                self.tell(f"The cluster has {counted(len(alive()), 'machine')} now, with room for {room} at a time")
+        return self.now
+
+
+def refuse_unfit(sweep: Sweep) -> None:
+    """Raise UserError where not one trial fits the cluster."""
+    if fitting(sweep):
+        return
+    workers, have, each = sweep.resources.workers, ray.cluster_resources(), of_worker(sweep)
+    wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+    asked = wanted if workers == 1 else f"{counted(workers, 'process', 'processes')} of {wanted}"
+    there = " and ".join(f"{have.get(kind, 0):g} {kind}" for kind in each)
+    raise UserError(
+        f"resources: a trial asks for {asked}; this cluster has {there}, in {counted(len(alive()), 'machine')}"
+    )
+
+
+def give_back(folder: Path) -> None:
+    """Free what the processes of an attempt hold that has ended, and end those that are left.
+
+    Ray frees it only where the process that asked for it ends by itself, or with the whole sweep.
+    """
+    with suppress(OSError):
+        name = (folder / HELD).read_text()
+        with suppress(Exception):  # it may be free already, or of another cluster
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+        (folder / HELD).unlink()
+
+
+def alive() -> list[dict[str, Any]]:
+    """The machines of the cluster, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def leaving() -> set[str]:
+    """The ids of machines that are about to go: a spot instance that is reclaimed, a node that is drained."""
+    # What Ray Train asks, too; nothing public says it.
+    draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
+    return set(draining)
+
+
+def is_there(node: str) -> bool:
+    """Whether a machine answers; the only one does."""
+    return len(alive()) == 1 and alive()[0]["NodeID"] == node or answer([node])
+
+
+def answer(nodes: Iterable[str]) -> bool:
+    """Whether these machines are there. Each is asked, for Ray takes a while to find that one is gone."""
+    here = ray.remote(num_cpus=0, max_retries=0)(_nothing)
+    asked = [
+        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
+    ]
+    answers, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+    try:
+        ray.get(answers)
+    except RayError:
+        return False
+    return not silent
+
+
+def _nothing() -> None:
+    pass
+
+
+def _times(there: float, amount: float) -> int:
+    """How often an amount fits; 0.2 fits five times into 1."""
+    return int(there / amount + 1e-9)

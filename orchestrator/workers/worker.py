@@ -1,0 +1,147 @@
+"""A trial in a process of its own, as Ray Tune runs it: asked for the next report, it works until it has one.
+
+The process runs one trial after the other, as long as none fails: the model stays loaded.
+"""
+
+import gc
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+
+from core.samples.cache import SampleCache
+from orchestrator.search.ledger import METRICS, STEP
+from orchestrator.spec import Sweep
+from orchestrator.store.folder import SweepFolder
+from orchestrator.workers.process import STEPS, Process, stop_file, write_end
+from orchestrator.workers.usage import USAGE, Usage
+from orchestrator.workers.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from orchestrator.trial.model import Bench
+
+_LOOK_S = 5.0  # between two looks at whether the attempt is still this process's
+_ASK_S = 0.5  # between two looks at whether it shall end
+
+
+class Post:
+    """One process at one attempt: it says that it is there, sees whether it shall end, and ends where it is replaced.
+
+    rank: of the processes that share the trial (orchestrator.workers.worker_group).
+    """
+
+    def __init__(self, sweep: Sweep, folder: SweepFolder, config: dict[str, Any], rank: int = 0) -> None:
+        self.folder, self.path = folder, folder.trial(config["trial_id"]).path
+        self.path.mkdir(parents=True, exist_ok=True)
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
+        self.process = Process.this(config["attempt"], rank, node)
+        self.process.write(self.path)
+        self.stopped, self.asked, self.looked = False, 0.0, time.monotonic()
+        steps = f"{STEPS}.{rank}" if rank else STEPS
+        self.watchdog = Watchdog(sweep.recovery.stalled_minutes * 60, self.path / steps)
+        self.usage = Usage() if sweep.tracking.system_metrics and not rank else None
+
+    def moved(self) -> None:
+        """The trial has made a step. The process ends where another has taken the trial over, lest both write."""
+        self.watchdog.step()
+        if self.usage:
+            self.usage.look()
+        if time.monotonic() - self.looked > _LOOK_S:
+            self.looked = time.monotonic()
+            if Process.of(self.path, self.process.rank) not in (None, self.process):
+                os._exit(1)
+
+    def shall_stop(self) -> bool:
+        """Whether somebody asked this process, or all of the sweep's, to end; asked after every call of the network."""
+        if not self.stopped and time.monotonic() - self.asked > _ASK_S:
+            self.asked = time.monotonic()
+            self.stopped = self.folder.stop.exists() or stop_file(self.path, self.process.attempt).exists()
+        return self.stopped
+
+    def told(self, report: dict[str, Any]) -> dict[str, Any]:
+        """A report of the trial, with what it has taken of this machine meanwhile."""
+        return {**report, USAGE: self.usage.taken()} if self.usage else report
+
+    def leave(self) -> None:
+        """The attempt is over for this process, which may live on."""
+        self.watchdog.close()
+        stop_file(self.path, self.process.attempt).unlink(missing_ok=True)
+        self.process.remove(self.path)
+
+
+class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
+    """One attempt at a trial after the other. Each `step` is the way to the next report.
+
+    home: the folder in which relative paths of the sweep file are meant.
+    """
+
+    def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
+        at_home(home)
+        self.sweep, self.folder = sweep, folder
+        self.bench: Bench | None = None
+        self.reports: Iterator[dict[str, Any]] | None = None
+        # In this process's first thread, where Python handles signals; Ray's own handler would end it at once.
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self.post.watchdog.step()
+        try:
+            if self.reports is None:
+                self.reports = self._reports()
+            report = next(self.reports)
+        except Exception as error:
+            write_end(self.post.path, self.config["attempt"], error)
+            raise
+        self.post.watchdog.rest()
+        return as_result(self.post.told(report), self.sweep)
+
+    def cleanup(self) -> None:
+        if self.reports is not None:
+            self.reports.close()  # type: ignore[attr-defined]  # a generator
+            self.reports = None
+        gc.collect()  # the networks of the trial, which know each other
+        self.post.leave()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.post = Post(self.sweep, self.folder, config)
+
+    def _reports(self) -> Iterator[dict[str, Any]]:
+        from orchestrator.trial.run import Surroundings, run_trial  # torch and all: it takes a while
+
+        around = Surroundings(self.post.shall_stop, self.post.moved)
+        cache = SampleCache(self.folder.cache, waiting=around.step)
+        smaller, trial = self.config["out_of_memory"], self.folder.trial(self.config["trial_id"])
+        return run_trial(self.config["parameters"], self.sweep, trial, cache, around, smaller, self._load)
+
+    def _load(self, sweep: Sweep, cache: SampleCache | None) -> "Bench":
+        from orchestrator.trial.model import Bench
+
+        self.bench = replace(self.bench, cache=cache) if self.bench else Bench.load(sweep, cache)
+        return self.bench
+
+    def _on_sigterm(self, *_: object) -> None:
+        self.post.stopped = True
+
+
+def at_home(home: Path) -> None:
+    """Go where the sweep was started, if there is such a folder on this machine."""
+    with suppress(OSError):
+        os.chdir(home)
+
+
+def as_result(report: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
+    """A trial's report as Ray Tune wants it."""
+    return {**report, **report[METRICS], "done": report[STEP] >= sweep.train.iterations}

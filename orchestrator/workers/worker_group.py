@@ -1,0 +1,205 @@
+"""A trial that several processes share, on one machine or on several: Ray Train runs them, all or none.
+
+Ray Tune starts one `GangDriver` for each attempt, on the head of the cluster, where it takes next to nothing, so that
+no driver ever holds what workers wait for. It passes on the reports of the first worker. A process or a machine that is
+lost ends the attempt; the next one, which the ledger counts, goes on from the trial's checkpoint, on as many processes
+as before and not necessarily the same machines.
+"""
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray import train, tune
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from orchestrator.spec import Sweep
+from orchestrator.store.folder import SweepFolder
+from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
+from orchestrator.workers.placement import HEAD, HELD, alive, answer, give_back, of_worker
+from orchestrator.workers.process import Process, lost_machine, stop_file, take_back, write_end
+from orchestrator.workers.worker import Post, as_result, at_home
+
+_ASK_S = 0.5
+_FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have done their work; that are told to end at once
+_COLLECTIVE_S = 24 * 3600  # a worker that hangs is ended by its own watchdog
+_SILENT = "one of its processes ended without a word (killed, or crashed in a library)"
+_CUT = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset by peer")  # how the others see that
+# Of the errors of several workers the first of these is the cause; the others end because one has.
+_TELLING = (TrialOutcome.OUT_OF_MEMORY, TrialOutcome.DIVERGED, TrialOutcome.PREEMPTED, TrialOutcome.FAILED)
+
+
+class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
+    """One attempt at a trial. Each `step` waits for the next report."""
+
+    def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
+        self.sweep, self.folder, self.trial = sweep, folder, folder.trial(config["trial_id"])
+        self.machines = {node["NodeID"] for node in alive()}
+        self.trial.path.mkdir(parents=True, exist_ok=True)
+        # Outside of what Tune holds for this process, which has no room for another.
+        options = {"num_cpus": 0, "resources": HEAD, "scheduling_strategy": "DEFAULT"}
+        self.reports = Queue(actor_options=options)
+        self.error: Exception | None = None
+        self.complete = False  # the last report has come
+        trainer = _Trainer(
+            _share,
+            train_loop_config={"config": dict(config), "sweep": sweep, "folder": folder, "home": home},
+            torch_config=_Torch(timeout_s=_COLLECTIVE_S, held=self.trial.path / HELD),
+            scaling_config=_scaling(sweep),
+            run_config=RunConfig(
+                name=config["trial_id"],
+                storage_path=str(folder.tune / "gangs"),
+                callbacks=[_PassOn(self.reports)],
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            ),
+        )
+        self.thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self.thread.start()
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            self.error = error
+
+    def step(self) -> dict[str, Any]:
+        while True:
+            running = self.thread.is_alive()  # asked before the queue, which then holds all that came
+            try:
+                result = as_result(self.reports.get(timeout=_ASK_S), self.sweep)
+                self.complete = result["done"]
+                return result
+            except Empty:
+                if not running or self._is_to_wait_no_more():
+                    break
+        error = Preempted() if running else self._cause()
+        if not isinstance(error, RayActorError):  # one that was killed gives no reason
+            write_end(self.trial.path, self.config["attempt"], error)
+        raise error
+
+    def _cause(self) -> Exception:
+        """What the attempt ended of. Of a machine that is lost the others know only that it does not answer."""
+        error = _cause(self.error or RuntimeError("its processes ended without a report"))
+        if classify(error) != TrialOutcome.FAILED:
+            return error
+        nodes = {each.node for each in self._processes() if each.node}
+        if not answer(nodes or self.machines):  # before its processes have said where they are, it may be any
+            return MachineLost()
+        return RuntimeError(_SILENT) if any(word in str(error) for word in _CUT) else error
+
+    def _processes(self) -> list[Process]:
+        """The processes of this attempt that have begun."""
+        return [each for each in Process.all_of(self.trial.path) if each.attempt == self.config["attempt"]]
+
+    def _is_to_wait_no_more(self) -> bool:
+        """Whether the attempt shall end before there was room for any of its processes, which would see that."""
+        stops = self.folder.stop, stop_file(self.trial.path, self.config["attempt"])
+        return any(each.exists() for each in stops) and not self._processes()
+
+    def cleanup(self) -> None:
+        """See all processes gone, for Ray Train gives back what they hold only where it ends by itself."""
+        self.thread.join(_FAREWELL_S if self.complete else 0)
+        if self.thread.is_alive() and self._processes():
+            take_back(self.trial.path, self.config["attempt"], self.sweep.resources.workers)
+            self.thread.join(_END_S)
+        give_back(self.trial.path)
+        self.reports.shutdown(force=True)
+
+
+def _scaling(sweep: Sweep) -> ScalingConfig:
+    each = of_worker(sweep)
+    return ScalingConfig(
+        num_workers=sweep.resources.workers, use_gpu="GPU" in each, resources_per_worker=each, placement_strategy="PACK"
+    )
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without the process that Ray Train leaves behind, for each attempt, where no dashboard runs.
+
+    It would free what an attempt holds that was killed; the recorder does (orchestrator.workers.placement).
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()
+        return [each for each in made if type(each).__name__ != "PlacementGroupCleanerCallback"]
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: "_Torch") -> None:
+        state = worker_group.get_worker_group_state()
+        backend_config.held.write_text(state.placement_group_handle.placement_group.id.hex())
+        worker_group.execute(_use_network)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class _Torch(TorchConfig):  # type: ignore[misc]
+    """torch.distributed over the network that Ray uses. held: the file that says what the attempt holds."""
+
+    held: Path = Path(HELD)
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+def _use_network() -> None:
+    """Name it to gloo, which asks what the name of its host stands for otherwise: often for the loopback."""
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+class _PassOn(UserCallback):  # type: ignore[misc]
+    """From the first worker's reports to the driver's queue."""
+
+    def __init__(self, reports: Queue) -> None:
+        self.reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.reports.put(metrics[0])
+
+
+def _share(given: Mapping[str, Any]) -> None:
+    """One process's share of a trial."""
+    from core.samples.cache import SampleCache
+    from orchestrator.trial.model import Bench
+    from orchestrator.trial.ranks import Crew
+    from orchestrator.trial.run import Surroundings, run_trial
+
+    config, sweep, folder = given["config"], given["sweep"], given["folder"]
+    at_home(given["home"])
+    post = Post(sweep, folder, config, train.get_context().get_world_rank())
+    crew = Crew.join(post.watchdog.rest)
+    around = Surroundings(post.shall_stop, post.moved, crew)
+    cache = SampleCache(folder.cache, waiting=around.step)
+    trial, load = folder.trial(config["trial_id"]), partial(Bench.load, crew=crew)
+    for report in run_trial(config["parameters"], sweep, trial, cache, around, config["out_of_memory"], load):
+        post.watchdog.rest()
+        train.report(post.told(report))
+        post.watchdog.step()
+    post.leave()
+
+
+def _cause(error: Exception) -> Exception:
+    """Of what the workers ended with, that which the others ended for."""
+    errors = [_bare(each) for each in getattr(error, "worker_failures", {}).values()] or [error]
+    return min(errors, key=lambda each: _TELLING.index(classify(each)))
+
+
+def _bare(error: Exception) -> Exception:
+    """A worker's error without what Ray Train wraps it in."""
+    error = getattr(error, "_base_exc", getattr(error, "health_check_failure", error))
+    if isinstance(error, RayActorError) and lost_machine(str(error)):
+        return MachineLost()
+    return error
