@@ -31,7 +31,7 @@ _TEXT = f"""# Memory of the gradient through a chain, predicted
 **None of this was measured on a GPU.** Every figure is `core.chain.gradient.predict`: the step runs, forward and back,
 on torch's meta device, and the bytes of every storage are followed there. What an allocator rounds up and what cuDNN
 takes for itself come on top; a tenth of every GPU is left for them. That such counts are what a run holds is proved on
-small networks, on a CPU (`tests/core/test_streaming.py`, `tests/core/test_gradient.py`).
+small networks, on a CPU (`tests/core/execution/test_streaming.py`, `tests/core/chain/test_gradient.py`).
 
 {STEPS} steps, all shifted, symmetric injection, bfloat16, no classifier-free guidance (which doubles the rows of a
 sample; Flux.1-dev is told its guidance instead). Weights are those of the denoiser, of the autoencoder, and of one

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # By folder or file; they take long as well.
-_TOGETHER = {"cluster": "kills", "faults": "kills", "browser": "sweep", "orchestrator/test_end_to_end.py": "sweep"}
+_TOGETHER = {
+    "cluster": "kills",
+    "faults": "kills",
+    "browser": "sweep",
+    "orchestrator/sweep/test_end_to_end.py": "sweep",
+}
 
 # Every real part at once: a method that trains in a DeepSpeed engine and three that do not, ASHA, paths relative to
 # where the user is, a registered model. Each configuration has one trial, however many the budget holds.

@@ -1,7 +1,7 @@
 """What `orchestrate launch` writes, read and run as the programs that it is for would do.
 
 The whole files stand in tests/golden/launch; after a change that is meant, write them anew and look at the difference:
-REFRESH_GOLDEN=1 python -m pytest tests/orchestrator/test_launch.py -k whole
+REFRESH_GOLDEN=1 python -m pytest tests/orchestrator/cli/test_launch.py -k whole
 """
 
 import json
@@ -30,7 +30,7 @@ from orchestrator.cli import main as cli
 from orchestrator.spec import Sweep, load, parse
 from tests.orchestrator.conftest import Orchestrate
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "launch"
 CELEBA = ROOT / "sweeps" / "celeba.yaml"
 
@@ -317,7 +317,7 @@ def manifests(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.usefixtures("here")
 def test_the_job_has_the_fields_that_kuberay_and_kubernetes_know(case: str) -> None:
-    schema = json.loads((Path(__file__).parents[1] / "golden" / "launch" / "rayjob.schema.json").read_text())
+    schema = json.loads((Path(__file__).parents[2] / "golden" / "launch" / "rayjob.schema.json").read_text())
     config, job = manifests(case)
     jsonschema.validate(job, schema)
     jsonschema.validate(config, schema["$defs"]["ConfigMap"])

@@ -203,7 +203,7 @@ KILLED = """
 import time
 from rich.console import Console
 from orchestrator.report.live import screen
-from tests.orchestrator.test_live import SWEEP, row
+from tests.orchestrator.report.test_live import SWEEP, row
 with screen(Console(), SWEEP, 2, 0.0) as shown:
     shown.update({"1a2b": row("RUNNING")})
     time.sleep(60)
@@ -215,7 +215,7 @@ def test_a_sweep_that_is_killed_leaves_the_cursor_to_be_seen() -> None:
     driver, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED], cwd=Path(__file__).parents[2], stdout=terminal, stderr=terminal, env=environment
+        [sys.executable, "-c", KILLED], cwd=Path(__file__).parents[3], stdout=terminal, stderr=terminal, env=environment
     )
     told = b""
     while b"so far" not in told:

@@ -13,7 +13,7 @@ from core.errors import ModelError
 from core.model.denoiser import Denoiser
 from core.model.pretrained import Found, load_scheduler
 from core.model.schedulers import as_run
-from tests.core.test_denoiser import tiny_unet
+from tests.core.model.test_denoiser import tiny_unet
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 KINDS = (

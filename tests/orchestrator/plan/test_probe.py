@@ -46,7 +46,7 @@ def test_a_machine_that_could_not_run_the_sweep_does_not_measure_it(
     ):
         probe.refuse_elsewhere(sweep_with(resources={"cpus_per_worker": 3}))
     probe.refuse_elsewhere(sweep_with(resources={"cpus_per_worker": 2}))
-    spec = str(Path(__file__).parents[2] / "sweeps" / "cat.yaml")
+    spec = str(Path(__file__).parents[3] / "sweeps" / "cat.yaml")
     assert main(["plan", spec, "--probe", "--json"]) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith("--probe: a trial asks for 1 GPU ")

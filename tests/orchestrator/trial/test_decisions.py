@@ -131,7 +131,7 @@ def trial(
         return taught
 
     monkeypatch.setattr(learned, "Learner", create_autospec(learned.Learner, side_effect=learner))
-    # What fits is measured, which takes seconds and depends on the machine (tests/orchestrator/test_footprint.py).
+    # What fits is measured, which takes seconds and depends on the machine: test_footprint.py does it.
     monkeypatch.setattr(module, "device_bytes", create_autospec(module.device_bytes, return_value=1 << 30))
     monkeypatch.setattr(Attempt, "first", staticmethod(_first))
     for place in (module, drawing):

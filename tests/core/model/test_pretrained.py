@@ -29,7 +29,7 @@ from core.model.pretrained import find_model, refuse_incomplete
 from core.model.use import Use
 from core.randomness import noise
 from tests import families
-from tests.core.test_denoiser import tiny_unet
+from tests.core.model.test_denoiser import tiny_unet
 
 PROMPTED = {"prompts": ["a face"]}
 OPEN = [Denoiser.from_pretrained, Denoiser.without_weights]

@@ -16,7 +16,7 @@ from orchestrator.plan.dry_run import describe, show
 from orchestrator.spec import Sweep, load, parse
 from orchestrator.text import nbytes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 
 

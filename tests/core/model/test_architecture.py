@@ -8,7 +8,7 @@ from core.errors import ModelError, UserError
 from core.model.architecture import empty_network, own_shape
 from core.model.denoiser import Denoiser
 from core.model.use import Use
-from tests.core.test_denoiser import tiny_unet
+from tests.core.model.test_denoiser import tiny_unet
 
 
 def test_a_network_of_ones_own_is_emptied_without_a_copy_of_its_data(monkeypatch: pytest.MonkeyPatch) -> None:

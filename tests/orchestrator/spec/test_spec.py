@@ -28,7 +28,7 @@ from orchestrator.spec import (
 from orchestrator.spec.domains import LARGEST, Whole, Window
 from orchestrator.spec.problems import Refused, nearest, shown
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 HEADINGS = ["Purpose", "Command", "Hardware", "Time", "Result"]
 KEYS = (

@@ -15,7 +15,7 @@ from orchestrator.plan.memory import Device, again, case_of, devices_of, memory_
 from orchestrator.spec import Sweep, load, parse
 from orchestrator.trial.footprint import choose
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 POOL = 1024  # the default of train.pool
 PARTS = ["network", "x_t of every step", "graphs kept", "work of a step", "trained parts", "pool"]
 

@@ -102,7 +102,7 @@ def test_a_file_with_five_mistakes_prints_five_lines(verb: str, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_plan_of_celeba_needs_no_weights_and_no_network(command: Command) -> None:
-    done = command("plan", Path(__file__).parents[2] / "sweeps" / "celeba.yaml")
+    done = command("plan", Path(__file__).parents[3] / "sweeps" / "celeba.yaml")
     assert done.returncode == 0 and "google/ddpm-celebahq-256" in done.stdout
 
 

@@ -453,7 +453,7 @@ import sys
 from pathlib import Path
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.client import Tracking
-from tests.orchestrator.test_outbox import _tell_everything
+from tests.orchestrator.tracking.test_outbox import _tell_everything
 
 path, uri, experiment, parent = sys.argv[1:]
 outbox = Outbox(Path(path) / "outbox", Tracking(uri, Path(path)), experiment, parent)
@@ -471,7 +471,7 @@ def test_a_driver_that_is_killed_at_any_moment(server: Server, tmp_path: Path) -
     command += [outbox.experiment_id, outbox.parent_run]
     killed, ended = 0, False
     while not ended:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         try:
             ended = process.wait(chance.uniform(0.0, 0.2 * (killed + 1)) if killed < 8 else 120) == 0

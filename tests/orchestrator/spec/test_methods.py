@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec import METHODS, PARAMETERS, Choice, Fixed, IntRange, SpecError, load
-from tests.orchestrator.test_spec import TEXT, mistakes_of, sweep_of
+from tests.orchestrator.spec.test_spec import TEXT, mistakes_of, sweep_of
 
 BOX = "'left,top,right,bottom' in pixels with left < right and top < bottom, or none"
 SHARED = "directions, shift_scale, seed"
