@@ -26,10 +26,10 @@ from core.chain.schedule import Schedule
 from core.chain.step import one_step
 from core.execution.linearised import DecoderJacobian, linearised
 from core.methods.jacobian import spectrum
+from core.model.catalogue import architecture_folder
 from core.model.denoiser import Denoiser
 from core.randomness import generator, noise
 from core.samples.training import training_seeds
-from core.zoo import architecture_folder
 
 STEPS = 10  # of the chain on which x_t lies
 MOST = 5000  # products after which power iteration gives one vector up

@@ -18,7 +18,7 @@ from core import Denoiser, Schedule, noise, sample
 from core.chain.gradient import GradientPolicy
 from core.chain.step_memory import Ledger
 from core.execution.lean import lean
-from core.zoo import architecture_folder
+from core.model.catalogue import architecture_folder
 
 CELEBA = "google/ddpm-celebahq-256"
 

@@ -24,7 +24,7 @@ from core.errors import UserError
 from core.model.denoiser import Denoiser
 from core.pictures.images import load_pairs
 from core.predictors import classifier
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
 from core.samples.draw import draw_h, draw_images
 from core.samples.training import training_seeds

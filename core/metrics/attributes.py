@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from core.metrics.traversals import Traversals
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 
 
 def effects(

@@ -24,7 +24,7 @@ from core.metrics.networks.extractor import Extractor
 from core.metrics.strength import REFERENCE, calibrate
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.randomness import CALIBRATION_SEEDS
 from core.samples.cache import SampleCache
 

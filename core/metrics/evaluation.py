@@ -20,7 +20,7 @@ from core.metrics.identifiability import identifiability
 from core.metrics.judges import NOBODY, Judges
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from core.errors import ModelError, UserError, first_line
 from core.model.architecture import empty_network, own_shape
+from core.model.catalogue import GROUP
 from core.model.codec import Codec
 from core.model.condition import Condition
 from core.model.cuts import Cut, Features, cut_of, halved
 from core.model.cuts.transformer import TransformerCut
-from core.model.origin import GROUP
 from core.model.pretrained import (
     codec_factor,
     combined_digest,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from core.errors import AbsentModelError, ModelError, first_line
 from core.model.architecture import class_of, empty_network
+from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, model_folder, origin_of
 from core.model.codec import Codec
 from core.model.cuts import CUTS
 from core.model.file_names import (
@@ -31,11 +32,9 @@ from core.model.file_names import (
     weights_at,
 )
 from core.model.hub import download
-from core.model.origin import at_path, origin_of
 from core.model.schedulers import PLAIN, as_run, refuse_kind
 from core.model.single_file import configured_as, unpacked, unpacked_before
 from core.quiet import quiet_diffusers
-from core.zoo import ARCHITECTURES, MODELS, architecture_folder, model_folder
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from core.errors import ModelError, UserError, first_line
 from core.pictures.traversal_grid import to_picture
 from core.predictors import clip
-from core.predictors.embedded import Attributes, embedded
+from core.predictors.attributes import Attributes
+from core.predictors.embedded import embedded
 from core.quiet import quiet_transformers
 
 _EXAMPLE = "google/vit-base-patch16-224"

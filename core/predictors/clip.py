@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.pictures.traversal_grid import to_picture
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 
 # Name -> (a text for more of it, a text for less). Faces first, since most unconditional models draw them.
 WORDS = {

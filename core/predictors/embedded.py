@@ -1,19 +1,15 @@
 """Attribute predictors of the embedded models: images in, named scores out."""
 
-import difflib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from core.errors import UserError
-from core.zoo import MODELS, digits, model_folder
-
-_SHOWN = 20  # names listed in a message; a classifier may know a thousand
+from core.model.catalogue import MODELS, model_folder
+from core.predictors import digit_measures
+from core.predictors.attributes import Attributes
 
 
 class AttributeNet(nn.Module):
@@ -53,24 +49,6 @@ class AttributeNet(nn.Module):
         return net.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """A predictor as a value: `score(images [N, C, H, W]) -> [N, A]`, one column per name."""
-
-    names: tuple[str, ...]
-    score: Callable[[Tensor], Tensor]
-
-    def index(self, name: str) -> int:
-        """The column of an attribute. Raises UserError, with the nearest spelling, where the predictor has none."""
-        if name in self.names:
-            return self.names.index(name)
-        known = ", ".join(self.names[:_SHOWN])
-        rest = f" and {len(self.names) - _SHOWN} more" if len(self.names) > _SHOWN else ""
-        near = difflib.get_close_matches(name, self.names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"attribute '{name}' is not one that the predictor knows: {known}{rest}{hint}")
-
-
 def predictor_folder(model: str) -> Path:
     """The folder of an embedded model's predictor; models that draw the same kind of images share one."""
     return model_folder("toyfaces" if model.startswith("toyfaces") else model) / "attributes"
@@ -85,6 +63,6 @@ def embedded(model: str, device: torch.device | str = "cpu") -> Attributes | Non
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
         scores = net(images.float())
-        return torch.cat([scores, digits.measure(images.float())], dim=1) if model == "digits" else scores
+        return torch.cat([scores, digit_measures.measure(images.float())], dim=1) if model == "digits" else scores
 
-    return Attributes(net.names + (digits.MEASURES if model == "digits" else ()), score)
+    return Attributes(net.names + (digit_measures.MEASURES if model == "digits" else ()), score)

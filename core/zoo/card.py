@@ -12,9 +12,10 @@ import torch
 
 from core import Denoiser, Schedule, noise, sample
 from core.pictures.traversal_grid import grid
+from core.predictors.digit_measures import MEASURES
 from core.predictors.embedded import embedded
 from core.randomness import REPORT_SEEDS
-from core.zoo import digits, model_folder
+from core.zoo import model_folder
 from core.zoo.measures import GUIDANCE, STEPS, autoencoder_quality, load, obedience, predictor_quality, steering
 from core.zoo.recipes import RECIPES, Recipe
 from core.zoo.sentences import UNTOLD, WORDS
@@ -109,7 +110,7 @@ def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
     assert attributes is not None
     rows = "\n".join(
         f"| {attribute} | {effect:.2f} | {spread:.2f} | {quality.get(attribute, quality.get('accuracy', 0)):.3f} |"
-        if attribute not in digits.MEASURES
+        if attribute not in MEASURES
         else f"| {attribute} | {effect:.2f} | {spread:.2f} | measured on the image |"
         for attribute, (effect, spread) in steering(denoiser, attributes).items()
     )

@@ -1,7 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits at 16x16: the real data behind the embedded model `digits`.
-
-Beside the ten classes, three attributes are measured on the image itself by its moments, so that they need no training.
-"""
+"""scikit-learn's 1,797 handwritten digits at 16x16: the real data behind the embedded model `digits`."""
 
 import torch
 from torch import Tensor
@@ -10,7 +7,6 @@ SIZE = 16
 COUNT = 1797
 TRAINED = 1500  # the rest, in the order of seed 0, judges the predictor
 CLASSES = tuple(f"digit_{k}" for k in range(10))
-MEASURES = ("slant", "thickness", "size")
 
 
 def load(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -22,24 +18,3 @@ def load(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(data.images).float()[:, None] / 16  # [1797, 1, 8, 8]
     images = torch.nn.functional.interpolate(images, size=SIZE, mode="bicubic", align_corners=False).clamp(0, 1)
     return images[order] * 2 - 1, torch.from_numpy(data.target)[order]
-
-
-def measure(images: Tensor) -> Tensor:
-    """Slant, thickness and size of the ink. images: [N, 1, H, W] in [-1, 1] -> [N, 3].
-
-    slant is the shear that would set the strokes upright, cov(x, -y) / var(y): positive leans right;
-    thickness the mean ink where there is ink; size the root mean square distance of ink from its centre,
-    as a fraction of half the image.
-    """
-    ink = ((images[:, 0] + 1) / 2).clamp(min=0)  # [N, H, W]
-    side = ink.shape[-1]
-    axis = ((torch.arange(side, device=ink.device) + 0.5) / side * 2 - 1).to(ink.dtype)
-    total = ink.sum((1, 2)).clamp(min=1e-6)
-    mean_x = (ink.sum(1) * axis).sum(1) / total
-    mean_y = (ink.sum(2) * axis).sum(1) / total
-    x = axis[None, None, :] - mean_x[:, None, None]
-    y = axis[None, :, None] - mean_y[:, None, None]
-    var_x, var_y = (ink * x**2).sum((1, 2)) / total, (ink * y**2).sum((1, 2)) / total
-    slant = -(ink * x * y).sum((1, 2)) / total / var_y.clamp(min=1e-6)
-    thickness = (ink**2).sum((1, 2)) / total
-    return torch.stack([slant, thickness, torch.sqrt(var_x + var_y)], dim=1)

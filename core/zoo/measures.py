@@ -6,7 +6,8 @@ from torch import Tensor
 
 from core import Denoiser, Schedule, noise, sample
 from core.chain.sampling import trajectory
-from core.predictors.embedded import AttributeNet, Attributes, embedded, predictor_folder
+from core.predictors.attributes import Attributes
+from core.predictors.embedded import AttributeNet, embedded, predictor_folder
 from core.randomness import REPORT_SEEDS, SELECT_SEEDS
 from core.zoo import digits, faces, model_folder
 from core.zoo.autoencoders import decode, encode

@@ -10,7 +10,7 @@ from core.directions.dials import Dial
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.metrics import METRICS
-from core.model.origin import origin_of
+from core.model.catalogue import origin_of
 from core.model.use import DISTILLED_GUIDANCE, Use
 
 _SHOWN = 3  # attributes of a direction

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from core.errors import UserError
 from core.files import atomic_folder
-from core.model.origin import origin_of
+from core.model.catalogue import origin_of
 from orchestrator.secrets import redacted
 from orchestrator.spec import SpecError, Sweep, countable, size_bytes
 from orchestrator.spec.domains import Text

@@ -12,8 +12,8 @@ from core.files import atomic_file
 from core.metrics import draw_traversals
 from core.metrics.calibration import SCALES, SEEDS, STRENGTH, Calibrated, with_dials
 from core.predictors import classifier
+from core.predictors.attributes import Attributes
 from core.predictors.clip import parse_words
-from core.predictors.embedded import Attributes
 from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import Shown, page
 from orchestrator.edit.session import Studio

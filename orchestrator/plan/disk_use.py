@@ -14,9 +14,9 @@ import torch
 from core.chain.schedule import Schedule
 from core.methods import learned
 from core.methods.learned.memory import trained_bytes
+from core.model.catalogue import origin_of
 from core.model.denoiser import Denoiser
 from core.model.file_names import NETWORKS, TRANSFORMERS_WEIGHTS, WEIGHTS, weight_names
-from core.model.origin import origin_of
 from core.model.prompts import reads_text
 from core.pictures.traversal_grid import GRID_SCALES, grid
 from core.samples.cache import SampleCache

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.trial.outcome import Preempted
-
 T = TypeVar("T")
 
 _RETRY_S = 2.0
@@ -20,14 +18,11 @@ def full(error: BaseException) -> bool:
     return (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error)
 
 
-def with_space(
-    write: Callable[[], T],
-    waiting: Callable[[], None] = lambda: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> T:
-    """What `write` gives, tried again until there is space for it; what it left behind it has to clear away itself.
+def with_space(write: Callable[[], T], waiting: Callable[[], None] = lambda: None) -> T:
+    """Return what `write` returns, called again every two seconds until the disk has space for what it writes.
 
-    waiting: called before every new try. Raises Preempted where `stop` says so in the meantime.
+    write: has to clear away itself what a failed call left. waiting: called before every new try; what it raises ends
+    the waiting.
     """
     while True:
         try:
@@ -36,8 +31,6 @@ def with_space(
             if not full(error):
                 raise
         waiting()
-        if stop():
-            raise Preempted
         time.sleep(_RETRY_S)
 
 

@@ -12,7 +12,7 @@ from core.pictures.images import load_pairs
 from core.pictures.masks import find_mask
 from core.precision import PRECISIONS
 from core.predictors import classifier
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.samples.training import training_seeds
 from orchestrator.search.space import configurations, sample, size
 from orchestrator.spec import Sweep, Value, countable

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.model.origin import origin_of
+from core.model.catalogue import origin_of
 from orchestrator.spec import Sweep
 
 Dataset = dict[str, str]  # name, digest, source_type, source, context, and a profile where there is more to say

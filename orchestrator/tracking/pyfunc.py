@@ -22,7 +22,7 @@ import pandas as pd
 from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, ModelError, UserError
 from core.files import atomic_folder
-from core.model.origin import origin_of
+from core.model.catalogue import origin_of
 from core.precision import use_precision
 from orchestrator.spec import Sweep
 

@@ -17,7 +17,7 @@ from core.metrics.judges import NOBODY, Judges
 from core.model.denoiser import Denoiser
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors import classifier
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
 from orchestrator.trial.loading import Away, loaded, own_device

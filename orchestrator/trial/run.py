@@ -60,6 +60,12 @@ class Surroundings:
         if not self.training and self.stop():
             raise Preempted
 
+    def waiting(self) -> None:
+        """Say that the trial is alive while it waits for space. Raises Preempted where it shall stop."""
+        self.alive()
+        if self.stop():
+            raise Preempted
+
     @contextmanager
     def iterating(self) -> Iterator[None]:
         self.training = True
@@ -116,7 +122,7 @@ class Work:
             if state.report is not None:
                 metric, mode = self.sweep.compared
                 score = state.report["metrics"][metric] * (1 if mode == "max" else -1)
-            with_space(lambda: self.folder.save(state.iteration, write, score), self.around.alive, self.around.stop)
+            with_space(lambda: self.folder.save(state.iteration, write, score), self.around.waiting)
 
         self.crew.lead(keep)
 

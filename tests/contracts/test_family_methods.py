@@ -24,7 +24,7 @@ from core.metrics import evaluate
 from core.metrics.identifiability import identifiability
 from core.model.pretrained import weight_digest
 from core.pictures.masks import find_mask
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.randomness import REPORT_SEEDS
 from tests import families
 from tests.contracts.conftest import QUIET, USES, Folder, Load

@@ -18,7 +18,7 @@ from core.chain.gradient import CheckpointSteps
 from core.errors import DirectionSetError, UserError
 from core.methods import METHODS, jacobian, learned, pca, random, supervised
 from core.metrics import METRICS, calibrate, evaluate
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.randomness import REPORT_SEEDS
 
 STEPS = 3

@@ -20,7 +20,7 @@ from core.execution.lean import lean
 from core.execution.streaming import offloaded
 from core.methods import jacobian, learned, pca, supervised
 from core.pictures.traversal_grid import traversal, traversal_grid
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.randomness import step_noise
 from core.samples.cache import SampleCache
 from tests.contracts.conftest import USES

@@ -16,7 +16,8 @@ from core.metrics.attributes import effects
 from core.metrics.traversals import draw_traversals
 from core.pictures.images import load_images
 from core.pictures.traversal_grid import to_picture
-from core.predictors.embedded import Attributes, embedded
+from core.predictors.attributes import Attributes
+from core.predictors.embedded import embedded
 from core.randomness import REPORT_SEEDS
 from core.samples.training import training_seeds
 

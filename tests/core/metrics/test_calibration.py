@@ -18,7 +18,7 @@ from core.metrics import Traversals, calibration, draw_traversals, moved, streng
 from core.metrics.calibration import SCALES, SEEDS, names_from, reach, with_dials
 from core.metrics.consistency import agreement, distinctness
 from core.metrics.networks import Extractor
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.randomness import CALIBRATION_SEEDS
 
 

@@ -26,7 +26,7 @@ from core.metrics.traversals import SCALES, draw_plain
 from core.model.codec import Codec
 from core.model.denoiser import Denoiser
 from core.model.use import Use
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.randomness import generator, noise, step_noise
 
 STEPS = 3

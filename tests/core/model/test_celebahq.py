@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from core import Denoiser, Schedule
 from core.chain.gradient import CheckpointSteps
 from core.methods.learned.training import Learner, Settings
-from core.zoo import architecture_folder
+from core.model.catalogue import architecture_folder
 
 CONFIG = json.loads((architecture_folder("google/ddpm-celebahq-256") / "unet" / "config.json").read_text())
 

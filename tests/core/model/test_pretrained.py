@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import ModelError, UserError
 from core.model import denoiser as denoiser_module
+from core.model.catalogue import GROUP
 from core.model.cuts.hooked import HookedCut
 from core.model.denoiser import Denoiser
-from core.model.origin import GROUP
 from core.model.pretrained import find_model, refuse_incomplete
 from core.model.use import Use
 from core.randomness import noise

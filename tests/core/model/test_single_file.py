@@ -11,9 +11,9 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors.torch import save_file
 
 from core.errors import ModelError
+from core.model.catalogue import architecture_folder
 from core.model.denoiser import Denoiser
 from core.model.pretrained import find_model
-from core.zoo import architecture_folder
 from tests import families
 
 PROMPTED = {"prompts": ["a face"]}

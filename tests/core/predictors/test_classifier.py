@@ -10,8 +10,9 @@ from torch import Tensor
 from core.errors import ModelError, UserError
 from core.pictures.traversal_grid import to_picture
 from core.predictors import classifier
+from core.predictors.attributes import Attributes
 from core.predictors.classifier import log_odds, unique_names
-from core.predictors.embedded import Attributes, embedded
+from core.predictors.embedded import embedded
 
 LABELS = ("smile", "hat", "smile")
 

@@ -20,7 +20,7 @@ from core.metrics import calibrate, evaluate
 from core.model.condition import Condition
 from core.model.cuts import Cut
 from core.model.cuts.unet import UNetCut
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from core.randomness import SELECT_SEEDS, noise, step_noise
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from core import Schedule, noise, sample
+from core.predictors.digit_measures import measure
 from core.predictors.embedded import embedded
-from core.zoo import MODELS, digits, faces, model_folder
+from core.zoo import MODELS, faces, model_folder
 from core.zoo.measures import autoencoder_quality, load, obedience, predictor_quality
 
 
@@ -35,7 +36,7 @@ def test_measures_of_drawn_strokes() -> None:
     for row in range(4, 12):
         upright[0, row, 8], leaning[0, row, 15 - row], faint[0, row, 8] = 1.0, 1.0, 0.0
     small[0, 6:10, 8] = 1.0
-    slant, thickness, size = digits.measure(torch.stack([upright, leaning, small, faint])).T
+    slant, thickness, size = measure(torch.stack([upright, leaning, small, faint])).T
     assert slant[0] == pytest.approx(0, abs=1e-5) and slant[1] == pytest.approx(1, abs=1e-5)
     assert size[0] == pytest.approx(2 * float(size[2]), rel=0.05)
     assert thickness[0] == pytest.approx(1.0) and thickness[3] == pytest.approx(0.5)

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.model import origin
+from core.model import catalogue
 from orchestrator.cli import launch
 from orchestrator.cli import main as cli
 from orchestrator.spec import Sweep, load, parse
@@ -554,8 +554,8 @@ def test_what_cannot_work_gets_one_sentence(target: str, sections: dict[str, Any
 
 
 def test_what_a_package_registers_and_what_the_hub_has_is_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = EntryPoints([EntryPoint("colours", "somewhere:load", origin.GROUP)])
-    monkeypatch.setattr(origin, "entry_points", lambda **asked: points.select(**asked))
+    points = EntryPoints([EntryPoint("colours", "somewhere:load", catalogue.GROUP)])
+    monkeypatch.setattr(catalogue, "entry_points", lambda **asked: points.select(**asked))
     for model in ("colours", "toyfaces", "some/model@main"):
         assert launch.render(sweep_with(model=model, cluster=MACHINES), "kuberay", Path("there"), Path("runs")).files
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from core.model.catalogue import MODELS
 from core.precision import PRECISIONS
-from core.zoo import MODELS
 from orchestrator.cli import main as cli
 from orchestrator.cli.arguments import SHELLS
 from orchestrator.spec import Sweep

@@ -14,7 +14,7 @@ from core.methods import random
 from core.metrics import draw_traversals
 from core.metrics.calibration import with_dials
 from core.predictors import classifier
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from orchestrator.bundle.files import bundle_of, write_bundle
 from orchestrator.cli import main as cli
 from orchestrator.edit.naming import gallery, name, parse_names

@@ -9,7 +9,7 @@ import pytest
 
 from core.chain.schedule import Schedule
 from core.methods import learned
-from core.model import origin
+from core.model import catalogue
 from core.samples.cache import SampleCache
 from core.samples.draw import draw_images
 from core.samples.training import draw_pool
@@ -124,8 +124,8 @@ def test_what_is_a_file_or_registered_is_not_downloaded(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models/sd.safetensors").touch()
-    points = EntryPoints([EntryPoint("our/colours", "somewhere:load", origin.GROUP)])
-    monkeypatch.setattr(origin, "entry_points", lambda **asked: points.select(**asked))
+    points = EntryPoints([EntryPoint("our/colours", "somewhere:load", catalogue.GROUP)])
+    monkeypatch.setattr(catalogue, "entry_points", lambda **asked: points.select(**asked))
     for model in ("models/sd.safetensors", "our/colours"):
         assert upkeep.downloads(sweep_of(model), None) == []
 

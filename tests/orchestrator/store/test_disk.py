@@ -55,7 +55,12 @@ def test_who_waits_for_space_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(disk.time, "sleep", lambda _: pytest.fail("it waits"))
     waited: list[str] = []
     tries: list[Exception] = [FULL, FULL]
+
+    def told_to_end() -> None:
+        waited.append("waits")
+        raise Preempted
+
     with pytest.raises(Preempted):
-        with_space(writing(tries), lambda: waited.append("waits"), lambda: True)
+        with_space(writing(tries), told_to_end)
     assert waited == ["waits"] and len(tries) == 1
-    assert with_space(writing([]), stop=lambda: True) == "written", "what fits is not stopped"
+    assert with_space(writing([]), told_to_end) == "written", "what fits is not stopped"

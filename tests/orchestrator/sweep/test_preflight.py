@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from core.errors import UserError
-from core.predictors.embedded import Attributes
+from core.predictors.attributes import Attributes
 from orchestrator.spec import Sweep, parse
 from orchestrator.sweep.preflight import check_model
 

@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 
 from core.errors import ModelError
-from core.model import denoiser, origin, pretrained
-from core.model.origin import origin_of
+from core.model import catalogue, denoiser, pretrained
+from core.model.catalogue import origin_of
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +19,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "owner/sd.safetensors").touch()
     (tmp_path / "owner/weights").touch()
-    points = EntryPoints([EntryPoint("colours", "somewhere:load", origin.GROUP)])
-    monkeypatch.setattr(origin, "entry_points", lambda **asked: points.select(**asked))
+    points = EntryPoints([EntryPoint("colours", "somewhere:load", catalogue.GROUP)])
+    monkeypatch.setattr(catalogue, "entry_points", lambda **asked: points.select(**asked))
 
 
 NAMES = {
@@ -67,4 +67,4 @@ def test_what_finds_a_model_agrees(name: str, kind: str, tmp_path: Path, monkeyp
 
 
 def test_a_package_registers_models_where_they_are_looked_for() -> None:
-    assert origin.GROUP == denoiser.GROUP
+    assert catalogue.GROUP == denoiser.GROUP
