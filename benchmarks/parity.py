@@ -40,7 +40,7 @@ from core.methods.learned.shift_control import Parametrisation
 from core.methods.learned.training import Learner, Settings
 from orchestrator.spec.checks import unworkable
 from orchestrator.spec.sections import DeepSpeed
-from orchestrator.trial import statefile
+from orchestrator.store.state_file import read_state
 from orchestrator.trial.engine import Engines
 from tests.faults.machine import tiny_model
 
@@ -97,7 +97,7 @@ def outcome(folder: Path) -> Outcome:
     told = json.loads((folder / "told.json").read_text())
     if told["failed"]:
         return Outcome(told["failed"], [], 0.0, {}, torch.empty(0))
-    tensors = {name: statefile.read(folder / "state" / name)[0] for name in NETWORKS}
+    tensors = {name: read_state(folder / "state" / name)[0] for name in NETWORKS}
     return Outcome(None, told["losses"], told["seconds"], tensors, torch.load(folder / "directions.pt"))
 
 

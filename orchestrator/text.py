@@ -153,3 +153,29 @@ def nbytes(count: float) -> str:
 def _hanging(line: str) -> Padding:
     """A line that belongs to the one above it."""
     return Padding(Text(line), (0, 0, 0, _GAP))
+
+
+def plain(name: str) -> str:
+    """A name as a person reads it: fidelity_kid -> fidelity kid."""
+    return name.replace("_", " ")
+
+
+def number(value: object) -> str:
+    """A value in a table: three digits of a measured one, `-` for none."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.3g}" if value else "0"
+
+
+def spread(mean: float | None, deviation: float | None) -> str:
+    """`0.700 ± 0.141`; the mean alone where there is no spread."""
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"

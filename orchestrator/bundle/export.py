@@ -17,7 +17,7 @@ from orchestrator.spec import Sweep
 from orchestrator.store.checkpoints import CheckpointError
 from orchestrator.store.folder import SweepFolder
 from orchestrator.tracking.client import Tracking
-from orchestrator.trial.drawing import Drawing
+from orchestrator.trial.attempt import Drawing
 from orchestrator.trial.model import Bench
 
 Say = Callable[[str], None]

@@ -17,7 +17,7 @@ from core.predictors.clip import parse_words
 from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import Shown, page
 from orchestrator.edit.session import Studio
-from orchestrator.trial.drawing import as_fits
+from orchestrator.trial.attempt import as_fits
 from orchestrator.trial.loading import LESS, told_of_memory
 
 _BATCH = 64  # samples drawn at a time, where memory suffices

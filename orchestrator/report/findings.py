@@ -13,7 +13,6 @@ import yaml
 
 from core.errors import UserError
 from orchestrator.plan.dry_run import spelled, what_runs
-from orchestrator.report.wording import number, plain
 from orchestrator.search.importance import Importance, importances
 from orchestrator.search.ledger import spent_s
 from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated
@@ -23,7 +22,7 @@ from orchestrator.spec import METRICS, Fixed, SpecError, Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.store.study import open_study
-from orchestrator.text import counted
+from orchestrator.text import counted, number, plain
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 
 _DECIDING = ("id", "identity", "spec", "weights", "versions")

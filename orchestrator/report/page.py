@@ -22,9 +22,9 @@ from orchestrator.report import findings
 from orchestrator.report.charts import Section, sections
 from orchestrator.report.findings import Findings
 from orchestrator.report.terminal import out_of_memory_lines
-from orchestrator.report.wording import number, plain, signed, spread
 from orchestrator.spec import METRICS
 from orchestrator.store.folder import SweepFolder
+from orchestrator.text import number, plain, signed, spread
 
 _PAGES = Path(__file__).parents[1] / "pages"
 _LARGEST = 2 << 20  # bytes of a picture that goes in as it is

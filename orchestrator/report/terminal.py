@@ -8,11 +8,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from orchestrator.report.findings import Compared, Findings, read
-from orchestrator.report.wording import number, plain, signed, spread
 from orchestrator.search.ranking import MethodRow, Repeated, Row
 from orchestrator.spec import METRICS, Sweep
 from orchestrator.store.folder import SweepFolder
-from orchestrator.text import Grid, add_row, counted, table_of, width_of
+from orchestrator.text import Grid, add_row, counted, number, plain, signed, spread, table_of, width_of
 
 _BETTER = {"max": "more", "min": "less"}
 

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,11 +19,14 @@ from orchestrator.bundle.files import Bundle, bundle_of, write_bundle
 from orchestrator.report.findings import read
 from orchestrator.report.page import write_page
 from orchestrator.search.ranking import Row, ranked
+from orchestrator.search.space import whole
 from orchestrator.spec import Sweep
 from orchestrator.store.disk import with_space
 from orchestrator.sweep.record import Books
-from orchestrator.sweep.result import record
-from orchestrator.trial.drawing import Drawing
+from orchestrator.tracking import pyfunc
+from orchestrator.tracking.lineage import of_result
+from orchestrator.tracking.notes import MODEL, NOTE, counts, loading, method_of, sweep_note
+from orchestrator.trial.attempt import Drawing
 from orchestrator.trial.model import Bench, random_like
 
 
@@ -102,3 +106,33 @@ def _last_end(books: Books) -> int:
     """When the last trial ended, in milliseconds."""
     ends = [row.datetime_complete for row in books.ledger.begun().values() if row.datetime_complete]
     return int(max(ends, default=datetime.now()).timestamp() * 1000)
+
+
+def record(
+    books: Books, best: Row, champion: Mapping[str, float], baseline: Mapping[str, float], milliseconds: int
+) -> None:
+    """Put it all down for the sweep's own run, whatever lies in the champion's folder included.
+
+    milliseconds: when the last trial ended, the same when it is put down again.
+    """
+    sweep, folder, outbox, weights = books.sweep, books.folder, books.outbox, books.ledger.weights
+    rows, state = ranked(books.ledger.study, sweep), folder.read()
+    values = {f"champion/{name}": value for name, value in champion.items()}
+    values |= {f"random/{name}": value for name, value in baseline.items()} | counts(rows)
+    outbox.metrics(None, [{"step": 0, **values}], milliseconds)
+    outbox.inputs(None, of_result(sweep, weights, [whole(row.parameters, sweep.space) for row in rows]))
+    outbox.folder(None, folder.champion, "champion")
+    outbox.image(None, folder.champion / "traversal.png", "champion", 0, milliseconds)
+    identity = uuid.uuid5(uuid.NAMESPACE_URL, state["id"]).hex
+    pyfunc.save(folder.champion, sweep, folder.model, milliseconds, state["parent_run"], identity)
+    outbox.folder(None, folder.model, MODEL)
+    if name := sweep.export.register_as:
+        found = f"The champion of sweep `{sweep.name}`: trial `{best.trial_id}`."
+        outbox.register(name, MODEL, "\n".join([found, "", *loading(name)]))
+    for row in rows:
+        if row.on_front:
+            outbox.tags(row.trial_id, {"on_front": "true"})
+    outbox.tags(best.trial_id, {"champion": "true"})
+    note = sweep_note(sweep, rows, champion, baseline, books.ledger.spent())
+    told = {"champion": best.trial_id, "champion_method": method_of(best.parameters, sweep), "outcome": "completed"}
+    outbox.end(None, "FINISHED", {**told, NOTE: note}, milliseconds)

@@ -119,7 +119,7 @@ class Editor:
         Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no number.
         """
         from core.chain.schedule import Schedule
-        from orchestrator.trial.drawing import as_fits
+        from orchestrator.trial.attempt import as_fits
         from orchestrator.trial.loading import told_of_memory
 
         table = pd.DataFrame(rows)

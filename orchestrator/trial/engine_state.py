@@ -1,7 +1,7 @@
 """The state of DeepSpeed's engines, whole: gathered from all workers of a trial, checked, and put back into others.
 
 A checkpoint holds what is trained and nothing of how it was partitioned, so that a trial goes on with any number of
-workers and any ZeRO stage: <folder>/<engine> is a state file (orchestrator.trial.statefile) of
+workers and any ZeRO stage: <folder>/<engine> is a state file (orchestrator.store.state_file) of
 
     parameter/NAME                  what Adam descends
     exp_avg/NAME, exp_avg_sq/NAME   its moments, once a step was made
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import first_line
-from orchestrator.trial import statefile  # operators: before DeepSpeed
+from orchestrator.store.state_file import StateFileError, read_state, write_state
 
 # isort: split
 import deepspeed
@@ -51,7 +51,7 @@ class Snapshot:
     def write(self, folder: Path) -> None:
         """One sub-folder for each engine. It asks no other worker, so that it may be tried again."""
         for name, tensors in self.tensors.items():
-            statefile.write(folder / name, tensors, {"iteration": self.iteration, "steps": self.steps[name]})
+            write_state(folder / name, tensors, {"iteration": self.iteration, "steps": self.steps[name]})
 
 
 def snapshot(engines: Mapping[str, Any], iteration: int) -> Snapshot:
@@ -70,10 +70,10 @@ def load(engines: Mapping[str, Any], folder: Path) -> int:
         if not (folder / name).is_dir():
             raise EngineError(f"checkpoint {folder} holds no state of the engine '{name}'")
         try:
-            tensors, facts = statefile.read(folder / name)
+            tensors, facts = read_state(folder / name)
             iteration, steps = _whole(facts, "iteration"), _whole(facts, "steps")
             _check(tensors, engine.module.network, steps)
-        except (statefile.StateFileError, ValueError) as error:
+        except (StateFileError, ValueError) as error:
             raise EngineError(f"checkpoint {folder} is no state of '{name}': {first_line(error)}") from error
         _restore(engine, tensors, steps)
         iterations.add(iteration)

@@ -31,8 +31,7 @@ from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.store.disk import with_space
-from orchestrator.trial.attempt import Attempt
-from orchestrator.trial.drawing import Drawing, NothingFits, release, with_batch
+from orchestrator.trial.attempt import Attempt, Drawing, NothingFits, release, with_batch
 from orchestrator.trial.engine import Engines
 from orchestrator.trial.footprint import Case, device_bytes
 from orchestrator.trial.model import Bench

@@ -20,9 +20,8 @@ from core.samples.cache import SampleCache
 from orchestrator.search.ledger import METRICS, STEP
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
-from orchestrator.workers.process import STEPS, Process, stop_file, write_end
+from orchestrator.workers.process import STEPS, Process, Watchdog, stop_file, write_end
 from orchestrator.workers.usage import USAGE, Usage
-from orchestrator.workers.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from orchestrator.trial.model import Bench

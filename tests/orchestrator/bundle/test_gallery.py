@@ -17,8 +17,7 @@ from core import Denoiser, DirectionSet, Schedule
 from core.errors import DirectionSetError, UserError
 from core.metrics import Traversals
 from core.metrics.calibration import with_dials
-from orchestrator.bundle.gallery import Shown, number, page
-from orchestrator.bundle.gallery_likeness import cosines, incomparable
+from orchestrator.bundle.gallery import Shown, cosines, incomparable, number, page
 from orchestrator.bundle.gallery_pictures import colours, difference, frames, sheet
 from tests.galleries import SCALES, colour, dial, directions, flat_images, measured, turned, unmeasured
 

@@ -18,7 +18,7 @@ from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.randomness import noise
 from orchestrator.edit.session import REACH, Begun, Edit, Studio, recovered
-from orchestrator.trial.drawing import as_fits
+from orchestrator.trial.attempt import as_fits
 from orchestrator.trial.loading import WEIGHTS, told_of_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
 

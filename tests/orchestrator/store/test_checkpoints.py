@@ -351,11 +351,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(small_disk: Path) -> None:
 def test_an_engine_meets_a_full_disk_as_an_error_of_the_disk(small_disk: Path) -> None:
     import torch
 
-    from orchestrator.trial import statefile
+    from orchestrator.store.state_file import write_state
 
     trial = TrialFolder(small_disk / "abc")
     with pytest.raises(OSError) as error:
-        trial.save(1, lambda folder: statefile.write(folder / "engines", {"x": torch.zeros(50_000)}, {}))
+        trial.save(1, lambda folder: write_state(folder / "engines", {"x": torch.zeros(50_000)}, {}))
     assert error.value.errno == errno.ENOSPC and names(trial) == []
 
 

@@ -10,8 +10,7 @@ from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, Gr
 from core.methods.learned.training import Settings
 from orchestrator.plan.memory import case_of
 from orchestrator.spec import parse
-from orchestrator.trial.attempt import Attempt
-from orchestrator.trial.drawing import Drawing
+from orchestrator.trial.attempt import Attempt, Drawing
 from orchestrator.trial.footprint import choose
 from orchestrator.trial.settings import DeepSpeedSteps
 

@@ -22,7 +22,7 @@ from core.model.denoiser import Denoiser
 from core.randomness import SELECT_SEEDS
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.checkpoints import TrialFolder
-from orchestrator.trial import drawing
+from orchestrator.trial import attempt as attempts
 from orchestrator.trial import run as module
 from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.engine import Engines
@@ -134,7 +134,7 @@ def trial(
     # What fits is measured, which takes seconds and depends on the machine: test_footprint.py does it.
     monkeypatch.setattr(module, "device_bytes", create_autospec(module.device_bytes, return_value=1 << 30))
     monkeypatch.setattr(Attempt, "first", staticmethod(_first))
-    for place in (module, drawing):
+    for place in (module, attempts):
         monkeypatch.setattr(place, "release", create_autospec(drawing.release))  # looks through all that Python holds
     save = TrialFolder.save
 

@@ -21,7 +21,7 @@ import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule
 from core.methods.learned.training import Learner, Settings
-from orchestrator.trial import statefile
+from orchestrator.store.state_file import read_state, write_state
 from orchestrator.trial.engine import Engines, EngineError
 from orchestrator.spec.sections import DeepSpeed
 
@@ -67,10 +67,10 @@ def refused(damage):
     folder = pathlib.Path(folder_name) / "damaged"
     shutil.copytree(pathlib.Path(folder_name) / "state", folder)
     place = folder / "explorer"
-    tensors, facts = statefile.read(place)
+    tensors, facts = read_state(place)
     shutil.rmtree(place)
     damage(tensors, facts)
-    statefile.write(place, tensors, {name: facts[name] for name in facts if name != "format"})
+    write_state(place, tensors, {name: facts[name] for name in facts if name != "format"})
     try:
         resumed_engines.load(folder)
     except EngineError as error:

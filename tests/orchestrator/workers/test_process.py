@@ -21,6 +21,7 @@ from orchestrator.workers.process import (
     End,
     Hanging,
     Process,
+    Watchdog,
     _born,
     end_of,
     end_process,
@@ -28,7 +29,6 @@ from orchestrator.workers.process import (
     take_back,
     write_end,
 )
-from orchestrator.workers.watchdog import Watchdog
 
 OUT = TrialOutcome
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.workers.watchdog import Watchdog, stood
+from orchestrator.workers.process import Watchdog, stood
 
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
-from orchestrator.workers.watchdog import Watchdog
+from orchestrator.workers.process import Watchdog
 
 def hang():
     time.sleep(60)  # the line that hangs

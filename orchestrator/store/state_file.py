@@ -27,7 +27,7 @@ class StateFileError(RuntimeError):
     """A file of a state that cannot be read."""
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write a new folder. Raises OSError where the disk is full or fails, which is no fault of the state."""
     folder.mkdir(parents=True)
     path = folder / _TENSORS
@@ -40,8 +40,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any])
     (folder / _FACTS).write_text(json.dumps({"format": _FORMAT, **facts}, allow_nan=False))
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote, on the CPU. Raises StateFileError, which names the file, where one cannot be read."""
+def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_state` wrote, on the CPU. Raises StateFileError, which names the file, where one cannot be read."""
     path = folder / _FACTS
     try:
         if path.stat().st_size > _LIMIT:

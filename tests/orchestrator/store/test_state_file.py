@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from orchestrator.trial import statefile
-from orchestrator.trial.statefile import StateFileError
+from orchestrator.store import state_file
+from orchestrator.store.state_file import StateFileError, read_state, write_state
 
 FACTS = {"iteration": 2**40, "steps": 3}
 
@@ -29,12 +29,12 @@ def bits(tensor: Tensor) -> bytes:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    statefile.write(tmp_path / "state", state(), FACTS)
+    write_state(tmp_path / "state", state(), FACTS)
     return tmp_path / "state"
 
 
 def test_a_state_comes_back_bit_by_bit(written: Path) -> None:
-    tensors, facts = statefile.read(written)
+    tensors, facts = read_state(written)
     assert facts == {"format": 1, **FACTS} and tensors.keys() == state().keys()
     for name, tensor in state().items():
         assert (tensors[name].dtype, tensors[name].shape) == (tensor.dtype, tensor.shape)
@@ -44,8 +44,8 @@ def test_a_state_comes_back_bit_by_bit(written: Path) -> None:
 
 def test_a_state_is_never_written_over_another(written: Path) -> None:
     with pytest.raises(FileExistsError):
-        statefile.write(written, {}, {})
-    assert statefile.read(written)[1]["steps"] == 3
+        write_state(written, {}, {})
+    assert read_state(written)[1]["steps"] == 3
 
 
 class Trap:
@@ -62,7 +62,7 @@ def test_a_pickle_is_refused_and_not_unpickled(written: Path, tmp_path: Path, pl
         shutil.rmtree(written)
     (written / place).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     with pytest.raises(StateFileError, match=str(written / place)):
-        statefile.read(written)
+        read_state(written)
     assert not (tmp_path / "sprung").exists()
     pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
     assert (tmp_path / "sprung").exists(), "the trap is none"
@@ -76,25 +76,25 @@ def test_a_file_that_is_missing_or_short_is_refused(written: Path, name: str, pa
     if part is not None:
         (written / name).write_bytes(content[: int(part * len(content))])
     with pytest.raises(StateFileError, match=f"{name} is damaged: "):
-        statefile.read(written)
+        read_state(written)
 
 
 @pytest.mark.parametrize("facts", ["[]", "{}", '{"format": 2}', "[" * 100_000, "\u00e9", " " * (1 << 20) + "{}"])
 def test_facts_that_nobody_wrote_are_refused(written: Path, facts: str) -> None:
     (written / "facts.json").write_text(facts, encoding="latin-1")
     with pytest.raises(StateFileError, match=r"facts.json is damaged: "):
-        statefile.read(written)
+        read_state(written)
 
 
 def test_a_full_disk_is_the_disks_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(statefile, "save_file", full)
+    monkeypatch.setattr(state_file, "save_file", full)
     with pytest.raises(OSError, match=r"^\[Errno 28\] .*No space left"):
-        statefile.write(tmp_path / "state", state(), FACTS)
+        write_state(tmp_path / "state", state(), FACTS)
 
 
 def test_facts_hold_no_number_that_json_has_not(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        statefile.write(tmp_path / "state", {}, {"loss": math.nan})
+        write_state(tmp_path / "state", {}, {"loss": math.nan})
