@@ -135,7 +135,7 @@ def trial(
     monkeypatch.setattr(module, "device_bytes", create_autospec(module.device_bytes, return_value=1 << 30))
     monkeypatch.setattr(Attempt, "first", staticmethod(_first))
     for place in (module, attempts):
-        monkeypatch.setattr(place, "release", create_autospec(drawing.release))  # looks through all that Python holds
+        monkeypatch.setattr(place, "release", create_autospec(attempts.release))  # looks through all that Python holds
     save = TrialFolder.save
 
     def kept(folder: TrialFolder, step: int, write: Callable[[Path], None], score: float | None = None) -> Path:
