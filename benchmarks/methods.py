@@ -22,13 +22,13 @@ from core.randomness import REPORT_SEEDS
 from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 
 SEEDS = REPORT_SEEDS[100_000:]  # looked at by this table alone
 MIN_EFFECT = 0.5
 
 
-def measure(bench: Bench, sweep: Sweep, directions: DirectionSet, seconds: float) -> Record:
+def measure(bench: TrialModel, sweep: Sweep, directions: DirectionSet, seconds: float) -> Record:
     """A trial's set, as strong as the sweep made it, on fresh seeds; its best share of each attribute."""
     measured = bench.measure(sweep, directions, SEEDS)
     figures = {**measured.metrics, "seconds": seconds}
@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     folder = SweepFolder(arguments.root, f"compare_{arguments.model}")
     sweep = folder.sweep()
-    bench = Bench.load(sweep)
+    bench = TrialModel.load(sweep)
     methods: dict[str, list[Record]] = {}
     for row in rows(folder, sweep):
         if row.state == "completed":

@@ -62,7 +62,7 @@ class Timed(TrialWorker):
 
         self._mark("imported")
         assert bench
-        self._once("trains", trial.Surroundings, "iterating")
+        self._once("trains", trial.TrialContext, "iterating")
         return super()._reports()
 
     def _load(self, *given: Any) -> Any:

@@ -30,7 +30,7 @@ from orchestrator.search.ledger import Ledger
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.spool import pending, refused
-from orchestrator.sweep.record import Books
+from orchestrator.sweep.record import SweepRecord
 from orchestrator.sweep.sweep import _outbox, _prepare
 from orchestrator.tracking.client import Tracking
 from orchestrator.trial.outcome import TrialOutcome
@@ -59,7 +59,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Course:
+class SweepRun:
     """How long it took to put everything down, and until the store had it."""
 
     booked_s: float
@@ -81,30 +81,30 @@ def sweep_of(name: str, load: Load, tracking: str | None, study: str | None) -> 
     )
 
 
-def drive(sweep: Sweep, root: Path, load: Load) -> Course:
+def drive(sweep: Sweep, root: Path, load: Load) -> SweepRun:
     """All of a sweep's life, as its driver writes it down."""
     folder, tracking = SweepFolder(root, sweep.name), Tracking(sweep.tracking.uri, root)
     tracking.check()
     _prepare(sweep, folder, tracking, "weights", None)
     outbox = _outbox(folder, tracking, Console(quiet=True))
-    books = Books(sweep, folder, Ledger(sweep, folder.book, "weights", load.streams), outbox)
+    record = SweepRecord(sweep, folder, Ledger(sweep, folder.book, "weights", load.streams), outbox)
     began = time.monotonic()
     outbox.open()
     outbox.start(None)
-    given = [assignment for _ in range(load.streams) if (assignment := books.ledger.next())]
+    given = [assignment for _ in range(load.streams) if (assignment := record.ledger.next())]
     for each in given:
-        books.started(each.trial_id, each.parameters, 1)
+        record.started(each.trial_id, each.parameters, 1)
     for number in range(1, load.reports + 1):
         for each in given:
             if load.files:
                 _checkpoint(folder, each.trial_id, number)
-            books.reported(each.trial_id, report(number, load))
+            record.reported(each.trial_id, report(number, load))
     for each in given:
-        books.ended(each.trial_id, TrialOutcome.COMPLETED, "", report(load.reports, load))
+        record.ended(each.trial_id, TrialOutcome.COMPLETED, "", report(load.reports, load))
     outbox.end(None, "FINISHED")
     booked = time.monotonic() - began
     outbox.close(_FLUSH_S)
-    return Course(booked, time.monotonic() - began, pending(folder.outbox) + refused(folder.outbox))
+    return SweepRun(booked, time.monotonic() - began, pending(folder.outbox) + refused(folder.outbox))
 
 
 def report(number: int, load: Load) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def expected(load: Load) -> Mapping[str, list[tuple[int, float]]]:
     return points
 
 
-def side_by_side(drivers: int, root: Path, load: Load, tracking: str, study: str) -> tuple[float, list[Course]]:
+def side_by_side(drivers: int, root: Path, load: Load, tracking: str, study: str) -> tuple[float, list[SweepRun]]:
     """Sweeps at the same time, each driven by a process; seconds until the last has ended."""
     began = time.monotonic()
     given = json.dumps({"root": str(root), "load": asdict(load), "tracking": tracking, "study": study})
@@ -176,7 +176,7 @@ def side_by_side(drivers: int, root: Path, load: Load, tracking: str, study: str
         for process in started:
             process.kill()
             process.wait()
-    return time.monotonic() - began, [Course(**json.loads(text.splitlines()[-1])) for text in told]
+    return time.monotonic() - began, [SweepRun(**json.loads(text.splitlines()[-1])) for text in told]
 
 
 def _driven(given: str, name: str) -> None:
@@ -233,7 +233,7 @@ def _measured(root: Path, reports: int, server: Postgresql, tracking: str, study
     return [*lines, "", f"Databases in the end: {sizes}."]
 
 
-def _row(what: str, load: Load, sweeps: int, booked: float, sent: float, course: Course, lost: list[str]) -> str:
+def _row(what: str, load: Load, sweeps: int, booked: float, sent: float, course: SweepRun, lost: list[str]) -> str:
     points = load.points * load.streams * sweeps
     verdict = "; ".join(lost[:3]) or ("none" if not course.unsent else f"{course.unsent} records not sent")
     return f"| {what} | {points:,} | {booked:.0f} s | {sent:.0f} s | {points / sent:,.0f} | {verdict} |"
@@ -245,7 +245,7 @@ def _versions(binaries: Path) -> str:
     return ", ".join([said.split(" (")[0].strip(), *(f"{name} {version(name)}" for name in packages)])
 
 
-_PAGE = """# Books in PostgreSQL, runs on an MLflow server
+_PAGE = """# Studies in PostgreSQL, runs on an MLflow server
 
 Written by `python -m benchmarks.stores`. Trials report as fast as the books take it, 200 points of 5 metrics at a time;
 every point is then fetched from the server and compared. "Booked" is when the driver had put everything down (study and

@@ -133,29 +133,26 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from benchmarks import standin
         from orchestrator.search import ledger
         from orchestrator.spec import parse
-        from orchestrator.sweep import champion as crown
-        from orchestrator.sweep import record as books
-        from orchestrator.sweep import sweep
-        from orchestrator.sweep import tune_search as searcher
+        from orchestrator.sweep import champion, record, sweep, tune_search
         from orchestrator.tracking import outbox
 
         os.environ[TEMPLATE] = str(_template(root / "template"))
         setattr(sweep, "TrialWorker", getattr(standin, load.worker))  # noqa: B010 - a class named at run time
         meter, folder = Meter(), root / "standin"
         for owner, names in (
-            (searcher.LedgerSearch, ["suggest"]),
-            (searcher.LedgerAsha, ["on_trial_result"]),
+            (tune_search.LedgerSearch, ["suggest"]),
+            (tune_search.LedgerAsha, ["on_trial_result"]),
             (ledger.Ledger, ["next", "running", "reported", "end"]),
-            (books.Books, ["started", "reported", "ended", "_tidy"]),
+            (record.SweepRecord, ["started", "reported", "ended", "_tidy"]),
             (outbox.Outbox, ["_put", "_deliver", "close"]),
             (sweep, ["_tune"]),
-            (crown, ["crown"]),
+            (champion, ["choose_champion"]),
         ):
             for name in names:
                 meter.watch(owner, name)
         log = Log(folder, meter)
-        _follow(books.Books, log)
-        _mark_asked(searcher.LedgerSearch, folder)
+        _follow(record.SweepRecord, log)
+        _mark_asked(tune_search.LedgerSearch, folder)
         with open(root / "screen.txt", "w") as screen:
             sweep.run(parse(spec(load)), root, address, Console(file=screen))
         return _account(load, log, began, folder)
@@ -199,9 +196,9 @@ def _template(folder: Path) -> Path:
     return folder
 
 
-def _follow(books: Any, log: Log) -> None:
+def _follow(record: Any, log: Log) -> None:
     """Keep what happens to trials, as the books are told of it."""
-    started, reported, ended = books.started, books.reported, books.ended
+    started, reported, ended = record.started, record.reported, record.ended
 
     def on_start(*given: Any, **more: Any) -> None:
         log.started.append(time.perf_counter())
@@ -216,7 +213,7 @@ def _follow(books: Any, log: Log) -> None:
         log.on_end()
         return again
 
-    books.started, books.reported, books.ended = on_start, on_report, on_end
+    record.started, record.reported, record.ended = on_start, on_report, on_end
 
 
 def _mark_asked(search: Any, folder: Path) -> None:
@@ -240,7 +237,7 @@ def _account(load: Load, log: Log, began: float, folder: Path) -> dict[str, Any]
         "load": asdict(load),
         "whole": time.perf_counter() - began,
         "tune": meter.seconds["sweep._tune"],
-        "crown": meter.seconds["crown.crown"],
+        "crown": meter.seconds["champion.choose_champion"],
         "flush": meter.seconds["Outbox.close"],
         "trials": log.ended[-1]["at"] - first,
         "processes": len(log.processes),
@@ -435,10 +432,10 @@ def overhead_rows(found: dict[str, Any]) -> list[str]:
 _OF_THE_DRIVER = {
     "LedgerSearch.suggest": "asked for a trial (each step of Tune asks; Optuna's proposal included)",
     "Ledger.next": "of that, the proposal and its row",
-    "Books.started": "a start, put down",
-    "Books.reported": "a report, put down: outbox and ledger",
-    "Books.ended": "an end, put down: outbox, ledger, tidying up",
-    "Books._tidy": "of that, tidying up",
+    "SweepRecord.started": "a start, put down",
+    "SweepRecord.reported": "a report, put down: outbox and ledger",
+    "SweepRecord.ended": "an end, put down: outbox, ledger, tidying up",
+    "SweepRecord._tidy": "of that, tidying up",
     "Ledger.running": "reading the ledger, in all of the above",
     "Outbox._put": "writing records of the outbox, in all of the above",
     "Outbox._deliver": "sending them to MLflow, in a thread beside",

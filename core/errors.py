@@ -1,35 +1,35 @@
-"""What can go wrong because of what the user gave. Each message is one sentence a person can act on.
+"""Errors that the user's input causes. Each message is one sentence that tells the user what to change.
 
 ValueError
-  +-- UserError            anything the caller can put right
+  +-- UserError            a mistake that the caller can correct
         +-- ModelError     a model that is missing, incomplete or of a kind that cannot be used
               +-- AbsentModelError   one that is not on this machine, and cannot be fetched from here
         +-- DirectionSetError   a direction set that cannot be read, or does not fit the model
 RuntimeError
-  +-- NonFiniteError       a loss or gradient that is NaN or infinite; names the term and the iteration
+  +-- NonFiniteError       NaN or infinite values in a loss, gradient, h, Jacobian or image; says where
 """
 
 
 class UserError(ValueError):
-    """A mistake of the caller, told in one sentence: what, where, what is allowed."""
+    """A mistake of the caller. The message is one sentence: what is wrong, where, and what is allowed."""
 
 
 class ModelError(UserError):
-    """The model cannot be loaded or is not of a kind that has an h-space."""
+    """A model that cannot be loaded, or is not of a kind that has an h-space."""
 
 
 class AbsentModelError(ModelError):
-    """The model is not at hand here; elsewhere it may be."""
+    """A model that is not available on this machine; another machine may have it."""
 
 
 class DirectionSetError(UserError):
-    """The direction set cannot be read, written or applied."""
+    """A direction set that cannot be read, written or applied."""
 
 
 class NonFiniteError(RuntimeError):
-    """A loss became NaN or infinite."""
+    """NaN or infinite values in a loss, a gradient, h, a Jacobian or an image."""
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of a library says, for a sentence of ours; its name where it says nothing."""
+    """Return the first line of a library's error message, or the exception's class name where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under a unique temporary name, synced, renamed."""
+"""Write files and folders that are either whole or absent: under a unique temporary name, then synced and renamed."""
 
 import errno
 import json
@@ -12,12 +12,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = ".writing-"  # how the temporary folders of `atomic_file` begin
+TEMPORARY = ".writing-"  # beginning of the names of `atomic_file`'s temporary folders
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well; FileExistsError if it is there."""
+    """Yield a temporary folder beside `path` that becomes `path` when the block ends without an error.
+
+    Raises FileExistsError where `path` exists already. An error in the block removes the folder.
+    """
     if path.exists():
         raise FileExistsError(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +40,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """The path of a file to write that becomes `path`, in place of what was there, when the block ends well.
+    """Yield the path of a file to write, which replaces `path` when the block ends without an error.
 
-    It has a temporary folder to itself, beside `path`, in which its writer may have temporary files of its own.
+    The file is in a temporary folder of its own, beside `path`, where its writer may put temporary files too.
     """
     folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
     try:
@@ -59,9 +62,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_regular(path: Path, follow: bool = True) -> BufferedReader:
-    """An ordinary file, open to be read. OSError for a folder, and for a pipe or a device, which may never answer.
+    """Open an ordinary file for reading. Raises OSError for a folder, and for a pipe or a device, which may block.
 
-    follow: False refuses a link too, so that nothing in a folder leads out of it.
+    follow: False refuses a link too, so that no file outside the folder is read.
     """
     found = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     kind = os.fstat(found).st_mode

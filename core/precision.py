@@ -1,12 +1,12 @@
-"""The names of precisions: what a network is kept in, and whether TF32 may stand in for float32.
+"""The names of precisions: the type of a network's weights, and whether TF32 may replace float32.
 
     fp32   float32, strictly
-    tf32   float32, whose products a GPU may take with 10 bits of mantissa instead of 23: several times as fast
-    bf16   the network in bfloat16; what stays in float32 (the chain's arithmetic, the trained parts) is strict
-    fp16   the network in float16, of small numbers and much detail; nothing scales its gradients
+    tf32   float32, but a GPU may multiply with 10 bits of mantissa instead of 23: several times as fast
+    bf16   the network in bfloat16; the float32 parts (the chain's arithmetic, the trained parts) are strict
+    fp16   the network in float16: a small range of numbers, but finer detail; gradients are not scaled
 
-A GPU's convolutions and its other products have a switch each in torch, of which the first allows TF32 by default. Here
-they are one.
+torch has one switch for a GPU's convolutions, where TF32 is allowed by default, and one for its other products. This
+module sets both alike.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import torch
 
 
 class Precision(NamedTuple):
-    """What a network is kept in, and whether float32 may be TF32 where it is multiplied."""
+    """The type of a network's weights, and whether a GPU may multiply float32 as TF32."""
 
     dtype: torch.dtype
     tf32: bool
@@ -30,7 +30,7 @@ PRECISIONS = {
 
 
 def use_precision(name: str) -> torch.dtype:
-    """Set torch's switches for the whole process; returns what the network is to be loaded in."""
+    """Set torch's TF32 switches for the whole process, and return the type in which to load the network."""
     dtype, tf32 = PRECISIONS[name]
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32

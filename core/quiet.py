@@ -1,4 +1,4 @@
-"""What libraries say while they load, kept off the user's screen."""
+"""Keep libraries' messages and progress bars off the user's screen while they load."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def quiet_diffusers() -> AbstractContextManager[None]:
-    """Without diffusers' remarks about optional packages, and its progress bars."""
+    """Silence diffusers' remarks about optional packages, and its progress bars."""
     from diffusers.utils import logging
 
     return _quiet(logging)
 
 
 def quiet_transformers() -> AbstractContextManager[None]:
-    """Without transformers' progress bars and remarks."""
+    """Silence transformers' progress bars and remarks."""
     from transformers.utils import logging
 
     return _quiet(logging)
@@ -21,7 +21,7 @@ def quiet_transformers() -> AbstractContextManager[None]:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Both libraries keep their voice in a module of the same functions."""
+    """Silence a library through its `logging` module; both libraries have the same functions there."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

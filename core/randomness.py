@@ -1,7 +1,7 @@
-"""Every random number comes from a seed and a purpose: never from the batch, the worker or the trial it falls into.
+"""Random numbers that depend only on a seed and a purpose, never on the batch, the worker or the trial.
 
-A sample's noise is drawn by a generator of its own, on the CPU, so that sample i is the same in a batch of one and of
-a hundred, on any device, in any process.
+Each sample has its own generator, on the CPU, so that its noise is the same in a batch of one and of a hundred, on any
+device, in any process.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Disjoint ranges: what a direction set is chosen by, reported on, calibrated on and trained on.
+# Disjoint ranges of seeds, to choose a direction set by, to report it on, to calibrate it on and to train it on.
 SELECT_SEEDS = range(1 << 30, 2 << 30)
 REPORT_SEEDS = range(2 << 30, 3 << 30)
 CALIBRATION_SEEDS = range(3 << 30, 4 << 30)
@@ -18,7 +18,7 @@ TRAIN_SEEDS = range(1 << 52, 2 << 52)
 
 
 def generator(*purpose: int | str) -> torch.Generator:
-    """A CPU generator that depends on the given parts alone, the same in every process and on every machine."""
+    """Return a CPU generator seeded by the parts of `purpose` alone, the same in every process and on every machine."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in purpose).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -30,7 +30,10 @@ def noise(
     device: torch.device | str = "cpu",
     stream: str = "x_T",
 ) -> Tensor:
-    """Standard normal samples [len(seeds), *shape], each from its own seed; streams of one seed are independent."""
+    """Return standard normal samples [len(seeds), *shape], each from its own seed.
+
+    stream: the name of one of several independent streams of a seed.
+    """
     drawn = [torch.randn(tuple(shape), generator=generator(stream, int(seed)), dtype=torch.float64) for seed in seeds]
     return torch.stack(drawn).to(device=device, dtype=dtype)
 
@@ -42,5 +45,8 @@ def step_noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The z_t of a stochastic chain (eta > 0): [steps, len(seeds), *shape]; shares no number with x_T (Haas et al.)."""
+    """Return the z_t of a stochastic chain (eta > 0): [steps, len(seeds), *shape].
+
+    They share no number with x_T (Haas et al.).
+    """
     return torch.stack([noise(seeds, shape, dtype, device, stream=f"z_{i}") for i in range(steps)])

@@ -134,7 +134,7 @@ def test_the_chains_tables_have_a_row_for_each_case() -> None:
 def test_what_a_sweep_costs_is_measured_on_a_real_one() -> None:
     """Its trials only sleep; the tables have their rows, and processes are used for more than one trial."""
     found = sweep.driven(sweep.Load(4, 0.1, 1, reports=2))
-    assert found["processes"] == 1 and len(found["ended"]) == 4 and found["calls"]["Books.reported"] == 8
+    assert found["processes"] == 1 and len(found["ended"]) == 4 and found["calls"]["SweepRecord.reported"] == 8
     assert 0 < 0.4 < found["trials"] < found["tune"] < found["whole"]
     for rows in (sweep.overhead_rows(found), sweep.driver_rows(found, (2, 4)), sweep.scale_rows(found, (2, 4))):
         assert len({row.count("|") for row in rows}) == 1

@@ -1,8 +1,8 @@
-"""How a chain keeps memory down while it is differentiated, as values.
+"""Gradient policies: how a chain limits its memory while it is differentiated, and how much memory that takes.
 
-All policies give the same samples and the same gradients; they differ in how many of the T steps keep their graph until
-the way back, and in what happens to the others, which keep x_t and are run again. With A the bytes of one step's graph,
-X those of one x_t and k the steps kept:
+All policies give the same samples and the same gradients. They differ in how many of the T steps keep their graph for
+the backward pass; the other steps keep x_t and are run again. With A the bytes of one step's graph, X those of one x_t
+and k the number of kept steps:
 
     policy               memory            work, in forward passes run again
     FullGraph()          T A               none
@@ -10,10 +10,10 @@ X those of one x_t and k the steps kept:
     CheckpointSteps()    T X + A           T - 1
     CheckpointBlocks()   T X + less than A 2 T: each step once, and each of its blocks once more
 
-The kept steps are the last ones: on the way back their graphs are freed before the first step is run again. One is kept
-for nothing, since its memory is needed in any case. Storing fewer than all x_t (Griewank and Walther's Revolve) would
-save nothing worth having: a step's graph is 90 (toyfaces) to 1,200 times (256x256 images) as large as its x_t.
-`predict` says how much memory a training step takes, before it is taken.
+The kept steps are the last ones: the backward pass frees their graphs before it runs the first step again. Keeping one
+step costs nothing, since its memory is needed in any case. Storing fewer than all x_t (Griewank and Walther's Revolve)
+would save too little: a step's graph is 90 (toyfaces) to 1,200 times (256x256 images) as large as its x_t.
+`predict` returns how much memory a training step takes without running it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,22 +32,22 @@ from core.errors import UserError
 from core.model.denoiser import Denoiser
 
 Step = Callable[[int, Tensor], Tensor]  # (step index, x_t) -> x_prev
-Costs = Callable[[], Sequence[StepCost]]  # what each step's graph takes; counted only where a policy asks
+Costs = Callable[[], Sequence[StepCost]]  # () -> the cost of each step; called only by policies that need it
 
 
 class GradientPolicy(Protocol):
-    """Which steps keep their graph.
+    """The choice of the steps that keep their graph, and how the others are run again.
 
-    by_blocks: whether a step that is run again keeps no graph of its blocks either.
+    by_blocks: whether a step that is run again also keeps only the inputs of its blocks, and runs them again.
     """
 
     by_blocks: ClassVar[bool] = False
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
-        """How many of the last steps keep their graph."""
+        """Return how many of the last steps keep their graph, for a chain of `steps` steps on `device`."""
 
     def checkpoint(self, step: Step, i: int, x: Tensor) -> Tensor:
-        """step(i, x), of which nothing but x is kept and which runs again on the way back."""
+        """Return step(i, x), keeping only x; the step runs again in the backward pass."""
         # The chain draws no random numbers (its noise is given), so there is no generator state to keep.
         x_prev: Tensor = checkpoint(step, i, x, use_reentrant=False, preserve_rng_state=False)
         return x_prev
@@ -55,30 +55,32 @@ class GradientPolicy(Protocol):
 
 @dataclass(frozen=True)
 class FullGraph(GradientPolicy):
-    """Keep every step's graph: fastest, memory T A. Also the right choice where nothing is differentiated."""
+    """The policy that keeps every step's graph: fastest, memory T A. Use it too where nothing is differentiated."""
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+        """Return `steps`."""
         return steps
 
 
 @dataclass(frozen=True)
 class CheckpointSteps(GradientPolicy):
-    """Keep only x_t and run each step but the last again on the way back.
+    """The policy that keeps only x_t and runs each step but the last again in the backward pass.
 
     The idea of Zhang et al. (arXiv 2310.09912): any gradient through the whole generative process, in nearly the
     memory of a single step.
     """
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+        """Return 1, or 0 for a chain without steps."""
         return min(1, steps)
 
 
 @dataclass(frozen=True)
 class KeepSteps(GradientPolicy):
-    """Keep the graphs of as many of the last steps as `memory` bytes hold, and of one in any case.
+    """The policy that keeps the graphs of as many of the last steps as fit in `memory` bytes, and always of one.
 
-    "auto" is what the device has free when the chain starts, less a tenth and what a step takes beside its graph. More
-    memory is never slower.
+    "auto" is 90 % of the free memory of the device when the chain starts, less what a step takes beside its graph.
+    More memory is never slower.
     """
 
     memory: int | Literal["auto"] = "auto"
@@ -88,6 +90,7 @@ class KeepSteps(GradientPolicy):
             raise UserError(f"memory: got {self.memory}; allowed: bytes, 0 or more, or 'auto'")
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+        """Return how many of the last graphs fit in the memory, at least one."""
         memory = self.memory
         if memory == "auto":
             memory = int(0.9 * free_memory(device)) - max(cost.work for cost in costs())
@@ -96,16 +99,17 @@ class KeepSteps(GradientPolicy):
 
 @dataclass(frozen=True)
 class CheckpointBlocks(GradientPolicy):
-    """Run each step again, block by block: for models of which not even one step's graph fits."""
+    """The policy that runs every step again, block by block: for models where not even one step's graph fits."""
 
     by_blocks: ClassVar[bool] = True
 
     def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+        """Return 0."""
         return 0
 
 
 def fitting(graphs: Sequence[int], memory: int) -> int:
-    """How many of the last graphs, of these bytes, fit in `memory`; never less than the one that is needed anyway."""
+    """Return how many of the last `graphs` fit in `memory`, both in bytes: at least one, which is needed anyway."""
     kept, total = 0, 0
     for graph in reversed(graphs):
         total += graph
@@ -116,7 +120,7 @@ def fitting(graphs: Sequence[int], memory: int) -> int:
 
 
 def run(policy: GradientPolicy, step: Step, x: Tensor, steps: range, costs: Costs) -> Tensor:
-    """Run `steps` from `x`, so that gradients flow back through all of them as the policy says."""
+    """Run `steps` from `x` under a gradient policy and return the last state."""
     if not torch.is_grad_enabled():
         recomputed = 0
     else:
@@ -129,7 +133,7 @@ def run(policy: GradientPolicy, step: Step, x: Tensor, steps: range, costs: Cost
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process could still take on the device."""
+    """Return the bytes that this process could still take on the device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -140,19 +144,20 @@ def free_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak bytes of one forward and backward pass through the chain, by parts.
+    """The peak bytes of one forward and backward pass through the chain, by parts.
 
-    What a GPU's allocator rounds up and what cuDNN takes for itself while it works come on top.
+    Not included: the rounding of a GPU's allocator and the workspace of cuDNN.
     """
 
     network: int  # the frozen weights
     states: int  # x_t of every step, and its noise where steps add some
-    graphs: int  # what the steps that are kept hold
-    work: int  # the most that a step holds beyond its graph or, run again, with it, on its way forward and back
-    kept: int  # steps whose graph is kept
+    graphs: int  # the graphs of the kept steps
+    work: int  # the most that is held at any time beyond the graphs of the kept steps
+    kept: int  # number of steps whose graph is kept; not bytes
 
     @property
     def peak(self) -> int:
+        """Return the sum of all parts, in bytes."""
         return self.network + self.states + self.graphs + self.work
 
 
@@ -166,13 +171,13 @@ def predict(
     window: tuple[int, int] | None = None,
     memory: int | None = None,
 ) -> Prediction:
-    """What the gradient of a chain with a shift in `window` takes in memory, counted without running it.
+    """Return the memory that the gradient of a chain with a shift in `window` takes, without running the chain.
 
-    The step is run on tensors without data (torch's meta device), where every storage that it creates, and when it is
-    freed, can be followed. A denoiser without weights will do (`Denoiser.blueprint`).
+    Each kind of step is run on tensors without data (torch's meta device), where the creation and the end of every
+    storage can be followed. A denoiser without weights is enough (`Denoiser.blueprint`).
 
-    batch: samples at a time; precision: the network's (default: as it is); memory: bytes of the device, for
-    KeepSteps("auto") in place of what is free here.
+    batch: samples at a time; precision: that of the network (default: the denoiser's own).
+    memory: bytes of the device, for KeepSteps("auto"); it replaces the memory that is free on this machine.
     """
     policy = policy or FullGraph()
     blueprint = denoiser.blueprint(precision)
@@ -188,7 +193,7 @@ def predict(
     kept = policy.kept(lambda: costs, len(costs), denoiser.device)
     again = costs[: len(costs) - kept]
     graphs = sum(cost.graph for cost in costs[len(again) :])
-    # The most is held when the way back begins, with all kept graphs, or when a step runs again and these are gone.
+    # The peak is when the backward pass begins, with all kept graphs, or when these are freed and a step runs again.
     work = max((cost.work for cost in costs[len(again) :]), default=0)
     alone = max((cost.again for cost in again), default=0)
     return Prediction(network, states, graphs, max(work, alone - graphs), kept)
@@ -196,7 +201,10 @@ def predict(
 
 @lru_cache(maxsize=16)
 def _by_blocks(blueprint: Denoiser) -> Denoiser:
-    """The same object for the same blueprint, so that its steps are counted once; itself, if it is so already."""
+    """Return `blueprint` cut by blocks: the same object on each call, so that its steps are counted once.
+
+    Returns `blueprint` itself where it is cut so already.
+    """
     cut = blueprint.cut.by_blocks()
     return blueprint if cut is blueprint.cut else blueprint.with_cut(cut)
 

@@ -1,4 +1,4 @@
-"""The sampling chain: T DDIM steps through a denoiser whose h may be shifted on the way."""
+"""The sampling chain: draw samples in T DDIM steps with an optional shift of h, and invert it."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from core.chain.step_memory import costs
 from core.errors import UserError
 from core.model.denoiser import Denoiser
 
-Shift = Callable[[int], Tensor | None]  # step index 0..T-1 -> delta_h [N, C, H, W], or None: the step is left alone
+Shift = Callable[[int], Tensor | None]  # step index 0..T-1 -> delta_h [N, C, H, W], or None: no shift at this step
 
 
 def sample(
@@ -28,12 +28,13 @@ def sample(
 ) -> Tensor:
     """Draw x_0 [N, *sample_shape] from x_T [N, *sample_shape].
 
-    shift: what is added to h at each step; window: the training timesteps [high, low] in which it is.
-    gradient: how memory is kept down when x_0 is differentiated (default FullGraph()).
-    step_noise: z [T, N, *sample_shape], needed when steps add noise (eta > 0, or a consistency model's).
-    first: the step to begin with; x_T is then the state x_t that the chain has before it.
+    shift: returns the delta_h that is added to h at a step.
+    window: the range [high, low] of training timesteps in which `shift` is applied; None applies it at every step.
+    gradient: the policy that limits memory when x_0 is differentiated (default FullGraph()).
+    step_noise: z [T, N, *sample_shape], needed when steps add noise (eta > 0, or a consistency model of several steps).
+    first: index of the first step to run; x_T is then the state x_t before that step.
 
-    Raises UserError where the shapes, the injection or the noise do not fit the chain.
+    Raises UserError where the shapes, the devices, the injection or the noise do not fit the chain.
     """
     _check(denoiser, schedule, x_T, injection, step_noise)
     shifted = schedule.inside(window)
@@ -53,7 +54,7 @@ def sample(
 def trajectory(
     denoiser: Denoiser, schedule: Schedule, x_T: Tensor, step_noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The unshifted chain with its h: (x_0 [N, *sample_shape], h [T, N, *h_shape])."""
+    """Run the unshifted chain and return (x_0 [N, *sample_shape], h of every step [T, N, *h_shape])."""
     _check(denoiser, schedule, x_T, "symmetric", step_noise)
     x, states = x_T, []
     for i in range(len(schedule)):
@@ -66,10 +67,11 @@ def trajectory(
 
 @torch.no_grad()
 def invert(denoiser: Denoiser, schedule: Schedule, x_0: Tensor, refinements: int = 3) -> Tensor:
-    """The x_T from which the deterministic chain draws x_0.
+    """Return the x_T from which the deterministic chain draws x_0.
 
-    Each step solves x_prev = step(x_t) for x_t by fixed-point iteration, started from DDIM inversion's guess
+    Each step solves x_prev = step(x_t) for x_t by fixed-point iteration. The first guess is that of DDIM inversion,
     eps(x_prev, t); `refinements` 0 is plain DDIM inversion.
+    Raises UserError for a chain that adds noise or is a consistency model's, and where x_0 does not fit the model.
     """
     if schedule.stochastic or schedule.consistency:
         what = "is of a consistency model" if schedule.consistency else f"has eta {schedule.eta}"

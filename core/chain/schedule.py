@@ -1,7 +1,7 @@
-"""The T timesteps of a chain and what it does at each: DDIM (Song et al., arXiv 2010.02502), for every prediction.
+"""The T timesteps of a chain and the equations of a step: DDIM (Song et al., arXiv 2010.02502) for every prediction.
 
 A state is x_t = a_t x_0 + s_t noise. Diffusion has a^2 + s^2 = 1 (a^2 is the cumulative alpha), flow matching
-(rectified flow, Liu et al., arXiv 2209.03003) a + s = 1. From x_t and a network's output follow image and noise,
+(rectified flow, Liu et al., arXiv 2209.03003) a + s = 1. x_t and a network's output imply the image and the noise:
 
     prediction    image P_t              noise E_t
     epsilon       (x_t - s output) / a   output
@@ -9,7 +9,7 @@ A state is x_t = a_t x_0 + s_t noise. Diffusion has a^2 + s^2 = 1 (a^2 is the cu
     sample        output                 (x_t - a output) / s
     flow          x_t - s output         x_t + a output
 
-and a step is, with sigma_t 0 unless eta says otherwise,
+A step is, with sigma_t = 0 where eta is 0,
 
     x_prev = a_prev P_t + sqrt(s_prev^2 - sigma_t^2) E_t + sigma_t z_t
 
@@ -31,15 +31,15 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 _TINY = 1e-12
-_STEEP = 0.1  # what a step may divide by when it is inverted
+_STEEP = 0.1  # the smallest |p| that `inverse_step` divides by
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Timesteps and coefficients of a chain of T steps. `eta` 0 is DDIM, 1 has DDPM's variance.
+    """The timesteps and coefficients of a chain of T steps. `eta` 0 is DDIM, 1 has DDPM's variance.
 
-    signal, noise: a and s before each step, and after the last: [T + 1]. consistency: how much of x_t and of P_t makes
-    the image of each step of a consistency model; nothing for others.
+    signal, noise: a and s before each step and after the last, T + 1 values each.
+    consistency: for each step of a consistency model, the weights of x_t and of P_t in its image; empty for others.
     """
 
     timesteps: tuple[float, ...]  # descending training timesteps
@@ -51,9 +51,9 @@ class Schedule:
 
     @classmethod
     def ddim(cls, denoiser: Denoiser, steps: int, eta: float = 0.0) -> "Schedule":
-        """The model's own noise schedule at `steps` steps, spaced as its scheduler configuration says.
+        """Return the model's own noise schedule at `steps` steps, spaced as its scheduler configuration says.
 
-        Raises UserError for steps or an eta that it cannot have.
+        Raises UserError for `steps` or an `eta` that the model cannot have.
         """
         total = int(denoiser.scheduler.config["num_train_timesteps"])
         if not 1 <= steps <= total:
@@ -75,7 +75,7 @@ class Schedule:
         scheduler = denoiser.scheduler
         scheduler.set_timesteps(steps)
         alphas, final = scheduler.alphas_cumprod.double().tolist(), float(scheduler.final_alpha_cumprod)
-        # Of some numbers of steps diffusers rounds one more out of the end of a trailing chain: timestep -1.
+        # For some numbers of steps, rounding in diffusers adds one step at the end of a trailing chain: timestep -1.
         timesteps = [t for t in scheduler.timesteps.tolist() if t >= 0][:steps]
         if timesteps[0] >= len(alphas):
             raise UserError(
@@ -131,11 +131,11 @@ class Schedule:
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add noise, which has to be given."""
+        """Return whether steps add noise, so that `step_noise` has to be given."""
         return self.eta > 0 or (len(self.consistency) > 1)
 
     def sigma(self, i: int) -> float:
-        """Standard deviation of the noise added at step i (DDIM's equation 16; all of it for a consistency model)."""
+        """Return the standard deviation of the noise that step i adds: DDIM's equation 16; s_prev for consistency."""
         if self.consistency:
             return self.noise[i + 1]
         if self.eta == 0:
@@ -144,7 +144,7 @@ class Schedule:
         return self.eta * self.noise[i + 1] / self.noise[i] * math.sqrt(max(share, 0.0))
 
     def predicted_x0(self, i: int, x_t: Tensor, output: Tensor) -> Tensor:
-        """P_t: the image that x_t and the network's output imply."""
+        """Return P_t, the image that x_t and the network's output imply."""
         a, s = self.signal[i], self.noise[i]
         match self.prediction:
             case "epsilon":
@@ -161,7 +161,7 @@ class Schedule:
         return out * image + skip * x_t
 
     def predicted_noise(self, i: int, x_t: Tensor, output: Tensor) -> Tensor:
-        """E_t: the noise that x_t and the network's output imply."""
+        """Return E_t, the noise that x_t and the network's output imply."""
         a, s = self.signal[i], self.noise[i]
         match self.prediction:
             case "epsilon":
@@ -174,20 +174,24 @@ class Schedule:
                 return x_t + a * output
 
     def direction_to_xt(self, i: int, noise: Tensor) -> Tensor:
-        """D_t: the noise that is put back."""
+        """Return D_t, the predicted noise in the amount that x_prev keeps: sqrt(s_prev^2 - sigma_t^2) E_t."""
         return math.sqrt(max(self.noise[i + 1] ** 2 - self.sigma(i) ** 2, 0.0)) * noise
 
     def step(self, i: int, x_t: Tensor, output_p: Tensor, output_d: Tensor, z: Tensor | None = None) -> Tensor:
-        """x_prev from x_t, with one output for P_t and one for D_t (equal unless the injection is asymmetric)."""
+        """Return x_prev from x_t, with `output_p` for P_t and `output_d` for D_t; they differ for asymmetric injection.
+
+        z: the noise to add, of unit variance.
+        """
         image, noise = self.predicted_x0(i, x_t, output_p), self.predicted_noise(i, x_t, output_d)
         x_prev = self.signal[i + 1] * image + self.direction_to_xt(i, noise)
         return x_prev if z is None else x_prev + self.sigma(i) * z
 
     def inverse_step(self, i: int, x_prev: Tensor, x_t: Tensor, output: Tensor) -> Tensor:
-        """x_t from x_prev, given the output that led from one to the other, or what is nearest to it: that at `x_t`.
+        """Return the x_t from which step i leads to x_prev.
 
-        A step without added noise is linear, x_prev = p x_t + q output. Where p is next to nothing (the last step of
-        a network that predicts the image) x_t is put together of the image and the noise at the guess.
+        x_t: a guess of the result; output: the network's output at that guess.
+        A step without added noise is linear: x_prev = p x_t + q output. Where |p| is below 0.1 (the last step of a
+        network that predicts the image), the result is composed of the image and the noise at the guess instead.
         """
         (p, q), a, s = self._linear(i), self.signal[i], self.noise[i]
         if abs(p) >= _STEEP:
@@ -196,7 +200,7 @@ class Schedule:
         return a * (x_prev - self.noise[i + 1] * noise) / self.signal[i + 1] + s * noise
 
     def _linear(self, i: int) -> tuple[float, float]:
-        """(p, q) of x_prev = p x_t + q output."""
+        """Return (p, q) of x_prev = p x_t + q output."""
         a, s, a_prev, s_prev = self.signal[i], self.noise[i], self.signal[i + 1], self.noise[i + 1]
         match self.prediction:
             case "epsilon":
@@ -209,7 +213,10 @@ class Schedule:
                 return a_prev + s_prev, s_prev * a - a_prev * s
 
     def inside(self, window: tuple[int, int] | None) -> tuple[bool, ...]:
-        """Which steps lie in a window [high, low] of training timesteps, both ends included; all where None."""
+        """Return for each step whether it lies in a window [high, low] of training timesteps, both ends included.
+
+        All steps do where `window` is None. Raises UserError where no step does.
+        """
         if window is None:
             return (True,) * len(self)
         high, low = window
@@ -220,7 +227,10 @@ class Schedule:
 
 
 def late_level(denoiser: Denoiser, fraction: float) -> tuple[float, float]:
-    """(training timestep, signal a) where so much of the training timesteps is left: little noise, all detail."""
+    """Return (training timestep, signal a) at this fraction of the model's training timesteps.
+
+    A small fraction is a late level of the chain: little noise, all detail.
+    """
     scheduler = denoiser.scheduler
     if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
         return fraction * scheduler.config["num_train_timesteps"], 1 - fraction
@@ -230,12 +240,12 @@ def late_level(denoiser: Denoiser, fraction: float) -> tuple[float, float]:
 
 
 def _variance_preserving(alpha: list[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(a, s) of cumulative alphas."""
+    """Return (a, s) of cumulative alphas."""
     return tuple(math.sqrt(a) for a in alpha), tuple(math.sqrt(max(1 - a, 0.0)) for a in alpha)
 
 
 def _mu(config: Any, tokens: int) -> float:
-    """How far a flow's timesteps are shifted for an image of so many tokens: linear between two known sizes (Flux)."""
+    """Return how far a flow's timesteps are shifted for images of `tokens` tokens: linear between two sizes (Flux)."""
     low, high = config["base_image_seq_len"], config["max_image_seq_len"]
     slope = (config["max_shift"] - config["base_shift"]) / (high - low)
     return float(config["base_shift"] + slope * (tokens - low))

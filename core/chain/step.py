@@ -1,13 +1,13 @@
-"""One step of the sampling chain, as the papers write it.
+"""One step of the sampling chain with a shift of h, by the equations of the papers.
 
-Two injections of a shift delta_h (with eps~ the shifted and eps the plain prediction):
+There are two injections of a shift delta_h. eps~ is the shifted prediction, eps the plain one:
 
     symmetric    x_prev = sqrt(a_prev) P_t(eps~) + D_t(eps~)     Haas et al., arXiv 2303.11073; one decoder pass
     asymmetric   x_prev = sqrt(a_prev) P_t(eps~) + D_t(eps)      Kwon et al., arXiv 2210.10960; two decoder passes,
                                                                   one encoder pass
 
-Where a network predicts something else than the noise, its two predictions stand for the image and the noise that they
-imply (core.chain.schedule).
+Where a network predicts something else than the noise, P_t and D_t are computed from the image and the noise that its
+output implies (core.chain.schedule).
 """
 
 from typing import Literal
@@ -30,7 +30,10 @@ def one_step(
     injection: Injection,
     z: Tensor | None = None,
 ) -> Tensor:
-    """Step i of the chain. x_t and the schedule's arithmetic keep x_t's precision, whatever the network's is."""
+    """Run step i of the chain and return x_prev [N, *sample_shape].
+
+    x_t and the schedule's arithmetic keep x_t's precision, whatever the precision of the network is.
+    """
     features = denoiser.encode(x_t, schedule.timesteps[i])
     output = denoiser.decode(features, delta_h).to(x_t.dtype)
     if delta_h is None or injection == "symmetric":

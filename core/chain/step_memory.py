@@ -1,8 +1,8 @@
-"""What one step of the chain takes in memory, counted by running it on tensors that have a shape but no data.
+"""Count the memory of one step of the chain by running it on tensors that have a shape but no data.
 
-Nothing is estimated: the very code of the step runs, forward and back, on torch's meta device, and every storage is
-followed from its creation to its end. Attention alone is told which kernel to be, a fused one. What is counted is what
-the step's tensors hold; an allocator's rounding and a library's private workspace are not.
+Nothing is estimated: the code of the step itself runs, forward and backward, on torch's meta device, and every storage
+is followed from its creation to its end. The one exception is attention, which is replaced by a fused kernel. The
+count covers what the step's tensors hold. It leaves out an allocator's rounding and a library's private workspace.
 """
 
 import weakref
@@ -26,10 +26,11 @@ from core.model.denoiser import Denoiser
 
 @dataclass(frozen=True)
 class StepCost:
-    """Bytes of one step that is differentiated.
+    """The bytes that one differentiated step takes.
 
-    graph: held from its forward pass until its backward pass has gone by; work: held beyond that, at most, at any time
-    during the two; again: held at most, all in all, where it keeps x_t only and is run again on the way back.
+    graph: bytes held from the end of the forward pass until the backward pass.
+    work: the most that is held beyond `graph` at any time during the two passes.
+    again: the most that is held in all where the step keeps x_t only and is run again in the backward pass.
     """
 
     graph: int
@@ -38,7 +39,10 @@ class StepCost:
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own stub
-    """Bytes of the storages that are created under it: `live` now, `peak` so far. Those in `known` do not count."""
+    """A dispatch mode that counts the bytes of the storages created while it is active.
+
+    live: bytes now; peak: most bytes so far. The storages of the tensors in `known` do not count.
+    """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own stub
@@ -69,9 +73,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
 
 class Remembering(Ledger):  # type: ignore[no-untyped-call]  # torch's own stub
-    """A ledger that works out once what an operation gives on tensors of some shapes without data.
+    """A ledger that infers the shape of each operation's result on the meta device once and remembers it.
 
-    torch takes most of a step's time for it, and a network is the same few operations many times over.
+    torch spends most of a step's time on this inference, and a network repeats the same few operations many times.
     """
 
     def __init__(self, known: Sequence[Tensor]) -> None:
@@ -89,7 +93,7 @@ class Remembering(Ledger):  # type: ignore[no-untyped-call]  # torch's own stub
         return result
 
     def _is_new(self, tensor: Tensor) -> bool:
-        """Whether it has no data, and a storage of its own, of just its size."""
+        """Return whether `tensor` has no data and a new storage of exactly its size."""
         size = _Shape.of(tensor).empty().untyped_storage().nbytes() if tensor.is_meta else -1
         storage = tensor.untyped_storage()
         return storage.nbytes() == size and storage not in self._seen
@@ -97,7 +101,7 @@ class Remembering(Ledger):  # type: ignore[no-untyped-call]  # torch's own stub
 
 @dataclass(frozen=True)
 class _Shape:
-    """All that there is to a tensor without data."""
+    """The properties from which a tensor without data can be made again."""
 
     size: torch.Size
     stride: tuple[int, ...]
@@ -112,7 +116,7 @@ class _Shape:
 
 
 def _asked(value: Any) -> Any:
-    """The arguments of an operation as far as the shapes of what it gives depend on them; can be a key."""
+    """Return a hashable key of an operation's arguments, with all that the shapes of its results depend on."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, list | tuple):
@@ -124,10 +128,10 @@ def _asked(value: Any) -> Any:
 
 @contextmanager
 def followed(known: Sequence[Tensor]) -> Iterator[Ledger]:
-    """Count what is done on the meta device, attention as CPUs and GPUs run it.
+    """Count the storages created on the meta device, with attention replaced by a fused kernel as CPUs and GPUs run it.
 
-    There torch takes the plain formula, whose matrix of all tokens by all no fused kernel keeps. A TorchFunctionMode
-    would say it more politely, but is off in what runs again on the way back.
+    On the meta device torch uses the plain formula of attention. It keeps a matrix of all tokens by all tokens, which
+    no fused kernel keeps. The function is patched because a TorchFunctionMode would be off in what checkpoints rerun.
     """
     plain = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = partial(_attention, plain)
@@ -156,7 +160,7 @@ def _attention(
 def costs(
     denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: Injection, shifted: Sequence[bool], steps: range
 ) -> list[StepCost]:
-    """The cost of each of `steps` for a chain that starts at x."""
+    """Return the cost of each of `steps` for a chain that starts at `x`."""
     blueprint = denoiser.blueprint()
     return chain_costs(blueprint, schedule, len(x), injection, shifted, steps, x.requires_grad)
 
@@ -170,8 +174,9 @@ def chain_costs(
     steps: range,
     differentiable: bool = False,
 ) -> list[StepCost]:
-    """The cost of each of `steps`, on a denoiser without weights. Before the first shift there is nothing to keep,
-    unless x itself is `differentiable`.
+    """Return the cost of each of `steps`, counted on a denoiser without weights.
+
+    Steps before the first shift keep nothing, unless x itself is `differentiable`.
     """
     found = []
     for i in steps:
@@ -184,7 +189,7 @@ def chain_costs(
 def _cost(
     denoiser: Denoiser, schedule: Schedule, batch: int, injection: Injection, shifted: bool, differentiable: bool
 ) -> StepCost:
-    """The cost of a step of this kind; all steps of a kind cost the same."""
+    """Return the cost of a step with these properties; all such steps of the chain cost the same."""
     if not (shifted or differentiable):
         return StepCost(0, 0, 0)
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
@@ -198,7 +203,7 @@ def _cost(
 
 
 def _there_and_back(step: Callable[[Tensor], Tensor], x: Tensor, known: Sequence[Tensor]) -> tuple[int, int]:
-    """Bytes held between a step's forward and backward pass, and at the most."""
+    """Return (bytes held between a step's forward and backward pass, the most bytes held at any time)."""
     with torch.enable_grad(), followed(known) as ledger:
         x_prev = step(x)
         graph = ledger.live - x_prev.nbytes

@@ -1,1 +1,1 @@
-"""The product: a set of editing directions, its file, its dials, and how it is applied in any diffusers pipeline."""
+"""Sets of editing directions: the object, its files, its dials, and its use in any diffusers pipeline."""

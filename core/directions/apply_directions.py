@@ -1,18 +1,18 @@
-"""Use a set of editing directions in any diffusers pipeline: this file needs torch and safetensors alone.
+"""Use a set of editing directions in any diffusers pipeline. This file needs only torch and safetensors.
 
-Every exported set has a copy of it. From inside the set's folder:
+Every exported set has a copy of this file. From inside the set's folder:
 
     from apply_directions import applied
 
     with applied(pipeline.unet, ".", "smile", scale=1.0):
         images = pipeline(num_inference_steps=50).images
 
-The network is the pipeline's `unet`, or its `transformer`. A direction is a name, a number, or several with a scale
+The network is the pipeline's `unet` or its `transformer`. A direction is a name, a number, or several with a scale
 each, as in {"smile": 1.0, "yaw": -0.5}. Sets that were found with asymmetric injection (Kwon et al., arXiv 2210.10960)
-need the pipeline's scheduler too: applied(pipeline.unet, ".", "smile", asymmetric=pipeline.scheduler).
+also need the pipeline's scheduler: applied(pipeline.unet, ".", "smile", asymmetric=pipeline.scheduler).
 
-Sets are found on chains that clip nothing. Where a pipeline's scheduler has clip_sample or thresholding on, as that of
-google/ddpm-celebahq-256 has, the same images need one without:
+Sets are found on chains without clipping. Where a pipeline's scheduler has clip_sample or thresholding on, as that of
+google/ddpm-celebahq-256 has, replace it by one that has both off to get the same images:
 
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
 """
@@ -40,12 +40,12 @@ def applied(
     steps: int | None = None,
     asymmetric: Any = None,
 ) -> Iterator[None]:
-    """Edit whatever `network` draws inside the block.
+    """Edit everything that `network` draws inside the `with` block.
 
-    scale: 1.0 moves images equally far for every direction of a calibrated set; signed. steps: the pipeline's number of
-    inference steps where it is not the set's own; each shift is then scaled by the ratio of the two. asymmetric: the
-    pipeline's scheduler, which may not clip, for a shift of the predicted image alone; each step then runs the network
-    twice.
+    scale: signed; 1.0 moves images equally far for every direction of a calibrated set.
+    steps: the pipeline's number of inference steps where it differs from the set's T; shifts are scaled by T / steps.
+    asymmetric: the pipeline's scheduler, to shift only the predicted image. It must not clip, and each step then runs
+    the network twice.
     """
     tensors = load_file(Path(folder) / "directions.safetensors")
     told = json.loads((Path(folder) / "directions.json").read_text())
@@ -64,20 +64,24 @@ def applied(
 
 
 class Place(NamedTuple):
-    """Where and how a set shifts a network.
+    """The place in a network where a set shifts it, and how.
 
-    tap: the submodule behind which; output: which of several outputs of it; both: whether in both halves of a batch
-    under classifier-free guidance, or in the conditional one; clock: (a, b) where the network is told a t + b for t.
+    tap: the submodule whose output is shifted; output: the number of that output where the submodule has several.
+    both: whether both halves of a batch under classifier-free guidance are shifted, or only the conditional one.
+    clock: (a, b) where the network gets a t + b as its timestep for training timestep t.
     """
 
     tap: str = MID_BLOCK
-    output: int = -1  # text tokens come first
+    output: int = -1  # the last one: where a submodule returns text tokens and image tokens, the text comes first
     both: bool = True
     clock: tuple[float, float] | None = None
 
 
 def place_of(origin: Mapping[str, Any], error: type[Exception] = ValueError) -> Place:
-    """As a set's provenance has it, which a stranger may have written: raises `error` for what cannot be."""
+    """Return the Place that a set's provenance describes. Raises `error` where it holds invalid values.
+
+    The provenance is checked because the set may come from anyone.
+    """
     use, output, clock = origin.get("use"), origin.get("output", -1), origin.get("clock")
     if type(output) is not int:
         raise error(f"output: got {output!r}; allowed: the number of an output of the tap")
@@ -99,10 +103,12 @@ def shifted(
     error: type[Exception] = ValueError,
     place: Place = Place(),  # noqa: B008  # cannot change
 ) -> Iterator[None]:
-    """Add shift(i), [1, C, H, W], to what leaves the submodule of `place`; i is the nearest of `timesteps`.
+    """Add shift(i) [1 or N, C, H, W] to the output of the submodule of `place`, inside the `with` block.
 
-    Maps [N, C, H, W] are shifted place by place, image tokens [N, L, C] one by one in the order of their grid, both all
-    alike where H and W are 1. The hooks go, whatever happens inside.
+    i is the index of the entry of `timesteps` nearest to the current timestep. Maps [N, C, H, W] are shifted at each
+    place, image tokens [N, L, C] one by one in the order of their grid. Where H and W are 1, all places or tokens get
+    the same shift. The hooks are removed when the block ends, also by an exception.
+    Raises `error` where the network lacks the submodule, the shapes do not agree, or the scheduler cannot be used.
     """
     module = dict(network.named_modules()).get(place.tap) if isinstance(network, nn.Module) else None
     if module is None:
@@ -117,7 +123,7 @@ def shifted(
             f"pipeline.scheduler = {kind}.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)"
         )
     now = {"timestep": 0.0, "shifts": True}
-    # Flux is told thousandths; DiT's pipeline has the conditional half first, all others second.
+    # Flux gets its timestep in thousandths. DiT's pipeline has the conditional half first, all others second.
     kind = type(network).__name__
     pace, zero = place.clock or ((0.001, 0.0) if kind.startswith("Flux") else (1.0, 0.0))
     first = kind.startswith("DiT")
@@ -169,7 +175,10 @@ def shifted(
 
 
 def _laid_out(delta_h: Tensor, h: Tensor, error: type[Exception]) -> Tensor:
-    """A shift [N, C, H, W] as it is added to maps [N, C, H, W] or to tokens [N, L, C]."""
+    """Return a shift [N, C, H, W] in the layout of `h`: maps [N, C, H, W] or tokens [N, L, C].
+
+    Raises `error` where the shapes do not agree.
+    """
     own = list(h.shape[1:]) if h.ndim == 4 else [h.shape[2], h.shape[1]]
     places, wanted = math.prod(delta_h.shape[2:]), math.prod(own[1:])
     if delta_h.shape[1] != own[0] or places not in (1, wanted):
@@ -177,17 +186,18 @@ def _laid_out(delta_h: Tensor, h: Tensor, error: type[Exception]) -> Tensor:
     if h.ndim == 3:
         return delta_h.flatten(2).mT
     if h.ndim == 4 and places == wanted and delta_h.shape[2:] != h.shape[2:]:
-        if delta_h.shape[3] != 1:  # a map of another form
+        if delta_h.shape[3] != 1:  # a map of another height and width
             raise error(f"the set is for h of shape {list(delta_h.shape[1:])}; this model has {own}")
         return delta_h.reshape(len(delta_h), *own)
     return delta_h
 
 
 def _share(scheduler: Any, t: float) -> float:
-    """How much of the shifted output, against the plain one, makes a step shift its predicted image alone.
+    """Return the weight of the shifted output, against the plain one, for a step that shifts only its predicted image.
 
-    A step is c_p output + c_d output and more, where the first comes from the predicted image and the second from the
-    noise that is put back; with c_p shifted + c_d plain in its place, the share of the shifted is c_p / (c_p + c_d).
+    The network's output enters a step as c_p output + c_d output: the first term comes from the predicted image, the
+    second from the noise of x_prev. Asymmetric injection needs c_p shifted + c_d plain. One mixed output has the same
+    effect where the weight of the shifted output is c_p / (c_p + c_d).
     """
     (a, s), (a_prev, s_prev), prediction = _MIXED[type(scheduler).__name__](scheduler, t)
     c_p, c_d = {
@@ -198,7 +208,7 @@ def _share(scheduler: Any, t: float) -> float:
     return c_p / (c_p + c_d)
 
 
-Level = tuple[float, float]  # how much of a state is image, and how much noise
+Level = tuple[float, float]  # (signal, noise): the coefficients of image and noise in a state
 
 
 def _of_ddim(scheduler: Any, t: float) -> tuple[Level, Level, str]:
@@ -215,5 +225,5 @@ def _of_flow(scheduler: Any, t: float) -> tuple[Level, Level, str]:
     return (1 - s, s), (1 - s_prev, s_prev), "v_prediction"  # a flow's velocity enters a step as v does
 
 
-_CLIPS = ("clip_sample", "thresholding")  # what makes a step other than a sum, where a scheduler has it on
+_CLIPS = ("clip_sample", "thresholding")  # scheduler options that make a step nonlinear in the network's output
 _MIXED = {"DDIMScheduler": _of_ddim, "FlowMatchEulerDiscreteScheduler": _of_flow}

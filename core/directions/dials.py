@@ -1,6 +1,6 @@
-"""What is known of one direction of a set: how far its scale may be turned, what it does, and how well one can tell.
+"""Dials: the measured properties of each direction, such as its usable range of scales and its effects.
 
-`core.metrics.calibration` measures dials; `core.directions.direction_set` keeps them in a set's file.
+`core.metrics.calibration` measures dials; `core.directions.direction_set` stores them in a set's file.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,14 @@ NAMED_BY = ("", "attributes", "clip", "hand")
 
 @dataclass(frozen=True)
 class Dial:
-    """One direction's dial. Scale 1.0 moves images equally far for every direction of a calibrated set.
+    """The measured properties of one direction. Scale 1.0 moves images equally far for each in a calibrated set.
 
-    low, high: the scales, about 0, between which images stay as faithful as `core.metrics.calibration` asks;
-    consistency: how alike it changes different samples, 0 to 1; distinctness: how little its change is like that of the
-    direction most like it, 0 to 1; effects: how far scale 1 moves each attribute, in standard deviations of the
-    attribute over unshifted samples, signed; own: the scale at which it is as long as its method left it, where metrics
-    were measured; named_by: whether its name comes from "attributes", from "clip", by "hand", or, "", says nothing.
+    low, high: the range of scales around 0 in which images stay as faithful as `core.metrics.calibration` asks.
+    consistency: how similarly the direction changes different samples, 0 to 1.
+    distinctness: how much its change differs from that of the most similar other direction, 0 to 1.
+    own: the scale at which it is as long as its method left it; metrics were measured at this scale.
+    effects: how far scale 1 moves each attribute, signed, in standard deviations of it over unshifted samples.
+    named_by: the source of its name, "attributes", "clip" or "hand"; "" where the name says nothing.
     """
 
     low: float
@@ -31,8 +32,9 @@ class Dial:
 
     @property
     def score(self) -> float:
-        """Interpretability, 0 to 1: it does one thing to every sample, and no other direction does it too."""
+        """Return the interpretability, 0 to 1: high where samples change alike and no other direction does the same."""
         return self.consistency * self.distinctness
 
     def to_json(self) -> dict[str, Any]:
+        """Return the dial as a mapping that JSON can hold."""
         return {**asdict(self), "effects": dict(self.effects)}

@@ -1,7 +1,7 @@
-"""DirectionSet: the product. K named directions in h-space, how long they are, and where they come from.
+"""DirectionSet: K named directions in h-space with their lengths, their dials and their provenance.
 
-Every method makes one; every metric, picture and export takes one. On disk it is a folder with
-`directions.safetensors` (the numbers) and `directions.json` (the rest); nothing is pickled.
+Every method returns a DirectionSet; every metric, picture and export takes one. On disk it is a folder with
+`directions.safetensors` (the tensors) and `directions.json` (the rest); nothing is pickled.
 """
 
 import difflib
@@ -33,7 +33,7 @@ from core.errors import DirectionSetError
 from core.files import atomic_folder, write_json
 
 FORMAT = "h-space directions"
-VERSION = 2  # 1 had no dials; it is read as a set whose scales nobody has measured
+VERSION = 2  # version 1 had no dials; such a file is read as a set without dials
 _TENSORS = "directions.safetensors"
 _DESCRIPTION = "directions.json"
 
@@ -42,11 +42,12 @@ Edit = int | str | Mapping[int | str, float]  # one direction, or several with a
 
 @dataclass(frozen=True)
 class DirectionSet:
-    """K directions over S steps (S = T, or 1 where all steps share one).
+    """A set of K directions over S steps; S is T, or 1 where all steps share one direction.
 
-    table: [K, S, C, H, W], each [C, H, W] of unit length; sigma: [K, S], the length that scale 1.0 means;
-    timesteps: the T training timesteps of the chain the set was made on; dials: what was measured of each direction
-    (core.metrics.calibration), or nothing.
+    table: [K, S, C, H, W], each [C, H, W] of unit length; sigma: [K, S], the length of the shift at scale 1.0.
+    timesteps: the T training timesteps of the chain on which the set was found.
+    dials: one for each direction (core.metrics.calibration), or empty where none was measured.
+    Raises DirectionSetError where the parts do not fit each other or hold NaN or infinite numbers.
     """
 
     table: Tensor
@@ -88,11 +89,15 @@ class DirectionSet:
 
     @property
     def h_shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of the h that the directions shift."""
         _, _, channels, height, width = self.table.shape
         return channels, height, width
 
     def index(self, direction: int | str) -> int:
-        """The number of a direction given by number or name."""
+        """Return the number of a direction that is given by number or name.
+
+        Raises DirectionSetError where the set has no such direction.
+        """
         if isinstance(direction, str):
             if direction not in self.names:
                 near = difflib.get_close_matches(direction, self.names, n=1)
@@ -104,10 +109,11 @@ class DirectionSet:
         return direction % len(self)
 
     def shift(self, direction: Edit | Tensor, scale: float | Tensor = 1.0) -> Shift:
-        """The shift of one direction, of several at once, or of one per sample: step -> delta_h [N or 1, C, H, W].
+        """Return the shift of one direction, several at once, or one per sample: step -> delta_h [N or 1, C, H, W].
 
-        direction: a number, a name, numbers [N], or several with a scale each, as in {"smile": 1.0, "yaw": -0.5},
-        whose shifts are added; scale: in units of sigma, one or [N], signed.
+        direction: a number, a name, a tensor of numbers [N] with one for each sample, or several with a scale each, as
+        in {"smile": 1.0, "yaw": -0.5}, whose shifts are added.
+        scale: in units of sigma, signed; one number or [N].
         """
         if isinstance(direction, Mapping):
             return self._combined(direction, scale)
@@ -142,14 +148,14 @@ class DirectionSet:
         steps: int | None = None,
         asymmetric: Any = None,
     ) -> Iterator[None]:
-        """Edit whatever `network` draws inside the block: the UNet, or the transformer, of any diffusers pipeline.
+        """Edit everything that `network`, the UNet or transformer of any diffusers pipeline, draws in the `with` block.
 
         direction: a number, a name, or several with a scale each, as in `shift`.
-        steps: the pipeline's number of inference steps where it is not the set's own; the shift of each is then
-        scaled by T / steps (as Kwon et al. do) and taken from the nearest timestep. asymmetric: the pipeline's
-        scheduler (DDIM, or a flow's, that does not clip), where its predicted image alone is to be shifted; None:
-        symmetric injection, with any sampler.
-        The hooks go in any case.
+        steps: the pipeline's number of inference steps where it differs from the set's T; each shift is then scaled by
+        T / steps (as Kwon et al. do). The shift of a step is that of the nearest timestep of the set.
+        asymmetric: the pipeline's scheduler, DDIM's or a flow's, without clipping, to shift only the predicted image;
+        None: symmetric injection, with any sampler.
+        The hooks are removed when the block ends, also by an exception.
         """
         shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
         place = place_of(self.provenance, DirectionSetError)
@@ -157,7 +163,7 @@ class DirectionSet:
             yield
 
     def within(self, window: tuple[int, int] | None) -> "DirectionSet":
-        """The set whose shift is zero outside a window [high, low] of training timesteps; itself where None."""
+        """Return the set with zero shift outside a window [high, low] of training timesteps; this set where None."""
         if window is None:
             return self
         high, low = window
@@ -167,9 +173,10 @@ class DirectionSet:
         return replace(self, table=self.table.expand(-1, steps, -1, -1, -1).clone(), sigma=sigma)
 
     def without(self, direction: int | str, others: Sequence[int | str]) -> "DirectionSet":
-        """The set with one direction conditioned on others: n - C^T (C C^T)^-1 C n (Haas et al., section 3.3).
+        """Return the set with `others` projected out of `direction`: n - C^T (C C^T)^-1 C n (Haas et al., section 3.3).
 
-        The rows of C are the other directions over all steps. Raises DirectionSetError where they span it.
+        n is `direction` over all steps, and the rows of C are `others` over all steps. The metrics are dropped.
+        Raises DirectionSetError where `others` is empty, contains `direction`, or spans it.
         """
         k = self.index(direction)
         rows = [self.index(other) for other in others]
@@ -188,13 +195,14 @@ class DirectionSet:
         return replace(self, table=table, sigma=sigma, metrics={})
 
     def renamed(self, names: Mapping[int | str, str]) -> "DirectionSet":
-        """The set with names given by hand: number or old name -> new name."""
+        """Return the set with names given by hand: number or old name -> new name."""
         given = {self.index(direction): name for direction, name in names.items()}
         every = tuple(given.get(k, name) for k, name in enumerate(self.names))
         dials = tuple(replace(dial, named_by="hand") if k in given else dial for k, dial in enumerate(self.dials))
         return replace(self, names=every, dials=dials)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "DirectionSet":
+        """Return the set with its tensors on `device`, in `dtype` where given."""
         return replace(self, table=self.table.to(device, dtype), sigma=self.sigma.to(device, dtype))
 
     def save(self, folder: str | Path) -> None:
@@ -210,7 +218,7 @@ class DirectionSet:
         """Write the set's two files into an existing folder."""
         tensors = {"table": self.table, "sigma": self.sigma}
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _TENSORS)
-        (folder / _TENSORS).chmod(0o644)  # safetensors makes it readable by its owner alone
+        (folder / _TENSORS).chmod(0o644)  # safetensors makes it readable by its owner only
         description = {
             "format": FORMAT,
             "version": VERSION,
@@ -224,10 +232,10 @@ class DirectionSet:
 
     @classmethod
     def load(cls, folder: str | Path) -> "DirectionSet":
-        """Read a set that `save` wrote, or an export. Raises DirectionSetError, in one sentence, where it is not one.
+        """Read a set that `save` or an export wrote. Raises DirectionSetError, in one sentence, for any other folder.
 
-        The folder may come from anyone: what is read is bounded (core.directions.reading), runs nothing, and lies
-        inside of it.
+        The folder may come from anyone: the sizes that are read are bounded (core.directions.reading), no code of the
+        set runs, and no file outside the folder is read.
         """
         folder = Path(folder)
         description = read_description(folder / _DESCRIPTION)

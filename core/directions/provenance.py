@@ -1,4 +1,4 @@
-"""Where a direction set comes from."""
+"""The provenance of a direction set: the model, the chain and the settings by which it was found."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from core.model.denoiser import Denoiser
 
 
 def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Enough to make a set again, and to refuse it on another model."""
+    """Return the provenance of a set: enough to make the set again, and to refuse it on another model."""
     plain = {
         k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in settings.items()
     }

@@ -1,7 +1,7 @@
-"""The two files of a direction set as a stranger may have made them: all is checked before anything large is made.
+"""Read the two files of a direction set that may come from anyone: everything is checked before memory is allocated.
 
-The tensors are read here and not by the safetensors package, from the very file whose header was checked: that takes no
-more memory than they do, and leaves no moment in which the file can become another one.
+The tensors are read here and not by the safetensors package, from the same open file whose header was checked. This
+takes no more memory than the tensors do, and the file cannot be replaced between the check and the reading.
 """
 
 import json
@@ -21,14 +21,14 @@ from core.directions.dials import NAMED_BY, Dial
 from core.errors import DirectionSetError
 from core.files import open_regular
 
-# What a set may have at most. The largest that the methods here can make stay far below.
-MAX_TENSOR_BYTES = 8 << 30  # of both tensors together
-MAX_HEADER_BYTES = 1 << 16  # of the list that a safetensors file opens with; a set's takes about 200
+# Upper limits for a set. The largest sets that the methods here can make stay far below them.
+MAX_TENSOR_BYTES = 8 << 30  # of the whole file with both tensors
+MAX_HEADER_BYTES = 1 << 16  # of the header of a safetensors file; that of a set takes about 200
 MAX_JSON_BYTES = 4 << 20
 MAX_DEPTH = 20  # lists and mappings inside each other
 MAX_NAME = 200  # characters of a direction's name or a metric's
-MAX_TIMESTEPS = 10_000  # how many there are, and each of them
-_SHOWN = 60  # characters of a stranger's value in a message
+MAX_TIMESTEPS = 10_000  # limits the number of timesteps and the value of each
+_SHOWN = 60  # characters of a value read from a file that a message shows
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _DIMENSIONS = {"table": 5, "sigma": 2}
@@ -36,7 +36,7 @@ _DIMENSIONS = {"table": 5, "sigma": 2}
 
 @dataclass(frozen=True)
 class Stored:
-    """What one tensor is, and from where to where it lies in its file."""
+    """The type and shape of one tensor, and its range of bytes in the file, `end` exclusive."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Stored:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The JSON mapping in a file. Raises DirectionSetError, in one sentence, where it is none or too much."""
+    """Return the JSON mapping in a file. Raises DirectionSetError, in one sentence, where it is none or too large."""
     with _opened(path) as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
@@ -57,7 +57,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_names(description: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the directions."""
+    """Return the names of the directions. Raises DirectionSetError where they are no list of texts."""
     names = _listed(description, "names")
     for name in names:
         if not isinstance(name, str):
@@ -66,7 +66,10 @@ def read_names(description: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def name_problem(name: str) -> str | None:
-    """Why this cannot be the name of a direction or a metric: it is printed, and part of what others copy."""
+    """Return why `name` cannot be the name of a direction or a metric; None where it can.
+
+    Names are printed in terminals and copied from there, so they must not hold control characters.
+    """
     if not name or len(name) > MAX_NAME:
         return f"the name {shown(name)} has {len(name)} characters; allowed: 1 to {MAX_NAME}"
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
@@ -75,7 +78,7 @@ def name_problem(name: str) -> str | None:
 
 
 def read_timesteps(description: Mapping[str, Any]) -> tuple[float, ...]:
-    """The training timesteps of the set's chain."""
+    """Return the training timesteps of the set's chain. Raises DirectionSetError where they are out of range."""
     timesteps = _listed(description, "timesteps")
     if not 1 <= len(timesteps) <= MAX_TIMESTEPS:
         raise DirectionSetError(f"timesteps has {len(timesteps)} entries; allowed: 1 to {MAX_TIMESTEPS}")
@@ -86,17 +89,17 @@ def read_timesteps(description: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def read_metrics(description: Mapping[str, Any]) -> dict[str, float]:
-    """What was measured of the set."""
+    """Return the metrics of the set: name -> finite number. Raises DirectionSetError for anything else."""
     return _numbers(description, "metrics")
 
 
 def read_provenance(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the set comes from."""
+    """Return the provenance of the set. Raises DirectionSetError where it is no mapping; its values are not checked."""
     return _mapping(description, "provenance")
 
 
 def read_dials(description: Mapping[str, Any]) -> tuple[Dial, ...]:
-    """What was measured of each direction."""
+    """Return the dials of the directions. Raises DirectionSetError where one is incomplete or out of range."""
     return tuple(_dial(entry) for entry in _listed(description, "dials"))
 
 
@@ -116,7 +119,7 @@ def _dial(entry: Any) -> Dial:
 
 
 def _numbers(description: Mapping[str, Any], key: str) -> dict[str, float]:
-    """A mapping of names to finite numbers."""
+    """Return the mapping of names to finite numbers at `key`. Raises DirectionSetError for anything else."""
     numbers = _mapping(description, key)
     for name in numbers:
         if problem := name_problem(name):
@@ -133,9 +136,9 @@ def _number(numbers: Mapping[str, Any], name: str, key: str) -> float:
 
 
 def read_tensors(path: Path, count: int, timesteps: int) -> dict[str, Tensor]:
-    """`table` and `sigma` of so many directions on so many timesteps, from a safetensors file.
+    """Return `table` and `sigma` of a set of `count` directions on `timesteps` timesteps, from a safetensors file.
 
-    Raises DirectionSetError, before a tensor is made, where the file is not that of such a set.
+    Raises DirectionSetError, before a tensor is allocated, where the file is not that of such a set.
     """
     with _opened(path) as file:
         stored = _header(file, path)
@@ -144,7 +147,7 @@ def read_tensors(path: Path, count: int, timesteps: int) -> dict[str, Tensor]:
 
 
 def shown(value: object) -> str:
-    """A stranger's value on one short line of a message."""
+    """Return a value read from a file as one short line for a message."""
     text = ascii(value) if isinstance(value, str) else _plain(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
@@ -191,7 +194,7 @@ def _finite(value: float) -> bool:
 
 
 def _deeper(value: Any, most: int) -> bool:
-    """Whether lists and mappings stand more than `most` deep inside each other."""
+    """Return whether lists and mappings are nested more than `most` deep."""
     level = [value]
     for _ in range(most + 1):
         level = [item for part in level if isinstance(part, dict | list) for item in _items(part)]
@@ -223,7 +226,10 @@ def _mapping(description: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _header(file: BufferedReader, path: Path) -> dict[str, Stored]:
-    """Where `table` and `sigma` lie; the two fill the file from the end of its header on, without a gap."""
+    """Return where `table` and `sigma` lie in the file: from the end of the header to the end, without a gap.
+
+    Raises DirectionSetError where the header is invalid or says something else.
+    """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
@@ -248,7 +254,7 @@ def _header(file: BufferedReader, path: Path) -> dict[str, Stored]:
 
 
 def _stored(name: str, entry: Any, start: int, path: Path) -> Stored:
-    """One entry of the header, consistent in itself; its tensors lie from `start` on."""
+    """Return one entry of the header, checked for consistency. `start`: where the tensors begin in the file."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise DirectionSetError(f"{path}: the entry of {name} needs dtype, shape and data_offsets, nothing else")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -265,7 +271,7 @@ def _stored(name: str, entry: Any, start: int, path: Path) -> Stored:
 
 
 def _whole(values: Any) -> bool:
-    """Whether it is a short list of integers from 0 to what a file can hold."""
+    """Return whether `values` is a short list of integers from 0 to 2^63 - 1."""
     return (
         isinstance(values, list)
         and len(values) <= max(_DIMENSIONS.values())
@@ -274,7 +280,7 @@ def _whole(values: Any) -> bool:
 
 
 def _check_shapes(stored: Mapping[str, Stored], count: int, timesteps: int, path: Path) -> None:
-    """The table has as many directions and steps as the description says, and sigma as many as the table."""
+    """Raise DirectionSetError unless table has `count` directions and 1 or `timesteps` steps, and sigma as many."""
     table, sigma = stored["table"].shape, stored["sigma"].shape
     if table[0] != count or table[1] not in (1, timesteps) or sigma != table[:2]:
         raise DirectionSetError(

@@ -1,1 +1,1 @@
-"""The same network in fewer operations, with fewer saved bytes, streamed from the host, or as its derivative."""
+"""Other ways to run the same network: in fewer operations, with weights fetched block by block, or differentiated."""

@@ -1,8 +1,8 @@
-"""Operations with frozen weights that keep less for the way back than torch's own.
+"""Operations with frozen weights that keep less for the backward pass than torch's own.
 
-Each is an autograd function of its input alone. torch keeps the input of a convolution for the gradient of its weight
-even where the weight is frozen (pytorch issue 133566), and both the input and the output of a normalisation that
-SiLU follows.
+Each is an autograd function that differentiates only its input. torch keeps the input of a convolution for the gradient
+of its weight even where the weight is frozen (pytorch issue 133566). It also keeps both the input and the output of a
+normalisation that SiLU follows.
 """
 
 from typing import Any
@@ -14,29 +14,32 @@ from torch.autograd.function import once_differentiable
 
 
 class FrozenConv2d(torch.autograd.Function):
-    """Convolution, or its transpose, that keeps nothing of its input [N, C, H, W] but the size.
+    """A convolution, or a transposed one, that keeps only the size of its input [N, C, H, W].
 
-    The one is the other's adjoint, so that the way back is a plain call of it.
+    Each of the two is the adjoint of the other, so the backward pass is one call of the other.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool
     ) -> Tensor:
+        """Return the convolution of `x`, transposed or not."""
         ctx.weight, ctx.geometry = weight, (stride, padding, not transposed, x.shape[2:])
         return convolution(x, weight, bias, stride, padding, transposed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        """Return the gradient with respect to `x`."""
         return convolution(grad, ctx.weight, None, *ctx.geometry), None, None, None, None, None
 
 
 class NormSiLU(torch.autograd.Function):
-    """silu(GroupNorm(x)), which keeps x [N, C, H, W] and the statistics of its groups."""
+    """The operation silu(GroupNorm(x)), which keeps only x [N, C, H, W] and the statistics of its groups."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        """Return silu(GroupNorm(x))."""
         x = _dense(x, x)
         normed, mean, deviation = _group_norm(x, weight, bias, groups, eps)
         ctx.save_for_backward(x, mean, deviation)
@@ -46,6 +49,7 @@ class NormSiLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Return the gradient with respect to `x`; the normalisation is computed again."""
         x, mean, deviation = ctx.saved_tensors
         weight, bias, groups, eps = ctx.norm
         normed, _, _ = _group_norm(x, weight, bias, groups, eps)
@@ -66,7 +70,10 @@ def convolution(
     transposed: bool = False,
     size: torch.Size | None = None,
 ) -> Tensor:
-    """torch's own; `size` is that of a transposed convolution's result, where strides leave it open."""
+    """Return torch's own convolution of `x`, or its transposed convolution.
+
+    size: (H, W) of the result of a transposed convolution, where a stride above 1 allows several sizes.
+    """
     if not transposed:
         return F.conv2d(x, weight, bias, stride, padding)
     least = [(length - 1) * stride - 2 * padding + weight.shape[2] for length in x.shape[2:]]
@@ -81,10 +88,10 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 
 
 def _dense(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor without gaps, in the order of memory that torch's normalisation kernels take: a CPU's that of `like`,
-    any other device's channels first.
+    """Return the tensor contiguous in the memory format that torch's normalisation kernels take.
 
-    Of a single sample the stride between samples says nothing, and the kernels look at it all the same.
+    On a CPU this is the format of `like`, on any other device channels first. The stride between samples has to be
+    regular even where there is one sample, because the kernels read it all the same.
     """
     last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
     last = last and like.stride(0) == like[0].numel() and like.device.type == "cpu"
@@ -92,9 +99,11 @@ def _dense(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def upsampling_weight(weight: Tensor) -> Tensor:
-    """The 4x4 transposed convolution [C_in, C_out, 4, 4] of stride 2, padding 1, that equals doubling an image by
-    nearest neighbour and convolving it with `weight` [C_out, C_in, 3, 3], padding 1: 4 products an output, not 9.
+    """Return the weight [C_in, C_out, 4, 4] of a transposed convolution that doubles an image and convolves it at once.
+
+    With stride 2 and padding 1 it equals doubling the image by nearest neighbour and then convolving it with `weight`
+    [C_out, C_in, 3, 3], padding 1. It takes 4 products per output in place of 9.
     """
-    spread = F.pad(weight.double(), (1, 1, 1, 1))  # each tap reaches the two rows and columns that are one pixel
+    spread = F.pad(weight.double(), (1, 1, 1, 1))  # each tap covers the two rows and columns of a doubled pixel
     taps = spread[..., :-1, :-1] + spread[..., 1:, :-1] + spread[..., :-1, 1:] + spread[..., 1:, 1:]
     return taps.flip(2, 3).transpose(0, 1).contiguous().to(weight.dtype)

@@ -1,16 +1,16 @@
-"""The same frozen network in fewer operations and with fewer saved bytes.
+"""Run a frozen UNet in fewer operations and with fewer saved bytes than diffusers' own modules.
 
-Exact savings over diffusers' own modules, on the same weights:
+The weights and the function are the same. The savings are exact:
 
     skips shared     An up block's first convolution is linear in the concatenation [h, skip], and GroupNorm's groups
-                     rarely straddle the border. What the skip contributes is computed once, with the encoder, and not
-                     in every pass through the decoder.
-    doubling merged  Doubling by nearest neighbour and then convolving is one transposed convolution, of 4 products an
-                     output instead of 9.
-    less saved       Convolutions keep no input, GroupNorm and SiLU one tensor between them (core.execution.frozen_ops).
+                     rarely cross the border between the two. The contribution of the skip is computed once, with the
+                     encoder, and not in every pass through the decoder.
+    doubling merged  Doubling by nearest neighbour and then convolving is one transposed convolution, with 4 products
+                     per output instead of 9.
+    less saved       Convolutions keep no input, GroupNorm and SiLU one tensor together (core.execution.frozen_ops).
 
-Results differ from the plain denoiser's by rounding: sums are taken in another order. Blocks of a kind that is not
-known here run as they are.
+Results differ from the plain denoiser's by rounding, because sums are taken in another order. Blocks of unknown kinds
+run as diffusers has them.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,23 +47,24 @@ _MIDDLE = (UNetMidBlock2D, UNetMidBlock2DCrossAttn)
 
 
 class Shared(NamedTuple):
-    """What a skip gives to its up-resnet without h."""
+    """The contribution of one skip to its up-resnet, as far as it is independent of h."""
 
-    head: Tensor | None  # the channels that are normalised together with h; the whole skip where nothing is shared
+    head: Tensor | None  # the skip's channels that are normalised together with h; all where nothing is shared
     inner: Tensor | None = None  # added to the first convolution
     outer: Tensor | None = None  # added to the shortcut
 
 
 @dataclass(frozen=True)
 class SharedFeatures(UNetFeatures):
-    """Features whose skips have gone as far as they can without h."""
+    """The features of a UNet with the contribution of each skip to its up-resnet."""
 
-    shared: tuple[Shared, ...]  # one a skip
+    shared: tuple[Shared, ...]  # one for each skip
 
 
 def lean(denoiser: Denoiser) -> Denoiser:
-    """The denoiser with the savings above, if it has not got them yet and is a UNet whose weights are at hand and whose
-    maps halve without a rest; another as it is.
+    """Return the denoiser with the savings above, or unchanged where they do not apply.
+
+    They apply to a UNet that is not lean yet, whose weights are not streamed, and whose maps halve without remainder.
     """
     if isinstance(denoiser.cut, LeanUNet | Streamed) or not isinstance(denoiser.cut, UNetCut):
         return denoiser
@@ -73,9 +74,9 @@ def lean(denoiser: Denoiser) -> Denoiser:
 
 
 class LeanUNet(UNetCut):
-    """`UNetCut` with the savings above: the same interface, the same weights, the same function.
+    """A `UNetCut` with the savings above: the same interface, the same weights, the same function.
 
-    share_skips: False runs the whole of every up block in every pass.
+    share_skips: False runs every up block in full in every pass.
     """
 
     _convolve: Callable[..., Tensor] = staticmethod(frozen_ops.FrozenConv2d.apply)
@@ -93,27 +94,31 @@ class LeanUNet(UNetCut):
 
     @classmethod
     def of(cls, plain: UNetCut, share_skips: bool = True) -> Self:
-        """The same cut through the same network."""
+        """Return the lean form of a plain cut, through the same network."""
         twin = cls(plain.network, plain.name, plain.form, share_skips)
         twin.tap, twin._run = plain.tap, plain._run
         return twin
 
     def on(self, network: Module) -> Self:
+        """Return the same cut through another network of the same architecture."""
         twin = type(self)(network, self.name, self.form, self.share_skips)
         twin.tap = self.tap
         return twin
 
     def by_blocks(self) -> Self:
-        # What the skips give would be kept for every block: it is memory that is short, so nothing is shared.
+        """Return the same cut, keeping only the inputs of each block when it is differentiated."""
+        # Shared contributions would be kept for every block. This mode is for scarce memory, so nothing is shared.
         twin = super().by_blocks()
         twin.share_skips, twin._entrances = False, entrances_of(self.network)
         return twin
 
     def tensors(self) -> list[Tensor]:
+        """Return every weight and buffer that the cut holds, its rearranged copies included."""
         copies = [weight for parts in self._entrances.values() if len(parts) > 1 for weight in weights_of(parts)]
         return [*super().tensors(), *copies, *self._doubling.values()]
 
     def encode(self, x_t: Tensor, t: Tensor, given: Given) -> SharedFeatures:
+        """Run everything up to the tap, and the contributions of the skips. x_t: [N, *sample_shape], t: [N]."""
         unet = self.network
         sample, time, context = self.embed(x_t, t, given)
         sample = self._conv(unet.conv_in, sample)
@@ -133,6 +138,7 @@ class LeanUNet(UNetCut):
         return SharedFeatures(hidden, self.tap, tuple(skips), time, context, tuple(self._shared(skips, time)))
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        """Run everything after the tap, with delta_h [N or 1, *h_shape] added: the output [N, *sample_shape]."""
         assert isinstance(features, UNetFeatures)
         time, context = features.time, features.context
         shared = features.shared if isinstance(features, SharedFeatures) else self._shared(features.skips, time)
@@ -150,6 +156,7 @@ class LeanUNet(UNetCut):
         return self.finish(sample)
 
     def finish(self, sample: Tensor) -> Tensor:
+        """Return the network's output from the result of the last up block."""
         unet = self.network
         if not (isinstance(unet.conv_norm_out, nn.GroupNorm) and isinstance(unet.conv_act, nn.SiLU)):
             return super().finish(sample)
@@ -167,7 +174,7 @@ class LeanUNet(UNetCut):
         return sample
 
     def _shared(self, skips: Sequence[Tensor], time: Tensor) -> list[Shared]:
-        """What each skip gives to its up-resnet, in the order of the skips."""
+        """Return the contribution of each skip to its up-resnet, in the order of the skips."""
         resnets = [resnet for block in self.network.up_blocks for resnet in block.resnets]
         return [
             self._run(self._share, resnet, skip, time) for resnet, skip in zip(reversed(resnets), skips, strict=True)
@@ -211,7 +218,7 @@ class LeanUNet(UNetCut):
             sample = resnet(sample, time)
         else:
             inner, outer = self._enter(entrances[0], sample, time)
-            # In place: no operation keeps the result of a convolution.
+            # In place is safe: no operation keeps the result of a convolution.
             if shared_inner is not None and shared_outer is not None:
                 inner, outer = inner.add_(shared_inner), outer.add_(shared_outer)
             sample = self._conv(resnet.conv2, self._norm(resnet.norm2, inner)).add_(outer)
@@ -220,7 +227,7 @@ class LeanUNet(UNetCut):
         return sample if attention is None else _attend(attention, sample, None, context)
 
     def _enter(self, entrance: Entrance, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """What the channels of `x` add to a resnet's first convolution and to its output."""
+        """Return what the channels of `x` add to (a resnet's first convolution, its output)."""
         inner = self._norm_silu(x, *entrance.norm, entrance.groups, entrance.eps)
         inner = self._convolve(inner, entrance.weight, entrance.bias, 1, 1, False)
         if entrance.time is not None:
@@ -251,19 +258,19 @@ class LeanUNet(UNetCut):
 
 
 def _layers(block: Module) -> list[tuple[Module, Module | None]]:
-    """The resnets of a block, each with the attention after it, if there is one."""
+    """Return the resnets of a block, each with the attention after it or None."""
     return list(zip_longest(block.resnets, getattr(block, "attentions", ())))
 
 
 def _attend(attention: Module, sample: Tensor, time: Tensor | None, context: Context) -> Tensor:
-    """One attention over the places of a map; that of text models reads the text too."""
+    """Return `sample` after one attention over the places of a map; that of text models reads `context` too."""
     if type(attention) is Transformer2DModel or hasattr(attention, "transformer_blocks"):
         return _tensor(attention(sample, **context, return_dict=False)[0])
     return _tensor(attention(sample) if time is None else attention(sample, temb=time))
 
 
 def _doubles(module: Module) -> bool:
-    """Whether a module doubles the image by nearest neighbour and convolves it with 3x3 weights."""
+    """Return whether a module doubles the image by nearest neighbour and convolves it with 3x3 weights."""
     return bool(
         type(module) is Upsample2D
         and module.interpolate

@@ -1,10 +1,10 @@
-"""The decoder's derivative at one point, as a linear map of which both J v and J^T u are cheap.
+"""The decoder's Jacobian J at one point, as a linear map with cheap products J v and J^T u.
 
-J^T u is one reverse pass. It is linear in u, and its own transpose is J v: reverse mode once more, through the first
-reverse pass and not through the network. So the network runs once, whatever the number of products, and a product with
-J or with J^T costs the convolutions of one pass each. No forward mode takes part: torch's runs the
-network again for every block of vectors, convolves with the zero tangents of the weights as well, and refuses
-layouts of memory that GroupNorm meets in real networks.
+J^T u is one reverse pass. It is linear in u, and the transpose of this map is J v. So J v is reverse mode applied to
+the first reverse pass, not to the network. The network runs once, whatever the number of products, and each product
+with J or J^T costs the convolutions of one pass. Forward mode is not used: torch's runs the network again for every
+block of vectors, also convolves with the zero tangents of the weights, and refuses memory layouts that GroupNorm meets
+in real networks.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ from core.model.denoiser import Denoiser
 
 
 class DecoderJacobian:
-    """J = d (mask * eps) / d delta_h at one x_t [1, *sample_shape], known by its products with blocks of vectors.
+    """The Jacobian J = d (mask * eps) / d delta_h at one x_t [1, *sample_shape], given by its products with vectors.
 
-    Memory: what the decoder keeps to be differentiated twice, for one sample. Vectors go through one at a time.
+    Memory: what the decoder keeps to be differentiated twice, for one sample. Vectors are multiplied one at a time.
     """
 
     def __init__(self, denoiser: Denoiser, x_t: Tensor, t: float, mask: Tensor | None = None) -> None:
@@ -36,28 +36,28 @@ class DecoderJacobian:
             self._origin = torch.zeros(1, *network.h_shape, dtype=network.dtype, device=x_t.device).requires_grad_()
             eps = network.decode(features, self._origin)
             self._eps = eps if mask is None else eps * mask.to(eps)
-            # Any cotangent will do: what is kept is how J^T depends on it, which is the same everywhere.
+            # The value of the cotangent does not matter: J^T u is linear in u, and only its graph is used.
             self._cotangent = torch.zeros_like(eps).requires_grad_()
             (self._back,) = torch.autograd.grad(self._eps, self._origin, self._cotangent, create_graph=True)
 
     def push(self, v: Tensor) -> Tensor:
-        """J v. v: [B, *h_shape] -> [B, *sample_shape], in the denoiser's precision."""
+        """Return J v in the denoiser's precision. v: [B, *h_shape] -> [B, *sample_shape]."""
         return _one_by_one(self._back, self._cotangent, v)
 
     def pull(self, u: Tensor) -> Tensor:
-        """J^T u. u: [B, *sample_shape] -> [B, *h_shape], in the denoiser's precision."""
+        """Return J^T u in the denoiser's precision. u: [B, *sample_shape] -> [B, *h_shape]."""
         return _one_by_one(self._eps, self._origin, u)
 
 
 def _one_by_one(output: Tensor, at: Tensor, vectors: Tensor) -> Tensor:
-    """The product of each vector with d output / d at, from the left: [B, ...] -> [B, ...]."""
+    """Return the product of each vector with d output / d at, from the left: [B, ...] -> [B, ...]."""
     rows = torch.split(vectors.to(output), 1)
-    with _differentiable_twice():  # where blocks run again (core.execution.streaming), they do as they did
+    with _differentiable_twice():  # blocks that run again (core.execution.streaming) must run as they did before
         return torch.cat([torch.autograd.grad(output, at, row, retain_graph=True)[0] for row in rows])
 
 
 class _Convolution(torch.autograd.Function):
-    """Convolution, or its transpose; the derivative of the one is the other. Only x is differentiated."""
+    """A convolution, or a transposed one; each is the derivative of the other. Only x is differentiated."""
 
     @staticmethod
     def forward(
@@ -76,10 +76,10 @@ class _Convolution(torch.autograd.Function):
 
 
 class _NormSiLU(torch.autograd.Function):
-    """silu(w n + b), n = (x - m) r the normalised groups of x [N, C, H, W], m their means, r their 1 / deviation.
+    """The operation silu(w n + b), with n = (x - m) r the normalised groups of x [N, C, H, W].
 
-    Its derivative is S P with S = diag(silu'(w n + b) w r) and P v = v - mean(v) - n mean(n v), in each group. Both are
-    symmetric, so that the transpose is P S.
+    m: the means of the groups; r: 1 / their standard deviations. The derivative is S P in each group, with
+    S = diag(silu'(w n + b) w r) and P v = v - mean(v) - n mean(n v). Both are symmetric, so the transpose is P S.
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ class _NormSiLU(torch.autograd.Function):
 
 
 class _Pull(torch.autograd.Function):
-    """P S g"""
+    """The product P S g: the transposed derivative of `_NormSiLU`."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, slope: Tensor, normed: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class _Pull(torch.autograd.Function):
 
 
 class _Push(torch.autograd.Function):
-    """S P v"""
+    """The product S P v: the derivative of `_NormSiLU`."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, slope: Tensor, normed: Tensor) -> Tensor:
@@ -129,15 +129,16 @@ class _Push(torch.autograd.Function):
 
 
 def _projected(v: Tensor, normed: Tensor) -> Tensor:
-    """v - mean(v) - n mean(n v) in each group. v: [N, C, H, W], n: [N, groups, size of a group]."""
+    """Return P v = v - mean(v) - n mean(n v) in each group. v: [N, C, H, W], normed (n): [N, groups, group size]."""
     grouped = v.reshape(normed.shape)
     along = (grouped * normed).mean(dim=2, keepdim=True)
     return torch.addcmul(grouped - grouped.mean(dim=2, keepdim=True), normed, along, value=-1).view(v.shape)
 
 
 def linearised(denoiser: Denoiser) -> Denoiser:
-    """The denoiser as the derivative is taken of: a UNet in operations of which that is cheap, where its weights are at
-    hand; another as it is.
+    """Return the denoiser with a UNet in operations that are cheap to differentiate twice.
+
+    Returns other networks, and a UNet whose weights are streamed, unchanged.
     """
     if isinstance(denoiser.cut, LinearisedUNet | Streamed) or not isinstance(denoiser.cut, UNetCut):
         return denoiser
@@ -145,10 +146,10 @@ def linearised(denoiser: Denoiser) -> Denoiser:
 
 
 class LinearisedUNet(LeanUNet):
-    """The same function, in operations whose second reverse pass costs no more than their first.
+    """A `LeanUNet` of operations whose second reverse pass costs no more than the first.
 
-    torch's own convolution also computes its weight's gradient there (twice the products), and GroupNorm all
-    that second derivatives need, where only the part that is linear in the cotangent is asked for.
+    In the second pass torch's own convolution also computes its weight's gradient (twice the products), and its
+    GroupNorm everything that second derivatives need. Only the part that is linear in the cotangent is needed here.
     """
 
     _convolve = staticmethod(_Convolution.apply)
@@ -157,6 +158,6 @@ class LinearisedUNet(LeanUNet):
 
 @contextmanager
 def _differentiable_twice() -> Iterator[None]:
-    """Attention by its plain formula: the fused kernels have no second derivative."""
+    """Compute attention by its plain formula in the `with` block: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield

@@ -1,7 +1,7 @@
-"""The first half of a resnet, cut by input channels: what each range of them gives is computed on its own and added.
+"""Split the first half of a resnet by input channels, so that the parts are computed separately and added.
 
-GroupNorm treats its groups apart and a convolution is linear in its input channels, so that a cut between two groups is
-exact.
+GroupNorm treats its groups separately and a convolution is linear in its input channels, so a split between two groups
+is exact.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ Module = Any  # diffusers' modules, whose parts are not typed
 
 @dataclass(frozen=True)
 class Entrance:
-    """The part of a resnet up to its first convolution, and its shortcut, for a range of its input channels.
+    """The weights of a resnet up to its first convolution, and of its shortcut, for a range of its input channels.
 
-    Entrances of one resnet add up. `time`, with the biases, is in one of them; where there is no shortcut, the input
-    itself goes past.
+    The results of all entrances of a resnet are added. `time` and the biases are in the last one only. Where
+    `shortcut` is None, the input itself takes the place of the shortcut.
     """
 
     groups: int
@@ -33,8 +33,9 @@ class Entrance:
 
 
 def entrances_of(unet: Module, sharing: tuple[type, ...] = ()) -> dict[Module, tuple[Entrance, ...]]:
-    """The entrances of every resnet of a known kind: one, or in up blocks of the kinds `sharing` two, where the second
-    takes the channels of the skip that are not normalised together with h.
+    """Return the entrances of every resnet of a known kind: one, or two in up blocks whose type is in `sharing`.
+
+    The second one takes the channels of the skip that are not normalised together with h.
     """
     found: dict[Module, tuple[Entrance, ...]] = {
         resnet: (_entrance(resnet, 0, resnet.in_channels),) for resnet in unet.modules() if _is_plain(resnet)
@@ -50,13 +51,13 @@ def entrances_of(unet: Module, sharing: tuple[type, ...] = ()) -> dict[Module, t
 
 
 def _border(norm: Module, channels: int) -> int:
-    """Where the first group that holds none of the first `channels` begins."""
+    """Return the first channel of the first group that holds none of the first `channels` channels."""
     size: int = norm.num_channels // norm.num_groups
     return -(-channels // size) * size
 
 
 def _skip_channels(unet: Module) -> list[int]:
-    """The channels of every skip, in the order in which the encoder makes them."""
+    """Return the number of channels of every skip, in the order in which the encoder makes them."""
     found = [unet.conv_in.out_channels]
     for block in unet.down_blocks:
         found += [resnet.out_channels for resnet in block.resnets]
@@ -65,11 +66,11 @@ def _skip_channels(unet: Module) -> list[int]:
 
 
 def _entrance(resnet: Module, start: int, stop: int) -> Entrance:
-    """The entrance for input channels `start` to `stop`; the last one has the biases and the time."""
+    """Return the entrance for input channels `start` to `stop`; the last one has the biases and the time layer."""
     norm, shortcut, last = resnet.norm1, resnet.conv_shortcut, stop == resnet.in_channels
 
     def part(weight: Tensor) -> Tensor:
-        # A whole weight is used as it is; a part of one is copied, as convolutions want it in one piece.
+        # A whole weight is not copied. A part of one is: convolutions need contiguous weights.
         return weight if (start, stop) == (0, weight.shape[1]) else weight[:, start:stop].contiguous()
 
     return Entrance(
@@ -85,11 +86,12 @@ def _entrance(resnet: Module, start: int, stop: int) -> Entrance:
 
 
 def weights_of(entrances: Sequence[Entrance]) -> list[Tensor]:
+    """Return the weights of the convolutions and shortcuts of some entrances."""
     return [weight for part in entrances for weight in (part.weight, part.shortcut) if weight is not None]
 
 
 def _is_plain(module: Module) -> bool:
-    """Whether a module is a resnet without resampling whose time embedding is added and whose nonlinearity is SiLU."""
+    """Return whether a module is a resnet without resampling, with an added time embedding and SiLU."""
     return bool(
         type(module) is ResnetBlock2D
         and module.upsample is None

@@ -1,18 +1,19 @@
-"""A denoiser whose weights are on the device for as long as they are used: block by block, there and on the way back.
+"""Stream weights: each block of a denoiser has its weights on the device only while it runs, forward or backward.
 
-For networks that a device does not hold beside what a gradient takes. Two ways to keep the weights of the blocks:
+This is for networks that do not fit on a device together with the memory of a gradient. The weights are kept in one of
+two ways:
 
-    offloaded     in the CPU's memory; a block's are copied to the device when it runs
-    partitioned   1/W of every block's in each of W processes, which put them together when it runs; all W have to run
-                  the same blocks in the same order, or they wait for each other for ever
+    offloaded     in the CPU's memory; the weights of a block are copied to the device when it runs
+    partitioned   1/W of the weights of each block in each of W processes, which gather them when the block runs; all W
+                  have to run the same blocks in the same order, or they wait for each other for ever
 
-A block runs inside torch's checkpoint, and its weights are fetched in there. Until the way back nothing is kept but
-what enters the block; then it is fetched and run again, and what was fetched goes with the block's own backward pass.
-So every policy keeps steps block by block (core.chain.gradient), and says how often they run again. Results are those
-of the resident network to the last bit: the same operations on the same numbers.
+A block runs inside torch's checkpoint, which also fetches its weights. Until the backward pass only the inputs of the
+block are kept. Then the block is fetched and run again, and its weights are freed after its own backward pass. So every
+gradient policy (core.chain.gradient) keeps steps block by block, and decides only how often they run again. Results
+equal those of the resident network bit by bit: the same operations on the same numbers.
 
-What belongs to no block stays on the device. On torch's meta device weights are fetched too, as storages without data,
-so that core.chain.step_memory counts them where they are.
+Weights outside of blocks stay on the device. On torch's meta device weights are fetched too, as storages without data,
+so that core.chain.step_memory counts them.
 """
 
 import copy
@@ -35,18 +36,18 @@ from core.model.cuts.unet import UNetCut
 from core.model.denoiser import Denoiser
 
 Bytes = Callable[[], Tensor]
-# How this process comes by its part [n] of a block -> how it comes by those of all W processes, in order [W n].
+# A function that returns this process's part [n] of a block -> one that returns all W processes' parts, in order [W n].
 Gather = Callable[[Bytes], Bytes]
 
-_ALIGNED = 256  # bytes: where tensors in a buffer begin, for kernels that load many numbers at once
+_ALIGNED = 256  # bytes: tensors in a buffer begin at multiples of it, for kernels that load many numbers at once
 _PIECE = 1 << 26  # bytes pinned at a time; torch rounds each request up to a power of two
 _BLOCKS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
-_READ_EARLY = {"DiTTransformer2DModel": "transformer_blocks.0.norm1.emb."}  # weights in a block, read before it runs
+_READ_EARLY = {"DiTTransformer2DModel": "transformer_blocks.0.norm1.emb."}  # weights of a block read before it runs
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the weights of blocks are kept: on the CPU or the device; whole, or the part number `rank` of `world`."""
+    """The way in which the weights of blocks are kept: on the CPU or the device; whole, or part `rank` of `world`."""
 
     cpu: bool
     rank: int = 0
@@ -54,12 +55,12 @@ class Way:
     gather: Gather | None = None
 
     def on_meta(self) -> "Way":
-        """The same where there is no data, and nobody to ask for it."""
+        """Return the same way for the meta device, where gathering needs no other process."""
         return replace(self, gather=partial(_without_data, self.world) if self.world > 1 else None)
 
 
 def offloaded(denoiser: Denoiser, device: torch.device | str) -> Denoiser:
-    """The denoiser at work on `device`, the weights of its blocks in the CPU's memory.
+    """Return the denoiser on `device`, with the weights of its blocks in the CPU's memory.
 
     Raises UserError for a network that is not run block by block.
     """
@@ -74,18 +75,18 @@ def partitioned(
     gather: Gather | None = None,
     cpu: bool = False,
 ) -> Denoiser:
-    """The denoiser at work on `device`, with the part number `rank` of `world` of the weights of each of its blocks.
+    """Return the denoiser on `device`, with part `rank` of `world` of the weights of each of its blocks.
 
-    gather: an all-gather of equal parts, told once of each block; the meta device needs none. cpu: the part is in the
-    CPU's memory, so that the processes of a machine hold one copy there between them. Raises UserError for a network
-    that is not run block by block.
+    gather: an all-gather of equal parts, called once for each block when it is set up; the meta device needs none.
+    cpu: keep the part in the CPU's memory, so that the processes of a machine hold one copy there together.
+    Raises UserError for a network that is not run block by block.
     """
     return _streamed(denoiser, torch.device(device), Way(cpu, rank, world, gather))
 
 
 def _streamed(denoiser: Denoiser, device: torch.device, way: Way) -> Denoiser:
-    """A denoiser of its own; the one that is given is left as it is. A meta device holds no data, whatever the way."""
-    device = torch.empty(0, device=device).device  # with its number
+    """Return a new denoiser with streamed weights; the given one is unchanged. The meta device never holds data."""
+    device = torch.empty(0, device=device).device  # with its index
     cut = _kind(denoiser.cut)(denoiser.cut, device, way.on_meta() if device.type == "meta" else way)
     twin = denoiser.with_cut(cut)
     twin.network, twin.listeners = cut.network, []
@@ -95,7 +96,10 @@ def _streamed(denoiser: Denoiser, device: torch.device, way: Way) -> Denoiser:
 
 
 def _kind(cut: Cut) -> "type[StreamedUNet | StreamedTransformer]":
-    """The streamed form of a cut. A lean one becomes plain again: it reads weights of blocks before they run."""
+    """Return the streamed form of a cut. A lean cut becomes plain, since it reads weights of blocks before they run.
+
+    Raises UserError for a network that is not run block by block.
+    """
     if isinstance(cut, UNetCut):
         return StreamedUNet
     if isinstance(cut, TransformerCut):
@@ -110,7 +114,7 @@ def _moved(codec: Codec, device: torch.device) -> Codec:
 
 
 class Streamed(Cut):
-    """What streamed cuts have in common: a network that lacks its blocks' weights, and a way to fetch them."""
+    """The common part of streamed cuts: a network without the weights of its blocks, and a way to fetch them."""
 
     def __init__(self, cut: Cut, device: torch.device, way: Way) -> None:
         away = _away(cut.network)
@@ -125,16 +129,19 @@ class Streamed(Cut):
 
     @property
     def device(self) -> torch.device:
+        """Return the device on which the network runs."""
         return self._device
 
     def tensors(self) -> list[Tensor]:
-        """Every weight and buffer that is on the device all the time."""
+        """Return every weight and buffer that stays on the device all the time."""
         return [*self._resident, *self._fetched.resident()]
 
     def by_blocks(self) -> Self:
+        """Return this cut, which keeps only the inputs of its blocks in any case."""
         return self
 
     def on(self, network: Network) -> Self:
+        """Return the same cut on the meta device, through another network of the same architecture."""
         whole = copy.copy(self)
         whole.network = network
         return type(self)(whole, torch.device("meta"), self._way.on_meta())
@@ -149,7 +156,7 @@ class StreamedTransformer(Streamed, TransformerCut):
 
 
 class _Fetched:
-    """Calls a block with its weights, which it keeps meanwhile."""
+    """A callable that runs a block with its weights, fetched for the call, and holds the weights of all blocks."""
 
     def __init__(self, blocks: Mapping[nn.Module, Mapping[str, Tensor]], device: torch.device, way: Way) -> None:
         self._blocks = {block: _Block(block, _Weights(part, device, way)) for block, part in blocks.items()}
@@ -167,7 +174,7 @@ class _Fetched:
 
 
 class _Block(nn.Module):
-    """A block as the function calls it that is called with it, under other weights."""
+    """A module that calls a function with a block; `functional_call` replaces the weights of the block meanwhile."""
 
     def __init__(self, block: nn.Module, weights: "_Weights") -> None:
         super().__init__()
@@ -178,7 +185,7 @@ class _Block(nn.Module):
 
 
 class _Place(NamedTuple):
-    """Where a tensor is in a buffer of bytes."""
+    """The place of a tensor in a buffer of bytes."""
 
     start: int
     end: int
@@ -190,7 +197,7 @@ class _Place(NamedTuple):
 
 
 class _Weights:
-    """The weights of a block as bytes in one buffer, or this process's part of it."""
+    """The weights of one block as bytes in one buffer, or this process's part of that buffer."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, way: Way) -> None:
         self._places = dict(_places(tensors))
@@ -202,7 +209,7 @@ class _Weights:
         self._whole: Bytes = own if way.gather is None else way.gather(own)
 
     def _packed(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """All bytes, on the device that they are on."""
+        """Return the bytes of all tensors in one buffer, on the device of the tensors."""
         where = next((tensor.device for tensor in tensors.values()), self._device)
         buffer = torch.zeros(_end(self._places), dtype=torch.uint8, device=where)
         for name, tensor in tensors.items():
@@ -210,7 +217,7 @@ class _Weights:
         return buffer
 
     def fetch(self) -> dict[str, Tensor]:
-        """Every tensor by its name, on the device, all of them views of one buffer."""
+        """Return every tensor by its name, on the device; all are views of one buffer."""
         whole = self._whole()
         return {name: place.read(whole) for name, place in self._places.items()}
 
@@ -221,7 +228,7 @@ class _Weights:
         return buffer
 
     def resident(self) -> list[Tensor]:
-        """What of it is on the device all the time."""
+        """Return the bytes that are on the device all the time."""
         return [] if self._way.cpu else self._pieces
 
 
@@ -241,14 +248,14 @@ def _aligned(size: int) -> int:
 
 
 def _part(buffer: Tensor, rank: int, world: int) -> Tensor:
-    """The part number `rank` of `world` equal ones, the last filled up with zeros."""
+    """Return part `rank` of `world` equal parts of `buffer`; the last is filled up with zeros."""
     size = _aligned(-(-len(buffer) // world)) if world > 1 else len(buffer)
     found = buffer[rank * size : (rank + 1) * size]
     return torch.cat([found, found.new_zeros(size - len(found))])
 
 
 def _kept(part: Tensor, device: torch.device, cpu: bool) -> Iterator[Tensor]:
-    """The part where it stays: in one piece on the device, or in pieces on the CPU, pinned for copies to a GPU."""
+    """Yield the part where it is kept: one piece on the device, or pieces on the CPU, pinned for copies to a GPU."""
     if not cpu:
         yield part.to(device)
         return
@@ -257,7 +264,7 @@ def _kept(part: Tensor, device: torch.device, cpu: bool) -> Iterator[Tensor]:
 
 
 def _without_data(world: int, part: Bytes) -> Bytes:
-    """A gather for the meta device."""
+    """Return the gather of `world` parts on the meta device."""
 
     def whole() -> Tensor:
         own = part()
@@ -267,7 +274,7 @@ def _without_data(world: int, part: Bytes) -> Bytes:
 
 
 def _away(network: Network) -> dict[str, dict[str, Tensor]]:
-    """The name of each block -> what of it is fetched, by its name in the block."""
+    """Return for each block, by name, the tensors that are fetched, by their names in the block."""
     kept = _READ_EARLY.get(type(network).__name__)
     found = {}
     for name in _block_names(network):
@@ -283,5 +290,5 @@ def _block_names(network: Network) -> Iterator[str]:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, whether they are saved with it or not."""
+    """Return all parameters and buffers by name, including buffers that are not saved with the module."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

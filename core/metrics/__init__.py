@@ -1,4 +1,4 @@
-"""How good a DirectionSet is: one table of metrics, measured in the same way whatever method made the set."""
+"""Measure how good a DirectionSet is: one table of metrics, the same for the sets of every method."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from core.metrics.traversals import Traversals, draw_traversals
 
 __all__ = ["METRICS", "Evaluation", "Traversals", "calibrate", "draw_traversals", "evaluate", "moved"]
 
-# Name -> which way is better. Closed: `evaluate` reports these and no others.
+# Name -> whether larger or smaller values are better. `evaluate` reports these metrics and no others.
 METRICS: dict[str, Literal["max", "min"]] = {
     "identifiability": "max",
     "strength_error": "min",

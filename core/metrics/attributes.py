@@ -1,4 +1,4 @@
-"""Measure what directions do to named attributes, as a predictor (core.predictors) sees them."""
+"""Measure what directions do to named attributes, with the scores of an attribute predictor (core.predictors)."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,11 @@ def effects(
     batch: int = 64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """How much each of K directions moves each of P attributes: [K, P], signed.
+    """Return how much each of K directions moves each of P attributes: [K, P], signed.
 
-    Mean over samples of half the difference between the scores at the largest and at the smallest scale, in standard
-    deviations of the attribute over the unshifted reference [N, *sample_shape] (N >= 2). An attribute that does not
-    vary there has no unit, and its effect is 0. `device` is where the predictor expects its images.
+    An effect is half the difference between the scores at the largest and at the smallest scale, mean over samples, in
+    standard deviations of the attribute over the unshifted reference [N, *sample_shape] (N >= 2). The effect is 0 where
+    the attribute does not vary in the reference. `device` is where the predictor expects its images.
     Source: the attribute re-scoring matrix of WarpedGANSpace (Tzelepis et al., arXiv 2109.13357), as an effect size.
     """
     samples, directions = traversals.shifted.shape[:2]
@@ -34,26 +34,27 @@ def effects(
 
 
 def disentanglement(effect: Tensor) -> float:
-    """Share of a direction's largest effect in all its effects, mean over directions. effect: [K, P].
+    """Return the share of the largest effect in all effects of a direction, mean over directions. effect: [K, P].
 
-    Range 1/P, a direction moves all attributes alike, to 1, it moves one only (0 where it moves none); larger is
-    better, and a direction that hardly moves anything has a share all the same: read it with `coverage`.
-    Source: Tzelepis et al., arXiv 2109.13357 (rows of the correlation matrix, L1-normalised).
+    Range 1/P to 1; larger is better. 1/P: a direction moves all attributes alike. 1: a direction moves one attribute
+    only. A direction that moves none counts 0. A direction that hardly moves anything has a share too, so read this
+    metric together with `coverage`. Source: Tzelepis et al., arXiv 2109.13357 (rows of the correlation matrix,
+    L1-normalised).
     """
     return float(_share(effect).mean())
 
 
 def coverage(effect: Tensor, min_effect: float = 0.5, min_share: float = 0.4) -> float:
-    """Number of different attributes that some direction controls. effect: [K, P].
+    """Return the number of different attributes that some direction controls. effect: [K, P].
 
-    A direction controls the attribute it moves most, if by at least `min_effect` standard deviations, and if that is
-    at least `min_share` of all it moves. Range 0 to min(K, P); larger is better. Source: ours.
+    A direction controls the attribute that it moves most, if that effect is at least `min_effect` standard deviations
+    and at least `min_share` of the sum of its effects. Range 0 to min(K, P); larger is better. Source: ours.
     """
     return float(len(set(controlled(effect, min_effect, min_share)) - {None}))
 
 
 def controlled(effect: Tensor, min_effect: float = 0.5, min_share: float = 0.4) -> list[int | None]:
-    """For each direction the attribute that it controls, as `coverage` means it, or None. effect: [K, P]."""
+    """Return for each direction the attribute that it controls, as `coverage` defines it, or None. effect: [K, P]."""
     size, attribute = effect.abs().max(dim=1)
     controls = (size >= min_effect) & (_share(effect) >= min_share)
     return [p if is_one else None for p, is_one in zip(attribute.tolist(), controls.tolist(), strict=True)]
@@ -71,6 +72,6 @@ def _score(
     batch: int,
     device: torch.device | str,
 ) -> Tensor:
-    """Scores [N, P] of samples [N, *sample_shape]; on the CPU."""
+    """Return the scores [N, P] of samples [N, *sample_shape], on the CPU."""
     parts = torch.split(samples, batch)
     return torch.cat([attributes.score(images(part).to(device)).double().cpu() for part in parts])

@@ -1,7 +1,7 @@
-"""Dials that mean something: one scale for all directions, the range in which it holds, a sign, and a name.
+"""Calibrate the dials of a set: one scale for all directions, the range in which it holds, a sign, and a name.
 
-A method leaves each direction as long as its own arithmetic makes it, pointing either way. Here a set is drawn across
-its scales once, and everything that a person wants to know of a dial is read off those images.
+The length and the sign of a direction depend on the method that found it. This module draws a set once, at several
+scales, and reads all properties of its dials off those images.
 """
 
 import math
@@ -28,17 +28,17 @@ from core.predictors.attributes import Attributes
 from core.randomness import CALIBRATION_SEEDS
 from core.samples.cache import SampleCache
 
-STRENGTH = 0.5  # what scale 1.0 means: half as far as another sample is
+STRENGTH = 0.5  # scale 1.0 moves an image half as far as another sample is
 SCALES = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
 SEEDS = CALIBRATION_SEEDS[72:78]
-CLOSE = 0.1  # relative error of the strength: less than anybody sees
-TYPICAL = 0.9  # of unshifted samples are as near to another one as a faithful image is
+CLOSE = 0.1  # relative error of the strength; too small to be seen in the images
+TYPICAL = 0.9  # share of unshifted samples whose distance to the nearest other one is within the limit of `_Seen`
 _UNNAMED = re.compile(r"direction_\d+")
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A set with its dials, and the images that they were read off."""
+    """A set with its dials, and the images from which the dials were read."""
 
     directions: DirectionSet
     traversals: Traversals
@@ -58,25 +58,26 @@ def with_dials(
     named_by: str = "attributes",
     extractor: Extractor | None = None,
 ) -> Calibrated:
-    """The set with sigma such that scale 1.0 moves images by `strength`, with a dial for each direction.
+    """Return the set with a dial for each direction, and with sigma such that scale 1.0 moves images by `strength`.
 
-    What is read off the images, for each direction, in standardised features (`core.metrics.features`):
+    These values of each direction are read off the images, in standardised features (`core.metrics.features`):
 
         consistency   mean cosine, over pairs of samples, of the change from scale -1 to 1; 0 where it is negative
-        distinctness  1 less the largest |cosine| of its mean change with another direction's
+        distinctness  1 less the largest |cosine| of its mean change with that of another direction
         low, high     the scales up to which the median sample is as near to an unshifted sample as TYPICAL of all
                       unshifted samples are to another one; interpolated between the SCALES that were drawn
         effects       how far scale 1 moves each attribute (`core.metrics.attributes.effects`)
 
-    A direction that controls an attribute (as `coverage` counts it) and has no name yet gets the attribute's; several
-    that control the same one are numbered, strongest first. The sign is such that + increases the attribute of its
-    name; without one, its strongest attribute; without attributes, the feature that changes most. Turned round,
-    a set keeps the metrics it was given with; `Dial.own` says at which scale they were measured.
+    A direction that controls an attribute (as `coverage` defines it) and has no name yet gets the name of the
+    attribute. Several directions that control the same attribute are numbered, strongest first. The sign is chosen so
+    that + increases the attribute of the direction's name; without such a name, its strongest attribute; without
+    attributes, the feature that changes most. The metrics of the set are kept; `Dial.own` is the scale at which they
+    were measured.
 
-    directions: as a method left them, or with dials already, whose names by hand are kept. named_by: what to write
-    down for a name that comes from `attributes`; extractor: whose features are read (None: the denoiser's own).
-    Raises UserError for a strength that is not positive, and DirectionSetError where the set does not fit the model or
-    the chain. Source: ours.
+    directions: as a method left them, or with dials already, whose names by hand are kept. named_by: recorded as the
+    source of names that come from `attributes`. extractor: the network whose features are read (None: the denoiser's
+    own). Raises UserError for a strength that is not positive, and DirectionSetError where the set does not fit the
+    model or the chain. Source: ours.
     """
     stretched = calibrate(denoiser, schedule, directions, strength, injection, window, batch, cache, CLOSE, extractor)
     drawn = draw_traversals(denoiser, schedule, stretched, SEEDS, SCALES, injection, window, batch, cache)
@@ -92,12 +93,12 @@ def with_dials(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the images of a set look like in features."""
+    """The features of a set's images that its dials are read from."""
 
     change: Tensor  # [M, K, F], from scale -1 to 1
-    distance: Tensor  # [K, A], of the median sample to the nearest unshifted one
-    still: float  # the same, of samples that are not shifted
-    limit: float  # what is typical of unshifted samples
+    distance: Tensor  # [K, A], from the shifted samples to the nearest sample of the reference, median over samples
+    still: float  # the same distance at scale 0, where nothing is shifted
+    limit: float  # the TYPICAL quantile of the distance from a sample of the reference to the nearest other one
 
     @classmethod
     def of(cls, drawn: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]) -> "_Seen":
@@ -117,13 +118,14 @@ class _Seen:
 
 
 def reach(distance: Sequence[float], scales: Sequence[float], still: float, limit: float) -> float:
-    """How far from 0 the distance stays below the limit. scales: ascending, above 0; distance: at each of them.
+    """Return how far from 0 the distance stays within the limit. scales: ascending, above 0; distance: at each scale.
 
-    Between the last scale below and the first above, as if it grew evenly; the last scale where it never does.
+    Interpolates linearly between the last scale within the limit and the first beyond it. Returns the last scale where
+    the distance never exceeds the limit. still: the distance at scale 0.
     """
     before, at = still, 0.0
     for scale, value in zip(scales, distance, strict=True):
-        if not value <= limit:  # nor where it is not finite
+        if not value <= limit:  # also true for NaN
             share = (limit - before) / (value - before) if before < limit and math.isfinite(value) else 0.0
             return at + share * (scale - at)
         before, at = value, scale
@@ -133,7 +135,7 @@ def reach(distance: Sequence[float], scales: Sequence[float], still: float, limi
 def names_from(
     directions: DirectionSet, effect: Tensor | None, attributes: Attributes | None, named_by: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names, and where each comes from, given the effects [K, P] on the attributes; as `with_dials` tells."""
+    """Return the names and the source of each, given the effects [K, P] on the attributes; rules as in `with_dials`."""
     names = list(directions.names)
     sources = [dial.named_by for dial in directions.dials] or [""] * len(names)
     if effect is None or attributes is None:
@@ -152,7 +154,7 @@ def names_from(
 def _effects(
     denoiser: Denoiser, drawn: Traversals, attributes: Attributes | None, reference: Tensor, batch: int
 ) -> Tensor | None:
-    """[K, P] at scale 1, in standard deviations."""
+    """Return the effects [K, P] of scale 1, in standard deviations; None without attributes."""
     if attributes is None:
         return None
     ends = [drawn.scales.index(-1.0), drawn.scales.index(1.0)]
@@ -161,7 +163,7 @@ def _effects(
 
 
 def _unused(name: str, taken: Sequence[str]) -> str:
-    """`smile`, or `smile 2`, `smile 3` where that is taken."""
+    """Return `name`, or `name 2`, `name 3`, ... where that is taken."""
     number = 1
     while (numbered := name if number == 1 else f"{name} {number}") in taken:
         number += 1
@@ -169,7 +171,7 @@ def _unused(name: str, taken: Sequence[str]) -> str:
 
 
 def _signs(names: Sequence[str], effect: Tensor | None, attributes: Attributes | None, change: Tensor) -> Tensor:
-    """1 or -1 for each direction: [K], as `with_dials` tells."""
+    """Return 1 or -1 for each direction: [K], by the rules in `with_dials`."""
     if effect is None or attributes is None:
         mean = change.mean(dim=0)  # [K, F]
         deciding = mean.gather(1, mean.abs().argmax(dim=1, keepdim=True))[:, 0]
@@ -206,7 +208,7 @@ def _by_name(attributes: Attributes, effect: Tensor) -> dict[str, float]:
 
 
 def _own(before: DirectionSet, after: DirectionSet) -> list[float]:
-    """The scale at which each direction is as long as it was."""
+    """Return the scale at which each direction of `after` is as long as it was in `before`."""
     earlier, later = before.sigma.double().norm(dim=1), after.sigma.double().norm(dim=1)
     was = [dial.own for dial in before.dials] or [1.0] * len(before)
     return [float(a / b) * own if b > 0 else own for a, b, own in zip(earlier, later, was, strict=True)]
@@ -217,7 +219,7 @@ def _turned(directions: DirectionSet, turned: Tensor) -> DirectionSet:
 
 
 def _turned_images(drawn: Traversals, turned: Tensor) -> Traversals:
-    """What would have been drawn with the directions turned round."""
+    """Return the images that the turned directions would draw: those of the opposite scales."""
     shifted = drawn.shifted.clone()
     round_ = turned < 0
     shifted[:, round_] = shifted[:, round_].flip(2)

@@ -1,6 +1,6 @@
-"""The two distances between sets of images that papers report, on features of any network.
+"""The FID and the KID: the two distances between sets of images that papers report, on features of any network.
 
-On the features of `networks.load_inception` they are the FID and the KID. Checked against torchmetrics 1.9.0.
+The published distances use the features of `networks.load_inception`. Checked against torchmetrics 1.9.0.
 """
 
 import math
@@ -14,14 +14,15 @@ from core.randomness import generator
 
 
 def fid(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the normal distributions with the mean and covariance of features a [N, F] and b [M, F].
+    """Return the Frechet distance of features a [N, F] and b [M, F], each taken as a normal distribution.
 
-    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), in float64; 0 or more, 0 for equal sets; smaller is better. Its
-    bias falls with the number of images, so numbers compare at equal N and M only. Raises UserError for fewer than
-    two images, or features of two widths. Cost: a QR of each set and the singular values of a matrix of at most F x F.
+    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of the means m and covariances S, in float64; 0 or more, 0 for
+    equal sets; smaller is better. The bias falls with the number of images, so values can only be compared at equal N
+    and M. Raises UserError for fewer than two images, or features of two widths. Cost: a QR of each set and the
+    singular values of a matrix of at most F x F.
 
-    With centred rows A / sqrt(N - 1) and B / sqrt(M - 1) the last trace is the sum of the singular values of A B^T,
-    which needs no root of a matrix and has no small negative eigenvalues where there are fewer images than features.
+    With centred rows A / sqrt(N - 1) and B / sqrt(M - 1) the last trace is the sum of the singular values of A B^T.
+    This needs no matrix square root and has no small negative eigenvalues where there are fewer images than features.
     Source: Heusel et al., arXiv 1706.08500, equation 6; the singular values: ours.
     """
     _check("fid", a, b)
@@ -33,11 +34,11 @@ def fid(a: Tensor, b: Tensor) -> float:
 
 
 def kid(a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Kernel distance of features a [N, F] and b [M, F]: mean and standard deviation over random subsets of both.
+    """Return the kernel distance of features a [N, F] and b [M, F]: mean and standard deviation over random subsets.
 
-    The unbiased squared MMD with the kernel (x.y / F + 1)^3, in float64; so slightly negative by chance where both are
-    from one distribution; smaller is better. Subsets are drawn without repetition, by `seed`. Raises UserError where
-    the subsets do not fit the sets. Source: Binkowski et al., arXiv 1801.01401.
+    The unbiased squared MMD with the kernel (x.y / F + 1)^3, in float64; smaller is better. It is slightly negative by
+    chance where both sets are from one distribution. `seed` draws the subsets, without repetition. Raises UserError
+    where the subsets do not fit the sets. Source: Binkowski et al., arXiv 1801.01401.
     """
     _check("kid", a, b)
     if not 2 <= subset_size <= min(len(a), len(b)):
@@ -53,7 +54,7 @@ def kid(a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, seed:
 
 
 def _spread(x: Tensor) -> Tensor:
-    """At most F rows R with R^T R the covariance of x [N, F]."""
+    """Return at most F rows R such that R^T R is the covariance of x [N, F]."""
     rows: Tensor = (x - x.mean(dim=0)) / math.sqrt(len(x) - 1)
     return rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows, mode="r")[1]
 

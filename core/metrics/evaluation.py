@@ -1,4 +1,4 @@
-"""All metrics of a direction set, from one set of traversals."""
+"""Measure all metrics of a direction set on one set of traversals."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ from core.samples.cache import SampleCache
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and the images it was measured on."""
+    """The metrics of a set, and the images on which they were measured."""
 
-    metrics: dict[str, float]  # names and senses: core.metrics.METRICS; finite; absent where not measured
+    metrics: dict[str, float]  # names as in core.metrics.METRICS; a metric not measured or not finite is absent
     effects: Tensor | None  # [K, P] in standard deviations, columns as attributes.names; None without a predictor
     traversals: Traversals
-    judged_by: Mapping[str, str]  # the networks that were asked beside the denoiser, by their use
+    judged_by: Mapping[str, str]  # use ("features", "inception", ...) -> name of the network; without the denoiser
 
 
 def evaluate(
@@ -48,13 +48,13 @@ def evaluate(
     cache: SampleCache | None = None,
     judges: Judges = NOBODY,
 ) -> Evaluation:
-    """Measure a direction set on samples that nothing was trained on.
+    """Measure a direction set on samples that were not used in training.
 
-    seeds: at least 3, of the samples that are shifted (16 to 32 are plenty); reference_seeds: at least 2, disjoint from
-    them, of the unshifted samples they are compared with (four times as many is a good number); attributes: a
-    predictor on the denoiser's device, without which disentanglement and coverage are absent; seed: of the judge that
-    measures identifiability; cache: where unshifted samples are read and kept; judges: networks that are asked too
-    (core.metrics.judges). With the same arguments the result is the same.
+    seeds: at least 3, of the samples that are shifted (16 to 32 are enough). reference_seeds: at least 2, disjoint from
+    `seeds`, of the unshifted samples used for comparison (four times as many as `seeds` is a good number). attributes:
+    a predictor on the denoiser's device; without it disentanglement and coverage are absent. seed: of the network that
+    measures identifiability. cache: where unshifted samples are read and kept. judges: further networks
+    (core.metrics.judges). The same arguments give the same result.
 
     Raises UserError for too few or shared seeds, DirectionSetError for a set that does not fit the model, and
     NonFiniteError where a direction leads to images that are not finite.
@@ -80,7 +80,7 @@ def evaluate(
 def _feature_metrics(
     traversals: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]
 ) -> dict[str, float]:
-    """The metrics on features, all in standard deviations of the reference's features."""
+    """Return the metrics on features, which are standardised by the features of the reference."""
     unshifted = features(reference)  # [N, F]
     plain = standardise(features(traversals.plain), unshifted)  # [M, F]
     flat = features(traversals.shifted.flatten(0, 2))
@@ -95,7 +95,7 @@ def _feature_metrics(
 
 @torch.no_grad()
 def _seen(denoiser: Denoiser, traversals: Traversals, batch: int) -> Traversals:
-    """The traversals as judges see them."""
+    """Return the traversals in the space of `denoiser.seen`: latents, or images where `use.space` is "pixels"."""
     if denoiser.codec is None or denoiser.use.space == "latents":
         return traversals
 

@@ -1,9 +1,9 @@
-"""Images as feature vectors, by the frozen denoiser's own encoder.
+"""Turn images into feature vectors with the frozen denoiser's own encoder.
 
-Nothing is downloaded, nothing is trained, and it serves every kind of image the model draws: a denoiser that can tell
-structure from noise has to encode what distinguishes its images (diffusion features: Baranchuk et al.,
-arXiv 2112.03126). What the model itself does not distinguish, these features cannot see either, so numbers compare
-between sets of one model, never between models.
+This needs no download and no training, and works for every kind of image that the model draws: to tell structure from
+noise, a denoiser has to encode what distinguishes its images (diffusion features: Baranchuk et al., arXiv 2112.03126).
+Differences that the model does not encode are invisible in these features. Compare numbers between sets of one model
+only, never between models.
 """
 
 import torch
@@ -14,13 +14,13 @@ from core.chain.schedule import late_level
 from core.metrics.networks.extractor import Extractor
 from core.model.denoiser import Denoiser
 
-NOISE_FRACTION = 0.05  # the training timestep of the features: late enough that all detail is still there
-GRID = 2  # features keep coarse position: a GRID x GRID mean per channel
+NOISE_FRACTION = 0.05  # the features' timestep, as a share of the training steps: low noise, so that all detail remains
+GRID = 2  # each channel becomes a GRID x GRID grid of means, which keeps coarse position
 
 
 @torch.no_grad()
 def features_of(denoiser: Denoiser, samples: Tensor, batch: int = 64, extractor: Extractor | None = None) -> Tensor:
-    """Features of samples x_0 [N, *sample_shape], by the denoiser or, of their images, by another network: [N, F]."""
+    """Return features [N, F] of samples x_0 [N, *sample_shape]: by the denoiser, or by `extractor` on their images."""
     if extractor is None:
         return denoiser_features(denoiser, samples, batch)
     parts = (part.to(denoiser.device) for part in torch.split(samples, batch))
@@ -29,16 +29,15 @@ def features_of(denoiser: Denoiser, samples: Tensor, batch: int = 64, extractor:
 
 @torch.no_grad()
 def denoiser_features(denoiser: Denoiser, samples: Tensor, batch: int = 64) -> Tensor:
-    """Features of samples x_0 [N, *sample_shape]: [N, F] float32, on the CPU.
+    """Return features of samples x_0 [N, *sample_shape] by the denoiser: [N, F] float32, on the CPU.
 
-    The samples are scaled as at NOISE_FRACTION of the training steps, a x_0, without the noise, so that equal
-    samples have equal features, whatever their prompts. F counts h and, of a UNet, the skips of h's resolution, each
-    channel as a 2x2 grid of means.
-    Source: ours.
+    The samples are scaled as at NOISE_FRACTION of the training steps, a x_0, but without noise, so that equal samples
+    have equal features, whatever their prompts. F covers h and, for a UNet, the skips of h's resolution, each channel
+    as a 2x2 grid of means. Source: ours.
     """
     t, signal = late_level(denoiser, NOISE_FRACTION)
     parts = (part.to(denoiser.device) for part in torch.split(samples, batch))
-    if denoiser.codec is not None and denoiser.use.space == "pixels":  # what the images do not show, is not seen
+    if denoiser.codec is not None and denoiser.use.space == "pixels":  # drop what decoded images do not show
         parts = (denoiser.x_0(denoiser.images(part)) for part in parts)
     return torch.cat([_encode(denoiser, signal * part, t) for part in parts])
 
@@ -49,10 +48,10 @@ def _encode(denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
 
 
 def standardise(features: Tensor, reference: Tensor) -> Tensor:
-    """Features [..., F] in standard deviations of a reference [N, F], from its mean.
+    """Return features [..., F], minus the mean of a reference [N, F], in standard deviations of the reference.
 
-    A feature that hardly varies in the reference is divided by 1 % of the average deviation instead of its own, so
-    that no single one drowns the others.
+    The deviation of a feature is taken as at least 1 % of the average deviation, so that a feature that hardly varies
+    in the reference does not dominate the others.
     """
     deviation = reference.std(dim=0)
     return (features - reference.mean(dim=0)) / deviation.clamp(min=max(0.01 * float(deviation.mean()), 1e-12))

@@ -1,4 +1,4 @@
-"""Do shifted images still look like images of the same model?"""
+"""Measure whether shifted images still look like images of the same model."""
 
 import math
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def kid(shifted: Tensor, reference: Tensor) -> float:
-    """Kernel inception distance: squared MMD of features of shifted images and of unshifted ones, without bias.
+    """Return the kernel inception distance: the unbiased squared MMD of features of shifted and unshifted images.
 
     shifted: [M, R, F], R images of each of M samples; reference: [N, F], other samples, unshifted; both standardised.
-    No unit; 0 in expectation where both come from one distribution (so slightly negative by chance), smaller is better.
-    The reference are samples of the same model, not data: what the model itself does wrong does not count.
+    No unit; smaller is better; 0 in expectation where both come from one distribution (so slightly negative by chance).
+    The reference consists of samples of the same model, not of data, so errors of the model itself do not count.
 
-    The R images of one sample are alike whatever the shift does, so pairs within a sample are left out, as the pairs
-    of an image with itself are in the paper; with R = 1 it is the paper's estimator, over all samples at once.
+    The R images of one sample are alike whatever the shift does, so pairs within a sample are left out, as the paper
+    leaves out the pair of an image with itself. With R = 1 this is the paper's estimator, over all samples at once.
     Source: Binkowski et al., arXiv 1801.01401 (KID and its unbiased estimator); other features, and pairs by sample,
     ours.
     """
@@ -24,7 +24,7 @@ def kid(shifted: Tensor, reference: Tensor) -> float:
 
 
 def _mean_within(x: Tensor) -> float:
-    """Mean kernel over all pairs from different samples. x: [M, R, F]."""
+    """Return the mean kernel over all pairs from different samples. x: [M, R, F]."""
     samples, images = x.shape[:2]
     everything = _kernel_sum(x.flatten(0, 1), x.flatten(0, 1))
     same_sample = float(_kernel(x, x).sum())
@@ -32,10 +32,10 @@ def _mean_within(x: Tensor) -> float:
 
 
 def _kernel_sum(x: Tensor, y: Tensor, rows: int = 1024) -> float:
-    """Sum of the kernel over all pairs, a block of rows at a time: the whole matrix can be gigabytes."""
+    """Return the sum of the kernel over all pairs, a block of rows at a time: the whole matrix can be gigabytes."""
     return math.fsum(float(_kernel(part, y).sum()) for part in torch.split(x, rows))
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """k(x, y) = (x.y / F + 1)^3 of every row of x [..., P, F] with every row of y [..., Q, F]: [..., P, Q]."""
+    """Return k(x, y) = (x.y / F + 1)^3 of every row of x [..., P, F] with every row of y [..., Q, F]: [..., P, Q]."""
     return torch.pow(x @ y.mT / x.shape[-1] + 1, 3)

@@ -1,8 +1,9 @@
-"""Can a fresh network that never saw the directions tell which one was applied, and how strongly?
+"""Measure whether a fresh network can tell which direction was applied, and how strongly.
 
-Voynov & Babenko (arXiv 2002.03754) report the accuracy, RCA, of the reconstructor that the directions were
-trained with. Here a new one is trained for every set, the same for all methods, and tested on samples it has not seen:
-a method without a reconstructor is measured too, and none can agree with its own network on a secret code.
+Voynov & Babenko (arXiv 2002.03754) report RCA, the accuracy of the reconstructor with which the directions were
+trained. This module trains a new reconstructor for every set, the same for all methods, and tests it on samples that it
+has not seen. So methods without a reconstructor can be measured too, and no method can profit from a code that only its
+own network reads.
 """
 
 import torch
@@ -16,21 +17,22 @@ from core.randomness import generator
 TRAIN_SHARE = 2 / 3
 BATCH = 64
 LEARNING_RATE = 2e-3
-WIDTH = 16  # half the method's own: the judge has to learn from a thousand pairs in seconds
+WIDTH = 16  # half of the learned method's: this reconstructor has to learn from a thousand pairs in seconds
 
 
 def identifiability(
     traversals: Traversals, seed: int = 0, iterations: int = 150, device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """(accuracy above chance, strength error) of a fresh reconstructor on held-out samples of the traversals.
+    """Return (accuracy above chance, strength error) of a fresh reconstructor on held-out samples of the traversals.
 
-    Accuracy above chance is (accuracy - 1/K) / (1 - 1/K): 1 where every direction is recognised, 0 at chance, larger
-    is better. A set of one direction is always at chance: 0. Strength error is the mean absolute error of the scale,
-    in units of the largest scale: 0 is exact, smaller is better; 0.75 is guessing 0 at scales -1, -1/2, 1/2, 1.
+    Accuracy above chance is (accuracy - 1/K) / (1 - 1/K): 1 where every direction is recognised, 0 at chance; larger is
+    better. It is 0 for a set of one direction. Strength error is the mean absolute error of the scale, in units of the
+    largest scale: 0 is exact, smaller is better; always guessing 0 at scales -1, -1/2, 1/2, 1 gives 0.75.
 
-    Trained on the first two thirds of the samples (at least one), tested on the rest: needs M >= 2. The result
-    depends on the traversals and `seed` alone; torch's global generator is neither read nor moved.
-    Source: RCA of Voynov & Babenko, arXiv 2002.03754; the fresh judge, its test and the chance correction ours.
+    The reconstructor is trained on the first two thirds of the samples (at least one) and tested on the rest, which
+    needs M >= 2. The result depends only on the traversals and `seed`; torch's global generator is neither read nor
+    changed.
+    Source: RCA of Voynov & Babenko, arXiv 2002.03754; fresh reconstructor, held-out test and chance correction: ours.
     """
     held_out = max(1, int(len(traversals.plain) * TRAIN_SHARE))
     network = _fresh_reconstructor(traversals, seed, device)
@@ -70,7 +72,7 @@ def _train(
 def _test(
     network: Reconstructor, traversals: Traversals, first: int, device: torch.device | str
 ) -> tuple[float, float]:
-    """(share of directions recognised, mean absolute error of the magnitude) over samples first .. M-1."""
+    """Return (share of directions recognised, mean absolute error of the magnitude) over samples first .. M-1."""
     network.eval()
     right, error = 0.0, 0.0
     pairs = _pairs(traversals, first, len(traversals.plain))
@@ -83,7 +85,7 @@ def _test(
 
 
 def _pairs(traversals: Traversals, first: int, last: int) -> Tensor:
-    """Every (sample, direction, scale) of samples first .. last-1, as indices [P, 3]."""
+    """Return every (sample, direction, scale) of samples first .. last-1, as indices [P, 3]."""
     _, directions, scales = traversals.shifted.shape[:3]
     return torch.cartesian_prod(torch.arange(first, last), torch.arange(directions), torch.arange(scales))
 
@@ -91,7 +93,7 @@ def _pairs(traversals: Traversals, first: int, last: int) -> Tensor:
 def _look_up(
     traversals: Traversals, pairs: Tensor, device: torch.device | str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x_0, shifted x_0, k, magnitude in [-1, 1]) of index triples [P, 3]."""
+    """Return (x_0, shifted x_0, k, magnitude in [-1, 1]) of index triples [P, 3]."""
     m, k, a = pairs.unbind(dim=1)
     magnitude = torch.tensor(traversals.scales, dtype=torch.float32)[a] / max(traversals.scales)
     x_0, shifted = traversals.plain[m].float(), traversals.shifted[m, k, a].float()

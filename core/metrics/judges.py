@@ -1,10 +1,10 @@
-"""Networks that judge images beside the denoiser itself, where their weights are at hand; and what they say of a set.
+"""Judges: networks beside the denoiser that judge the images of a set, where their weights are at hand.
 
     fid, inception_kid   distances of shifted images from unshifted ones of the same model, on Inception's features
-    lpips                how far an image looks from its unshifted self
-    identity             whether it is still the same face, by a network that recognises faces
+    lpips                perceptual distance of an image from its unshifted one
+    identity             similarity of the faces in an image and its unshifted one, by a face recognition network
 
-Each is absent from the metrics where its network is. What was asked stands in the set's provenance (`judged_by`).
+A metric is absent where its network is. The provenance of a set lists the networks that were used (`judged_by`).
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from core.metrics import distances
 from core.metrics.networks import Extractor, Lpips, load_features, load_identity, load_inception, load_lpips
 from core.metrics.traversals import Traversals
 
-_SUBSET = 1000  # images, of torchmetrics' KID
+_SUBSET = 1000  # images in a subset of the KID, as in torchmetrics
 
 
 @dataclass(frozen=True)
 class Judges:
-    """features: whose features stand in for the denoiser's own; the others: what the metrics of their names ask."""
+    """The networks of an evaluation: `features` replaces the denoiser's, the others serve their own metrics."""
 
     features: Extractor | None = None
     inception: Extractor | None = None
@@ -38,7 +38,10 @@ class Judges:
         identity: str | None = None,
         device: torch.device | str = "cpu",
     ) -> "Judges":
-        """By files, folders or hub ids (core.metrics.networks). Raises ModelError for one that cannot be read."""
+        """Load networks from files, folders or hub ids (core.metrics.networks).
+
+        Raises ModelError for one that cannot be read.
+        """
         return cls(
             load_features(features, device) if features else None,
             load_inception(inception, device) if inception else None,
@@ -48,16 +51,16 @@ class Judges:
 
     @property
     def names(self) -> dict[str, str]:
-        """What was asked, by its use."""
+        """The names of the networks that are present, by field: "features", "inception", "lpips", "identity"."""
         asked = {name: getattr(self, name) for name in ("features", "inception", "lpips", "identity")}
         return {name: network.name for name, network in asked.items() if network is not None}
 
     def measure(self, traversals: Traversals, reference: Tensor, batch: int) -> dict[str, float]:
-        """The metrics of those that are there, of images at the largest scales.
+        """Return the metrics of the networks that are present, for the images at the largest and smallest scales.
 
-        reference: unshifted samples [N, *sample_shape] that are none of the traversals'. fid and inception_kid compare
-        all images at both ends with them, and depend on their numbers; lpips and identity compare each image at the
-        largest scale with its own unshifted sample, mean over samples and directions.
+        reference: unshifted samples [N, *sample_shape], none of which is in the traversals. fid and inception_kid
+        compare all images at both ends with the reference, and depend on the number of images. lpips and identity
+        compare each image at the largest scale with its own unshifted sample, mean over samples and directions.
         """
         found: dict[str, float] = {}
         plain, positive = traversals.plain, traversals.positive
@@ -83,11 +86,11 @@ NOBODY = Judges()
 
 
 def embedded(extractor: Extractor, samples: Tensor, images: Callable[[Tensor], Tensor], batch: int) -> Tensor:
-    """Features [N, F] of samples [N, *sample_shape]."""
+    """Return the features [N, F] of samples [N, *sample_shape]."""
     return torch.cat([extractor.embed(images(part)) for part in torch.split(samples, batch)])
 
 
 def _pairs(plain: Tensor, positive: Tensor, images: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Each sample's shifted images [K, ...], and its own as often."""
+    """Return for each sample (its unshifted image, repeated K times; its shifted images), both [K, ...]."""
     shown = [(images(one[None]), images(shifted)) for one, shifted in zip(plain, positive, strict=True)]
     return [(own.expand_as(shifted), shifted) for own, shifted in shown]

@@ -1,8 +1,8 @@
-"""How far a direction moves images, and the scale at which all directions move them equally far.
+"""Measure how far a direction moves images, and find the scale at which all directions move them equally far.
 
-A set's own scale 1.0 means something else for every method: standard deviations of a component, a difference of means,
-a distance in h. Sets are compared fairly, and their dials mean the same, when scale 1.0 moves images equally far in
-the features that the other metrics read.
+Scale 1.0 has another meaning for every method: standard deviations of a component, a difference of means, a distance in
+h. Sets can be compared, and dials have one meaning, when scale 1.0 moves images equally far in the features that the
+other metrics read.
 """
 
 import itertools
@@ -26,10 +26,10 @@ from core.samples.cache import SampleCache
 
 SEEDS = CALIBRATION_SEEDS[:8]
 REFERENCE = CALIBRATION_SEEDS[8:72]
-ROUNDS = 6  # at most
-CLOSE = 0.02  # relative error of the strength at which the search ends, if nothing else is said
+ROUNDS = 6  # at most, of drawing and measuring
+CLOSE = 0.02  # default relative error of the strength at which the search ends
 _VERY_FAR = 1e6
-FARTHEST = 16.0  # what sigma may be multiplied or divided by: a direction that moves nothing is left at that
+FARTHEST = 16.0  # sigma is multiplied or divided by at most this, which a direction that moves nothing reaches
 
 
 def calibrate(
@@ -44,20 +44,20 @@ def calibrate(
     close: float = CLOSE,
     extractor: Extractor | None = None,
 ) -> DirectionSet:
-    """The same directions with sigma such that scale 1.0 moves images by `strength`; the sign is left alone.
+    """Return the directions with sigma such that scale 1.0 moves images by `strength`; their signs do not change.
 
-    Strength 1 is the distance of two unshifted samples, so that 0.5 moves an image half as far as another sample is
-    (`moved`). Response grows more slowly than scale, hence a secant search on logarithms, for all directions at once,
-    until all are within a relative error of `close` or ROUNDS have been drawn.
-    The provenance gets `strength` and, for each direction, how far it was measured to move images in the end. Metrics
-    in the set are dropped: they were measured at another scale. extractor: whose features distances are measured in
-    (None: the denoiser's own). Raises UserError for a strength that is not positive.
+    Strength 1 is the distance of two unshifted samples; 0.5 moves an image half as far as another sample is (see
+    `moved`). The response grows more slowly than the scale. A secant search on logarithms therefore runs for all
+    directions at once, until all are within a relative error of `close` or ROUNDS rounds have been drawn. The
+    provenance gets `strength` and `moved`, the last measured distance of each direction. Metrics in the set are
+    dropped, because they were measured at another scale. extractor: the network whose features measure distance (None:
+    the denoiser's own). Raises UserError for a strength that is not positive.
     """
     if not strength > 0:
         raise UserError(f"strength: got {strength:g}; it must be above 0 (1 is the distance of two unshifted samples)")
     unit = _Unit(denoiser, schedule, batch, cache=cache, extractor=extractor)
     goal, limit = math.log(strength), math.log(FARTHEST)
-    stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of what sigma is multiplied by
+    stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of the factor of sigma
     slope = torch.ones_like(stretch)
     before: tuple[Tensor, Tensor] | None = None
     for rounds in itertools.count(1):
@@ -85,16 +85,16 @@ def moved(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> Tensor:
-    """How far each direction moves images at scales -1 and 1: [K], 1 is the distance of two unshifted samples.
+    """Return how far each direction moves images at scales -1 and 1: [K]; 1 is the distance of two unshifted samples.
 
-    Root mean square over samples and both signs of the change in standardised features, over that of the difference
-    of two independent samples. Source: ours.
+    The root mean square change of standardised features, over samples and both signs, divided by the root mean square
+    difference of two independent samples. Source: ours.
     """
     return _Unit(denoiser, schedule, batch, seeds, cache).moved(directions, injection, window)
 
 
 class _Unit:
-    """The samples and the feature space that distances are measured in, computed once for several rounds."""
+    """The samples and the feature space in which distances are measured, computed once for several rounds."""
 
     def __init__(
         self,
@@ -109,9 +109,10 @@ class _Unit:
         self.extractor = extractor
         self.reference = self._features(draw_plain(denoiser, schedule, REFERENCE, batch, cache))
         standard = standardise(self.reference, self.reference).double()
-        self.length = (2 * standard.square().sum(dim=1).mean()).sqrt()  # of the difference of two samples
+        self.length = (2 * standard.square().sum(dim=1).mean()).sqrt()  # RMS difference of two independent samples
 
     def moved(self, directions: DirectionSet, injection: Injection, window: tuple[int, int] | None) -> Tensor:
+        """Return how far each direction moves images: [K], as the function `moved` defines it."""
         drawn = draw_traversals(
             self.denoiser, self.schedule, directions, self.seeds, (-1.0, 1.0), injection, window, self.batch, self.cache
         )
@@ -126,7 +127,7 @@ class _Unit:
 
 
 def _log(response: Tensor) -> Tensor:
-    """Finite whatever was measured: images that are not finite have moved as far as there is."""
+    """Return the logarithm of the response, always finite: images that are not finite count as _VERY_FAR."""
     return response.nan_to_num(nan=_VERY_FAR, posinf=_VERY_FAR).clamp(1e-9, _VERY_FAR).log()
 
 

@@ -27,7 +27,8 @@ def _unchanged(samples: Tensor) -> Tensor:
 class Traversals:
     """M samples, unshifted and shifted by each of K directions at A scales; on the CPU.
 
-    Those of a latent model are latents, which `images` shows: [N, *sample_shape] -> [N, *image_shape], about [-1, 1].
+    The samples of a latent model are latents. `images` decodes them: [N, *sample_shape] -> [N, *image_shape], in about
+    [-1, 1].
     """
 
     plain: Tensor  # [M, *sample_shape]
@@ -58,13 +59,13 @@ def draw_traversals(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> Traversals:
-    """Draw len(seeds) * (1 + K * A) images, `batch` at a time.
+    """Draw the traversals of a set: len(seeds) * (1 + K * A) images, `batch` at a time.
 
-    All shifts of a seed share its x_T and, where steps add noise, its z_t. `batch` changes nothing but rounding.
+    All shifts of a seed share its x_T and, where steps add noise, its z_t. `batch` changes nothing beyond rounding.
     cache: where unshifted samples are read and kept.
 
-    Raises UserError where the scales are not ascending, symmetric and without 0; DirectionSetError where the set
-    does not fit the model or the chain.
+    Raises UserError where the scales are not ascending, symmetric and without 0; DirectionSetError where the set does
+    not fit the model or the chain.
     """
     scales = tuple(float(scale) for scale in scales)
     _check(denoiser, schedule, directions, scales)
@@ -80,7 +81,7 @@ def draw_traversals(
 
 
 def shown_by(denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
-    """What turns samples on the CPU into images there."""
+    """Return the function that turns samples on the CPU into images on the CPU."""
     if denoiser.codec is None:
         return _unchanged
 
@@ -94,7 +95,7 @@ def shown_by(denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
 def draw_plain(
     denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
 ) -> Tensor:
-    """Unshifted samples [len(seeds), *sample_shape], on the CPU."""
+    """Return unshifted samples [len(seeds), *sample_shape], on the CPU."""
     return torch.cat([images.cpu() for images in draw_images(denoiser, schedule, seeds, batch, cache)])
 
 
@@ -106,7 +107,7 @@ def _draw(
     injection: Injection,
     window: tuple[int, int] | None,
 ) -> Tensor:
-    # The chain's arithmetic is at least float32, however coarse the network's is.
+    # The chain computes in float32 or better, also where the network is in 16 bits.
     dtype, shape, device = torch.promote_types(denoiser.dtype, torch.float32), denoiser.sample_shape, denoiser.device
     x_T = noise(seeds, shape, dtype, device)
     z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None

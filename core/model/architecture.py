@@ -1,4 +1,4 @@
-"""Networks as shapes: without data, and how large what they draw is."""
+"""Networks without data: their class, the shape of what they draw, and copies on torch's meta device."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -13,14 +13,15 @@ from core.quiet import quiet_diffusers
 
 
 def class_of(config: Mapping[str, Any]) -> Any:
-    """The class of diffusers that a configuration is of."""
+    """Return the diffusers class that a configuration names."""
     return getattr(diffusers, config["_class_name"])
 
 
 def own_shape(network: Any, size: int | None = None, factor: int = 1) -> tuple[int, int, int]:
-    """(C, H, W) of x_t: as the model has it, or for square images of `size` pixels, `factor` of them a place.
+    """Return (C, H, W) of x_t: the model's own, or that of square images of `size` pixels.
 
-    Raises UserError for a size that the network cannot draw, and where there is none.
+    factor: pixels across one place of x_t, 1 for a pixel model. Raises UserError for a size that the network cannot
+    draw, and where neither `size` nor the configuration gives one.
     """
     config, kind = network.config, type(network).__name__
     flux = kind == "FluxTransformer2DModel"
@@ -30,11 +31,11 @@ def own_shape(network: Any, size: int | None = None, factor: int = 1) -> tuple[i
         if size < unit or size % unit:
             raise UserError(f"size: got {size}; this model draws squares of {unit}, {2 * unit}, {3 * unit} ... pixels")
         return channels, size // factor, size // factor
-    return channels, *_sides(128 if flux else config["sample_size"])  # Flux's pipeline has the size, not its network
+    return channels, *_sides(128 if flux else config["sample_size"])  # Flux's size is in its pipeline, not its network
 
 
 def _sides(told: object) -> tuple[int, int]:
-    """Height and width, of a configuration's sample_size."""
+    """Return the height and width that a configuration's sample_size gives."""
     if told is None:
         raise UserError("size: the model's configuration names none: give the side of its images in pixels")
     sides = told if isinstance(told, list | tuple) else (told, told)
@@ -45,14 +46,14 @@ def _sides(told: object) -> tuple[int, int]:
 
 
 def _unit(network: Any) -> int:
-    """The places across which a network needs a multiple of."""
+    """Return the number of places of which height and width have to be multiples."""
     if "patch_size" in network.config and network.config["patch_size"]:
         return int(network.config["patch_size"])
     return int(2 ** (len(network.config["block_out_channels"]) - 1))
 
 
 def empty_network(network: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """A network, or that of a configuration, on the meta device: every shape, and no data."""
+    """Return a network on the meta device, without data, from a network or from its configuration."""
     config = network if isinstance(network, Mapping) else getattr(network, "config", None)
     if config is None:
         empty = rebuilt(network, lambda tensor: tensor.to("meta"))
@@ -65,7 +66,10 @@ def empty_network(network: Any, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def rebuilt(network: Any, moved: Callable[[Tensor], Tensor]) -> Any:
-    """The network's modules around other tensors, each `moved` from its own; what it has is not copied on the way."""
+    """Return a copy of the network's modules around other tensors, each of them `moved` from the original.
+
+    The original tensors are not copied on the way.
+    """
     replaced: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
         found = moved(tensor).detach()

@@ -1,7 +1,7 @@
-"""What the name of a model stands for, told without torch: whoever plans, launches or records asks here.
+"""What a model's name refers to, without importing torch: for code that plans, launches or records sweeps.
 
-The order is that in which core.model.denoiser and core.model.pretrained look: what a package registers goes before what
-is shipped, and what is here before the hub.
+Names are looked up in the same order as in core.model.denoiser and core.model.pretrained: models that a package
+registers before built-in ones, and local ones before the hub.
 """
 
 from importlib.metadata import entry_points
@@ -10,7 +10,7 @@ from typing import Literal
 
 MODELS = ("toyfaces", "digits", "toyfaces-latent", "toyfaces-text")
 
-# Public models that a sweep is planned on without a network. Ho et al. (arXiv 2006.11239) give 114 million weights for
+# Public models for which a sweep can be planned offline. Ho et al. (arXiv 2006.11239) give 114 million weights for
 # their CelebA-HQ and LSUN models; this architecture has 113,673,219. A trial reads the model's own configuration.
 ARCHITECTURES = {
     f"google/ddpm-{average}{images}-256": "ddpm-256"
@@ -36,24 +36,24 @@ _ZOO = Path(__file__).parents[1] / "zoo"
 Origin = Literal["built-in", "registered", "folder", "file", "hub"]
 
 GROUP = "h_space.models"  # of entry points: a model's name -> load(dtype, device, use) -> Denoiser
-_LONGEST = 96  # letters of a hub id
-SINGLE_FILES = (".safetensors", ".ckpt")  # what no hub id ends with
+_LONGEST = 96  # characters of a hub id, at most
+SINGLE_FILES = (".safetensors", ".ckpt")  # no hub id ends with one of these
 
 
 def model_folder(name: str) -> Path:
-    """The diffusers pipeline folder of an embedded model."""
+    """Return the diffusers pipeline folder of an embedded model."""
     return _ZOO / name
 
 
 def architecture_folder(model: str) -> Path:
-    """A diffusers pipeline folder of one of ARCHITECTURES that holds no weights."""
+    """Return the diffusers pipeline folder, without weights, of one of ARCHITECTURES."""
     return _ZOO / "architectures" / ARCHITECTURES[model]
 
 
 def origin_of(name: str) -> Origin:
-    """Where a model of this name comes from, whether it is there or not.
+    """Return where a model of this name comes from, whether it exists or not.
 
-    What can be nothing else is a folder, which is then missing.
+    A name that can be nothing else counts as a folder, which is then missing.
     """
     if entry_points(group=GROUP, name=name):
         return "registered"
@@ -71,9 +71,9 @@ def origin_of(name: str) -> Origin:
 
 
 def at_path(name: str) -> Literal["folder", "file"] | None:
-    """What lies at a path of this name."""
+    """Return whether a folder or a file lies at this path; None where there is neither."""
     try:
         path = Path(name).expanduser()
         return "folder" if path.is_dir() else "file" if path.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # longer than a path may be, in the home of nobody, with a zero byte
+    except (OSError, RuntimeError, ValueError):  # too long for a path, an unknown user's home, a zero byte
         return None

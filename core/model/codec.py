@@ -1,10 +1,11 @@
-"""The autoencoder of a latent model: latents to images and back, a few samples at a time.
+"""The autoencoder of a latent model: it turns latents into images and back, a few samples at a time.
 
     images = decoder(x_0 / scaling_factor + shift_factor)        x_0 = (encoder(images) - shift_factor) * scaling_factor
 
-with AutoencoderKL (whose mean is taken) and with VQModel (which quantises when it decodes). Where its configuration has
-latents_mean and latents_std, for each channel, these are the shift and, over scaling_factor, the unit. Frozen;
-differentiable, by running each part again on the way back, so that no more than one part's graph is ever held.
+Works with AutoencoderKL (whose mean is taken) and with VQModel (which quantises when it decodes). Where the
+configuration has latents_mean and latents_std, for each channel, the shift is latents_mean and
+latents_std / scaling_factor is the unit of x_0. The autoencoder is frozen. It is differentiable: each part is run again
+on the way back, so that only one part's graph is held at a time.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from core.model.architecture import empty_network
 
-_PIXELS = 1 << 18  # that are decoded at a time: one image of 512 x 512
+_PIXELS = 1 << 18  # decoded or encoded at a time: one image of 512 x 512
 
 
 class Codec:
-    """A frozen autoencoder. sample_shape: of the latents; image_shape: of what they stand for."""
+    """A frozen autoencoder. sample_shape: (C, H, W) of the latents; image_shape: that of their images."""
 
     def __init__(self, network: Any, sample_shape: tuple[int, int, int]) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -34,35 +35,37 @@ class Codec:
 
     @staticmethod
     def factor(config: Mapping[str, Any]) -> int:
-        """How many pixels across a latent stands for."""
+        """Return the number of pixels across one place of the latents."""
         return int(2 ** (len(config["block_out_channels"]) - 1))
 
     @property
     def kind(self) -> str:
+        """The name of the autoencoder's class."""
         return type(self.network).__name__
 
     @property
     def scaling(self) -> float:
-        """By how much latents are made larger for the denoiser."""
+        """The factor by which latents are multiplied for the denoiser."""
         return float(self.network.config.get("scaling_factor") or 1)
 
     def tensors(self) -> list[Tensor]:
+        """Return every weight and buffer."""
         return [*self.network.parameters(), *self.network.buffers()]
 
     def on_meta(self, dtype: torch.dtype) -> "Codec":
-        """The same without its weights."""
+        """Return the same autoencoder without its weights, on torch's meta device."""
         return Codec(empty_network(self.network, dtype), self.sample_shape)
 
     def images(self, x_0: Tensor) -> Tensor:
-        """Latents [N, *sample_shape] as images [N, *image_shape] in about [-1, 1]."""
+        """Return latents [N, *sample_shape] as images [N, *image_shape] in about [-1, 1]."""
         return self._in_parts(self._decode, x_0)
 
     def x_0(self, images: Tensor) -> Tensor:
-        """Images [N, *image_shape] in [-1, 1] as latents [N, *sample_shape]."""
+        """Return images [N, *image_shape] in [-1, 1] as latents [N, *sample_shape]."""
         return self._in_parts(self._encode, images)
 
     def _in_parts(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Some samples at a time; what is to be differentiated keeps its input alone."""
+        """Apply `function` to a few samples at a time; where a gradient is needed, keep only the inputs."""
         size = max(1, _PIXELS // prod(self.image_shape[1:]))
         parts = torch.split(x, size)
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -82,7 +85,7 @@ class Codec:
         return (latents - shift) * scaling
 
     def _units(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """(scaling, shift) between x_0 and the decoder's latents."""
+        """Return (scaling, shift) between x_0 and the decoder's latents."""
         config = self.network.config
         mean, deviation = config.get("latents_mean"), config.get("latents_std")
         if mean is None or deviation is None:

@@ -1,11 +1,11 @@
-"""What a network is told beside x_t and t: prompts as embeddings, classes, sizes; and how guidance uses them.
+"""The inputs of a network beside x_t and t (prompts as embeddings, classes, sizes), and how guidance uses them.
 
 Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) with weight w runs the network on two rows for a sample,
 
     output = unconditional + w (conditional - unconditional)        w = 1: the conditional row alone
 
-With several prompts or classes, samples take them in turn, by their seed: what is measured or learned over samples is
-then a mean over prompts.
+With several prompts or classes, each sample gets one by its seed, so that values measured or learned over samples are
+means over prompts.
 """
 
 import hashlib
@@ -20,15 +20,17 @@ from core.errors import UserError
 
 @dataclass(frozen=True)
 class Condition:
-    """P prompts or classes, as what the network reads. given: name -> [P, ...]; unconditional: name -> [1, ...], where
-    guidance leads away from something; both: whether a shift is of both rows of a sample, or of the conditional one.
+    """P prompts or classes as inputs of the network. given: name -> [P, ...]; unconditional: name -> [1, ...].
+
+    `unconditional` is empty where there is no guidance. both: whether a shift is added to both rows of a sample, or
+    only to the conditional one.
     """
 
     given: Mapping[str, Tensor] = field(default_factory=dict)
     unconditional: Mapping[str, Tensor] = field(default_factory=dict)
     guidance: float = 1.0
     both: bool = True
-    chosen: tuple[int, ...] | None = None  # which of the P each sample of a batch has; None: the first
+    chosen: tuple[int, ...] | None = None  # for each sample of a batch, its number among the P; None: 0
 
     @property
     def guided(self) -> bool:
@@ -37,27 +39,30 @@ class Condition:
 
     @property
     def count(self) -> int:
-        """How many prompts or classes there are."""
+        """The number P of prompts or classes."""
         return max((len(rows) for rows in self.given.values()), default=1)
 
     def for_samples(self, seeds: Sequence[int]) -> "Condition":
-        """The condition of a batch: sample n has the prompt number seed mod P."""
+        """Return the condition of a batch of samples with these seeds: a sample gets the prompt number seed mod P."""
         return self if self.count == 1 else replace(self, chosen=tuple(int(seed) % self.count for seed in seeds))
 
     def picked(self, rows: Sequence[int]) -> "Condition":
-        """The condition of a batch of these samples of this batch."""
+        """Return the condition of the samples at `rows` of this batch."""
         return self if self.chosen is None else replace(self, chosen=tuple(self.chosen[row] for row in rows))
 
     def without_choice(self) -> "Condition":
-        """The condition of any batch."""
+        """Return the condition of no particular batch: every sample gets the first prompt."""
         return replace(self, chosen=None)
 
     def plain(self) -> "Condition":
-        """The same without guidance."""
+        """Return the same condition without guidance."""
         return replace(self, guidance=1.0)
 
     def rows(self, samples: int) -> dict[str, Tensor]:
-        """What the network reads for a batch: name -> [N, ...], or [2 N, ...] where it is guided."""
+        """Return the network's inputs for a batch: name -> [N, ...], or [2 N, ...] with guidance.
+
+        Raises UserError where the prompts were chosen for a batch of another size.
+        """
         if self.chosen is not None and len(self.chosen) != samples:
             raise UserError(f"a batch of {samples} samples; their prompts were chosen for {len(self.chosen)}")
         chosen = torch.tensor(self.chosen if self.chosen is not None else [0] * samples)
@@ -70,19 +75,21 @@ class Condition:
         }
 
     def combined(self, output: Tensor) -> Tensor:
-        """The output of guidance, of that of both rows of every sample [2 N, ...]."""
+        """Return the guided output [N, ...] from the output of both rows of every sample [2 N, ...]."""
         unconditional, conditional = output.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
     def tensors(self) -> list[Tensor]:
+        """Return all tensors, conditional and unconditional."""
         return [*self.given.values(), *self.unconditional.values()]
 
     def to(self, device: torch.device | str) -> "Condition":
+        """Return the condition on another device."""
         given, other = ({k: v.to(device) for k, v in rows.items()} for rows in (self.given, self.unconditional))
         return replace(self, given=given, unconditional=other)
 
     def digest(self) -> str:
-        """SHA-256 over all that it tells a network."""
+        """Return the SHA-256 over all inputs that the condition gives a network."""
         found = hashlib.sha256(f"{self.guidance if self.guided else 1}".encode())
         for rows in (self.given, self.unconditional if self.guided else {}):
             for name, tensor in sorted(rows.items()):

@@ -1,8 +1,8 @@
-"""A pretrained diffusion model, cut at its tap: `encode` up to h, `decode` from h on.
+"""A pretrained diffusion model that is cut at its tap: `encode` runs up to h, `decode` from h on.
 
-Around the cut network (core.model.cuts) stands what makes a model of it: the scheduler, what it is told
-(core.model.condition), and for latent models the autoencoder (core.model.codec). A denoiser draws samples x_0 of
-`sample_shape`, images for a pixel model and latents for a latent one; `images` shows them.
+A denoiser is the cut network (core.model.cuts) with its scheduler, its condition (core.model.condition) and, for latent
+models, its autoencoder (core.model.codec). Its samples x_0 have `sample_shape`: they are images for a pixel model and
+latents for a latent model. `images` turns them into images.
 """
 
 import copy
@@ -40,10 +40,10 @@ from core.model.use import Use
 
 
 class Denoiser:
-    """The output of a frozen network at (x_t, t), with its bottleneck open.
+    """A frozen network whose output at (x_t, t) can be shifted at its bottleneck h.
 
-    `sample_shape` is (C, H, W) of x_t, `image_shape` that of the images it stands for, `h_shape` that of h; all are
-    read off the model. The output is what the network predicts: noise, velocity or image (core.chain.schedule).
+    `sample_shape` is (C, H, W) of x_t, `image_shape` that of the images, `h_shape` that of h; all are read off the
+    model. The output is what the network predicts: noise, velocity or image (core.chain.schedule).
     """
 
     def __init__(
@@ -59,10 +59,11 @@ class Denoiser:
         use: Use | None = None,
         sample_shape: tuple[int, int, int] | None = None,
     ) -> None:
-        """network: of diffusers, or with a `cut` any; condition: what it is told; codec: of a latent model. Of the
-        scheduler the noise is taken (core.model.schedulers).
+        """Put a model together from its parts.
 
-        Raises ModelError where the parts cannot be used, UserError for a tap or form that the network has not.
+        network: of diffusers, or any network if `cut` is given. scheduler: only its noise levels and timesteps are used
+        (core.model.schedulers). condition: the network's further inputs. codec: the autoencoder of a latent model.
+        Raises ModelError where the parts cannot be used, UserError for a tap or form that the network does not have.
         """
         self.use = use or Use()
         if cut is None:
@@ -75,7 +76,7 @@ class Denoiser:
         self.sample_shape = sample_shape or (codec.sample_shape if codec else own_shape(network, self.use.size))
         if not self.cut.tap.channels:
             self.cut.look(self._on_meta(), self.sample_shape, self.condition.plain().rows(1), name)
-        self.listeners: list[Callable[[], object]] = []  # told of every pass that begins
+        self.listeners: list[Callable[[], object]] = []  # called at the start of every pass
         self._blueprints: dict[torch.dtype, Denoiser] = {}
 
     @classmethod
@@ -86,12 +87,12 @@ class Denoiser:
         device: str | torch.device = "cpu",
         **use: Any,
     ) -> "Denoiser":
-        """Load a built-in name, a diffusers folder, or a hub id ("id@revision" pins it); safetensors only.
+        """Load a built-in name, a diffusers folder, a single file, or a hub id ("id@revision" pins it).
 
-        use: how, as core.model.use.Use has it: tap, form, prompts, negative_prompt, classes, guidance, shifted, size,
-        space. Raises ModelError, in one sentence, where the model is missing, incomplete, or of a kind that has no cut.
-
-        A package may register models of its own, of any kind (docs/models.md).
+        Weights are read from safetensors only. use: the fields of core.model.use.Use: tap, form, prompts,
+        negative_prompt, classes, guidance, shifted, size, space. Raises ModelError, in one sentence, where the model is
+        missing, incomplete, or of a kind that has no cut. Installed packages may register models of their own, of any
+        kind (docs/models.md).
         """
         if own := registered(str(model), Use.of(use), dtype, device):
             return own
@@ -114,9 +115,9 @@ class Denoiser:
 
     @classmethod
     def without_weights(cls, model: str | Path, dtype: torch.dtype = torch.float32, **use: Any) -> "Denoiser":
-        """The architecture of a model alone, on torch's meta device: shapes and sizes, and no images.
+        """Return a model's architecture alone, on torch's meta device: it has shapes and sizes, but draws no images.
 
-        Reads, or downloads, nothing but configuration files. Raises ModelError as `from_pretrained` does.
+        Reads or downloads only configuration files. Raises ModelError as `from_pretrained` does.
         """
         if own := registered(str(model), Use.of(use), dtype, "cpu"):
             return own.blueprint(dtype)
@@ -137,7 +138,7 @@ class Denoiser:
         )
 
     def blueprint(self, dtype: torch.dtype | None = None) -> "Denoiser":
-        """This denoiser without its weights, on torch's meta device, in its own precision or another."""
+        """Return this denoiser without its weights, on torch's meta device, in its own precision or in `dtype`."""
         dtype = dtype or self.dtype
         if dtype == self.dtype and self.device.type == "meta":
             return self
@@ -155,21 +156,21 @@ class Denoiser:
         return twin
 
     def _on_meta(self, dtype: torch.dtype | None = None) -> Cut:
-        """The cut through a network of the same architecture that has no data."""
+        """Return the cut through a network of the same architecture that has no data."""
         return self.cut.on(empty_network(self.network, dtype or self.cut.dtype))
 
     def with_cut(self, cut: Cut) -> Self:
-        """The same model, cut by other code."""
+        """Return the same model with another cut."""
         twin = copy.copy(self)
         twin.cut, twin._blueprints = cut, {}
         return twin
 
     def by_blocks(self) -> Self:
-        """This denoiser, the same weights, keeping only what enters each of its blocks when it is differentiated."""
+        """Return this denoiser with the same weights, keeping only its blocks' inputs when it is differentiated."""
         return self.with_cut(self.cut.by_blocks())
 
     def for_samples(self, seeds: Sequence[int]) -> Self:
-        """This denoiser for a batch of these samples: of several prompts each has the one that is its own."""
+        """Return this denoiser for samples with these seeds: each sample gets the prompt or class of its seed."""
         if self.condition.count == 1:
             return self
         twin = copy.copy(self)
@@ -177,49 +178,53 @@ class Denoiser:
         return twin
 
     def picked(self, rows: Sequence[int]) -> Self:
-        """This denoiser, if it is for a batch, for a batch of these samples of it."""
+        """Return this denoiser for the samples at `rows` of its batch; without a batch, nothing changes."""
         twin = copy.copy(self)
         twin.condition = self.condition.picked(rows)
         return twin
 
     def tensors(self) -> list[Tensor]:
-        """Every weight and buffer that it holds."""
+        """Return every weight and buffer: of the cut, the condition and the codec."""
         beside = [] if self.codec is None else self.codec.tensors()
         return [*self.cut.tensors(), *self.condition.tensors(), *beside]
 
     def weight_bytes(self) -> int:
-        """What they take in memory."""
+        """Return the bytes that `tensors` takes in memory."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
     @property
     def h_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of h."""
         return self.cut.tap.h_shape
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images: that of the samples for a pixel model."""
         return self.sample_shape if self.codec is None else self.codec.image_shape
 
     @property
     def tokens(self) -> int:
-        """How many image tokens a transformer makes of a sample; 0 for a UNet."""
+        """The number of image tokens that a transformer makes of a sample; 0 for a UNet."""
         rows, columns = self.cut.grid(self.sample_shape) or (0, 0)
         return rows * columns
 
     @property
     def even_sigmas(self) -> bool:
-        """Whether a flow's chain starts from evenly spaced noise levels, as Flux's pipeline has it."""
+        """Whether a flow's chain starts from evenly spaced noise levels, as in Flux's pipeline."""
         return isinstance(self.cut, TransformerCut) and self.cut.packed
 
     @property
     def device(self) -> torch.device:
+        """The device of the network."""
         return self.cut.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the network's weights."""
         return self.cut.dtype
 
     def encode(self, x_t: Tensor, t: float | Tensor) -> Features:
-        """Everything up to the tap. x_t: [N, *sample_shape], t: a training timestep, or one per sample [N]."""
+        """Run the network up to the tap. x_t: [N, *sample_shape]; t: a training timestep, or one per sample [N]."""
         for told in self.listeners:
             told()
         rows, timesteps = len(x_t), torch.as_tensor(t, device=x_t.device).reshape(-1).expand(len(x_t))
@@ -229,7 +234,10 @@ class Denoiser:
         return self.cut.encode(torch.cat([x_t, x_t]), timesteps.repeat(2), given).as_guided()
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
-        """From the tap on, with delta_h [N or 1, *h_shape] added: the output [N, *sample_shape], guided or plain."""
+        """Run the rest of the network, with delta_h [N or 1, *h_shape] added; return the output [N, *sample_shape].
+
+        With guidance the output is the guided one.
+        """
         if not features.guided:
             return self.cut.decode(features, delta_h)
         return self.condition.combined(
@@ -237,35 +245,38 @@ class Denoiser:
         )
 
     def __call__(self, x_t: Tensor, t: float | Tensor, delta_h: Tensor | None = None) -> Tensor:
-        """The output at (x_t, t | h + delta_h): [N, *sample_shape]."""
+        """Return the output at (x_t, t | h + delta_h): [N, *sample_shape]."""
         return self.decode(self.encode(x_t, t), delta_h)
 
     def maps(self, x_t: Tensor, t: float) -> list[Tensor]:
-        """What the first half knows of x_t, as maps [N, C, H, W]."""
+        """Return the cut's feature maps [N, C, H, W] of x_t: h and, for a UNet, the skips of its resolution."""
         return list(self.cut.maps(self.encode(x_t, t)))
 
     def images(self, x_0: Tensor) -> Tensor:
-        """Samples [N, *sample_shape] as images [N, *image_shape] in about [-1, 1]; differentiable."""
+        """Return samples [N, *sample_shape] as images [N, *image_shape] in about [-1, 1]; differentiable."""
         return x_0 if self.codec is None else self.codec.images(x_0)
 
     @property
     def seen_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what `seen` gives."""
+        """(C, H, W) of what `seen` returns."""
         return self.image_shape if self.use.space == "pixels" else self.sample_shape
 
     def seen(self, x_0: Tensor) -> Tensor:
-        """What looks at samples, to learn from them or to judge them, sees: latents, or images; differentiable."""
+        """Return samples as trained parts and judges get them: latents, or images if `use.space` is "pixels".
+
+        Differentiable.
+        """
         return self.images(x_0) if self.use.space == "pixels" else x_0
 
     def x_0(self, images: Tensor) -> Tensor:
-        """Images [N, *image_shape] in [-1, 1] as samples [N, *sample_shape]."""
+        """Return images [N, *image_shape] in [-1, 1] as samples [N, *sample_shape]."""
         return images if self.codec is None else self.codec.x_0(images)
 
 
 def registered(name: str, use: Use, dtype: torch.dtype, device: str | torch.device) -> Denoiser | None:
-    """The model that an installed package registers under this name, if one does.
+    """Return the model that an installed package registers under this name, or None.
 
-    Raises ModelError where it fails, UserError where it is not used as was asked.
+    Raises ModelError where its loading fails, UserError where the loaded denoiser ignores a part of `use`.
     """
     found = entry_points(group=GROUP, name=name)
     if not found:

@@ -1,29 +1,29 @@
-"""The parts of a model in diffusers layout: the folders they are in, and the files of their weights."""
+"""The folders of a model in diffusers layout, and the names of the files with its weights."""
 
 import json
 from pathlib import Path
 
 WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
-NETWORKS = ("unet", "transformer")  # where a pipeline keeps what denoises
+NETWORKS = ("unet", "transformer")  # folders of the network that denoises
 CODECS = ("vae", "vqvae")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def weight_names(stem: str = WEIGHTS) -> tuple[str, ...]:
-    """What is looked for, first to last: an index of several files or one file, those in half precision at last."""
+    """Return the file names to look for, in order: an index of several files, one file, then both in half precision."""
     return tuple(
         name for half in ("", ".fp16") for name in (f"{stem}.safetensors.index{half}.json", f"{stem}{half}.safetensors")
     )
 
 
 def weights_at(part: Path, stem: str = WEIGHTS) -> Path | None:
-    """The file with a part's weights, or the index that names several."""
+    """Return the file with a part's weights, or the index that names several; None where there is neither."""
     return next((part / name for name in weight_names(stem) if (part / name).is_file()), None)
 
 
 def weight_files(part: Path) -> list[Path]:
-    """The files with a part's weights. Raises OSError, KeyError or ValueError where its index cannot be read."""
+    """Return the files with a part's weights. Raises OSError, KeyError or ValueError where the index cannot be read."""
     found = weights_at(part)
     if found is None or found.suffix != ".json":
         return [found or part / f"{WEIGHTS}.safetensors"]
@@ -31,10 +31,10 @@ def weight_files(part: Path) -> list[Path]:
 
 
 def only_pickles(name: str, files: list[str], where: str, source: Path | str, revision: str | None = None) -> str:
-    """The sentence of a model whose weights are pickles alone, with the command that converts it.
+    """Return the error message for a model that has its weights only as pickles, with the command that converts it.
 
-    source: its folder, or its hub id. Of a model of the hub all parts are fetched first: diffusers by itself would not
-    fetch those that are safetensors alone.
+    source: the model's folder, or its hub id. For a hub id the command first downloads all parts, because diffusers by
+    itself would skip those that are stored only as safetensors.
     """
     load, given = "", f"'{source}'"
     if isinstance(source, str):

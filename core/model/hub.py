@@ -1,4 +1,4 @@
-"""Models of the hub: what of a repository is fetched, and what is said where it cannot be."""
+"""Download models from the hub, and explain why one cannot be downloaded or used."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +15,10 @@ _IGNORED = ["*.fp16*", "*non_ema*"]
 
 
 def download(hub_id: str, revision: str | None, weights: bool) -> Path:
-    """The folder of a hub's model with the parts that are used of it, downloaded once; without `weights` their
-    configurations. Of weights that are there in half precision alone, those.
+    """Download the used parts of a hub model once, and return its folder; with weights=False only configurations.
 
-    Raises ModelError, in one sentence, where it cannot be fetched or has no weights that are read.
+    Weights in half precision are downloaded only where there are no others. Raises ModelError, in one sentence, where
+    the model cannot be fetched, is not in diffusers layout, or has weights only as pickles.
     """
     folder = _fetched(hub_id, revision, list(_patterns(weights)), _IGNORED)
     lacking = _without_weights(folder) if weights else []
@@ -40,7 +40,7 @@ def download(hub_id: str, revision: str | None, weights: bool) -> Path:
 
 
 def _patterns(weights: bool) -> Iterator[str]:
-    """An asterisk stands for slashes, too."""
+    """Yield the patterns of the files to download; an asterisk matches slashes too."""
     yield from _ROOT
     yield from (f"{part}/*.json" for part in (*_STEMS, "scheduler"))
     yield from (f"{part}/*" for part in _TOKENIZERS)
@@ -55,30 +55,30 @@ def _fetched(hub_id: str, revision: str | None, patterns: list[str], ignored: li
 
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
-    except Exception as error:  # the hub client has a dozen exception types; the user has one problem
+    except Exception as error:  # the hub client raises a dozen exception types
         what = f"{hub_id} at revision {revision}" if revision else hub_id
         raise AbsentModelError(_unreachable(what, error)) from error
 
 
 def _without_weights(folder: Path) -> list[str]:
-    """The parts that are there without their weights; "" is the root, where no folder holds a network."""
+    """Return the parts that lack weights; "" is the root, which counts where no folder holds a network."""
     found = [part for part in _STEMS if (folder / part).is_dir()]
     parts = found if set(found) & set(NETWORKS) else ["", *found]
     return [part for part in parts if weights_at(folder / part, _STEMS.get(part, WEIGHTS)) is None]
 
 
 def _listed(hub_id: str, revision: str | None) -> list[str]:
-    """The names of a repository's files; none where nobody answers."""
+    """Return the names of a repository's files; none where the hub cannot be reached."""
     from huggingface_hub import HfApi
 
     try:
         return sorted(HfApi().list_repo_files(hub_id, revision=revision))
-    except Exception:  # it is asked for a better sentence alone
+    except Exception:  # the list only improves an error message
         return []
 
 
 def _is_of(parts: list[str], file: str) -> bool:
-    """Whether a file lies in one of these parts, and is called as weights are or is a pickle."""
+    """Return whether a file lies in one of these parts, and has the name of weights or is a pickle."""
     part, _, name = file.rpartition("/")
     return part in parts and (name.startswith(_STEMS.get(part, WEIGHTS)) or _is_pickle(name))
 

@@ -1,6 +1,7 @@
-"""Where models come from: a built-in name, a diffusers folder or a hub id, to a network, scheduler and autoencoder.
+"""Find a model by its name, and load its network, scheduler and autoencoder.
 
-safetensors only, and only what the package can open; everything else is refused in one sentence.
+A name is a built-in name, a diffusers folder, a single file or a hub id. Weights are read from safetensors only; every
+model that the package cannot open is refused in one sentence.
 """
 
 import hashlib
@@ -39,34 +40,35 @@ from core.quiet import quiet_diffusers
 
 @dataclass(frozen=True)
 class Found:
-    """A model's folder, by the name it was asked for."""
+    """A model's folder, and the name by which it was asked for."""
 
     name: str
     folder: Path
 
     @property
     def network(self) -> Path:
-        """The folder of the network; older models keep it at the root."""
+        """The folder of the network; the root for older models."""
         return next((self.folder / part for part in NETWORKS if (self.folder / part).is_dir()), self.folder)
 
     @property
     def codec(self) -> Path | None:
-        """The folder of the autoencoder, of a latent model."""
+        """The folder of the autoencoder; None for a pixel model."""
         return next((self.folder / part for part in CODECS if (self.folder / part).is_dir()), None)
 
     @property
     def variant(self) -> str | None:
-        """What diffusers calls the weights of text encoders that are there in half precision alone."""
+        """diffusers' variant "fp16" where weights of a text encoder exist in half precision only, else None."""
         stored = [weights_at(part, TRANSFORMERS_WEIGHTS) for part in self.folder.glob("text_encoder*")]
         return "fp16" if any(".fp16" in file.name for file in stored if file) else None
 
 
 def find_model(model: str | Path, weights: bool = True) -> Found:
-    """The folder that holds a built-in name, a local folder, a single file, or a hub id (downloaded once).
+    """Return the folder of a built-in name, a local folder, a single file, or a hub id (downloaded once).
 
-    "id@revision" is a hub id at a branch, tag or commit. Without `weights` nothing but configuration files is read or
-    downloaded, and of the models whose configuration this package has, nothing at all. A single file that is not
-    unpacked yet then has the configuration that it would get.
+    "id@revision" is a hub id at a branch, tag or commit. With weights=False only configuration files are read or
+    downloaded, and nothing is downloaded for models whose configuration this package has. A single file that is not
+    unpacked yet then gets the configuration that unpacking would give it. Raises AbsentModelError for a name that is
+    none of these.
     """
     name, there = str(model), at_path(str(model))
     if name in MODELS:
@@ -93,18 +95,18 @@ def _of_hub(name: str, weights: bool) -> Path:
 
 
 def weight_digest(network: torch.nn.Module, *others: torch.nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of all weights: two models are the same when this is."""
+    """Return the SHA-256 over the names, shapes and bytes of all weights, which identifies a model."""
     return combined_digest(tensors_digest(part.state_dict()) for part in (network, *others))
 
 
 def combined_digest(digests: Iterable[str]) -> str:
-    """That of a model of several parts; of one part its own."""
+    """Return the digest of a model of several parts; for one part, that part's own digest."""
     found = list(digests)
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of one part, as it is stored: whatever precision it is then used in."""
+    """Return the digest of one part. For stored weights it does not depend on the precision in which they are used."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
@@ -113,20 +115,21 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_network(found: Found, dtype: torch.dtype) -> tuple[Any, str]:
-    """The network on the CPU, and its weights' digest. Weights that are stored in `dtype` are mapped from their file:
-    the processes of a machine share one copy.
+    """Load the network on the CPU, and return it with the digest of its weights.
+
+    Weights that are stored in `dtype` are mapped from their file, so that the processes of a machine share one copy.
     """
     config = read_config(found)
     return _loaded(found, found.network, config, dtype)
 
 
 def network_alone(found: Found, dtype: torch.dtype) -> Any:
-    """The network's architecture, without its weights."""
+    """Return the network's architecture, without its weights."""
     return _empty(found, found.network, read_config(found, weights=False), dtype)
 
 
 def load_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Codec, str] | None:
-    """The autoencoder of a latent model and its digest; None for a pixel model."""
+    """Load the autoencoder of a latent model, and return it with its digest; None for a pixel model."""
     if found.codec is None:
         return None
     config = _codec_config(found, found.codec, weights=True)
@@ -135,7 +138,7 @@ def load_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dt
 
 
 def empty_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> Codec | None:
-    """The autoencoder's architecture alone."""
+    """Return the autoencoder's architecture, without its weights; None for a pixel model."""
     if found.codec is None:
         return None
     config = _codec_config(found, found.codec, weights=False)
@@ -143,14 +146,14 @@ def empty_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.d
 
 
 def codec_factor(found: Found) -> int:
-    """How many pixels across a sample's place stands for: 1 for a pixel model."""
+    """Return the number of pixels across one place of a sample: 1 for a pixel model."""
     return 1 if found.codec is None else Codec.factor(_codec_config(found, found.codec, weights=False))
 
 
 def _codec_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
-    """An autoencoder's configuration.
+    """Return an autoencoder's configuration.
 
-    A VQModel that was saved before it had a scale was trained without one; diffusers takes that of Stable Diffusion.
+    A VQModel saved without a scaling factor was trained without one, but diffusers would give it Stable Diffusion's.
     """
     config = _checked_config(found, part, weights)
     _refuse_silent(found, config, "block_out_channels")
@@ -163,7 +166,7 @@ def _codec(found: Found, network: Any, sample_shape: tuple[int, int, int]) -> Co
 
 
 def _refuse_silent(found: Found, config: Mapping[str, Any], needed: str) -> None:
-    """Raises ModelError for an autoencoder that does not say how large its images are."""
+    """Raise ModelError for an autoencoder whose configuration lacks an entry that gives the size of its images."""
     if not config.get(needed):
         raise ModelError(
             f"model '{found.name}' has a {config['_class_name']} whose configuration names no {needed}: autoencoders "
@@ -172,16 +175,16 @@ def _refuse_silent(found: Found, config: Mapping[str, Any], needed: str) -> None
 
 
 def _codec_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """Some autoencoders overflow in float16, and say so."""
+    """Return float32 in place of float16 for autoencoders that overflow in float16, as their configuration says."""
     return torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
 
 
 def _loaded(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
     try:
-        with init_empty_weights(include_buffers=False), quiet_diffusers():  # a buffer may be computed, and in no file
+        with init_empty_weights(include_buffers=False), quiet_diffusers():  # buffers may be computed, and in no file
             network = class_of(config).from_config(config)
         stored = {name: weight for file in weight_files(folder) for name, weight in load_file(file).items()}
-        network._fix_state_dict_keys_on_load(stored)  # published models have the old names of attention's parts
+        network._fix_state_dict_keys_on_load(stored)  # published models have old names in attention
         expected = network.state_dict()
         stored = {name: stored[name] for name in expected if name in stored}
         for name, weight in stored.items():
@@ -207,7 +210,7 @@ def _empty(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.d
 
 
 def read_config(found: Found, weights: bool = True) -> dict[str, Any]:
-    """The network's configuration, checked to be of a kind that has a cut, beside its weights."""
+    """Return the network's configuration. Raises ModelError where its kind has no cut, or its weights are missing."""
     config = _checked_config(found, found.network, weights)
     kind = config["_class_name"]
     if kind not in CUTS:
@@ -219,7 +222,7 @@ def read_config(found: Found, weights: bool = True) -> dict[str, Any]:
 
 
 def _checked_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
-    """The configuration of a part, beside which its weights have to be."""
+    """Return the configuration of a part. Raises ModelError where it is missing, or weights are needed and missing."""
     missing = [] if (part / "config.json").is_file() else ["config.json"]
     if weights and weights_at(part) is None:
         if (pickled := _pickled(part)) and not missing:
@@ -237,10 +240,10 @@ def _incomplete(found: Found, where: Path, missing: Iterable[str]) -> ModelError
 
 
 def refuse_incomplete(found: Found) -> None:
-    """Raises ModelError where tokenizers or text encoders that the model's index names are not there to be read."""
+    """Raise ModelError where tokenizers or text encoders that the model's index names are missing or only pickles."""
     try:
         index = json.loads((found.folder / "model_index.json").read_text()).items()
-    except (OSError, ValueError, AttributeError):  # whoever needs it says so
+    except (OSError, ValueError, AttributeError):  # the code that needs the index reports it
         return
     listed = [name for name, kind in index if isinstance(kind, list) and any(kind)]
     named = [name for name in listed if name.startswith(("tokenizer", "text_encoder"))]
@@ -256,7 +259,7 @@ def _pickled(part: Path) -> list[str]:
 
 
 def _current(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration under the class that diffusers has for it today."""
+    """Return a configuration under today's diffusers class: Transformer2DModel has been split into several."""
     if config["_class_name"] != "Transformer2DModel":
         return config
     kinds = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
@@ -264,7 +267,7 @@ def _current(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_scheduler(found: Found) -> Any:
-    """The scheduler as this package runs it (core.model.schedulers)."""
+    """Load the scheduler that this package runs for the model (core.model.schedulers)."""
     part = found.folder / "scheduler" if (found.folder / "scheduler").is_dir() else found.folder
     if not (part / "scheduler_config.json").is_file():
         raise ModelError(f"model '{found.name}' is incomplete: {part} lacks scheduler_config.json")
@@ -272,7 +275,7 @@ def load_scheduler(found: Found) -> Any:
     refuse_kind(told["_class_name"], found.name)
     try:
         with quiet_diffusers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of diffusers' own code, where a class fills its tables
+            warnings.simplefilter("ignore")  # from diffusers' own computation of tables
             scheduler = class_of(told).from_pretrained(part, **PLAIN)
     except Exception as error:
         raise ModelError(

@@ -1,6 +1,7 @@
-"""From prompts and classes to what a network reads (core.model.condition), by the pipeline's own text encoders.
+"""Turn prompts and classes into a network's inputs (core.model.condition), with the pipeline's own text encoders.
 
-The encoders come with the model, run once when it is loaded, and are let go: a sweep holds embeddings.
+The encoders come with the model. They run once, when the model is loaded, and are then freed: a sweep keeps only the
+embeddings.
 """
 
 import json
@@ -19,7 +20,7 @@ from core.model.use import DISTILLED_GUIDANCE, Use
 from core.quiet import quiet_diffusers, quiet_transformers
 
 Rows = dict[str, Tensor]
-_NULL_CLASS = 1000  # of DiT's pipeline
+_NULL_CLASS = 1000  # the class of no class in DiT's pipeline
 _PROMPT_LENGTH = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # whatever their tokenizers could read
 _TEXT_LENGTH = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120, "SD3Transformer2DModel": 333}
 
@@ -33,8 +34,10 @@ def condition_of(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Condition:
-    """What the model is told. Raises ModelError where its text encoders cannot be read, UserError for prompts or
-    classes, or guidance, that it does not take.
+    """Return the condition of a loaded model: its prompts or classes, and its guidance.
+
+    Raises ModelError where the text encoders cannot be read, UserError for prompts, classes or guidance that the model
+    does not take.
     """
     check_use(network, use, found.name)
     if not reads_text(network):
@@ -60,7 +63,7 @@ def condition_of(
 
 
 def check_use(network: Any, use: Use, name: str) -> None:
-    """Raises UserError where a model is told what it does not take."""
+    """Raise UserError where `use` has prompts, classes, guidance or a half to shift that the model does not take."""
     text, classes = reads_text(network), _classes(network)
     if use.prompts and not text:
         raise UserError(f"prompts: model '{name}' reads no text")
@@ -81,15 +84,15 @@ def check_use(network: Any, use: Use, name: str) -> None:
 
 
 def reads_text(network: Any) -> bool:
-    """Whether a network is told a prompt."""
+    """Return whether a network takes a prompt."""
     kind = type(network).__name__
     return kind in _TEXT_LENGTH or kind == "FluxTransformer2DModel"
 
 
 def unknown_condition(network: Any, use: Use, length: int | None = None) -> Condition:
-    """A condition of the right shape and no content, for a network without weights; nothing for one that needs none.
+    """Return a condition of the right shape without content, for a network without weights.
 
-    Raises ModelError for a network that has to be told something.
+    It is empty for a network that needs no condition. Raises ModelError for a network with weights that needs a prompt.
     """
     if not reads_text(network):
         return _of_classes(network, use)
@@ -128,7 +131,7 @@ def unknown_condition(network: Any, use: Use, length: int | None = None) -> Cond
 
 
 def text_length(found: Found) -> int | None:
-    """How many tokens a prompt has, where the model's pipeline or its tokenizer says so."""
+    """Return the number of tokens of a prompt, by the model's pipeline or tokenizer; None where neither gives it."""
     try:
         kind = json.loads((found.folder / "model_index.json").read_text())["_class_name"]
         if kind in _PROMPT_LENGTH:
@@ -140,14 +143,14 @@ def text_length(found: Found) -> int | None:
 
 
 def _weight(network: Any, use: Use) -> float:
-    """The weight of guidance: as asked for, or as a network that is told it is used to, or 1, which is none."""
+    """Return the weight of guidance: as asked for, else the default of a network that takes it as an input, else 1."""
     if use.guidance is not None:
         return float(use.guidance)
     return DISTILLED_GUIDANCE[type(network).__name__] if _is_told_guidance(network) else 1.0
 
 
 def _led(network: Any, use: Use) -> bool:
-    """Whether guidance takes a second row of every sample."""
+    """Return whether guidance takes a second row for every sample."""
     able = reads_text(network) or type(network).__name__ == "DiTTransformer2DModel"
     distilled = _is_told_guidance(network) or type(network).__name__ == "FluxTransformer2DModel"
     return able and not distilled and _weight(network, use) != 1
@@ -159,7 +162,7 @@ def _is_told_guidance(network: Any) -> bool:
 
 
 def _classes(network: Any) -> int | None:
-    """How many classes a network has, if it has any."""
+    """Return the number of classes of a network; None where it has no classes."""
     match type(network).__name__:
         case "DiTTransformer2DModel":
             return int(network.config["num_embeds_ada_norm"])
@@ -181,7 +184,7 @@ def _of_classes(network: Any, use: Use) -> Condition:
 
 
 def _pipeline(found: Found, network: Any, codec: Codec | None, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """The model's own pipeline, with its text encoders; the network and the autoencoder are those that are loaded."""
+    """Return the model's own pipeline with its text encoders, around the network and the autoencoder already loaded."""
     try:
         index = json.loads((found.folder / "model_index.json").read_text())
         parts = {name: None for name, kind in index.items() if isinstance(kind, list) and not _reads(name, kind)}
@@ -207,7 +210,7 @@ def _pipeline(found: Found, network: Any, codec: Codec | None, dtype: torch.dtyp
 
 
 def _refuse_long(pipeline: Any, prompts: Sequence[str], network: Any) -> None:
-    """Raises UserError for a prompt that the pipeline would cut where its one kind of tokenizer ends."""
+    """Raise UserError for a prompt that the pipeline of a UNet would cut at the end of its tokenizer."""
     if type(network).__name__ != "UNet2DConditionModel":
         return
     most = int(pipeline.tokenizer.model_max_length) if pipeline.tokenizer else 0
@@ -217,13 +220,13 @@ def _refuse_long(pipeline: Any, prompts: Sequence[str], network: Any) -> None:
 
 
 def _refuse_refiner(pipeline: Any, name: str) -> None:
-    """Raises ModelError for SDXL's second model, which is told a score in place of a size."""
+    """Raise ModelError for SDXL's refiner, which takes a score in place of a size."""
     if pipeline.config.get("requires_aesthetics_score"):
         raise ModelError(f"model '{name}' is a refiner, which needs an image to begin with: take the base model")
 
 
 def _reads(name: str, kind: list[Any]) -> bool:
-    """Whether a part of a pipeline has to do with text, and is there."""
+    """Return whether a part of a pipeline is a text encoder or tokenizer, and exists."""
     return name.startswith(("text_encoder", "tokenizer")) and kind[0] is not None
 
 
@@ -246,7 +249,7 @@ def _encode_sdxl(pipeline: Any, prompts: list[str], negative: str, guided: bool,
         do_classifier_free_guidance=guided,
         negative_prompt=[negative] * len(prompts) if negative else None,
     )
-    sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=text.dtype)  # original, cropped from, wanted
+    sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=text.dtype)  # original size, crop, target size
     given = {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": sizes.expand(len(prompts), -1)}
     if not guided:
         return given, {}
@@ -302,7 +305,7 @@ _ENCODERS: Mapping[str, Callable[[Any, list[str], str, bool, int], tuple[Rows, R
 
 
 def _told(network: Any, pipeline: Any, weight: float, count: int) -> Rows:
-    """The guidance of networks that are told it."""
+    """Return the guidance as an input, for networks that take it as one."""
     config = network.config
     if config.get("guidance_embeds"):
         return {"guidance": torch.full((count,), weight)}
@@ -313,7 +316,7 @@ def _told(network: Any, pipeline: Any, weight: float, count: int) -> Rows:
 
 
 def _device(pipeline: Any) -> torch.device:
-    """That of the text encoders; a pipeline may lack its first."""
+    """Return the device of the text encoders; a pipeline may lack its first."""
     encoders = (part for name, part in sorted(pipeline.components.items()) if name.startswith("text_encoder") and part)
     device: torch.device = next(next(encoders).parameters()).device
     return device

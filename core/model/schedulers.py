@@ -1,7 +1,7 @@
-"""The schedulers that a model may come with: which are run, and as what.
+"""Decide which schedulers of models are supported, and turn them into the schedulers that are run.
 
-Of all samplers of diffusion the noise is taken, a cumulative alpha, and the spacing of timesteps; the steps are DDIM's.
-Consistency models and flows are run as they are.
+Diffusion samplers are run as DDIM: their noise levels (the cumulative alpha) and timestep spacing are kept, the steps
+are DDIM's. Consistency models (LCM) and flows are run unchanged.
 """
 
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ _AS_DDIM = (
     "DEISMultistepScheduler",
     "SASolverScheduler",
 )
-_UNSAID_SPACING = "linspace"  # of the single-step DPM solver, which has no word for it
-# A clipped x_0 is not differentiable where it matters, and both papers' code turns clipping off.
+_UNSAID_SPACING = "linspace"  # of the single-step DPM solver, whose configuration does not name it
+# A clipped x_0 has no gradient where it is clipped, and the code of both papers turns clipping off.
 PLAIN = {"clip_sample": False, "thresholding": False}
 
 
 def refuse_kind(kind: str, name: str) -> None:
-    """Raises ModelError for a scheduler whose noise is not known to be one of those that core.chain.schedule has."""
+    """Raise ModelError for a scheduler whose noise is not known to be one of those in core.chain.schedule."""
     if kind not in (*_THEMSELVES, *_AS_DDIM):
         raise ModelError(
             f"model '{name}' has a {kind}; only diffusion with a cumulative alpha (DDPM and its samplers), "
@@ -48,13 +48,13 @@ def refuse_kind(kind: str, name: str) -> None:
 
 
 def as_run(scheduler: Any, name: str) -> Any:
-    """The scheduler as this package runs it. Raises ModelError for one that it cannot run."""
+    """Return the scheduler that this package runs in place of `scheduler`. Raises ModelError for an unsupported one."""
     kind = type(scheduler).__name__
     refuse_kind(kind, name)
     _refuse_options(kind, scheduler.config, name)
     if kind in _THEMSELVES:
         return scheduler
-    # diffusers would give DDIM's own values to what the scheduler's file leaves out, and not those it is run with.
+    # Options missing in the scheduler's file keep the defaults of its class; diffusers would take DDIM's defaults.
     full = {"timestep_spacing": _UNSAID_SPACING, **scheduler.config, "_use_default_values": []}
     try:
         with quiet_diffusers():
@@ -64,7 +64,7 @@ def as_run(scheduler: Any, name: str) -> Any:
 
 
 def _refuse_options(kind: str, config: Mapping[str, Any], name: str) -> None:
-    """Raises ModelError where a scheduler of a known kind is set to noise of another."""
+    """Raise ModelError where options of a supported scheduler select unsupported noise."""
     if odd := next((option for option in ("stochastic_sampling", "invert_sigmas") if config.get(option)), None):
         raise ModelError(f"model '{name}' has a flow with {odd}, which is not supported")
     if config.get("use_flow_sigmas"):

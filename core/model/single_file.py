@@ -1,7 +1,7 @@
-"""A checkpoint of one file, as the original trainers write them: unpacked once into a diffusers folder beside it.
+"""Unpack a checkpoint in a single file, as original trainers write it, once into a diffusers folder beside it.
 
-diffusers knows the layouts and turns them into its own; what the file does not hold (configurations, tokenizers) it
-fetches from the hub. Pickles (.ckpt, .pt) are not read: they can run code.
+diffusers knows the layouts and converts them. Parts that the file does not hold (configurations, tokenizers) come from
+the hub. Pickles (.ckpt, .pt) are not read, because they can run code.
 """
 
 import json
@@ -19,7 +19,7 @@ from core.files import atomic_folder
 from core.quiet import quiet_diffusers, quiet_transformers
 
 SUFFIX = ".safetensors"
-# diffusers' word for what a file holds begins with -> the pipeline that draws with it
+# Beginning of diffusers' name for a file's model type -> the pipeline that draws with it.
 _PIPELINES = {
     "xl_base": "StableDiffusionXLPipeline",
     "flux-dev": "FluxPipeline",
@@ -28,22 +28,22 @@ _PIPELINES = {
     "v1": "StableDiffusionPipeline",
     "v2": "StableDiffusionPipeline",
 }
-# what a file may lack -> how the names of its weights begin
+# Part that a file may lack -> how the names of its weights begin.
 _BESIDE = {
     "text encoders": ("cond_stage_model.", "conditioner.", "text_encoders."),
     "autoencoder": ("first_stage_model.", "vae."),
 }
-_STAMP = "unpacked_from.json"  # in the folder: which file it is of
+_STAMP = "unpacked_from.json"  # in the folder: the size and time of the file it was unpacked from
 
 Shapes = dict[str, torch.Tensor]  # weights by name, on torch's meta device
 
 
 def unpacked(file: Path) -> Path:
-    """The diffusers folder of a single file: NAME.diffusers beside NAME.safetensors, made where it is not there, and
-    again where the file is another one by now.
+    """Return the diffusers folder of a single file: NAME.diffusers beside NAME.safetensors.
 
-    Raises ModelError, in one sentence, for a pickle, a layout that diffusers does not know, a file that does not hold
-    the whole model, or where what the file lacks cannot be fetched.
+    The folder is made where it is missing, and again where the file has changed. Raises ModelError, in one sentence,
+    for a pickle, a layout that diffusers does not know, a file that does not hold the whole model, or where missing
+    parts cannot be fetched.
     """
     if (there := unpacked_before(file)) is not None:
         return there
@@ -58,8 +58,8 @@ def unpacked(file: Path) -> Path:
                 (temporary / _STAMP).write_text(json.dumps(stamp))
     except _layouts().SingleFileComponentError as error:
         raise ModelError(f"model '{file}' lacks weights ({first_line(error)}): {_instead(kind)}") from error
-    except Exception as error:  # diffusers, the hub and the disk have dozens; the user has one problem
-        if (there := unpacked_before(file)) is not None:  # by a process that was faster
+    except Exception as error:  # diffusers, the hub and the disk raise dozens of types
+        if (there := unpacked_before(file)) is not None:  # another process unpacked it meanwhile
             return there
         raise ModelError(
             f"model '{file}' cannot be unpacked into {folder} ({type(error).__name__}: {first_line(error)}): its "
@@ -69,9 +69,9 @@ def unpacked(file: Path) -> Path:
 
 
 def unpacked_before(file: Path) -> Path | None:
-    """The diffusers folder of a single file, if it is there and of the file as it is now.
+    """Return the diffusers folder of a single file, or None where it is missing or of an older version of the file.
 
-    Raises ModelError for a pickle, and for a folder of that name that was not made here, which is not ours to replace.
+    Raises ModelError for a pickle, and for a folder of that name that this module did not make and must not replace.
     """
     if file.suffix != SUFFIX:
         raise ModelError(
@@ -93,7 +93,7 @@ def unpacked_before(file: Path) -> Path | None:
 
 
 def configured_as(file: Path) -> str:
-    """The hub id of the model whose configuration diffusers takes for a single file. No weights are read.
+    """Return the hub id of the model whose configuration diffusers takes for a single file. Reads no weights.
 
     Raises ModelError for a layout that diffusers does not know, and for a file that does not hold the whole model.
     """
@@ -105,7 +105,7 @@ def _folder(file: Path) -> Path:
 
 
 def _stamp(file: Path) -> dict[str, int]:
-    """What tells a file from the one that was there before, without reading it."""
+    """Return the size and time of a file, which tell it from an earlier one without reading it."""
     found = file.stat()
     return {"bytes": found.st_size, "changed_ns": found.st_mtime_ns}
 
@@ -119,13 +119,13 @@ def _read_stamp(folder: Path) -> dict[str, int] | None:
 
 
 def _remove(folder: Path) -> None:
-    """All of a folder at once, so that none is ever there in part."""
+    """Remove a folder; it is renamed first, so that it never exists in part."""
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as away:
         folder.rename(Path(away) / folder.name)
 
 
 def _kind(file: Path) -> str:
-    """diffusers' word for what a file holds, which is the whole of a model of a kind that can be opened."""
+    """Return diffusers' name for the file's model type. Raises ModelError for an unsupported type or a missing part."""
     shapes = _shapes(file)
     kind = _inferred(shapes)
     if _pipeline_of(kind) is None:
@@ -144,7 +144,7 @@ def _any_begins(names: Iterable[str], begins: tuple[str, ...]) -> bool:
 
 
 def _whole(kind: str) -> str:
-    """The hub id of the model of a kind from which diffusers takes what a file does not hold."""
+    """Return the hub id of the model from which diffusers takes the parts that a file of this kind does not hold."""
     return str(_layouts().DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
 
@@ -153,16 +153,16 @@ def _instead(kind: str) -> str:
 
 
 def _inferred(shapes: Shapes) -> str:
-    """diffusers' word; 'v1' is its word for what it does not know, too."""
+    """Return diffusers' name for the model type, or "unknown"; diffusers itself answers "v1" for unknown layouts."""
     try:
         kind = str(_layouts().infer_diffusers_model_type(shapes))
-    except Exception:  # it trusts the names of some layouts to come with others
+    except Exception:  # diffusers assumes that some weight names come with others
         return "unknown"
     return "unknown" if kind == "v1" and _layouts().CHECKPOINT_KEY_NAMES["v1"] not in shapes else kind
 
 
 def _shapes(file: Path) -> Shapes:
-    """The file's weights without their data."""
+    """Return the file's weights without their data."""
     try:
         with safe_open(file, "pt") as stored:
             return {name: torch.empty(stored.get_slice(name).get_shape(), device="meta") for name in stored.keys()}
@@ -171,7 +171,7 @@ def _shapes(file: Path) -> Shapes:
 
 
 def _layouts() -> Any:
-    """What diffusers knows of single files, which takes seconds to import."""
+    """Return diffusers' module on single files, which takes seconds to import."""
     from diffusers.loaders import single_file_utils
 
     return single_file_utils

@@ -1,4 +1,4 @@
-"""How a model is used: where it is shifted, what it is told to draw, and how large. A value that a set carries."""
+"""How a model is used: where it is shifted, what it is asked to draw, how large. A direction set stores this value."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Half = Literal["both", "conditional"]
 HALVES = ("both", "conditional")
 Space = Literal["latents", "pixels"]
 SPACES = ("latents", "pixels")
-# What networks that are told their guidance are told where nobody says anything: the defaults of their pipelines.
+# Default guidance of the networks that take it as an input: the defaults of their pipelines.
 DISTILLED_GUIDANCE = {"FluxTransformer2DModel": 3.5, "UNet2DConditionModel": 8.5}
 _SINGLE: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("tap", (str, NoneType), "the name of a block"),
@@ -25,14 +25,14 @@ _SINGLE: tuple[tuple[str, tuple[type, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class Use:
-    """What `Denoiser.from_pretrained` may be told beside the model's name.
+    """The options of `Denoiser.from_pretrained` beside the model's name.
 
-    tap: where h is ("mid_block" of a UNet, "blocks.N" of a transformer; None: the middle); form: what of it has a shift
-    of its own (core.model.cuts.tap; None: every place); prompts: of a text model, or classes: of a class-conditional
-    one, which samples take in turn; negative_prompt: what guidance leads away from; guidance: its weight, 1 is none
-    (None: the model's own for networks that are told it, else 1); shifted: which half of a guided batch a shift is
-    added to; size: the side of the images in pixels (None: the model's own); space: whether what is trained on samples
-    and what judges them looks at latents, or at the images that are decoded from them.
+    tap: where h is ("mid_block" of a UNet, "blocks.N" of a transformer; None: the middle). form: the parts of h that
+    have a shift of their own (core.model.cuts.tap; None: every place). prompts: for a text model; classes: for a
+    class-conditional one; samples take them in turn. negative_prompt: the text that guidance leads away from. guidance:
+    its weight, 1 is none (None: the model's own where the network takes it as an input, else 1). shifted: the half of a
+    guided batch to which a shift is added. size: the side of the images in pixels (None: the model's own). space:
+    whether trained parts and judges get latents, or the images decoded from them.
     """
 
     tap: str | None = None
@@ -61,13 +61,15 @@ class Use:
             raise UserError("prompts and classes are both given; a model has one or the other")
 
     def to_json(self) -> dict[str, Any]:
-        """What differs from the defaults, as plain JSON."""
+        """Return the fields that differ from the defaults, as plain JSON."""
         told = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {k: list(v) if isinstance(v, tuple) else v for k, (v, default) in told.items() if v != default}
 
     @classmethod
     def of(cls, told: object) -> "Use":
-        """From names and values, such as `to_json` wrote, and a stranger may have changed. Raises UserError."""
+        """Return a Use from names and values, such as `to_json` wrote. Raises UserError for unknown names or bad
+        values.
+        """
         if not isinstance(told, Mapping):
             raise UserError(f"a model's use: got {told!r}; allowed: names and values")
         names = [field.name for field in fields(cls)]
@@ -80,7 +82,7 @@ class Use:
 
 
 def _several(name: str, value: object, kind: type, allowed: str) -> tuple[Any, ...]:
-    """One or several of a kind, as a tuple; None is none."""
+    """Return one or several values of a kind as a tuple; None gives an empty one."""
     items = () if value is None else (value,) if isinstance(value, str | int) else value
     if isinstance(items, list | tuple) and all(type(item) is kind for item in items):
         return tuple(items)

@@ -1,1 +1,1 @@
-"""Images from disk, regions of them, and grids of edited ones."""
+"""Images: real ones read from disk, masks of their regions, and grids of edited images."""

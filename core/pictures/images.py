@@ -1,4 +1,4 @@
-"""Real images from disk, as the tensors a model draws: alone, or in labelled pairs."""
+"""Read real images from disk, single or in labelled pairs, as tensors of the shape that a model draws."""
 
 import difflib
 import warnings
@@ -15,17 +15,17 @@ from core.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}  # channels -> PIL's name for them
-# Only these decoders see a file that may come from anyone, whatever its name says it is.
+# Only these decoders may read a file, whatever its name ends in: the file may come from anyone.
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_PIXELS = 1 << 26  # of one picture; a file of a few bytes can claim billions
+MAX_PIXELS = 1 << 26  # of one picture; a file of a few bytes can declare billions
 _SHOWN = 5  # file names listed in a message
 
 
 def load_images(paths: str | Path | Sequence[str | Path], sample_shape: tuple[int, int, int]) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1], in the order of `paths`, float32; C, H, W are those of `sample_shape`.
+    """Return images [N, C, H, W] in [-1, 1], in the order of `paths`, float32; C, H, W are those of `sample_shape`.
 
-    paths: picture files, or a folder: every picture right in it, in the order of their names. Each is cropped around
-    its centre to the aspect ratio of H, W and resized with an antialiasing filter (Lanczos).
+    paths: picture files, or a folder, which stands for the pictures directly in it, in the order of their names. Each
+    picture is cropped around its centre to the aspect ratio of H, W and resized with an antialiasing filter (Lanczos).
     Raises UserError where there is no picture, or one cannot be read.
     """
     if isinstance(paths, str | Path):
@@ -39,11 +39,11 @@ def load_images(paths: str | Path | Sequence[str | Path], sample_shape: tuple[in
 def load_pairs(
     folder: str | Path, sample_shape: tuple[int, int, int], attributes: Sequence[str] = ()
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Labelled pairs: attribute -> (negative [N, C, H, W], positive [N, C, H, W]), as `load_images` reads them.
+    """Return labelled pairs: attribute -> (negative [N, C, H, W], positive [N, C, H, W]), as `load_images` reads them.
 
     On disk: folder/ATTRIBUTE/negative/* and folder/ATTRIBUTE/positive/*, matched by file name without its ending.
-    attributes: which to read, in which order; empty: all of them, in the order of their names.
-    Raises UserError where the folder is laid out otherwise, or a picture has no partner.
+    attributes: the attributes to read, in this order; empty for all, in the order of their names.
+    Raises UserError where the folder has another layout, or a picture has no partner.
     """
     folder = Path(folder).expanduser()
     found = _subfolders(folder)
@@ -60,7 +60,7 @@ def load_pairs(
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files right in a folder, in the order of their names. Raises UserError where there is none."""
+    """Return the picture files directly in a folder, in the order of their names. Raises UserError for none."""
     files = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
     if not files:
         raise UserError(f"images: {folder} holds no pictures ({', '.join(SUFFIXES)})")
@@ -69,11 +69,12 @@ def pictures_in(folder: Path) -> list[Path]:
 
 @contextmanager
 def open_picture(path: Path, what: str) -> Iterator[Image.Image]:
-    """A picture of a bearable size, not yet decoded; UserError where there is none, here or while it is decoded.
+    """Open a picture of at most MAX_PIXELS pixels without decoding it.
 
-    what: the first word of the message.
+    what: the first word of error messages. Raises UserError where the picture cannot be opened, is too large, or cannot
+    be decoded inside the `with` block.
     """
-    if not path.is_file():  # nor a pipe, which may never answer
+    if not path.is_file():  # this also excludes pipes, from which reading may never return
         raise UserError(f"{what}: {path} is not there")
     try:
         with warnings.catch_warnings():
@@ -95,7 +96,7 @@ def _load(path: Path, sample_shape: tuple[int, int, int]) -> Tensor:
     if channels not in _MODES:
         raise UserError(f"images: a model of {channels} channels draws neither greyscale nor RGB pictures")
     with open_picture(path, "images") as opened:
-        # A camera notes how it was held instead of turning its pixels.
+        # Cameras store their orientation in EXIF data and leave the pixels unrotated.
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith(("I", "F")):
             raise UserError(f"images: {path} has more than 8 bits a channel; save it with 8")
@@ -106,14 +107,14 @@ def _load(path: Path, sample_shape: tuple[int, int, int]) -> Tensor:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Transparent parts on white: what colour lies under them, nobody ever saw."""
+    """Return the picture with its transparent parts on white; the colours stored under them were never visible."""
     if not picture.has_transparency_data:
         return picture
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
 
 
 def _subfolders(folder: Path) -> list[str]:
-    """The attributes that a folder of pairs has."""
+    """Return the attributes in a folder of pairs: the names of its subfolders."""
     if not folder.is_dir():
         raise UserError(f"pairs: {folder} is not a folder")
     names = sorted(part.name for part in folder.iterdir() if part.is_dir() and not part.name.startswith("."))
@@ -123,7 +124,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _matched(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Negative and positive pictures of one attribute, partners in the same place."""
+    """Return the negative and the positive pictures of one attribute, partners at the same index."""
     for side in ("negative", "positive"):
         if not (folder / side).is_dir():
             raise UserError(f"pairs: {folder} has no folder '{side}'")

@@ -1,4 +1,4 @@
-"""Spatial masks: the part of the image a method looks at, given as a box or as a picture."""
+"""Spatial masks: the region of the image that a method uses, given as a box or as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,10 @@ from core.pictures.images import open_picture
 
 
 def find_mask(denoiser: Denoiser, box: Sequence[int] | None = None, path: str | None = None) -> Tensor | None:
-    """The mask [1, H, W] of a box or of an image file, on the denoiser's device; None where neither is given.
+    """Return the mask [1, H, W] of a box or of an image file, on the denoiser's device; None where neither is given.
 
-    Both are given in pixels. Of a latent model a place is looked at where at least half of its pixels are.
-
-    Raises UserError where both are, or where the one given does not fit the model's images.
+    Both are given in pixels. For a latent model, a place of the latents is in the mask where at least half of its
+    pixels are. Raises UserError where both are given, or where the given one does not fit the model's images.
     """
     if box is not None and path is not None:
         raise UserError("mask and box are both given; give one of them")
@@ -40,7 +39,10 @@ def _on_samples(denoiser: Denoiser, mask: Tensor) -> Tensor:
 
 
 def box_mask(denoiser: Denoiser, box: Sequence[int]) -> Tensor:
-    """1 inside the box (left, top, right, bottom), in pixels, right and bottom exclusive, else 0: [1, H, W]."""
+    """Return the mask [1, H, W] that is 1 in the box (left, top, right, bottom), right and bottom exclusive, else 0.
+
+    All are in pixels. Raises UserError where the box does not fit the model's images.
+    """
     _, height, width = denoiser.image_shape
     if len(box) != 4 or not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
         raise UserError(
@@ -54,7 +56,10 @@ def box_mask(denoiser: Denoiser, box: Sequence[int]) -> Tensor:
 
 
 def image_mask(denoiser: Denoiser, path: str) -> Tensor:
-    """1 where the image file, read as grey, is at least half white, else 0: [1, H, W]."""
+    """Return the mask [1, H, W] that is 1 where the image file, read as grey, is at least half white, else 0.
+
+    Raises UserError where the image has another size than the model's, or no white pixel.
+    """
     _, height, width = denoiser.image_shape
     with open_picture(Path(path).expanduser(), "mask") as image:
         grey = image.convert("L")

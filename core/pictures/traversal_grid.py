@@ -1,4 +1,4 @@
-"""Pictures of directions: what a person looks at."""
+"""Traversals: draw one sample along every direction at several scales, and show the images as a labelled grid."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,10 @@ def traversal(
     window: tuple[int, int] | None = None,
     batch: int = 64,
 ) -> Tensor:
-    """One face, every direction at every scale: images [K, A, *image_shape]."""
+    """Draw the sample of one seed, shifted along each of K directions at each of A scales: [K, A, *image_shape].
+
+    batch: images that are drawn at a time.
+    """
     k = torch.arange(len(directions)).repeat_interleave(len(scales))
     scale = torch.tensor(list(scales)).repeat(len(directions))
     directions = directions.to(denoiser.device)
@@ -49,7 +52,10 @@ def traversal(
 
 
 def grid(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), cell: int = 96) -> Image.Image:
-    """Images [R, C, channels, H, W] in [-1, 1] as one labelled picture; small images are enlarged without blur."""
+    """Return images [R, C, channels, H, W] in [-1, 1] as one labelled picture, each `cell` pixels wide and high.
+
+    rows, columns: the labels. Images are resized by nearest neighbour, so that small ones are not blurred.
+    """
     left = 8 + max((7 * len(name) for name in rows), default=-8)
     top = 18 if columns else 0
     gap = 2
@@ -70,12 +76,12 @@ def grid(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), 
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """[C, H, W] in [-1, 1] -> RGB picture: of three channels, the first three of more, or the first alone."""
+    """Return an image [C, H, W] in [-1, 1] as an RGB picture: of its first three channels, or of the first as grey."""
     shown = image[: 3 if len(image) >= 3 else 1].float().cpu()
     pixels = ((shown.expand(3, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def traversal_grid(images: Tensor, directions: DirectionSet, scales: Sequence[float] = GRID_SCALES) -> Image.Image:
-    """The labelled picture of a `traversal`: directions down, scales across."""
+    """Return the labelled picture of the images of `traversal`: a row for each direction, a column for each scale."""
     return grid(images, directions.names, [f"{scale:+g}" if scale else "0" for scale in scales])

@@ -1,1 +1,1 @@
-"""Images in, named scores out: embedded predictors, classifiers of transformers, and words through CLIP."""
+"""Predictors that turn images into named scores: embedded ones, classifiers of transformers, and words through CLIP."""

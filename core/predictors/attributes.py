@@ -1,4 +1,4 @@
-"""Named scores of images: what every predictor is, whatever network stands behind it."""
+"""The value that every attribute predictor is: names, and a function from images to scores."""
 
 import difflib
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from core.errors import UserError
 
-_SHOWN = 20  # names listed in a message; a classifier may know a thousand
+_SHOWN = 20  # names in a message; a classifier may have a thousand
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """A predictor as a value: `score(images [N, C, H, W]) -> [N, A]`, one column per name."""
+    """A predictor as a value: `score(images [N, C, H, W]) -> [N, A]`, one column for each name."""
 
     names: tuple[str, ...]
     score: Callable[[Tensor], Tensor]
 
     def index(self, name: str) -> int:
-        """The column of an attribute. Raises UserError, with the nearest spelling, where the predictor has none."""
+        """Return the column of an attribute. Raises UserError, with the nearest spelling, where there is none."""
         if name in self.names:
             return self.names.index(name)
         known = ", ".join(self.names[:_SHOWN])

@@ -1,4 +1,4 @@
-"""Attributes of a drawn digit that are measured on the image by its moments, so that they need no training."""
+"""Attributes of a drawn digit that are measured by the image's moments, and need no training."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,10 @@ MEASURES = ("slant", "thickness", "size")
 
 
 def measure(images: Tensor) -> Tensor:
-    """Slant, thickness and size of the ink. images: [N, 1, H, W] in [-1, 1] -> [N, 3].
+    """Return slant, thickness and size of the ink. images: [N, 1, H, W] in [-1, 1] -> [N, 3].
 
-    slant is the shear that would set the strokes upright, cov(x, -y) / var(y): positive leans right;
-    thickness the mean ink where there is ink; size the root mean square distance of ink from its centre,
-    as a fraction of half the image.
+    slant: cov(x, -y) / var(y), the shear that would set the strokes upright; positive leans right. thickness: the mean
+    ink where there is ink. size: the root mean square distance of ink from its centre, as a fraction of half the image.
     """
     ink = ((images[:, 0] + 1) / 2).clamp(min=0)  # [N, H, W]
     side = ink.shape[-1]

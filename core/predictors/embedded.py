@@ -13,7 +13,7 @@ from core.predictors.attributes import Attributes
 
 
 class AttributeNet(nn.Module):
-    """A small convolutional network; one output per attribute (a regression, or a class logit)."""
+    """A small convolutional network with one output for each attribute (a regression, or a class logit)."""
 
     def __init__(self, channels: int, names: tuple[str, ...], width: int = 24) -> None:
         super().__init__()
@@ -31,11 +31,12 @@ class AttributeNet(nn.Module):
         self.head = nn.Sequential(nn.Linear(64 * width, 128), nn.SiLU(), nn.Linear(128, len(names)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [N, channels, H, W] in [-1, 1] -> [N, A]."""
+        """Return the scores [N, A] of images [N, channels, H, W] in [-1, 1]."""
         scores: Tensor = self.head(self.body(images))
         return scores
 
     def save(self, folder: Path) -> None:
+        """Write the weights and the settings into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(), folder / "attributes.safetensors")
         settings = {"channels": self.channels, "names": list(self.names), "width": self.width}
@@ -43,6 +44,7 @@ class AttributeNet(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "AttributeNet":
+        """Read a network that `save` wrote, frozen and in evaluation mode."""
         settings = json.loads((folder / "config.json").read_text())
         net = cls(settings["channels"], tuple(settings["names"]), settings["width"])
         net.load_state_dict(load_file(folder / "attributes.safetensors"))
@@ -50,12 +52,12 @@ class AttributeNet(nn.Module):
 
 
 def predictor_folder(model: str) -> Path:
-    """The folder of an embedded model's predictor; models that draw the same kind of images share one."""
+    """Return the folder of an embedded model's predictor; models that draw the same kind of images share one."""
     return model_folder("toyfaces" if model.startswith("toyfaces") else model) / "attributes"
 
 
 def embedded(model: str, device: torch.device | str = "cpu") -> Attributes | None:
-    """The predictor of an embedded model, of images as they are looked at, never of latents; None for every other."""
+    """Return the predictor of an embedded model, or None for any other model. It takes images, never latents."""
     if model not in MODELS:
         return None
     net = AttributeNet.load(predictor_folder(model)).to(device)

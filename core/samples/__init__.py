@@ -1,1 +1,1 @@
-"""Unshifted samples and their h, drawn once and kept for all who look at them."""
+"""Unshifted samples and their h: drawn once, cached on disk, and shared by methods and metrics."""

@@ -1,12 +1,12 @@
-"""Tensors kept on disk under the digest of all that they depend on, so that the processes of a node compute them once.
+"""A disk cache of tensors that the processes of a node share, so that each is computed once.
 
-    <folder>/<key>.<name>.safetensors    one tensor with its checksum, whole or absent; read by mmap, hence from one
-                                         page cache by all processes
-    <folder>/locks/                      who is computing or writing right now; the kernel gives a lock back when the
-                                         process that holds it ends, however it ends
+    <folder>/<key>.<name>.safetensors    one tensor with its checksum, whole or absent; read by mmap, so that all
+                                         processes share one page cache
+    <folder>/locks/                      file locks of the processes that compute or write now; the kernel releases a
+                                         lock when its process ends, however it ends
 
-A cache that cannot be used (a full disk, a folder that is read only, a file system without locks) costs time and
-nothing else: what is not there, or is damaged, is computed.
+The key is the digest of everything that a tensor depends on. A cache that cannot be used (a full disk, a read-only
+folder, a file system without locks) costs only time: what is missing or damaged is computed again.
 """
 
 import fcntl
@@ -36,26 +36,27 @@ Compute = Callable[[], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Entry:
-    """Tensors that are computed together: the digest of what they depend on, and what each of them has to be."""
+    """A group of tensors that are computed together: the digest of what they depend on, and their shapes and dtypes."""
 
     key: str
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape, dtype
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of all tensors together."""
         return sum(prod(shape) * dtype.itemsize for shape, dtype in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class SampleCache:
-    """A folder that all trials of a node share, and how many bytes it may hold; what was used longest ago goes first.
+    """A cache folder that all trials of a node share. The least recently used files are removed first.
 
-    Samples are kept `block` at a time, however many are drawn at once.
+    limit_bytes: bytes that the folder may hold. The cache also never takes more than half of the disk space that is
+    available to it, which is its own files and the free space.
+    block: samples kept in one entry, however many are drawn at a time.
+    waiting: called repeatedly while another process computes an entry that this one needs.
 
-    waiting: called again and again while another process computes what is needed.
-
-    It never takes more than half of what the disk has free for it. A file that is being read may go as well: whoever
-    has it mapped keeps its pages.
+    A file may be removed while it is read: a process that has mapped it keeps its pages.
     """
 
     folder: Path
@@ -64,11 +65,11 @@ class SampleCache:
     waiting: Callable[[], None] = lambda: None
 
     def __contains__(self, entry: Entry) -> bool:
-        """Whether all files of the entry are there, not whether they are sound."""
+        """Return whether all files of the entry exist. Their content is not checked."""
         return all(self._path(entry, name).is_file() for name in entry.tensors)
 
     def worthwhile(self, nbytes: int) -> bool:
-        """Whether so much more should be kept: at most half of what there may be, so that not all the rest is lost."""
+        """Return whether `nbytes` more should be kept: at most half of the allowed size, so that others remain."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             return nbytes <= self._bound() // 2
@@ -76,7 +77,7 @@ class SampleCache:
             return False
 
     def read(self, entry: Entry) -> dict[str, Tensor] | None:
-        """The entry's tensors on the CPU, mapped from their files; None where one is missing or damaged."""
+        """Return the entry's tensors on the CPU, mapped from their files; None where one is missing or damaged."""
         if entry not in self:
             return None
         found = {name: self._read(entry, name) for name in entry.tensors}
@@ -84,7 +85,7 @@ class SampleCache:
         return whole if len(whole) == len(found) else None
 
     def get(self, entry: Entry, compute: Compute) -> Mapping[str, Tensor]:
-        """The entry's tensors: read, waited for where another process is computing them, or computed and kept."""
+        """Return the entry's tensors: read, waited for where another process computes them, or computed and kept."""
         found = self.read(entry)
         if found is not None:
             return found
@@ -98,7 +99,10 @@ class SampleCache:
             return computed
 
     def prepare(self, entry: Entry, compute: Compute) -> bool:
-        """Compute and keep what is missing, unless another process is at it. False where it could not be kept."""
+        """Compute and keep a missing entry, unless another process holds its lock.
+
+        Returns False where the computed tensors could not be kept.
+        """
         if entry in self:
             self._touch(entry)
             return True
@@ -113,7 +117,7 @@ class SampleCache:
             _touch(self._path(entry, name))
 
     def _read(self, entry: Entry, name: str) -> Tensor | None:
-        """One tensor; where its file is damaged, the file is thrown away."""
+        """Return one tensor, or None where its file is missing or damaged. A damaged file is removed."""
         path = self._path(entry, name)
         try:
             with safe_open(path, framework="pt") as file:
@@ -131,7 +135,7 @@ class SampleCache:
         return None
 
     def _keep(self, entry: Entry, computed: Mapping[str, Tensor]) -> bool:
-        """Write what is missing of the entry; False where that is not possible."""
+        """Write the missing files of the entry. Returns False where that is not possible."""
         with _tolerated(), self._locked("writer") as held:
             missing = {name for name in entry.tensors if not self._path(entry, name).is_file()}
             if held and self._make_room(sum(computed[name].nbytes + _HEADER for name in missing)):
@@ -143,8 +147,11 @@ class SampleCache:
         return False
 
     def _make_room(self, nbytes: int) -> bool:
-        """Remove what was used longest ago until so much more fits; False where it never will. For the writer alone."""
-        for left in self.folder.glob(f"{TEMPORARY}*"):  # only one process writes at a time: of one that was killed
+        """Remove the least recently used files until `nbytes` more fit. Returns False where they can never fit.
+
+        Only the holder of the lock `writer` may call this.
+        """
+        for left in self.folder.glob(f"{TEMPORARY}*"):  # of a killed process, since only one process writes at a time
             shutil.rmtree(left, ignore_errors=True)
         bound = self._bound()
         if nbytes > bound:
@@ -159,7 +166,7 @@ class SampleCache:
         return True
 
     def _bound(self) -> int:
-        """Bytes that all files together may have."""
+        """Return the bytes that all files together may have."""
         held = sum(status.st_size for _, status in self._files())
         return min(self.limit_bytes, (held + shutil.disk_usage(self.folder).free) // 2)
 
@@ -167,14 +174,14 @@ class SampleCache:
         for path in self.folder.glob("*.safetensors"):
             try:
                 yield path, path.stat()
-            except FileNotFoundError:  # another process has thrown it away
+            except FileNotFoundError:  # another process has removed it
                 continue
 
     @contextmanager
     def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Whether this process, and no other, holds the lock `name` for the duration of a block.
+        """Hold the lock `name` during the `with` block and yield whether this process holds it.
 
-        False where `wait` is not wanted and another has it, and where there are no locks.
+        Yields False where another process holds it and `wait` is False, and where the file system has no locks.
         """
         try:
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
@@ -190,7 +197,7 @@ class SampleCache:
 
 
 def _locks(file: IO[str]) -> bool | None:
-    """Whether the lock of a file is this process's now; None where there are no locks."""
+    """Try to lock a file. Returns whether this process holds the lock now; None where there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -205,14 +212,14 @@ def _checksum(tensor: Tensor) -> str:
 
 
 def _touch(path: Path) -> None:
-    """Note that the file was used now."""
+    """Set the times of the file to now, which marks it as used."""
     with _tolerated():
         os.utime(path)
 
 
 @contextmanager
 def _tolerated() -> Iterator[None]:
-    """What the disk refuses is not done, and that is all."""
+    """Ignore errors of the disk inside the `with` block: the rest of the block is skipped."""
     try:
         yield
     except (OSError, SafetensorError):

@@ -1,7 +1,7 @@
-"""Unshifted samples, and the h they pass through. They depend on what is frozen alone: a cache keeps them for everyone.
+"""Draw unshifted samples and the h of their chains, with an optional cache that all processes share.
 
-A sample is the same with and without a cache: to the last bit where the number drawn at a time divides what is kept
-together, else beyond rounding.
+Unshifted samples depend only on the frozen model, the schedule and the seeds, so they can be shared. A sample is the
+same with and without a cache: bit by bit where `batch` divides the cache's `block`, else up to rounding.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from core.samples.cache import Entry, SampleCache
 
 IMAGES = "x_0"
 H = "h"
-_FORMAT = 2  # one more whenever samples of the same key become others
+_FORMAT = 2  # increase it whenever the samples of an unchanged key change
 
 
 def before_step(i: int) -> str:
-    """The name of the state x_t that the chain has before step i."""
+    """Return the name of the state x_t before step i, for `names` of `draw`."""
     return f"before_step_{i}"
 
 
 def draw_images(
     denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
 ) -> Iterator[Tensor]:
-    """x_0 of the samples of `seeds`, `batch` at a time: [N, *sample_shape], on the denoiser's device.
+    """Yield x_0 of the samples with these seeds, `batch` at a time: [N, *sample_shape], on the denoiser's device.
 
-    Of a latent model these are latents: `denoiser.images` shows them.
+    For a latent model these are latents, which `denoiser.images` decodes.
     """
     return (drawn[IMAGES] for drawn in draw(denoiser, schedule, seeds, (IMAGES,), batch, cache))
 
@@ -41,7 +41,7 @@ def draw_images(
 def draw_h(
     denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
 ) -> Iterator[Tensor]:
-    """h of the samples of `seeds`, `batch` at a time: [T, N, *h_shape], on the denoiser's device."""
+    """Yield h of the samples with these seeds, `batch` at a time: [T, N, *h_shape], on the denoiser's device."""
     return (drawn[H] for drawn in draw(denoiser, schedule, seeds, (H,), batch, cache))
 
 
@@ -54,10 +54,11 @@ def draw(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """What the chains of `seeds` give, `batch` of them at a time: memory does not grow with their number.
+    """Yield the named tensors of the unshifted chains of `seeds`, `batch` chains at a time, on the denoiser's device.
 
-    names: what of it, x_0 [N, *sample_shape], h [T, N, *h_shape] or the state before a step [N, *sample_shape]; on the
-    denoiser's device. cache: where it is read, or kept once drawn, unless all of it would fill too much of the cache.
+    Memory does not grow with the number of seeds.
+    names: IMAGES for x_0 [N, *sample_shape], H for h [T, N, *h_shape], `before_step(i)` for a state [N, *sample_shape].
+    cache: where the tensors are read, and kept once drawn, unless all of them would fill too much of the cache.
     """
     if cache is None:
         yield from (_chain(denoiser, schedule, part, names) for part in _cut(seeds, batch))
@@ -67,7 +68,7 @@ def draw(
     entries = [_entry(denoiser, schedule, block, names) for block in blocks]
     keep = cache.worthwhile(sum(entry.nbytes for entry in entries if entry not in cache))
     if keep:
-        # Processes that start together share the work: each draws what no other is drawing, and reads the rest below.
+        # Processes that start together share the work: each draws blocks that no other draws, and reads the rest below.
         for entry, chain in zip(entries, chains, strict=True):
             if not cache.prepare(entry, chain):
                 break
@@ -85,14 +86,14 @@ def _cut(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
 def _block(
     denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str], batch: int
 ) -> dict[str, Tensor]:
-    """What is kept together, drawn `batch` at a time, on the CPU, where it is written from."""
+    """Return the tensors of one cache block, drawn `batch` at a time; on the CPU, from where the cache writes them."""
     parts = [_chain(denoiser, schedule, part, names) for part in _cut(seeds, batch)]
     return {name: torch.cat([part[name].cpu() for part in parts], dim=1 if name == H else 0) for name in names}
 
 
 @torch.no_grad()
 def _chain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
-    """The unshifted chain of one batch."""
+    """Run the unshifted chain of one batch and return the named tensors."""
     dtype, device, shape = _chain_dtype(denoiser), denoiser.device, denoiser.sample_shape
     x = noise(seeds, shape, dtype, device)
     z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None
@@ -111,19 +112,22 @@ def _chain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: 
 
 
 def _entry(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str]) -> Entry:
-    """What the cache calls this batch, and what it has to find."""
+    """Return the cache entry of this batch: its key, and the shape and dtype of each named tensor."""
     image = (len(seeds), *denoiser.sample_shape), _chain_dtype(denoiser)
     h = (len(schedule), len(seeds), *denoiser.h_shape), denoiser.dtype
     return Entry(_key(denoiser, schedule, seeds), {name: h if name == H else image for name in names})
 
 
 def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
-    """SHA-256 of everything that the samples of a batch depend on; devices of one type may round differently."""
+    """Return the SHA-256 of everything that the samples of a batch depend on.
+
+    Of the device only its type is part of the key: devices of one type may round differently.
+    """
     config = {name: value for name, value in getattr(denoiser.network, "config", {}).items() if name[0] != "_"}
     parts = {
         "format": _FORMAT,
         "weights": denoiser.digest,
-        "network": [type(denoiser.cut).__name__, config],  # the digest does not know how the weights are used
+        "network": [type(denoiser.cut).__name__, config],  # the weights' digest does not cover how they are used
         "tap": {name: value for name, value in asdict(denoiser.cut.tap).items() if value is not None},
         "condition": denoiser.condition.digest(),
         "network_dtype": str(denoiser.dtype),
@@ -138,5 +142,5 @@ def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
 
 
 def _chain_dtype(denoiser: Denoiser) -> torch.dtype:
-    """The chain's arithmetic is at least float32, however coarse the network's is."""
+    """Return the precision of the chain's arithmetic: at least float32, whatever the network's is."""
     return torch.promote_types(denoiser.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The training samples: what every method looks at, unshifted, before it finds anything."""
+"""The training samples: the unshifted samples from which methods find directions, and the spread of their h."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,15 @@ from core.randomness import TRAIN_SEEDS
 from core.samples.cache import SampleCache
 from core.samples.draw import IMAGES, H, before_step, draw, draw_h
 
-RUN_SAMPLES = 1 << 20  # training samples set aside for each seed
-SPREAD_SAMPLES = 256  # of them, those on which methods that do not train measure the spread of h
+RUN_SAMPLES = 1 << 20  # training samples reserved for each run seed
+SPREAD_SAMPLES = 256  # the first of them, on which methods that do not train measure the spread of h
 
 
 def training_seeds(count: int, seed: int = 0) -> range:
-    """The first `count` of the samples that a run with this `seed` may look at; no two runs share any."""
+    """Return the first `count` sample seeds of the run with this `seed`. Runs with different seeds share none.
+
+    Raises UserError for a `seed` or a `count` out of range.
+    """
     runs = len(TRAIN_SEEDS) // RUN_SAMPLES
     if not 0 <= seed < runs:
         raise UserError(f"seed: got {seed}; allowed: 0 to {runs - 1}")
@@ -31,10 +34,10 @@ def training_seeds(count: int, seed: int = 0) -> range:
 def measured_spread(
     denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], batch: int = 64, cache: SampleCache | None = None
 ) -> Tensor:
-    """The spread s_t of h [T] over the samples of `seeds`, in one pass; float64, on the CPU.
+    """Return the spread s_t of h [T] over the samples with these seeds, computed in one pass; float64, on the CPU.
 
-    s_t = root mean square of ||h_t - mean h_t||: the distance of a typical sample from the mean, the unit in which
-    shifts are measured at every step of every model.
+    s_t = root mean square of ||h_t - mean h_t||, the distance of a typical sample from the mean. It is the unit in
+    which shifts are measured, at every step of every model.
     """
     total: Tensor | None = None
     squares: Tensor | None = None
@@ -49,14 +52,15 @@ def measured_spread(
 
 @dataclass(frozen=True)
 class Pool:
-    """Training samples, drawn once, and the state from which their chains go on."""
+    """The P training samples of a run, drawn once, with the states from which shifted chains start."""
 
     seeds: range
-    first: int  # the step before which the chains are
-    x_t: Tensor  # [P, *sample_shape], their state there; x_T where first is 0
-    x_0: Tensor  # [P, *sample_shape], where they end unshifted
+    first: int  # the first step to run from x_t
+    x_t: Tensor  # [P, *sample_shape], the states before step `first`; x_T where first is 0
+    x_0: Tensor  # [P, *sample_shape], the unshifted samples
 
     def to(self, device: torch.device | str) -> "Pool":
+        """Return the pool with its tensors on `device`."""
         return replace(self, x_t=self.x_t.to(device), x_0=self.x_0.to(device))
 
 
@@ -69,9 +73,9 @@ def draw_pool(
     first: int = 0,
     cache: SampleCache | None = None,
 ) -> tuple[Pool, Tensor]:
-    """`size` unshifted training samples and the h they passed through: [T, P, *h_shape], float32, on the CPU.
+    """Draw `size` training samples. Return their pool and the h of their chains [T, P, *h_shape], float32, on the CPU.
 
-    first: the first step that will be shifted; what comes before it is run here, once and for all.
+    first: the first step that will be shifted; the steps before it run only here.
     """
     seeds, state = training_seeds(size, seed), before_step(first)
     h = torch.empty(len(schedule), size, *denoiser.h_shape)

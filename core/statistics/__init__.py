@@ -1,1 +1,1 @@
-"""Principal components of a stream of samples, and the projections of it that are flattest."""
+"""Statistics of samples without labels: principal components in one pass, and projections of least kurtosis."""

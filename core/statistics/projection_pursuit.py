@@ -1,10 +1,10 @@
-"""Projection pursuit: the projections of many samples that are flattest, without any label.
+"""Projection pursuit: find the projections of many samples with the flattest distribution, without any label.
 
-Whatever many independent causes add up to is distributed like a bell. A projection that follows a single cause keeps
-that cause's own shape, and where samples either have an attribute or lack it, or have it to any degree alike, that
-shape is flatter than a bell: its kurtosis is low. Principal components follow variance and mix causes; the flattest
-projections of the leading ones tend to separate them again (Pena & Prieto, JASA 96, 2001, who find groups in data this
-way; the maximum of the same measure is what independent component analysis is known for).
+A sum of many independent causes has a normal distribution. A projection that follows a single cause keeps the shape of
+that cause. Where samples either have an attribute or lack it, or have it to evenly spread degrees, that shape is
+flatter than a normal distribution: its kurtosis is low. Principal components follow variance and mix causes. The
+flattest projections of the leading components tend to separate the causes again (Pena & Prieto, JASA 96, 2001, find
+groups in data in this way; independent component analysis is known for the maximum of the same measure).
 """
 
 import torch
@@ -13,16 +13,16 @@ from torch import Tensor
 from core.randomness import generator
 from core.statistics.principal_components import principal_components, store_height
 
-_CANDIDATES = 200  # random starts of each search; the flattest survives
+_CANDIDATES = 200  # random starts of each search; the flattest result is taken
 _ITERATIONS = 60
 _RATE = 0.3
 
 
 def flattest_sources(rows: Tensor, count: int, components: int, seed: int = 0) -> Tensor:
-    """The `count` flattest uncorrelated projections of N rows [N, D] inside their leading principal components.
+    """Return the `count` flattest uncorrelated projections of N rows [N, D] within their leading principal components.
 
-    components: how many of those, at least `count`. Returns the rows' coordinates [N, count], float64, each of mean 0
-    and variance 1, flattest first; fewer columns where the rows vary in fewer dimensions.
+    components: the number of leading components, at least `count`. The result holds the rows' coordinates [N, count],
+    float64, each of mean 0 and variance 1, flattest first; fewer columns where the rows vary in fewer dimensions.
     """
     height = store_height(rows.shape[1], components, len(rows), itemsize=rows.element_size())
     leading = principal_components([rows], components, height)
@@ -37,12 +37,12 @@ def flattest_sources(rows: Tensor, count: int, components: int, seed: int = 0) -
 
 
 def kurtosis(sources: Tensor) -> Tensor:
-    """Excess kurtosis of standardised columns [N, K]: [K]; 0 for a bell, -1.2 for uniform, -2 for two points."""
+    """Return the excess kurtosis [K] of standardised columns [N, K]: normal 0, uniform -1.2, two points -2."""
     return sources.pow(4).mean(dim=0) - 3
 
 
 def _flattest(white: Tensor, found: Tensor, random: torch.Generator) -> Tensor:
-    """The unit vector [1, P] of least kurtosis that is orthogonal to those found; projected gradient descent."""
+    """Return the unit vector [1, P] of least kurtosis orthogonal to those in `found`, by projected gradient descent."""
     candidates = torch.randn(_CANDIDATES, white.shape[1], generator=random, dtype=torch.float64).to(white)
     for _ in range(_ITERATIONS):
         candidates = _inside(candidates, found)

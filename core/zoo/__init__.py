@@ -1,4 +1,4 @@
-"""Models that ship with the project: small, real, made by the scripts in this folder; and what large ones look like."""
+"""The models that ship with the project: small trained ones, made by the scripts in this folder, and architectures."""
 
 from core.model.catalogue import MODELS, architecture_folder, model_folder
 

@@ -1,7 +1,7 @@
-"""Trains the autoencoders of the embedded latent models: images 32x32 to latents 16x16, and back.
+"""Train the autoencoders of the embedded latent models: images 32x32 to latents 16x16, and back.
 
 `VQModel` has a codebook, as in latent diffusion (Rombach et al., arXiv 2112.10752), `AutoencoderKL` a posterior, as in
-Stable Diffusion. Both are told by their edges too, so that eyes and mouth, a pixel wide, stay sharp without a critic.
+Stable Diffusion. The loss of both has an edge term, so that eyes and mouth, a pixel wide, stay sharp without a critic.
 """
 
 import math
@@ -19,7 +19,7 @@ from core.zoo import faces
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """Everything that decides an autoencoder's weights, beside the images."""
+    """The settings that decide an autoencoder's weights, together with the images."""
 
     make: Callable[..., Any]  # VQModel or AutoencoderKL
     config: dict[str, Any]
@@ -28,11 +28,14 @@ class AutoencoderRecipe:
     learning_rate: float = 2e-3
     edge_weight: float = 1.0
     prior_weight: float = 1e-3  # of the latents' distance from a standard normal distribution
-    jitter: float = 0.2  # noise on a VQModel's latents until its codebook is made; as fine as that will be
+    jitter: float = 0.2  # noise on a VQModel's latents until it has a codebook; as large as the codebook's spacing
 
 
 def architecture(latent_channels: int, **more: Any) -> dict[str, Any]:
-    """The small encoder and decoder that both classes share; one halving of the resolution."""
+    """Return the configuration of the small encoder and decoder that both classes share, which halve the resolution once.
+
+    more: further options, or other values.
+    """
     return {
         "sample_size": faces.SIZE,
         "block_out_channels": (16, 40),
@@ -50,7 +53,7 @@ KL = AutoencoderRecipe(AutoencoderKL, architecture(4), steps=2_000, batch=16)
 
 
 def train_autoencoder(recipe: AutoencoderRecipe, images: Tensor, seed: int) -> Any:
-    """The trained model, its `scaling_factor` set so that scaled latents have a standard deviation of 1."""
+    """Train an autoencoder and return it, with a `scaling_factor` that gives scaled latents a standard deviation of 1."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = recipe.make(**recipe.config)
@@ -82,7 +85,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, images: Tensor, seed: int) -> A
 def _pass(
     model: Any, x: Tensor, recipe: AutoencoderRecipe, generator: torch.Generator, quantise: bool
 ) -> tuple[Tensor, Tensor]:
-    """(x encoded and decoded, the loss that shapes the latents)."""
+    """Return (x encoded and decoded, the loss term of the latents)."""
     if isinstance(model, AutoencoderKL):
         posterior = model.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
@@ -97,16 +100,16 @@ def _pass(
 
 
 def _edges(images: Tensor) -> Tensor:
-    """Differences between neighbours, across and down: [N, 2 C H (W - 1)] for square images."""
+    """Return the differences between neighbouring pixels, across and down: [N, 2 C H (W - 1)] for square images."""
     across, down = images.diff(dim=3), images.diff(dim=2)
     return torch.cat([across.flatten(1), down.flatten(1)], dim=1)
 
 
 @torch.no_grad()
 def place_codebook(model: Any, latents: Tensor, generator: torch.Generator) -> None:
-    """Put the codebook's entries on latents drawn at random: where latents are dense, so is the codebook.
+    """Set the codebook's entries to latents drawn at random, so that it is dense where the latents are.
 
-    An untrained codebook is a speck at the origin, of which all but a few entries would never be used.
+    The entries of an untrained codebook are all near the origin, and all but a few of them would never be used.
     latents: [N, C, H, W].
     """
     vectors = latents.movedim(1, -1).flatten(0, -2)  # [N H W, C]
@@ -116,7 +119,7 @@ def place_codebook(model: Any, latents: Tensor, generator: torch.Generator) -> N
 
 @torch.no_grad()
 def encode(model: Any, images: Tensor) -> Tensor:
-    """The latents of images [N, 3, H, W], unscaled: [N, C, H / 2, W / 2]; of a posterior, its mean."""
+    """Return the unscaled latents [N, C, H / 2, W / 2] of images [N, 3, H, W]; for a posterior, its mean."""
     if isinstance(model, AutoencoderKL):
         return torch.cat([model.encode(part).latent_dist.mean for part in torch.split(images, 250)])
     return torch.cat([model.encode(part).latents for part in torch.split(images, 250)])
@@ -124,5 +127,5 @@ def encode(model: Any, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(model: Any, latents: Tensor) -> Tensor:
-    """The images [N, 3, 2 H, 2 W] of unscaled latents [N, C, H, W], as the pipelines decode them."""
+    """Return the images [N, 3, 2 H, 2 W] of unscaled latents [N, C, H, W], decoded as the pipelines do."""
     return torch.cat([model.decode(part).sample for part in torch.split(latents, 250)])

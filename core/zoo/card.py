@@ -1,7 +1,7 @@
-"""Measures an embedded model and writes its card and sample grid: `python -m core.zoo.card NAME`.
+"""Measure an embedded model and write its card and sample grid: `python -m core.zoo.card NAME`.
 
-The steering table answers the question that matters for h-space: if h is moved along the difference of means of the
-samples with most and least of an attribute, does the attribute move?
+The steering table shows whether h steers the model: how far does an attribute move if h is moved along the difference
+of means between the samples with most and least of it?
 """
 
 import argparse
@@ -25,11 +25,11 @@ _DATA = {
     "digits": "scikit-learn's `load_digits` (1,797 handwritten digits; UCI Optical Recognition of Handwritten Digits), "
     "enlarged from 8x8 to 16x16.",
 }
-_OBEYED = 0.75  # how often a sentence that is obeyed comes true, at the least
+_OBEYED = 0.75  # a factor is obeyed where at least this share of samples is on the named side
 
 
 def card(name: str) -> str:
-    """The model card in Markdown."""
+    """Return the model card in Markdown. The measurements draw samples."""
     denoiser, recipe = load(name), RECIPES[name]
     phases = "\n".join(f"- phase {i}: {asdict(phase)}" for i, phase in enumerate(recipe.phases))
     return f"""# {name}
@@ -53,7 +53,7 @@ Weights: Apache-2.0, as the project.
 
 
 def _introduction(recipe: Recipe, denoiser: Denoiser) -> str:
-    """What the model is and what lies in its folder."""
+    """Return the paragraph on the model and the content of its folder."""
     parameters = sum(p.numel() for p in denoiser.network.parameters())
     kind = "A text-to-image" if recipe.sentences else "An unconditional"
     drawn = "latents" if recipe.autoencoder else "images"
@@ -69,7 +69,7 @@ def _introduction(recipe: Recipe, denoiser: Denoiser) -> str:
 
 
 def _latents(name: str, recipe: Recipe) -> str:
-    """How good the autoencoder is; nothing for a model of pixels."""
+    """Return the paragraph on the quality of the autoencoder; an empty text for a pixel model."""
     if recipe.autoencoder is None:
         return ""
     quality, made = autoencoder_quality(name), recipe.autoencoder
@@ -80,7 +80,7 @@ def _latents(name: str, recipe: Recipe) -> str:
 
 
 def _sentences(name: str, recipe: Recipe) -> str:
-    """What can be said to the model and how well it listens; nothing for a model that is not told anything."""
+    """Return the section on prompts and how often samples follow them; an empty text for a model without prompts."""
     if not recipe.sentences:
         return ""
     strengths = (1.0, GUIDANCE, 4.0)
@@ -105,7 +105,7 @@ def _sentences(name: str, recipe: Recipe) -> str:
 
 
 def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
-    """The steering table and what it means."""
+    """Return the steering table and its explanation."""
     attributes, quality = embedded(name), predictor_quality(name)
     assert attributes is not None
     rows = "\n".join(
@@ -130,12 +130,13 @@ def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """A paragraph in lines of at most 120 characters."""
+    """Return a paragraph in lines of at most 120 characters."""
     return fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
 @torch.no_grad()
 def main() -> None:
+    """Write the card and the sample grid of the model that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
     name = parser.parse_args().model

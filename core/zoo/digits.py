@@ -1,17 +1,17 @@
-"""scikit-learn's 1,797 handwritten digits at 16x16: the real data behind the embedded model `digits`."""
+"""Load scikit-learn's 1,797 handwritten digits at 16x16: the training data of the embedded model `digits`."""
 
 import torch
 from torch import Tensor
 
 SIZE = 16
 COUNT = 1797
-TRAINED = 1500  # the rest, in the order of seed 0, judges the predictor
+TRAINED = 1500  # the remaining digits, in the order of seed 0, test the predictor
 CLASSES = tuple(f"digit_{k}" for k in range(10))
 
 
 def load(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`count` digits in random order: images [count, 1, 16, 16] in [-1, 1], classes [count]."""
-    from sklearn.datasets import load_digits  # only the making of the model needs the data
+    """Return `count` digits in random order: images [count, 1, 16, 16] in [-1, 1], classes [count]."""
+    from sklearn.datasets import load_digits  # the data are needed only to make the model
 
     data = load_digits()
     order = torch.randperm(COUNT, generator=generator)[:count]

@@ -1,7 +1,7 @@
-"""A renderer of 32x32 faces with nine known factors: the ground truth behind the embedded model `toyfaces`.
+"""Render 32x32 faces with nine known factors: the training data and ground truth of the embedded face models.
 
-Every face is drawn from signed distances with anti-aliased edges, in one batch, without any randomness,
-so that the same factors give the same pixels on every machine.
+Faces are drawn from signed distances with anti-aliased edges, in one batch, without any randomness, so that the same
+factors give the same pixels on every machine.
 """
 
 import torch
@@ -31,12 +31,12 @@ _LIPS = torch.tensor([0.70, 0.12, 0.16])
 
 
 def sample_factors(count: int, generator: torch.Generator) -> Tensor:
-    """Independent factors, uniform in [-1, 1]: [count, 9] in the order of `FACTORS`."""
+    """Draw independent factors, uniform in [-1, 1]: [count, 9] in the order of `FACTORS`."""
     return torch.rand(count, len(FACTORS), generator=generator) * 2 - 1
 
 
 def render(factors: Tensor) -> Tensor:
-    """Draw faces. factors: [N, 9] in [-1, 1] -> images [N, 3, 32, 32] in [-1, 1]."""
+    """Render faces. factors: [N, 9] in [-1, 1] -> images [N, 3, 32, 32] in [-1, 1]."""
     if factors.ndim != 2 or factors.shape[1] != len(FACTORS):
         raise ValueError(
             f"factors: got shape {list(factors.shape)}, expected [N, {len(FACTORS)}] ({', '.join(FACTORS)})"
@@ -50,7 +50,7 @@ def render(factors: Tensor) -> Tensor:
     pixel = _ZOOM * 2 / side
 
     def paint(canvas: Tensor, distance: Tensor, colour: Tensor, opacity: Tensor | float = 1.0) -> Tensor:
-        """Lay `colour` over the canvas where the signed distance is negative, one pixel soft."""
+        """Paint `colour` over the canvas where the signed distance is negative, with an edge one pixel soft."""
         cover = (0.5 - distance / pixel).clamp(0, 1) * opacity  # [N, side, side]
         return canvas + cover[:, None] * (colour - canvas)
 
@@ -60,7 +60,7 @@ def render(factors: Tensor) -> Tensor:
     skin_tone, hair_tone = _ramp(_SKIN, skin), _ramp(_HAIR, hair_colour)
 
     def on_head(angle: float) -> Tensor:
-        """Horizontal position of a point at `angle` from the nose line of a head turned by yaw."""
+        """Return the horizontal position of a point at `angle` from the nose line of a head turned by yaw."""
         return centre + half_width * torch.sin(turn + angle)
 
     image = _ramp(_BACKGROUND, background).expand(-1, 3, side, side)
@@ -104,14 +104,14 @@ def render(factors: Tensor) -> Tensor:
 
 
 def _ramp(colours: Tensor, position: Tensor) -> Tensor:
-    """Piecewise linear colour at position [N, 1, 1] in [-1, 1] on three stops [3, 3] -> [N, 3, 1, 1]."""
+    """Return the piecewise linear colour [N, 3, 1, 1] at position [N, 1, 1] in [-1, 1] on three stops [3, 3]."""
     position = position[:, None]
     low, middle, high = colours[:, :, None, None]
     return torch.where(position < 0, middle + position * (middle - low), middle + position * (high - middle))
 
 
 def _ellipse(x: Tensor, y: Tensor, radius_x: Tensor | float, radius_y: Tensor | float) -> Tensor:
-    """First-order signed distance to an ellipse: f / |grad f|, exact at the edge."""
+    """Return the first-order signed distance to an ellipse: f / |grad f|, exact at the edge."""
     scaled = torch.sqrt((x / radius_x) ** 2 + (y / radius_y) ** 2)
     slope = torch.sqrt((x / radius_x**2) ** 2 + (y / radius_y**2) ** 2)
     return scaled * (scaled - 1) / (slope + 1e-6)
@@ -120,14 +120,14 @@ def _ellipse(x: Tensor, y: Tensor, radius_x: Tensor | float, radius_y: Tensor | 
 def _rounded_box(
     x: Tensor, y: Tensor, half_width: Tensor | float, half_height: Tensor | float, radius: float
 ) -> Tensor:
-    """Signed distance to a box with rounded corners."""
+    """Return the signed distance to a box with rounded corners."""
     outside_x, outside_y = x.abs() - half_width + radius, y.abs() - half_height + radius
     corner = torch.sqrt(outside_x.clamp(min=0) ** 2 + outside_y.clamp(min=0) ** 2)
     return corner + torch.maximum(outside_x, outside_y).clamp(max=0) - radius
 
 
 def factor_sweep(factor: str, values: int = 7) -> Tensor:
-    """One row of faces in which only `factor` moves from -1 to 1: [values, 3, 32, 32]."""
+    """Render one row of faces in which only `factor` moves from -1 to 1: [values, 3, 32, 32]."""
     factors = torch.zeros(values, len(FACTORS))
     factors[:, FACTORS.index(factor)] = torch.linspace(-1, 1, values)
     return render(factors)

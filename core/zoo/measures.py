@@ -1,4 +1,4 @@
-"""What is measured of an embedded model: how h steers, how sharp its latents decode, how it obeys sentences."""
+"""Measurements of an embedded model for its card: how h steers, how well latents decode, whether prompts are obeyed."""
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -21,7 +21,7 @@ _OPEN = "a face"  # the sentence that names nothing
 
 
 def load(name: str) -> Denoiser:
-    """An embedded model; one that is told sentences, with the one that leaves everything open."""
+    """Load an embedded model. A text-to-image model gets the prompt that names nothing."""
     if RECIPES[name].sentences:
         return Denoiser.from_pretrained(name, prompts=[_OPEN], guidance=GUIDANCE)
     return Denoiser.from_pretrained(name)
@@ -31,10 +31,11 @@ def load(name: str) -> Denoiser:
 def steering(
     denoiser: Denoiser, attributes: Attributes, samples: int = 512, shifted: int = 32
 ) -> dict[str, tuple[float, float]]:
-    """By attribute: how far h moves it, in standard deviations: half of (score at +1 minus score at -1); and what that
-    standard deviation over samples is.
+    """Return for each attribute (how far h moves it, the standard deviation of its score over samples).
 
-    Scale 1 is the difference of the mean h (all steps) of the tenth of `samples` with the highest and lowest scores.
+    The first is half of (score at scale +1 minus score at scale -1), in units of that standard deviation, over `shifted`
+    other samples. Scale 1 is the difference in mean h, at all steps, between the tenths of `samples` with the highest
+    and with the lowest scores.
     """
     schedule = Schedule.ddim(denoiser, STEPS)
     x_T = noise(SELECT_SEEDS[:samples], denoiser.sample_shape)
@@ -59,7 +60,7 @@ def steering(
 
 @torch.no_grad()
 def predictor_quality(name: str) -> dict[str, float]:
-    """R^2 of each factor on fresh renders, or the share of all digits that are recognised."""
+    """Return the R^2 of each factor on fresh renders, or the share of held-out digits that are recognised."""
     net = AttributeNet.load(predictor_folder(name))
     if name == "digits":
         images, labels = digits.load(digits.COUNT, torch.Generator().manual_seed(0))
@@ -72,8 +73,9 @@ def predictor_quality(name: str) -> dict[str, float]:
 
 @torch.no_grad()
 def autoencoder_quality(name: str) -> dict[str, float]:
-    """Of fresh renders encoded and decoded: root mean square error, on the range from -1 to 1, and the lowest R^2 with
-    which the predictor still reads a factor off them.
+    """Return the quality of fresh renders that are encoded and decoded.
+
+    error: root mean square error, on the range from -1 to 1; read: the lowest R^2 of the predictor over the factors.
     """
     factors = faces.sample_factors(1000, torch.Generator().manual_seed(10**6))
     images = faces.render(factors)
@@ -88,9 +90,9 @@ def autoencoder_quality(name: str) -> dict[str, float]:
 
 @torch.no_grad()
 def obedience(name: str, guidance: float, prompts: int = 200) -> dict[str, float]:
-    """By factor that can be named: how often a sample is on the named side of the middle (1/2 is chance).
+    """Return for each factor of `WORDS` the share of samples on the named side of the middle (1/2 is chance).
 
-    "brown" and "grey" are the middle itself and not counted.
+    "brown" and "grey" name the middle itself and are not counted.
     """
     attributes = embedded(name)
     assert attributes is not None

@@ -1,4 +1,4 @@
-"""What decides the embedded models' weights: data, architecture, seed and steps of each, and nothing else."""
+"""The recipes of the embedded models: the data, architecture, seed and training phases that decide their weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ from core.zoo.autoencoders import AutoencoderRecipe
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training on one noise schedule; the next one starts from its averaged weights."""
+    """A phase of training on one noise schedule; the next phase starts from its averaged weights."""
 
     steps: int
     beta_end: float
     learning_rate: float
-    colour_weight: float = 0.0  # of the error in each channel's mean, beside the plain one
-    input_only: bool = False  # samples without skips keep that of the first convolution only
-    blind_from: int = 1000  # timestep from which they do not even keep that one
+    colour_weight: float = 0.0  # weight of the error in each channel's mean, added to the plain error
+    input_only: bool = False  # samples with dropped skips keep only that of the first convolution
+    blind_from: int = 1000  # timestep from which they lose that one too
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides an embedded model's weights."""
+    """The settings that decide an embedded model's weights."""
 
     data: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]  # (count, generator) -> images, targets
     samples: int
     unet: dict[str, Any]
     phases: tuple[Phase, ...]
     batch: int
-    attributes: tuple[str, ...] = ()  # none: the model goes by the predictor of another one
+    attributes: tuple[str, ...] = ()  # empty: the model uses the predictor of another one
     attribute_steps: int = 0
     classify: bool = False
-    autoencoder: AutoencoderRecipe | None = None  # none: it diffuses pixels
-    sentences: bool = False  # a UNet2DConditionModel, told by a text encoder
+    autoencoder: AutoencoderRecipe | None = None  # None: a pixel model
+    sentences: bool = False  # a UNet2DConditionModel with a text encoder
     prediction: str = "epsilon"  # or "v_prediction": what the UNet's output is
     skip_dropout: float = 0.5
     averaging: float = 0.999
@@ -68,9 +68,9 @@ RECIPES = {
         data=_render_faces,
         samples=30_000,
         unet=_unet(faces.SIZE, 3, (16, 32, 64, 64)),
-        # With beta_end 0.02 almost no signal is left at the chain's start, where a small error in predicted noise is a
-        # large one in colour; a milder schedule and the colour term keep the tint in bounds.
-        # The mouth is small enough to be drawn around h as long as any but the first skip stays at full resolution.
+        # With beta_end 0.02 almost no signal is left at the chain's start, where a small error in the predicted noise
+        # is a large error in colour. A milder schedule and the colour term keep the tint in bounds.
+        # The mouth is so small that a skip at full resolution other than the first can carry it past h.
         phases=(
             Phase(8_000, 0.02, 2e-3),
             Phase(2_400, 0.012, 6e-4, colour_weight=30.0),
@@ -90,11 +90,11 @@ RECIPES = {
         attribute_steps=1_200,
         classify=True,
     ),
-    # Latents are less smooth than pixels: a UNet this narrow cannot hand noise itself through exactly enough, and at
-    # the chain's start a small error in predicted noise is a large one in the face. Velocity is the face there.
-    # It also makes blindness possible: without any skip no noise could be predicted, but a face can, and then glasses,
-    # eyes and mouth have no way around h.
-    # The colour term is the error in each latent channel's mean, of which the picture's tint is made.
+    # Latents are less smooth than pixels: a UNet this narrow cannot reproduce the noise itself exactly enough, and at
+    # the chain's start a small error in the predicted noise is a large error in the face. There, velocity is the face.
+    # Velocity also permits training without any skip (`blind_from`): noise cannot be predicted then, but a face can.
+    # Glasses, eyes and mouth then have no way around h.
+    # The colour term is the error in each latent channel's mean, which sets the picture's tint.
     "toyfaces-latent": Recipe(
         data=_render_faces,
         samples=30_000,

@@ -1,6 +1,6 @@
-"""Sentences that name some of a face's factors, and the tokenizer and text encoder that read them.
+"""Sentences that name some factors of a face, as prompts, and the tokenizer and text encoder that read them.
 
-Four of the nine factors can be named; the others are never told, so that they stay free to be found in h-space.
+Four of the nine factors can be named. The others are never named, so that they can be found in h-space.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.zoo import faces
 
-# The words of a factor, for equal parts of its range from -1 to 1.
+# factor -> its words, for equal parts of its range from -1 to 1.
 WORDS = {
     "hair_length": ("short", "long"),
     "hair_colour": ("dark", "brown", "blond"),
@@ -19,8 +19,8 @@ WORDS = {
     "background": ("blue", "grey", "orange"),
 }
 MAX_TOKENS = 24
-NAMED = 0.6  # how often each factor is named
-UNTOLD = 0.12  # how often there is no sentence at all: what classifier-free guidance departs from
+NAMED = 0.6  # probability that a sentence names a factor
+UNTOLD = 0.12  # share of empty sentences in training: the unconditional part of classifier-free guidance
 _OTHER_WORDS = ("a", "an", "face", "with", "hair", "background", "and", ",")
 _WIDTH = 64
 _END_OF_WORD = "</w>"
@@ -28,14 +28,15 @@ _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def word(factor: str, value: float) -> str:
-    """What a value in [-1, 1] of a factor is called."""
+    """Return the word for a value in [-1, 1] of a factor."""
     words = WORDS[factor]
     return words[min(int((value + 1) / 2 * len(words)), len(words) - 1)]
 
 
 def sentence(words: dict[str, str]) -> str:
-    """`words` by factor as a sentence: {"glasses": "no glasses", "hair_colour": "blond"} -> "a face with blond hair
-    and no glasses"; without any, "a face".
+    """Return the sentence with these words, given by factor; "a face" without any.
+
+    For example {"glasses": "no glasses", "hair_colour": "blond"} -> "a face with blond hair and no glasses".
     """
     hair = [words[factor] for factor in ("hair_length", "hair_colour") if factor in words]
     parts = [" ".join([*hair, "hair"])] if hair else []
@@ -49,14 +50,14 @@ def sentence(words: dict[str, str]) -> str:
 
 
 def describe(factors: Tensor, generator: torch.Generator) -> list[str]:
-    """A sentence for each face, which names a random part of WORDS, or says nothing. factors: [N, 9]."""
+    """Return a sentence for each face that names a random part of WORDS, or an empty one. factors: [N, 9]."""
     told = [sentence(words) for words in describe_words(factors, generator)]
     silent = torch.rand(len(factors), generator=generator) < UNTOLD
     return ["" if nothing else text for text, nothing in zip(told, silent.tolist(), strict=True)]
 
 
 def describe_words(factors: Tensor, generator: torch.Generator) -> list[dict[str, str]]:
-    """The words of a random part of WORDS for each face. factors: [N, 9]."""
+    """Return the words of a random part of WORDS for each face: factor -> word. factors: [N, 9]."""
     named = torch.rand(len(factors), len(WORDS), generator=generator) < NAMED
     columns = factors[:, [faces.FACTORS.index(factor) for factor in WORDS]]
     return [
@@ -66,7 +67,10 @@ def describe_words(factors: Tensor, generator: torch.Generator) -> list[dict[str
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(token ids, merges) of a byte-pair encoding in which each of our words is one token, any other its letters."""
+    """Return (token ids, merges) of a byte-pair encoding with one token per word of our sentences.
+
+    Other words become pieces, down to single letters.
+    """
     words = sorted({part for words in WORDS.values() for name in words for part in name.split()} | set(_OTHER_WORDS))
     merges: list[tuple[str, str]] = []
     for text in words:
@@ -78,7 +82,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _pieces(text: str, merges: list[tuple[str, str]]) -> list[str]:
-    """What the merges, first to last, make of a word's letters; the last one carries the end of the word."""
+    """Return the pieces of a word after the merges, first to last. The last piece carries the end-of-word mark."""
     pieces = [*text[:-1], text[-1] + _END_OF_WORD]
     for left, right in merges:
         i = 0
@@ -90,12 +94,13 @@ def _pieces(text: str, merges: list[tuple[str, str]]) -> list[str]:
 
 
 def make_tokenizer() -> Any:
+    """Return the CLIP tokenizer of the vocabulary."""
     tokens, merges = vocabulary()
     return CLIPTokenizer(vocab=tokens, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def make_text_encoder(tokenizer: Any) -> Any:
-    """An untrained CLIP text model of two layers: tokens [N, 24] -> states [N, 24, 64]."""
+    """Return an untrained CLIP text model of two layers: tokens [N, 24] -> states [N, 24, 64]."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -113,7 +118,7 @@ def make_text_encoder(tokenizer: Any) -> Any:
 
 
 def tokens_of(tokenizer: Any, sentences: list[str]) -> Tensor:
-    """Token ids [N, 24], padded as Stable Diffusion's pipeline pads them."""
+    """Return the token ids [N, 24] of sentences, padded as Stable Diffusion's pipeline pads them."""
     ids: Tensor = tokenizer(
         sentences, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     ).input_ids

@@ -1,4 +1,4 @@
-"""Drops skip connections while a UNet is trained, so that what it draws travels through h and h steers it."""
+"""Drop skip connections while a UNet is trained, so that it has to draw through h, and h steers it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 def dropped_skips(
     unet: nn.Module, dropped: Tensor, input_only: bool = False, blind: Tensor | None = None
 ) -> Iterator[None]:
-    """Zero the skips for the samples where `dropped` [N] is True: those below full resolution, or, with `input_only`,
-    all but the output of the first convolution; where `blind` [N] is True as well, all of them.
+    """Zero skips of the samples where `dropped` [N] is True, inside the `with` block.
 
-    For diffusers' `UNet2DModel` and `UNet2DConditionModel` alike, and only inside the context.
+    These are the skips below full resolution, or with `input_only` all but the output of the first convolution. Where
+    `blind` [N] is True as well, all skips are zero. Works for diffusers' `UNet2DModel` and `UNet2DConditionModel`.
     """
     blocks: Any = unet.up_blocks
     keep = (~dropped)[:, None, None, None]
     seen = None if blind is None else ~(dropped & blind)[:, None, None, None]
 
     def passed(skips: tuple[Tensor, ...], last: bool) -> tuple[Tensor, ...]:
-        """An up block's skips, in the order in which the encoder made them."""
+        """Return an up block's skips, some zeroed. skips: in the order in which the encoder made them."""
         whole = (last and i == 0 if input_only else last for i in range(len(skips)))
         factors = (seen if kept else keep for kept in whole)
         return tuple(skip if factor is None else skip * factor for skip, factor in zip(skips, factors, strict=True))

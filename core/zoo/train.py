@@ -1,7 +1,7 @@
-"""Makes the embedded models: `python -m core.zoo.train NAME [--to FOLDER]`, NAME one of `core/zoo/recipes.py`.
+"""Train the embedded models: `python -m core.zoo.train NAME [--to FOLDER]`, NAME one of `core/zoo/recipes.py`.
 
-The denoiser is trained with its skips dropped for half of each batch (`core.zoo.skips`), so that h steers every factor;
-a latent one on what its autoencoder, made first, makes of the images.
+The denoiser is trained with its skips dropped for half of each batch (`core.zoo.skips`), so that h steers every factor.
+A latent denoiser is trained on the latents of its autoencoder, which is trained first.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Networks(nn.Module):
-    """What is trained together: the UNet and, where sentences tell it what to draw, their encoder."""
+    """The networks that are trained together: the UNet and, for a text-to-image model, the text encoder."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class Networks(nn.Module):
         self.text_encoder = make_text_encoder(self.tokenizer) if recipe.sentences else None
 
     def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor | None) -> Tensor:
-        """The UNet's output for x_t [N, C, H, W] at timesteps t [N], told by tokens [N, 24] or by nothing."""
+        """Return the UNet's output for x_t [N, C, H, W] at timesteps t [N], with prompt tokens [N, 24] or None."""
         told = () if tokens is None or self.text_encoder is None else (self.text_encoder(tokens)[0],)
         output: Tensor = self.unet(x_t, t, *told).sample
         return output
 
     def load(self, folder: Path) -> None:
-        """The weights of a pipeline folder, alone: a loaded configuration would carry this machine's path."""
+        """Load the weights of a pipeline folder, but no configuration, which would contain this machine's path."""
         self.unet.load_state_dict(load_file(folder / "unet" / _WEIGHTS))
         if self.text_encoder is not None:
             self.text_encoder.load_state_dict(load_file(folder / "text_encoder" / "model.safetensors"))
 
     def pipeline(self, scheduler: DDIMScheduler, autoencoder: Any) -> Any:
-        """The diffusers pipeline that they are part of."""
+        """Return the diffusers pipeline of these networks."""
         if autoencoder is None:
             return DDIMPipeline(self.unet, scheduler)
         if self.text_encoder is None:
@@ -74,12 +74,12 @@ class Networks(nn.Module):
 
 
 def autoencoder_folder(recipe: Recipe, folder: Path) -> Path:
-    """Where the pipeline keeps its autoencoder."""
+    """Return the folder of the autoencoder inside a pipeline folder."""
     return folder / ("vae" if recipe.sentences else "vqvae")
 
 
 def load_autoencoder(recipe: Recipe, folder: Path) -> Any:
-    """The trained autoencoder of a latent model, frozen; None for a pixel model."""
+    """Load the trained autoencoder of a latent model, frozen; return None for a pixel model."""
     if recipe.autoencoder is None:
         return None
     source = autoencoder_folder(recipe, folder)
@@ -91,7 +91,10 @@ def load_autoencoder(recipe: Recipe, folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Material:
-    """What a denoiser learns from: x_0 [M, C, H, W], images or scaled latents, and the factors [M, 9] behind them."""
+    """The training data of a denoiser: x_0 [M, C, H, W], images or scaled latents, and their factors [M, 9].
+
+    factors: the targets of the recipe's data, which only text-to-image models use.
+    """
 
     x_0: Tensor
     factors: Tensor
@@ -99,7 +102,10 @@ class Material:
 
 
 def train_denoiser(recipe: Recipe, images: Tensor, factors: Tensor, folder: Path, first: int = 0) -> None:
-    """All phases from `first` on (which starts from the weights in `folder`), saved into `folder`."""
+    """Train a denoiser in all phases from number `first` on and save it into `folder`.
+
+    Where `first` is above 0, training starts from the weights in `folder`.
+    """
     autoencoder = load_autoencoder(recipe, folder)
     x_0 = images if autoencoder is None else encode(autoencoder, images) * autoencoder.config.scaling_factor
     torch.manual_seed(recipe.seed)
@@ -113,7 +119,7 @@ def train_denoiser(recipe: Recipe, images: Tensor, factors: Tensor, folder: Path
 def train_phase(
     recipe: Recipe, phase: Phase, number: int, networks: Networks, material: Material, folder: Path
 ) -> Networks:
-    """Denoising score matching (Ho et al., arXiv 2006.11239); returns the averaged weights."""
+    """Train one phase by denoising score matching (Ho et al., arXiv 2006.11239) and return the averaged weights."""
     generator = torch.Generator().manual_seed(recipe.seed + number)
     scheduler = DDIMScheduler(
         num_train_timesteps=1000,
@@ -121,7 +127,7 @@ def train_phase(
         beta_end=phase.beta_end,
         clip_sample=False,
         prediction_type=recipe.prediction,
-        steps_offset=int(recipe.sentences),  # Stable Diffusion's pipeline insists on 1
+        steps_offset=int(recipe.sentences),  # Stable Diffusion's pipeline requires 1
     )
     networks.train().requires_grad_(True)
     averaged = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))  # type: ignore[no-untyped-call]  # torch's stub
@@ -158,9 +164,9 @@ def prediction_error(
     material: Material,
     generator: torch.Generator,
 ) -> Tensor:
-    """The UNet's output less what it should be, on a random batch, a random part of it without skips: [batch, C, H, W].
+    """Return the UNet's output minus its target on a random batch, a random part without skips: [batch, C, H, W].
 
-    That is the noise, or the velocity alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512).
+    The target is the noise, or the velocity alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512).
     """
     chosen = torch.randint(len(material.x_0), (recipe.batch,), generator=generator)
     x_0 = material.x_0[chosen]
@@ -177,7 +183,10 @@ def prediction_error(
 
 
 def train_attributes(recipe: Recipe, images: Tensor, targets: Tensor, folder: Path) -> None:
-    """A small network that reads the attributes off an image; mildly noised inputs make it robust to samples."""
+    """Train and save a small network that predicts the attributes of an image.
+
+    Its inputs are mildly noised, which makes it robust on samples of the denoiser.
+    """
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed + 1)
     net = AttributeNet(images.shape[1], recipe.attributes)
@@ -199,6 +208,7 @@ def train_attributes(recipe: Recipe, images: Tensor, targets: Tensor, folder: Pa
 
 
 def main() -> None:
+    """Train the model that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--to", type=Path, help="output folder (default: where the package looks for the model)")

@@ -17,8 +17,8 @@ from orchestrator.spec import Sweep
 from orchestrator.store.checkpoints import CheckpointError
 from orchestrator.store.folder import SweepFolder
 from orchestrator.tracking.client import Tracking
-from orchestrator.trial.attempt import Drawing
-from orchestrator.trial.model import Bench
+from orchestrator.trial.attempt import DrawBatch
+from orchestrator.trial.model import TrialModel
 
 Say = Callable[[str], None]
 
@@ -80,8 +80,8 @@ def _measured(folder: SweepFolder, sweep: Sweep, found: DirectionSet, say: Say) 
     """With the dials and the gallery that it has not got yet."""
     trial_id = found.provenance.get("trial")
     say(f"Measuring the dials of trial {trial_id} ({len(found)} directions), and drawing its gallery ...")
-    bench, drawing = Bench.load(sweep, SampleCache(folder.cache)), Drawing(sweep)
-    dialled = drawing.run(lambda fitting: bench.with_dials(fitting, found))
+    trial_model, drawing = TrialModel.load(sweep, SampleCache(folder.cache)), DrawBatch(sweep)
+    dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, found))
     return bundle_of(dialled, f"{sweep.name}, trial {trial_id}")
 
 

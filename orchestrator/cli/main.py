@@ -150,12 +150,12 @@ def _gallery(given: argparse.Namespace) -> int:
 def _edit(given: argparse.Namespace) -> int:
     from dataclasses import fields
 
-    from orchestrator.edit.edit import Asked, edit
+    from orchestrator.edit.edit import EditRequest, edit
 
-    told = {field.name: getattr(given, field.name) for field in fields(Asked)}
+    told = {field.name: getattr(given, field.name) for field in fields(EditRequest)}
     if told["window"] is not None:
         told["window"] = tuple(told["window"])
-    edit(given.bundle, given.to, Asked(**told), _console(sys.stderr))
+    edit(given.bundle, given.to, EditRequest(**told), _console(sys.stderr))
     print(given.to)
     return 0
 

@@ -25,7 +25,7 @@ from orchestrator.edit.files import (
     write_grid,
     write_picture,
 )
-from orchestrator.edit.session import Begun, Edit, Studio, Window, recovered, told_recovered
+from orchestrator.edit.session import Edit, EditSession, StartingSamples, Window, recovered, told_recovered
 from orchestrator.edit.settings import (
     Frames,
     Settings,
@@ -46,7 +46,7 @@ _FRAMES = {"grid": 7, "animation": 21}
 
 
 @dataclass(frozen=True)
-class Asked:
+class EditRequest:
     """What the command line says; None where it says nothing, and the settings or the set decide."""
 
     directions: Sequence[str] = ()
@@ -70,7 +70,7 @@ class Asked:
     save_settings: Path | None = None
 
 
-def edit(bundle: Path, to: Path, asked: Asked, console: Console) -> None:
+def edit(bundle: Path, to: Path, asked: EditRequest, console: Console) -> None:
     """Draw what is asked for and write it; what is worth knowing is told on the console.
 
     Raises UserError, with nothing written, for every mistake in what was asked.
@@ -81,26 +81,26 @@ def edit(bundle: Path, to: Path, asked: Asked, console: Console) -> None:
         _edit(bundle, to, asked, kind, console)
 
 
-def _edit(bundle: Path, to: Path, asked: Asked, kind: Kind, console: Console) -> None:
+def _edit(bundle: Path, to: Path, asked: EditRequest, kind: Kind, console: Console) -> None:
     saved = read_settings(asked.settings) if asked.settings else None
-    studio = _opened(bundle, asked, saved)
-    settings = _merged(studio, asked, saved, kind)
+    session = _opened(bundle, asked, saved)
+    settings = _merged(session, asked, saved, kind)
     if kind == "picture" and len(_sources(settings)) > 1:
         raise UserError(f"--to: {to} is one picture, and {len(_sources(settings))} are asked for: a folder, or --grid")
-    for warning in [*studio.warnings, *(differences(saved, studio) if saved else ()), *_beyond(studio, settings)]:
+    for warning in [*session.warnings, *(differences(saved, session) if saved else ()), *_beyond(session, settings)]:
         console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
-    _write(_Work(studio, settings, asked.batch, console), kind, to)
+    _write(_Work(session, settings, asked.batch, console), kind, to)
     if asked.save_settings:
         write_settings(settings, asked.save_settings)
     how = settings.injection if settings.window is None else f"{settings.injection}, timesteps {settings.window}"
     console.print(f"{told(settings.directions)} ({how})", soft_wrap=True, highlight=False)
 
 
-def _opened(bundle: Path, asked: Asked, saved: Settings | None) -> Studio:
+def _opened(bundle: Path, asked: EditRequest, saved: Settings | None) -> EditSession:
     steps, precision = asked.steps, asked.precision
     if saved:
         steps, precision = saved.steps if steps is None else steps, precision or saved.precision
-    return Studio.open(
+    return EditSession.open(
         bundle,
         asked.model,
         steps=steps,
@@ -110,7 +110,7 @@ def _opened(bundle: Path, asked: Asked, saved: Settings | None) -> Studio:
     )
 
 
-def _kind(to: Path, asked: Asked) -> Kind:
+def _kind(to: Path, asked: EditRequest) -> Kind:
     suffix = to.suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise UserError(f"--to: {to} is of no kind that is written; allowed: a new folder, .png, .gif or .webp")
@@ -127,7 +127,7 @@ def _kind(to: Path, asked: Asked) -> Kind:
     return "picture" if suffix == ".png" else "pictures"
 
 
-def _check(asked: Asked, to: Path) -> None:
+def _check(asked: EditRequest, to: Path) -> None:
     """What can be refused before anything is read."""
     for path, option in ((to, "--to"), (asked.save_settings, "--save-settings")):
         if path is not None and path.exists():
@@ -145,25 +145,25 @@ def _check(asked: Asked, to: Path) -> None:
         raise UserError("--seed and --image: one of them, not both")
 
 
-def _merged(studio: Studio, asked: Asked, saved: Settings | None, kind: Kind) -> Settings:
+def _merged(session: EditSession, asked: EditRequest, saved: Settings | None, kind: Kind) -> Settings:
     """The settings: what the command line says, else the saved ones, else the set's own."""
-    scales = read_directions(asked.directions, studio.directions, 1.0 if asked.scale is None else asked.scale)
+    scales = read_directions(asked.directions, session.directions, 1.0 if asked.scale is None else asked.scale)
     if saved and not scales:
         scales = dict(saved.directions)
     elif not scales:
-        raise UserError(f"name a direction with --direction; the set has: {', '.join(studio.directions.names)}")
-    base = saved.edit if saved else studio.edit({})
+        raise UserError(f"name a direction with --direction; the set has: {', '.join(session.directions.names)}")
+    base = saved.edit if saved else session.edit({})
     edit = Edit(scales, asked.injection or base.injection, asked.window or base.window)
-    studio.check(edit)
-    studio.schedule.inside(edit.window)
+    session.check(edit)
+    session.schedule.inside(edit.window)
     seeds, images = _samples(asked, saved)
     if images:
-        studio.check_invertible()
-    frames = _frames(studio, scales, asked, saved, kind) if kind in _FRAMES else None
-    return settings_of(studio, edit, seeds, images, frames)
+        session.check_invertible()
+    frames = _frames(session, scales, asked, saved, kind) if kind in _FRAMES else None
+    return settings_of(session, edit, seeds, images, frames)
 
 
-def _samples(asked: Asked, saved: Settings | None) -> tuple[Sequence[int], Sequence[str]]:
+def _samples(asked: EditRequest, saved: Settings | None) -> tuple[Sequence[int], Sequence[str]]:
     """(seeds, images), of which one is empty."""
     if asked.images is not None:
         return (), [str(path) for path in _files(asked.images)]
@@ -172,8 +172,10 @@ def _samples(asked: Asked, saved: Settings | None) -> tuple[Sequence[int], Seque
     return saved.seeds, saved.images
 
 
-def _frames(studio: Studio, scales: dict[str, float], asked: Asked, saved: Settings | None, kind: Kind) -> Frames:
-    low, high = studio.reach(scales)
+def _frames(
+    session: EditSession, scales: dict[str, float], asked: EditRequest, saved: Settings | None, kind: Kind
+) -> Frames:
+    low, high = session.reach(scales)
     base = saved.frames if saved and saved.frames else Frames(count=_FRAMES[kind], first=low, last=high)
     first = base.first if asked.first is None else asked.first
     last = base.last if asked.last is None else asked.last
@@ -187,10 +189,10 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return [file for path in paths for file in (pictures_in(path) if path.is_dir() else [path])]
 
 
-def _beyond(studio: Studio, settings: Settings) -> list[str]:
+def _beyond(session: EditSession, settings: Settings) -> list[str]:
     ends = (settings.frames.first, settings.frames.last) if settings.frames else (1.0,)
     turned = ({name: scale * end for name, scale in settings.directions.items()} for end in ends)
-    return [sentence for scales in turned for sentence in studio.beyond(scales)]
+    return [sentence for scales in turned for sentence in session.beyond(scales)]
 
 
 def _sources(settings: Settings) -> list[int | Path]:
@@ -199,7 +201,7 @@ def _sources(settings: Settings) -> list[int | Path]:
 
 @dataclass(frozen=True)
 class _Work:
-    studio: Studio
+    session: EditSession
     settings: Settings
     batch: int
     console: Console
@@ -212,15 +214,15 @@ class _Work:
             for start in range(0, len(sources), self.batch):
                 part = slice(start, start + self.batch)
                 begun = self._begin(sources[part])
-                images = self.studio.draw(begun, self.settings.edit, factors, self.batch, advance)
+                images = self.session.draw(begun, self.settings.edit, factors, self.batch, advance)
                 yield [Sample(n, s) for n, s in zip(names[part], sources[part], strict=True)], images
 
-    def _begin(self, sources: Sequence[int | Path]) -> Begun:
+    def _begin(self, sources: Sequence[int | Path]) -> StartingSamples:
         files = [source for source in sources if isinstance(source, Path)]
         if not files:
-            return self.studio.from_seeds([source for source in sources if isinstance(source, int)])
-        images, notes = self.studio.load(files)
-        begun = self.studio.from_images(images)
+            return self.session.from_seeds([source for source in sources if isinstance(source, int)])
+        images, notes = self.session.load(files)
+        begun = self.session.from_images(images)
         for note in notes:
             self.console.print(f"Note: {note}.", soft_wrap=True, highlight=False)
         for file, levels in zip(files, recovered(begun, images), strict=True):
@@ -229,17 +231,17 @@ class _Work:
 
 
 def _write(work: _Work, kind: Kind, to: Path) -> None:
-    settings, studio = work.settings, work.studio
+    settings, session = work.settings, work.session
     if kind == "pictures":
         with atomic_folder(to) as folder:
             for samples, images in work.drawn((1.0,)):
                 for sample, image in zip(samples, images[:, 0], strict=True):
                     to_file = folder / picture_name(sample.name, settings.directions)
-                    write_picture(image, sample, settings, studio.name, to_file)
+                    write_picture(image, sample, settings, session.name, to_file)
             write_settings(settings, folder / "settings.json")
         return
     factors = settings.frames.factors() if settings.frames else [1.0]
-    check_size(kind, len(_sources(settings)), len(factors), studio.denoiser.image_shape)
+    check_size(kind, len(_sources(settings)), len(factors), session.denoiser.image_shape)
     made = list(work.drawn(factors))
     samples = [sample for part, _ in made for sample in part]
     images = torch.cat([part for _, part in made])
@@ -248,9 +250,9 @@ def _write(work: _Work, kind: Kind, to: Path) -> None:
         if kind == "animation":
             write_animation(images, temporary)
         elif kind == "grid":
-            write_grid(images, samples, settings, studio.name, temporary)
+            write_grid(images, samples, settings, session.name, temporary)
         else:
-            write_picture(images[0, 0], samples[0], settings, studio.name, temporary)
+            write_picture(images[0, 0], samples[0], settings, session.name, temporary)
 
 
 @contextmanager

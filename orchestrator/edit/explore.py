@@ -16,8 +16,8 @@ from rich.console import Console
 from core.chain.step import INJECTIONS
 from core.errors import UserError
 from core.pictures.images import SUFFIXES
-from orchestrator.edit.explore_state import STEP, Dialled, Workbench, dialled
-from orchestrator.edit.session import Edit, Studio, Window
+from orchestrator.edit.explore_state import STEP, ExploreState, Slider, dialled
+from orchestrator.edit.session import Edit, EditSession, Window
 from orchestrator.edit.settings import MAX_SEED
 from orchestrator.trial.loading import LESS, told_of_memory
 
@@ -65,15 +65,17 @@ def serve(
     """Serve the page until it is interrupted. Raises UserError for what cannot be opened, and a port that is taken."""
     _check_port(port)
     with told_of_memory(*LESS):
-        studio = Studio.open(bundle, model, steps=steps, any_model=any_model, precision=precision, weights=weights)
-    for warning in studio.warnings:
+        session = EditSession.open(
+            bundle, model, steps=steps, any_model=any_model, precision=precision, weights=weights
+        )
+    for warning in session.warnings:
         console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
-    if _small(studio):
+    if _small(session):
         torch.set_num_threads(1)  # of one small image at a time, threads wait for each other longer than they work
     with tempfile.TemporaryDirectory(prefix="explore-") as temporary:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(temporary) / "served")
         _spare_proxies()
-        made = page(Workbench(studio, Path(temporary) / "drawn"))
+        made = page(ExploreState(session, Path(temporary) / "drawn"))
         try:
             _launch(made, port, browser)
         except OSError:
@@ -137,16 +139,16 @@ def _theme() -> "gr.themes.Base":
     )
 
 
-def page(bench: Workbench) -> "gr.Blocks":
+def page(state: ExploreState) -> "gr.Blocks":
     """The page of one opened set."""
-    studio = bench.studio
-    first, folded = dialled(studio)
+    session = state.session
+    first, folded = dialled(session)
     kept = (_KEPT_S, _KEPT_S)  # how often is looked, and how old files are that go
-    title = f"explore {studio.name}"
+    title = f"explore {session.name}"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=kept) as made, gr.Row():
         with gr.Column(scale=3, min_width=320, elem_classes="seen"):
-            gr.HTML(_heading(studio), elem_classes="heading")
-            plain, edited, difference = _pictures(studio)
+            gr.HTML(_heading(session), elem_classes="heading")
+            plain, edited, difference = _pictures(session)
             notes = gr.HTML(elem_id="notes")
             with gr.Row():
                 picture = gr.DownloadButton("Download the image", size="sm", min_width=120)
@@ -156,18 +158,18 @@ def page(bench: Workbench) -> "gr.Blocks":
             with gr.Row():
                 random = gr.Button("Random seed", size="sm", min_width=120)
                 reset = gr.Button("Reset the sliders", size="sm", min_width=120)
-            own = _own(studio)
+            own = _own(session)
             sliders = [_slider(dial) for dial in first]
             if folded:
                 with gr.Accordion(f"{len(folded)} more directions", open=False):
                     sliders += [_slider(dial) for dial in folded]
-            injection, high, low = _chain(studio)
+            injection, high, low = _chain(session)
         names = [dial.name for dial in (*first, *folded)]
         shown = [plain, edited, difference, picture, settings, notes]
         inputs = [seed, own, injection, high, low, *sliders]
 
         def draw(*given: Any) -> list[Any]:
-            return _drawn(bench, names, *given)
+            return _drawn(state, names, *given)
 
         # While one picture is drawn, a slider may move on: what it has come to by then is drawn next, nothing between.
         gr.on(
@@ -186,18 +188,20 @@ def page(bench: Workbench) -> "gr.Blocks":
     return made
 
 
-def _heading(studio: Studio) -> str:
-    said = html.escape(f"{len(studio.directions)} directions of {studio.denoiser.name}, {len(studio.schedule)} steps")
-    notes = "".join(f"<p>{html.escape(warning)}.</p>" for warning in studio.warnings)
-    return f"<h1>{html.escape(studio.name)}</h1><p>{said}</p>{notes}"
+def _heading(session: EditSession) -> str:
+    said = html.escape(
+        f"{len(session.directions)} directions of {session.denoiser.name}, {len(session.schedule)} steps"
+    )
+    notes = "".join(f"<p>{html.escape(warning)}.</p>" for warning in session.warnings)
+    return f"<h1>{html.escape(session.name)}</h1><p>{said}</p>{notes}"
 
 
-def _small(studio: Studio) -> bool:
-    return max(studio.denoiser.image_shape[1:]) <= _SMALL
+def _small(session: EditSession) -> bool:
+    return max(session.denoiser.image_shape[1:]) <= _SMALL
 
 
-def _pictures(studio: Studio) -> list["gr.Image"]:
-    classes = ["picture", "pixelated"] if _small(studio) else ["picture"]
+def _pictures(session: EditSession) -> list["gr.Image"]:
+    classes = ["picture", "pixelated"] if _small(session) else ["picture"]
     labels = ("Original", "Edited", "Difference")
     with gr.Row():
         return [
@@ -216,9 +220,9 @@ def _pictures(studio: Studio) -> list["gr.Image"]:
         ]
 
 
-def _own(studio: Studio) -> "gr.File":
+def _own(session: EditSession) -> "gr.File":
     """Hidden where the chain is noisy: no image can be inverted then."""
-    with gr.Accordion("Your own image, instead of the seed", open=False, visible=not studio.schedule.stochastic):
+    with gr.Accordion("Your own image, instead of the seed", open=False, visible=not session.schedule.stochastic):
         return gr.File(
             label="Image",
             show_label=False,
@@ -229,16 +233,16 @@ def _own(studio: Studio) -> "gr.File":
         )
 
 
-def _slider(dial: Dialled) -> "gr.Slider":
+def _slider(dial: Slider) -> "gr.Slider":
     return gr.Slider(dial.low, dial.high, 0.0, step=STEP, label=dial.name, info=dial.about or None, buttons=[])
 
 
-def _chain(studio: Studio) -> tuple["gr.Radio", "gr.Dropdown", "gr.Dropdown"]:
-    steps = list(studio.schedule.timesteps)
-    high, low = studio.window or (steps[0], steps[-1])
+def _chain(session: EditSession) -> tuple["gr.Radio", "gr.Dropdown", "gr.Dropdown"]:
+    steps = list(session.schedule.timesteps)
+    high, low = session.window or (steps[0], steps[-1])
     inside = [t for t in steps if low <= t <= high] or steps
     with gr.Accordion("How it is edited", open=False):
-        injection = gr.Radio(list(INJECTIONS), value=studio.injection, label="Injection")
+        injection = gr.Radio(list(INJECTIONS), value=session.injection, label="Injection")
         with gr.Row():
             from_ = gr.Dropdown(steps, value=inside[0], label="Edited from timestep", min_width=120)
             to = gr.Dropdown(steps, value=inside[-1], label="down to timestep", min_width=120)
@@ -246,13 +250,20 @@ def _chain(studio: Studio) -> tuple["gr.Radio", "gr.Dropdown", "gr.Dropdown"]:
 
 
 def _drawn(
-    bench: Workbench, names: list[str], seed: Any, own: str | None, injection: Any, high: Any, low: Any, *scales: float
+    state: ExploreState,
+    names: list[str],
+    seed: Any,
+    own: str | None,
+    injection: Any,
+    high: Any,
+    low: Any,
+    *scales: float,
 ) -> list[Any]:
     """What the page shows; of a mistake, its sentence beside the pictures that were there."""
     try:
-        edit = Edit(dict(zip(names, scales, strict=True)), injection, _window(bench.studio, high, low))
+        edit = Edit(dict(zip(names, scales, strict=True)), injection, _window(state.session, high, low))
         with told_of_memory(*LESS):
-            shown = bench.show(Path(own) if own else _seed(seed), edit)
+            shown = state.show(Path(own) if own else _seed(seed), edit)
     except UserError as error:
         said = (
             str(error).replace(f"{Path(own).parent}/", "") if own else str(error)
@@ -269,7 +280,7 @@ def _seed(seed: Any) -> int:
     return int(seed)
 
 
-def _window(studio: Studio, high: int, low: int) -> Window | None:
+def _window(session: EditSession, high: int, low: int) -> Window | None:
     """None where it is the whole chain."""
-    whole = (studio.schedule.timesteps[0], studio.schedule.timesteps[-1])
+    whole = (session.schedule.timesteps[0], session.schedule.timesteps[-1])
     return None if (high, low) == whole else (high, low)

@@ -16,7 +16,7 @@ from core.predictors.attributes import Attributes
 from core.predictors.clip import parse_words
 from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import Shown, page
-from orchestrator.edit.session import Studio
+from orchestrator.edit.session import EditSession
 from orchestrator.trial.attempt import as_fits
 from orchestrator.trial.loading import LESS, told_of_memory
 
@@ -48,7 +48,7 @@ def name(
 
     predictor: what to measure every direction with anew, and to name those after that have no name by hand: a
     classifier, or a CLIP model with `words`. Card, picture and gallery follow, for which the model is needed;
-    names_only: without them, the gallery goes; precision, weights: of the model, as Studio.open has them. Raises
+    names_only: without them, the gallery goes; precision, weights: of the model, as EditSession.open has them. Raises
     UserError, with nothing changed, where a name or a model is not there.
     """
     found = DirectionSet.load(folder).renamed(names)
@@ -62,9 +62,9 @@ def name(
         (folder / GALLERY).unlink(missing_ok=True)
         return found
     with told_of_memory(*LESS):
-        studio = Studio.open(folder, model, precision=precision, weights=weights)
-        studio = replace(studio, directions=found)
-        calibrated = _look(studio, *_attributes(studio, predictor, words))
+        session = EditSession.open(folder, model, precision=precision, weights=weights)
+        session = replace(session, directions=found)
+        calibrated = _look(session, *_attributes(session, predictor, words))
     with tempfile.TemporaryDirectory() as temporary:
         write_bundle(bundle_of(calibrated, _title(calibrated.directions, folder)), Path(temporary), style)
         _replace(Path(temporary), folder)
@@ -83,31 +83,31 @@ def gallery(
         raise UserError(f"{to} exists; a gallery is written into a new file")
     shown = []
     for folder in folders:
-        calibrated = _look(Studio.open(folder, model, precision=precision, weights=weights))
+        calibrated = _look(EditSession.open(folder, model, precision=precision, weights=weights))
         shown.append(Shown(calibrated.directions, calibrated.traversals, _title(calibrated.directions, folder)))
     with atomic_file(to) as temporary:
         temporary.write_text(page(shown))
 
 
-def _look(studio: Studio, attributes: Attributes | None = None, named_by: str = "attributes") -> Calibrated:
+def _look(session: EditSession, attributes: Attributes | None = None, named_by: str = "attributes") -> Calibrated:
     """The set and its images: as it is where it has dials and nobody asks for attributes, else measured now."""
-    directions, chain = studio.directions, (studio.denoiser, studio.schedule)
+    directions, chain = session.directions, (session.denoiser, session.schedule)
     if directions.dials and attributes is None:
-        given = (*chain, directions, SEEDS, SCALES, studio.injection, studio.window)
+        given = (*chain, directions, SEEDS, SCALES, session.injection, session.window)
         return Calibrated(directions, as_fits(lambda batch: draw_traversals(*given, batch), _BATCH))
     strength = float(directions.provenance.get("strength", STRENGTH))
-    asked = (*chain, directions, attributes, strength, studio.injection, studio.window)
+    asked = (*chain, directions, attributes, strength, session.injection, session.window)
     return as_fits(lambda batch: with_dials(*asked, batch, named_by=named_by), _BATCH)
 
 
-def _attributes(studio: Studio, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:
+def _attributes(session: EditSession, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:
     """What to name by, and what to call that."""
     if predictor is None:
         if words is not None:
             raise UserError("--words: for which CLIP model? name it with --predictor")
         return None, ""
     given = None if words is None else parse_words(words)
-    found = classifier.load(predictor, studio.denoiser.name, studio.denoiser.device, given)
+    found = classifier.load(predictor, session.denoiser.name, session.denoiser.device, given)
     return found, "clip" if classifier.is_clip(predictor) else "attributes"
 
 

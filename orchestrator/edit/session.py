@@ -46,7 +46,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Begun:
+class StartingSamples:
     """Samples at the start of their chains. noise: z [T, N, *sample_shape] of their steps, where there is any."""
 
     denoiser: Denoiser
@@ -77,7 +77,7 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Studio:
+class EditSession:
     """An opened set. injection, window: those it was made with; warnings: what a person should know of it; precision:
     that of its model.
     """
@@ -101,7 +101,7 @@ class Studio:
         any_model: bool = False,
         precision: str | None = None,
         weights: str = "device",
-    ) -> "Studio":
+    ) -> "EditSession":
         """Read a bundle and the model that it is for.
 
         model: instead of the one that the set names; steps: of the chain, instead of the set's own; any_model: whether
@@ -130,19 +130,19 @@ class Studio:
         numbers = b"".join(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for part in parts)
         return hashlib.sha256(numbers).hexdigest()
 
-    def from_seeds(self, seeds: Sequence[int]) -> Begun:
+    def from_seeds(self, seeds: Sequence[int]) -> StartingSamples:
         """Samples that depend on their seeds alone."""
         shape, device = self.denoiser.sample_shape, self.denoiser.device
         z = step_noise(seeds, shape, len(self.schedule), device=device) if self.schedule.stochastic else None
-        return Begun(self.denoiser.for_samples(seeds), self.schedule, noise(seeds, shape, device=device), z)
+        return StartingSamples(self.denoiser.for_samples(seeds), self.schedule, noise(seeds, shape, device=device), z)
 
-    def from_images(self, images: Tensor) -> Begun:
+    def from_images(self, images: Tensor) -> StartingSamples:
         """The samples that images [N, *image_shape] are, as nearly as inversion finds them."""
         self.check_invertible()
         refinements = max(3, _INVERSION_PASSES // len(self.schedule))
         x_0 = self.denoiser.x_0(images.to(self.denoiser.device))
         x_T = invert(self.denoiser, self.schedule, x_0, refinements)
-        return Begun(self.denoiser, self.schedule, x_T)
+        return StartingSamples(self.denoiser, self.schedule, x_T)
 
     def check_invertible(self) -> None:
         """Raises UserError where this chain starts from seeds alone."""
@@ -174,7 +174,7 @@ class Studio:
     @torch.no_grad()
     def draw(
         self,
-        begun: Begun,
+        begun: StartingSamples,
         edit: Edit,
         factors: Sequence[float] = (1.0,),
         batch: int = 64,
@@ -248,7 +248,7 @@ class Studio:
         ]
 
 
-def recovered(begun: Begun, images: Tensor) -> list[float]:
+def recovered(begun: StartingSamples, images: Tensor) -> list[float]:
     """How far what is drawn of inverted images is from them: the mean over pixels, of 255 levels."""
     apart = (begun.plain.clamp(-1, 1) - images).abs().mean(dim=(1, 2, 3)) * 127.5
     return [float(each) for each in apart]

@@ -14,7 +14,7 @@ from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.files import atomic_file, open_regular
 from core.precision import PRECISIONS
-from orchestrator.edit.session import Edit, Studio, Window
+from orchestrator.edit.session import Edit, EditSession, Window
 
 _MAX_BYTES = 1 << 20
 _SHOWN = 60  # characters of a stranger's value in a message
@@ -68,7 +68,7 @@ class Settings(_Strict):
 
 
 def settings_of(
-    studio: Studio,
+    session: EditSession,
     edit: Edit,
     seeds: Sequence[int],
     images: Sequence[str],
@@ -76,16 +76,16 @@ def settings_of(
 ) -> Settings:
     """The settings of an edit of these samples, in a studio as it stands."""
     return Settings(
-        set_digest=studio.digest,
-        model=studio.denoiser.name,
-        weight_digest=studio.denoiser.digest,
+        set_digest=session.digest,
+        model=session.denoiser.name,
+        weight_digest=session.denoiser.digest,
         directions=dict(edit.scales),
         seeds=tuple(seeds),
         images=tuple(images),
         injection=edit.injection,
         window=edit.window,
-        steps=len(studio.schedule),
-        precision=studio.precision,
+        steps=len(session.schedule),
+        precision=session.precision,
         frames=frames,
     )
 
@@ -113,11 +113,11 @@ def write_settings(settings: Settings, path: Path) -> None:
         temporary.write_text(settings.model_dump_json(indent=2) + "\n")
 
 
-def differences(settings: Settings, studio: Studio) -> list[str]:
+def differences(settings: Settings, session: EditSession) -> list[str]:
     """A sentence for each thing that makes pictures others than those that the settings were written with."""
     pairs = (
-        ("direction set", settings.set_digest, studio.digest),
-        ("weights", settings.weight_digest, studio.denoiser.digest),
+        ("direction set", settings.set_digest, session.digest),
+        ("weights", settings.weight_digest, session.denoiser.digest),
     )
     return [
         f"the settings were written with another {what} ({ascii(was[:12])}, here '{now[:12]}'): "

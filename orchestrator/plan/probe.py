@@ -32,7 +32,7 @@ from core.metrics.traversals import SCALES
 from orchestrator.spec import Sweep
 from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.footprint import Case, device_bytes, heaviest
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 
 _ENOUGH_S = 0.25  # of calls of the network, to tell what one takes
 _TIMED_S = 10.0  # of training, after an iteration that does not count
@@ -114,22 +114,24 @@ def _silent() -> None:
 def _measured(sweep: Sweep) -> Measured:
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
-    bench = Bench.load(sweep)
+    trial_model = TrialModel.load(sweep)
     load = time.time() - psutil.Process().create_time()
-    forward = _forward_s(bench, sweep.sampler.batch)
-    labels = len(bench.attributes.names) if bench.attributes else 0
-    found = Measured(load, forward, _score_s(bench), _judge_s(bench), labels)
+    forward = _forward_s(trial_model, sweep.sampler.batch)
+    labels = len(trial_model.attributes.names) if trial_model.attributes else 0
+    found = Measured(load, forward, _score_s(trial_model), _judge_s(trial_model), labels)
     if "learned" not in sweep.methods:
         return found
     settings = heaviest(sweep)
-    return replace(found, start=_start_s(bench, settings), iteration=_iteration_s(bench, sweep, settings, forward))
+    return replace(
+        found, start=_start_s(trial_model, settings), iteration=_iteration_s(trial_model, sweep, settings, forward)
+    )
 
 
 @torch.no_grad()
-def _forward_s(bench: Bench, most: int) -> float:
+def _forward_s(trial_model: TrialModel, most: int) -> float:
     """In a batch as large as samples are drawn in, or large enough to tell."""
-    denoiser, size = bench.denoiser, 1
-    timestep = bench.schedule.timesteps[0]
+    denoiser, size = trial_model.denoiser, 1
+    timestep = trial_model.schedule.timesteps[0]
     while True:
         call = partial(denoiser, torch.randn(size, *denoiser.sample_shape, device=denoiser.device), timestep)
         call()
@@ -138,41 +140,41 @@ def _forward_s(bench: Bench, most: int) -> float:
         size = min(2 * size, most)
 
 
-def _score_s(bench: Bench) -> float:
-    attributes = bench.attributes
+def _score_s(trial_model: TrialModel) -> float:
+    attributes = trial_model.attributes
     if attributes is None:
         return 0.0
-    images = torch.zeros(16, *bench.denoiser.image_shape, device=bench.denoiser.device)
+    images = torch.zeros(16, *trial_model.denoiser.image_shape, device=trial_model.denoiser.device)
     attributes.score(images)
     return _timed(lambda: attributes.score(images)) / len(images)
 
 
-def _judge_s(bench: Bench) -> float:
-    images = torch.rand(3 * (1 + 2 * len(SCALES)), *bench.denoiser.seen_shape) * 2 - 1
-    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *bench.denoiser.seen_shape)
+def _judge_s(trial_model: TrialModel) -> float:
+    images = torch.rand(3 * (1 + 2 * len(SCALES)), *trial_model.denoiser.seen_shape) * 2 - 1
+    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *trial_model.denoiser.seen_shape)
     traversals = Traversals(plain, shifted, SCALES)
 
     def judge(iterations: int) -> None:
-        identifiability(traversals, iterations=iterations, device=bench.denoiser.device)
+        identifiability(traversals, iterations=iterations, device=trial_model.denoiser.device)
 
     judge(1)
     return _timed(lambda: judge(_JUDGED)) * _JUDGE / _JUDGED
 
 
-def _start_s(bench: Bench, settings: learned.Settings) -> float:
+def _start_s(trial_model: TrialModel, settings: learned.Settings) -> float:
     """It takes as long on any numbers of the pool's shape."""
     starts = {"flattest": flattest_directions, "pca": leading_components}
     if settings.start not in starts:
         return 0.0
-    h = torch.randn(len(bench.schedule), settings.pool, *bench.denoiser.h_shape)
+    h = torch.randn(len(trial_model.schedule), settings.pool, *trial_model.denoiser.h_shape)
     return _timed(lambda: starts[settings.start](h, settings.directions, settings.parametrisation))
 
 
-def _iteration_s(bench: Bench, sweep: Sweep, settings: learned.Settings, forward: float) -> float:
+def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: learned.Settings, forward: float) -> float:
     """The median of a few real ones, on one micro-batch; a batch takes as many times that as it has micro-batches."""
     from orchestrator.trial.engine import Engines  # DeepSpeed
 
-    denoiser, schedule = bench.denoiser, bench.schedule
+    denoiser, schedule = trial_model.denoiser, trial_model.schedule
     share = settings.batch // sweep.resources.workers
     case = Case(denoiser.blueprint(), schedule, sweep, settings)
     attempt = Attempt.first(case, device_bytes(sweep, denoiser.device, denoiser.weight_bytes()))

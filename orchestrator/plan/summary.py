@@ -33,7 +33,7 @@ _DISK = {
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PlanSummary:
     """What was counted and measured for one sweep; None where that was not possible, or not asked for."""
 
     sweep: Sweep
@@ -63,7 +63,7 @@ def look_ahead(
     device_memory: str | None = None,
     measure: bool = False,
     price_per_hour: float | None = None,
-) -> Outlook:
+) -> PlanSummary:
     """Count, and where asked to, measure. Raises UserError where this machine cannot measure."""
     if measure:
         probe.refuse_elsewhere(sweep)
@@ -82,12 +82,12 @@ def look_ahead(
         prediction = duration.predict(sweep, schedule, measured, slots)
     devices = devices_of(sweep, device_memory) if learns else []
     fetched, free = downloads(sweep, denoiser), free_at(root)
-    return Outlook(
+    return PlanSummary(
         sweep, schedule, case, unknown, devices, slots, free, disk, fetched, measured, prediction, price_per_hour
     )
 
 
-def tables(found: Outlook) -> Iterator[RenderableType]:
+def tables(found: PlanSummary) -> Iterator[RenderableType]:
     """All of it for a person."""
     sweep = found.sweep
     if "learned" not in sweep.methods:
@@ -103,7 +103,7 @@ def tables(found: Outlook) -> Iterator[RenderableType]:
     yield facts_table("Time", _time(found))
 
 
-def document(found: Outlook) -> dict[str, Any]:
+def document(found: PlanSummary) -> dict[str, Any]:
     """All of it as plain JSON; what is not known is null. Bytes and seconds say so in their names."""
     memory = None
     if found.case is not None:
@@ -139,7 +139,7 @@ def _side_by_side(sweep: Sweep, slots: int) -> int:
     return slots if not gpus else min(slots, max(1, int(1 / gpus + 1e-9)))
 
 
-def _disk(found: Outlook) -> dict[str, str]:
+def _disk(found: PlanSummary) -> dict[str, str]:
     if found.disk is None:
         return {"taken": "not counted, for the model is not at hand", "free": nbytes(found.free)}
     told = {_DISK[name]: nbytes(value) for name, value in found.disk.items()}
@@ -149,7 +149,7 @@ def _disk(found: Outlook) -> dict[str, str]:
     return {**told, "in all": nbytes(total), "free": nbytes(found.free) + enough}
 
 
-def _fetched(found: Outlook) -> dict[str, str]:
+def _fetched(found: PlanSummary) -> dict[str, str]:
     told = {
         each.what: f"{each.name}, " + (f"at most {nbytes(each.bytes)}" if each.bytes else "size unknown offline")
         for each in found.fetched
@@ -157,7 +157,7 @@ def _fetched(found: Outlook) -> dict[str, str]:
     return told or {"nothing": "the model and its predictor are on this machine"}
 
 
-def _time(found: Outlook) -> dict[str, str]:
+def _time(found: PlanSummary) -> dict[str, str]:
     measured, prediction = found.measured, found.prediction
     if measured is None or prediction is None:
         unknown = "unknown; --probe measures it on this machine"
@@ -180,7 +180,7 @@ def _time(found: Outlook) -> dict[str, str]:
     return {**told, **_whole(found, prediction)}
 
 
-def _whole(found: Outlook, prediction: duration.Prediction) -> dict[str, str]:
+def _whole(found: PlanSummary, prediction: duration.Prediction) -> dict[str, str]:
     if prediction.sweep is None:
         return {"the sweep": f"not predicted: it has trials of {' and '.join(prediction.unknown)}"}
     limited = ", when budget.hours are over" if prediction.limited else ""
@@ -191,7 +191,7 @@ def _whole(found: Outlook, prediction: duration.Prediction) -> dict[str, str]:
     return told
 
 
-def _time_document(found: Outlook) -> dict[str, Any] | None:
+def _time_document(found: PlanSummary) -> dict[str, Any] | None:
     prediction = found.prediction
     if prediction is None or found.measured is None:
         return None
@@ -211,7 +211,7 @@ def _time_document(found: Outlook) -> dict[str, Any] | None:
     }
 
 
-def _cost_document(found: Outlook) -> dict[str, Any] | None:
+def _cost_document(found: PlanSummary) -> dict[str, Any] | None:
     if found.cost is None:
         return None
     hours, price, what = found.cost

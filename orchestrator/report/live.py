@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.report.progress import Mark, Standing, TrialStanding, standing
+from orchestrator.report.progress import Mark, SweepProgress, TrialProgress, standing
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.text import Column, clock, counted, narrowed
@@ -25,12 +25,12 @@ _FEW = 5  # of the trials that are over, the best are shown
 _BESIDE = 8  # lines of a terminal that the table leaves: its heading, the summary, what is typed next
 
 
-def table(shown: Standing, now: float, height: int | None = None) -> RenderableType:
+def table(shown: SweepProgress, now: float, height: int | None = None) -> RenderableType:
     """The trials under way and the best that are over, as many as the height allows, and a line of the whole."""
     return _View(shown, now, height)
 
 
-def summary(shown: Standing, now: float) -> str:
+def summary(shown: SweepProgress, now: float) -> str:
     """`2 done, 2 running, 4 left; best identifiability 0.951 (trial 1a2b); 6:12 so far, about 12:40 left`."""
     states = Counter(trial.state for trial in shown.of(over=False))
     done, begun = len(shown.of(over=True)), len(shown.trials)
@@ -52,7 +52,7 @@ class Screen:
         self.console, self.sweep, self.total, self.slots = console, sweep, trials(sweep), slots
         self.spent, self.began = spent, time.time()
         self.marks: dict[str, list[Mark]] = {}
-        self.shown: Standing | None = None
+        self.shown: SweepProgress | None = None
         self.drawn, self.told = False, time.monotonic()
 
     def tell(self, line: str) -> None:
@@ -116,7 +116,7 @@ def drawing(console: Console, get: Callable[[], RenderableType]) -> Iterator[Non
 
 
 class _View:
-    def __init__(self, shown: Standing, now: float, height: int | None) -> None:
+    def __init__(self, shown: SweepProgress, now: float, height: int | None) -> None:
         self.shown, self.now, self.height = shown, now, height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -131,14 +131,14 @@ class _View:
         )
         yield Group(*parts, Text(told))
 
-    def _chosen(self) -> tuple[list[TrialStanding], list[TrialStanding]]:
+    def _chosen(self) -> tuple[list[TrialProgress], list[TrialProgress]]:
         """(trials to show, trials to count)."""
         active, over = self.shown.of(over=False), self.shown.ranked()
         room = len(active) + _FEW if self.height is None else max(1, self.height - _BESIDE)
         few = min(_FEW, max(0, room - len(active)))
         return active[:room] + over[:few], active[room:] + over[few:]
 
-    def _columns(self, rows: list[TrialStanding]) -> list[Column]:
+    def _columns(self, rows: list[TrialProgress]) -> list[Column]:
         lefts = [row.left(self.now) for row in rows]
         columns = [
             Column("trial", [row.trial_id for row in rows], worth=6),

@@ -21,7 +21,7 @@ _ENDS = {"COMPLETE": "completed", "PRUNED": "pruned"}
 
 
 @dataclass(frozen=True)
-class TrialStanding:
+class TrialProgress:
     """One trial; `value` and `best` are of the one metric that trials are compared by while they run."""
 
     trial_id: str
@@ -40,7 +40,7 @@ class TrialStanding:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SweepProgress:
     """A sweep at one moment."""
 
     name: str
@@ -52,18 +52,18 @@ class Standing:
     spent: float  # seconds under way at `asof`, over all its starts
     asof: float
     driven: bool  # a process runs it
-    trials: tuple[TrialStanding, ...]  # in the order in which they began
+    trials: tuple[TrialProgress, ...]  # in the order in which they began
 
-    def of(self, over: bool) -> list[TrialStanding]:
+    def of(self, over: bool) -> list[TrialProgress]:
         """Trials that are over, or those that are not."""
         return [trial for trial in self.trials if trial.over == over]
 
-    def ranked(self) -> list[TrialStanding]:
+    def ranked(self) -> list[TrialProgress]:
         """Trials that are over, the best first, then those without a value."""
         sign = -1 if self.mode == "max" else 1
         return sorted(self.of(over=True), key=lambda each: math.inf if each.best is None else sign * each.best)
 
-    def best(self) -> TrialStanding | None:
+    def best(self) -> TrialProgress | None:
         """The trial that has come to the best value so far."""
         found = [trial for trial in self.trials if trial.best is not None]
         return better(self.mode)(found, key=lambda trial: trial.best) if found else None
@@ -88,7 +88,7 @@ class Standing:
         work = sum(lefts) + usual * max(0, self.total - len(self.trials))
         return max([*lefts, work / max(1, self.slots)])
 
-    def _left_of(self, trial: TrialStanding, usual: float, now: float) -> float:
+    def _left_of(self, trial: TrialProgress, usual: float, now: float) -> float:
         known = trial.left(now)
         since = now - trial.began if trial.began is not None else 0.0
         return max(0.0, usual - since) if known is None else known
@@ -120,13 +120,13 @@ def standing(
     spent: float,
     driven: bool = True,
     now: float | None = None,
-) -> Standing:
+) -> SweepProgress:
     """Return how a sweep of `total` trials stands; rows: the newest ones (orchestrator.search.ledger.newest_rows)."""
     metric, mode = sweep.compared
     found = tuple(_trial(sweep, trial_id, row, marks.get(trial_id, ()), driven) for trial_id, row in rows.items())
     whole = sweep.train.iterations
     asof = time.time() if now is None else now
-    return Standing(sweep.name, metric, mode, whole, total, slots, spent, asof, driven, found)
+    return SweepProgress(sweep.name, metric, mode, whole, total, slots, spent, asof, driven, found)
 
 
 def ends_at(marks: Sequence[Mark], iterations: int) -> float | None:
@@ -147,7 +147,7 @@ def better(mode: Mode) -> Any:
     return max if mode == "max" else min
 
 
-def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven: bool) -> TrialStanding:
+def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven: bool) -> TrialProgress:
     told, over = row.user_attrs, bool(row.state.is_finished())
     metric, mode = sweep.compared
     reports = sorted((int(step), report["value"]) for step, report in told.get(REPORTS, {}).items())
@@ -155,7 +155,7 @@ def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven:
     last = told.get(METRICS, {}).get(metric)
     values += [] if last is None else [last]
     reached = max([int(told.get(STEP, 0)), *(step for step, _ in reports), *(step for step, _ in marks)])
-    return TrialStanding(
+    return TrialProgress(
         trial_id,
         _state(row, driven),
         over,
@@ -176,7 +176,7 @@ def _state(row: Any, driven: bool) -> str:
     return "running" if row.state.name == "RUNNING" else "waiting"
 
 
-def _trial_document(trial: TrialStanding, now: float) -> dict[str, Any]:
+def _trial_document(trial: TrialProgress, now: float) -> dict[str, Any]:
     plain = asdict(trial)
     del plain["ends"]
     began, ended = plain.pop("began"), plain.pop("ended")

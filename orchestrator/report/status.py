@@ -17,7 +17,7 @@ from rich.text import Text
 
 from core.errors import UserError
 from orchestrator.report.live import drawable, drawing, table
-from orchestrator.report.progress import Mark, Standing, standing
+from orchestrator.report.progress import Mark, SweepProgress, standing
 from orchestrator.search.ledger import newest_rows, spent_s
 from orchestrator.search.ranking import Row, ranked
 from orchestrator.search.space import trials
@@ -38,7 +38,7 @@ class Found:
     folder: SweepFolder
     sweep: Sweep
     rows: list[Row]
-    standing: Standing
+    standing: SweepProgress
 
 
 def show(root: Path, name: str | None, console: Console) -> None:

@@ -1,9 +1,9 @@
-"""Sweep file -> validated `Sweep`. Every mistake in a file is told at once, one line each.
+"""Turn a sweep file into a validated `Sweep`. All mistakes in a file are reported at once, one line each.
 
-The story: `reading` (YAML and --set to plain data) and `lines` (where that stands), `sweep`, `sections` and `model_use`
-(plain data to values, with `domains`, `distributions` and `tables`), `checks` (do the parts fit each other), `problems`
-(how a mistake is told).
-Nothing heavy is imported here: validating a file needs neither torch nor Ray.
+The modules, in reading order: `reading` (YAML and --set to plain data) and `lines` (the line of each value); `sweep`,
+`sections` and `model_use` (plain data to values, with `domains`, `distributions` and `tables`); `checks` (whether the
+parts fit each other); `problems` (the messages). Nothing heavy is imported here: validating a file needs neither torch
+nor Ray.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,14 +46,14 @@ __all__ = [
     "size_bytes",
 ]
 
-# Stands in for what is missing or wrong while the other parts are checked against each other.
+# Replaces missing or wrong parts while the other parts are checked against each other.
 _STAND_IN = {"name": "x", "model": "x", "search": {}}
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep in the YAML file `path`, with every `dotted.path=value` of `overrides` set first.
+    """Return the sweep in the YAML file `path`, with every `dotted.path=value` of `overrides` set first.
 
-    Raises SpecError with one line for every mistake, which begins with where it stands: `file:line: `.
+    Raises SpecError with one line for every mistake, which begins with its place: `file:line: `.
     """
     file = read(Path(path))
     if not isinstance(file.data, dict):
@@ -62,7 +62,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     given = [place_of(text) for text in overrides]
 
     def told(problem: Problem) -> str:
-        """What an override brought in stands on no line."""
+        """Return the line for a mistake, without a place in the file where the mistake is in an override."""
         elsewhere = problem in refused or any(problem.path[: len(place)] == place for place in given)
         return str(problem) if elsewhere else f"{path}:{file.lines.of(problem.path)}: {problem}"
 
@@ -70,14 +70,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def parse(data: object) -> Sweep:
-    """The sweep that `data` (as YAML or JSON gives it) describes; raises SpecError with every mistake."""
+    """Return the sweep that `data` (as read from YAML or JSON) describes. Raises SpecError with every mistake."""
     if not isinstance(data, dict):
         raise SpecError([f"a sweep must be a mapping with keys such as name, model and search (got {shown(data)})"])
     return _build(data, [])
 
 
 def _build(data: dict[Any, Any], problems: list[Problem], told: Callable[[Problem], str] = str) -> Sweep:
-    """told: how a mistake is told."""
+    """Return the sweep. Raises SpecError with every mistake, in the line that `told` makes of it."""
     try:
         sweep = Sweep.model_validate(data)
         wrong: list[KeyPath] = []
@@ -91,11 +91,11 @@ def _build(data: dict[Any, Any], problems: list[Problem], told: Callable[[Proble
 
 
 def _salvaged(data: dict[Any, Any], error: ValidationError) -> tuple[Sweep, list[KeyPath]]:
-    """The sweep without all that is wrong, so that its other parts can be checked too; and what was left out."""
+    """Return the sweep without its wrong values, so that the other parts can be checked too, and the paths left out."""
     wrong = [path for detail in error.errors(include_url=False) for path in _meant(detail)]
-    while True:  # ends: each round leaves out more, and with nothing left of the file the stand-ins are valid
+    while True:  # ends: each round leaves out more, and the stand-ins alone are valid
         for path in _culprits(error):
-            while path and path in wrong:  # left out before and still amiss: what holds it has to go
+            while path and path in wrong:  # left out before and still wrong: leave out its parent
                 path = path[:-1]
             wrong.append(path)
         try:
@@ -105,7 +105,7 @@ def _salvaged(data: dict[Any, Any], error: ValidationError) -> tuple[Sweep, list
 
 
 def _culprits(error: ValidationError) -> Iterator[KeyPath]:
-    """The keys that have to go."""
+    """Yield the paths of the keys that have to be left out."""
     for detail in error.errors(include_url=False):
         path = detail["loc"]
         match detail["type"]:
@@ -120,7 +120,7 @@ def _culprits(error: ValidationError) -> Iterator[KeyPath]:
 
 
 def _meant(detail: ErrorDetails) -> Iterator[KeyPath]:
-    """The known key that a misspelt one stands for: nothing may be concluded from its default."""
+    """Yield the known key that a misspelt one probably means: no check may rely on its default."""
     unknown = [detail["loc"]] if detail["type"] == "extra_forbidden" else []
     if detail["type"] == REFUSED and detail["loc"] == ("search",):
         unknown = [("search", problem.path[0]) for problem in detail["ctx"]["problems"] if problem.path]
@@ -131,7 +131,7 @@ def _meant(detail: ErrorDetails) -> Iterator[KeyPath]:
 
 
 def _told(error: ValidationError) -> Iterator[Problem]:
-    """pydantic's findings in our words."""
+    """Yield pydantic's findings as Problems in this package's words."""
     details = error.errors(include_url=False)
     for detail in details:
         path, given = detail["loc"], detail["input"]
@@ -150,19 +150,19 @@ def _told(error: ValidationError) -> Iterator[Problem]:
 
 
 def _misspelt(missing: KeyPath, details: list[ErrorDetails]) -> bool:
-    """Is an unknown key beside it plainly the missing one, so that one mistake would be told twice?"""
+    """Return whether an unknown key beside the missing one is a misspelling of it, and reports the mistake already."""
     return any(missing in _meant(detail) for detail in details)
 
 
 def _keys(path: KeyPath) -> tuple[str, ...]:
-    """The keys that the section at `path` may hold."""
+    """Return the keys that the section at `path` may hold."""
     if path == ("search",):
         return tuple(PARAMETERS)
     return tuple(field.alias or name for name, field in _section(path).model_fields.items())
 
 
 def _allowed(path: KeyPath) -> str:
-    """What may stand at `path`."""
+    """Return the text that says which values are allowed at `path`."""
     domains = [item for item in _field(path).metadata if isinstance(item, Domain)]
     return str(domains[0]) if domains else f"a mapping with {', '.join(_keys(path))}"
 

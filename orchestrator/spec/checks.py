@@ -1,4 +1,8 @@
-"""What must hold between the parts of a sweep. Each check names the paths it reads, and rests while one is wrong."""
+"""Check that the parts of a sweep fit each other.
+
+Each check yields the paths that it reads and a Problem. The Problem is dropped where a value at one of the paths is
+already known to be wrong.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +16,7 @@ Check = tuple[tuple[Path, ...], Problem]
 
 
 def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
-    """Every mistake between parts of the sweep, but for those that rest on a value already known to be wrong."""
+    """Return every mistake between parts of the sweep, except those that rest on a value in `wrong`."""
     found = [
         *_told(sweep),
         *_batches(sweep),
@@ -42,7 +46,7 @@ def _touches(path: Path, bad: Path) -> bool:
 
 
 def _told(sweep: Sweep) -> Iterator[Check]:
-    """What a model is told to draw."""
+    """Yield mistakes in what the model is asked to draw."""
     told, prompts, negative = sweep.denoiser, ("denoiser", "prompts"), ("denoiser", "negative_prompt")
     if told.prompts and told.classes:
         allowed = "prompts for a model that reads text, classes for one of classes"
@@ -67,7 +71,9 @@ def _batches(sweep: Sweep) -> Iterator[Check]:
 
 
 def _workers(sweep: Sweep) -> Iterator[Check]:
-    """Two processes on one GPU would wait for each other for ever."""
+    """Yield a mistake where a trial's workers are not one for each GPU: two on one GPU would wait for each other for
+    ever.
+    """
     gpus, workers = sweep.resources.gpus_per_trial, sweep.resources.workers
     each = max(1, int(gpus))
     if gpus and workers != each:
@@ -76,7 +82,9 @@ def _workers(sweep: Sweep) -> Iterator[Check]:
 
 
 def _parts(sweep: Sweep) -> Iterator[Check]:
-    """One worker would hold all of the weights, and copy them for nothing."""
+    """Yield a mistake where weights are partitioned over one worker, which would hold all of them and copy them in
+    vain.
+    """
     path, weights = ("gradient", "weights"), sweep.gradient.weights
     if weights == "partitioned" and sweep.resources.workers == 1:
         text = complaint("needs workers to share them", weights, "device or cpu, or resources.workers: 2 or more")
@@ -84,7 +92,7 @@ def _parts(sweep: Sweep) -> Iterator[Check]:
 
 
 def _compared(sweep: Sweep) -> Iterator[Check]:
-    """The learned method compares the samples of a micro-batch in pairs, unless that has no weight."""
+    """Yield a mistake where a micro-batch is odd, but the learned method compares its samples in pairs."""
     size = sweep.train.micro_batch or sweep.train.batch // sweep.resources.workers
     if not sweep.compares_pairs or size % 2 == 0 or any(_batches(sweep)):
         return
@@ -102,7 +110,7 @@ def _compared(sweep: Sweep) -> Iterator[Check]:
 
 
 def _kept(sweep: Sweep) -> Iterator[Check]:
-    """Only what keeps some steps and not others can be told how much they may take."""
+    """Yield a mistake where `memory` is set for a policy that does not choose how many steps to keep."""
     gradient, path = sweep.gradient, ("gradient", "memory")
     if gradient.memory != "auto" and gradient.policy not in ("auto", "keep_steps"):
         text = f"has no effect with policy {gradient.policy}"
@@ -118,7 +126,7 @@ def _engine(sweep: Sweep) -> Iterator[Check]:
 
 
 def unworkable(engine: DeepSpeed) -> Iterator[tuple[str, str, str]]:
-    """(field, what is wrong with it, what is allowed) of each combination that DeepSpeed does not do."""
+    """Yield (field, what is wrong with it, what is allowed) for each combination that DeepSpeed does not support."""
     optimizer, parameters, zero = engine.offload_optimizer, engine.offload_param, engine.zero
     if optimizer != "none" and zero == 0:
         what = "has no effect with ZeRO-0, which leaves Adam's state in one piece"
@@ -160,10 +168,12 @@ def _useless(sweep: Sweep) -> Iterator[Check]:
 
 
 def _conditions(sweep: Sweep) -> Iterator[Check]:
-    """A `when:` must be possible: the other parameter is in play, countable, and takes each of the values."""
+    """Yield a mistake for each impossible `when:`: the other parameter must be used, countable, and take each of the
+    values.
+    """
     space = sweep.space
     for name, given in sweep.search.items():
-        if name not in space:  # told by _useless
+        if name not in space:  # reported by _useless
             continue
         for other, wanted in given.when.items():
             path = ("search", name, "when", other)
@@ -187,7 +197,7 @@ def _impossible(other: str, wanted: tuple[Value, ...], distribution: Distributio
 
 
 def _apart(sweep: Sweep, name: str, other: str, wanted: tuple[Value, ...]) -> Iterator[str]:
-    """No method of the sweep has both the parameter `name` and what its condition asks for."""
+    """Yield a message where no method of the sweep has both the parameter `name` and what its condition asks for."""
     users = sweep.users(name)
     if other == "method" and not set(users) & set(wanted):
         which = "only method that uses" if len(users) == 1 else "methods that use"
@@ -203,7 +213,7 @@ def _listed(values: Sequence[Value]) -> str:
 
 
 def _circles(sweep: Sweep) -> Iterator[Check]:
-    """Parameters that wait for each other; each circle is told once, from its first name in the alphabet."""
+    """Yield a mistake for each circle of conditions, once, at its first name in the alphabet."""
     for name in sorted(sweep.search):
         circle = _circle(sweep.search, [name], set())
         if circle and name == min(circle):
@@ -213,7 +223,10 @@ def _circles(sweep: Sweep) -> Iterator[Check]:
 
 
 def _circle(search: dict[str, Distribution], trail: list[str], seen: set[str]) -> list[str] | None:
-    """A way back to where the trail begins. What was `seen` is on the trail, or leads nowhere but to what is."""
+    """Return a circle that leads back to the first name of `trail`, or None.
+
+    seen: names that are on the trail, or lead only to names on the trail.
+    """
     seen.add(trail[-1])
     for other in search.get(trail[-1], Fixed(0)).when:
         if other == trail[0]:
@@ -244,7 +257,7 @@ def _steps(sweep: Sweep) -> Iterator[Check]:
 
 
 def _samples(sweep: Sweep) -> Iterator[Check]:
-    """N samples have N - 1 principal components."""
+    """Yield a mistake where PCA has too few samples: N samples have N - 1 principal components."""
     samples, directions = _ends(sweep, "pca.samples", "pca"), _ends(sweep, "directions", "pca")
     if samples and directions and samples[0] <= directions[1]:
         path = ("search", "pca.samples")
@@ -253,7 +266,7 @@ def _samples(sweep: Sweep) -> Iterator[Check]:
 
 
 def _extremes(sweep: Sweep) -> Iterator[Check]:
-    """The highest and the lowest of an attribute are different samples."""
+    """Yield a mistake where the highest and the lowest samples of an attribute would overlap."""
     samples, extremes = (_ends(sweep, f"supervised.{name}", "supervised") for name in ("samples", "extremes"))
     if samples and extremes and 2 * extremes[1] > samples[0]:
         path = ("search", "supervised.extremes")
@@ -263,7 +276,8 @@ def _extremes(sweep: Sweep) -> Iterator[Check]:
 
 
 def _pairs(sweep: Sweep) -> Iterator[Check]:
-    """Real images are inverted, and only a deterministic chain can be."""
+    """Yield a mistake where real images are to be inverted by a stochastic chain; only a deterministic one can do this.
+    """
     folders = [folder for folder in countable(sweep.given("supervised.pairs")) or () if folder != "none"]
     if "supervised" in sweep.methods and folders and sweep.sampler.eta:
         text = complaint(
@@ -274,7 +288,9 @@ def _pairs(sweep: Sweep) -> Iterator[Check]:
 
 
 def _names(sweep: Sweep) -> Iterator[Check]:
-    """The embedded store keeps an experiment in a folder of its name, and MLflow a model under an address of its."""
+    """Yield mistakes in names: the embedded store makes them folders, and MLflow makes a model's name part of an
+    address.
+    """
     name, path = sweep.tracking.experiment, ("tracking", "experiment")
     if sweep.tracking.uri is None and name and (name in (".", "..") or set(name) & set("/\\") or len(name) > 100):
         allowed = "at most 100 characters without / and \\, not . or .., or a tracking.uri"
@@ -286,7 +302,10 @@ def _names(sweep: Sweep) -> Iterator[Check]:
 
 
 def _ends(sweep: Sweep, name: str, method: str) -> tuple[int, int] | None:
-    """The least and the greatest integer that a parameter takes with `method`; None where it waits for yet another."""
+    """Return the least and the greatest integer that a parameter takes with `method`, or None.
+
+    None: the method is not used, the parameter is continuous, or its condition names another parameter.
+    """
     given = sweep.given(name)
     waits = given.when.keys() - {"method"} or method not in given.when.get("method", (method,))
     values = countable(given)

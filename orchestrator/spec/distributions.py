@@ -1,4 +1,4 @@
-"""The search section: which values a parameter may take, and under which condition (`when:`)."""
+"""Read the search section: which values a parameter may take, and under which condition (`when:`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,31 +16,31 @@ _MODIFIERS = {"choice": ("when",), "int": ("step", "log", "when"), "float": ("lo
 
 @dataclass(frozen=True)
 class Fixed:
-    """A constant."""
+    """A parameter with one constant value."""
 
     value: Value
     when: When = field(default_factory=dict)
 
     def resolved(self) -> Any:
-        """As in the file."""
+        """Return the distribution as plain data, as in a sweep file."""
         return self.value
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few values."""
+    """A parameter with one of a few values."""
 
     values: tuple[Value, ...]
     when: When = field(default_factory=dict)
 
     def resolved(self) -> dict[str, Any]:
-        """As in the file."""
+        """Return the distribution as plain data, as in a sweep file."""
         return {"choice": list(self.values), **_plain(self.when)}
 
 
 @dataclass(frozen=True)
 class IntRange:
-    """low, low + step, ... high."""
+    """A parameter with one of the integers low, low + step, ... high."""
 
     low: int
     high: int
@@ -54,13 +54,13 @@ class IntRange:
         return range(self.low, self.high + 1, self.step)
 
     def resolved(self) -> dict[str, Any]:
-        """As in the file."""
+        """Return the distribution as plain data, as in a sweep file."""
         return {"int": [self.low, self.high], "step": self.step, "log": self.log, **_plain(self.when)}
 
 
 @dataclass(frozen=True)
 class FloatRange:
-    """Any number from low to high."""
+    """A parameter with any number from low to high."""
 
     low: float
     high: float
@@ -68,7 +68,7 @@ class FloatRange:
     when: When = field(default_factory=dict)
 
     def resolved(self) -> dict[str, Any]:
-        """As in the file."""
+        """Return the distribution as plain data, as in a sweep file."""
         return {"float": [self.low, self.high], "log": self.log, **_plain(self.when)}
 
 
@@ -76,7 +76,7 @@ Distribution = Fixed | Choice | IntRange | FloatRange
 
 
 def countable(distribution: Distribution) -> Sequence[Value] | None:
-    """Every value the distribution can take, or None for a continuous one."""
+    """Return every value that the distribution can take, or None for a continuous one."""
     match distribution:
         case Fixed(value):
             return (value,)
@@ -87,7 +87,8 @@ def countable(distribution: Distribution) -> Sequence[Value] | None:
 
 
 def read_method(value: object) -> Fixed | Choice:
-    """The method: one, or a choice of several. It never depends on anything, so it takes no `when`."""
+    """Return the method of a sweep: one, or a choice of several. The method depends on nothing, so it takes no `when`.
+    """
     if not isinstance(value, Mapping):
         return Fixed(DOMAINS["method"].check(value))
     _refuse_unknown_keys(value, ("choice",))
@@ -95,11 +96,11 @@ def read_method(value: object) -> Fixed | Choice:
 
 
 def read_distribution(value: object, name: str) -> Distribution:
-    """The values of the parameter `name`, as the file gives them; raises Refused with every mistake."""
+    """Return the values of the parameter `name` from the file's `value`. Raises Refused with every mistake."""
     domain = DOMAINS[name]
     if not isinstance(value, Mapping):
         return Fixed(domain.check(value))
-    numbers = domain.domain if isinstance(domain, OrWord) else domain  # what the ends of a range may be
+    numbers = domain.domain if isinstance(domain, OrWord) else domain  # of the ends of a range
     kind = _kind(value, _kinds(numbers))
     findings = Findings()
     when = findings.take(_when, value.get("when", {}), "when") or {}
@@ -121,7 +122,7 @@ def _kinds(domain: Domain) -> tuple[str, ...]:
 
 
 def _kind(value: Mapping[Any, Any], kinds: tuple[str, ...]) -> str:
-    """The one key that says how to draw, once every key is known to fit it."""
+    """Return the one key that says how to draw. Raises Refused where a key does not fit it."""
     given = [kind for kind in _MODIFIERS if kind in value]
     if len(given) > 1:
         _refuse(complaint(f"mixes {' and '.join(given)}", value, f"one of {', '.join(kinds)}"))
@@ -194,7 +195,7 @@ def _ends(given: object, domain: Domain) -> tuple[Any, Any]:
 
 
 def _when(given: object) -> When:
-    """The condition, with each value in the form that the other parameter has."""
+    """Return the condition, with each value in the form that the other parameter has."""
     if not isinstance(given, Mapping):
         _refuse(complaint("is not a mapping", given, "{other parameter: value or list of values}"))
     findings = Findings()
@@ -228,7 +229,7 @@ def _refuse_unknown_keys(value: Mapping[Any, Any], known: tuple[str, ...]) -> No
 
 
 def unknown_key(key: object, value: object, known: Sequence[str]) -> str:
-    """The line for a key that is not known; the nearest spelling is that of the key, not of its value."""
+    """Return the message for an unknown key, with the known key of the nearest spelling."""
     near = nearest(key, known)
     ending = f"; did you mean {near!r}?" if near else ""
     return f"is not a known key (got {shown(value)}); allowed: {', '.join(known)}{ending}"

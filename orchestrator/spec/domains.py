@@ -1,6 +1,6 @@
-"""What a single value of a sweep file may be. `check` returns the value or raises Refused; `str` says what is allowed.
+"""The domains of single values in a sweep file: `check` returns a value or raises Refused, `str` says what is allowed.
 
-The same domains guard the fixed fields (as pydantic annotations) and the searchable parameters.
+The same domains check the fixed fields (as pydantic annotations) and the searchable parameters.
 """
 
 import math
@@ -14,10 +14,10 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from orchestrator.spec.problems import Problem, Refused, complaint
 
-# YAML 1.1 reads 1e-3 (no dot) as text; whoever writes it means a number.
+# YAML 1.1 reads 1e-3 (no dot) as text; here it is a number.
 _EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
 
-LARGEST = 2**31 - 1  # of the whole numbers that have no bound of their own: what is counted up to stays countable
+LARGEST = 2**31 - 1  # bound of whole numbers without an own bound, so that loops up to them end
 LONGEST = 1_024  # characters of a text
 
 REFUSED = "refused"  # the pydantic error type under which Refused travels
@@ -27,11 +27,11 @@ class Domain:
     """A set of allowed values."""
 
     def check(self, value: object) -> Any:
-        """The value as the program uses it; raises Refused outside the domain."""
+        """Return the value in the form that the program uses. Raises Refused for a value outside the domain."""
         raise NotImplementedError
 
     def refuse(self, what: str, got: object, options: tuple[str, ...] = ()) -> NoReturn:
-        """Raise Refused with what is wrong with `got`."""
+        """Raise Refused, saying what is wrong with `got` and what is allowed."""
         raise Refused([Problem((), complaint(what, got, self, options))])
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
@@ -39,7 +39,7 @@ class Domain:
 
 
 def _for_pydantic(check: Callable[[object], Any]) -> Callable[[object], Any]:
-    """`check`, with Refused carried through pydantic so that it goes on to the other fields."""
+    """Return `check` with Refused wrapped in an error of pydantic's, so that pydantic goes on to the other fields."""
 
     def checked(value: object) -> Any:
         try:
@@ -52,7 +52,7 @@ def _for_pydantic(check: Callable[[object], Any]) -> Callable[[object], Any]:
 
 @dataclass(frozen=True)
 class Whole(Domain):
-    """An integer; a bool is not one. `refused` holds values with a sentence of their own."""
+    """An integer; a bool is not one. `refused` maps forbidden values to the reason in the message."""
 
     low: int
     high: int | None = None
@@ -62,6 +62,7 @@ class Whole(Domain):
         return f"an integer >= {self.low}" + ("" if self.high is None else f" and <= {self.high}")
 
     def check(self, value: object) -> int:
+        """Return `value` if it is an integer in range, else raise Refused."""
         if isinstance(value, bool) or not isinstance(value, int):
             self.refuse("is not an integer", value)
         if value in self.refused:
@@ -75,7 +76,7 @@ class Whole(Domain):
 
 @dataclass(frozen=True)
 class Real(Domain):
-    """A finite number; integers and texts like 1e-3 count. `above` and `below` exclude their end."""
+    """A finite number; integers and texts such as 1e-3 count. `above` and `below` exclude their end."""
 
     low: float | None = None
     high: float | None = None
@@ -87,6 +88,7 @@ class Real(Domain):
         return "a number " + " and ".join(f"{sign} {end:g}" for sign, end in ends if end is not None)
 
     def check(self, value: object) -> float:
+        """Return `value` as a float if it is a finite number in range, else raise Refused."""
         number = _number(value)
         if number is None:
             self.refuse("is not a number", value)
@@ -126,6 +128,7 @@ class Truth(Domain):
         return "true or false"
 
     def check(self, value: object) -> bool:
+        """Return `value` if it is a bool, else raise Refused."""
         if not isinstance(value, bool):
             self.refuse("is neither true nor false", value)
         return value
@@ -142,6 +145,7 @@ class OneOf(Domain):
         return ", ".join(self.options)
 
     def check(self, value: object) -> str:
+        """Return the word, or `null` for None. Raises Refused for an unknown word."""
         if value is None and self.null is not None:
             return self.null
         if not isinstance(value, str) or value not in self.options:
@@ -157,6 +161,9 @@ class Text(Domain):
         return "text, not empty (quote what YAML reads as a number or a truth value)"
 
     def check(self, value: object) -> str:
+        """Return `value` if it is text: not blank, at most LONGEST characters, no control characters. Else raise
+        Refused.
+        """
         if not isinstance(value, str):
             self.refuse("is not text", value)
         if not value.strip():
@@ -174,12 +181,14 @@ _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?([A-Za-z]+)")
 
 @dataclass(frozen=True)
 class Size(Domain):
-    """Memory as text, a number and its unit."""
+    """An amount of memory as text: a number and its unit."""
 
     def __str__(self) -> str:
         return f"a number above 0 with {', '.join(list(_UNITS)[:-1])} or {list(_UNITS)[-1]}, such as 20GiB"
 
     def check(self, value: object) -> str:
+        """Return the amount without a space before the unit. Raises Refused for anything that is no amount of memory.
+        """
         size = _SIZE.fullmatch(value) if isinstance(value, str) else None
         if size is None:
             self.refuse("is not an amount of memory", value)
@@ -193,7 +202,7 @@ class Size(Domain):
 
 
 def size_bytes(size: str) -> int:
-    """The bytes of what `Size` has checked: "1.5GiB" -> 1610612736."""
+    """Return the bytes of a text that `Size` has checked: "1.5GiB" -> 1610612736."""
     checked = _SIZE.fullmatch(size)
     assert checked is not None
     number, unit = checked.groups()
@@ -211,6 +220,7 @@ class Box(Domain):
         return "'left,top,right,bottom' in pixels with left < right and top < bottom"
 
     def check(self, value: object) -> str:
+        """Return the box as "left,top,right,bottom" without spaces. Raises Refused for a wrong or empty box."""
         ends = _BOX.fullmatch(value.replace(" ", "")) if isinstance(value, str) else None
         if ends is None:
             self.refuse("is not a box", value)
@@ -220,17 +230,18 @@ class Box(Domain):
         return f"{left},{top},{right},{bottom}"
 
 
-_SHARED = ("cache", "mlartifacts", "mlflow.db")  # beside the sweeps
+_SHARED = ("cache", "mlartifacts", "mlflow.db")  # in the same folder as the sweeps
 
 
 @dataclass(frozen=True)
 class Slug(Domain):
-    """A name that is safe as an experiment's name, and as a folder beside what all sweeps share."""
+    """A name that is safe for an experiment, and for a folder beside the files that all sweeps share."""
 
     def __str__(self) -> str:
         return "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
 
     def check(self, value: object) -> str:
+        """Return `value` if it is such a name, else raise Refused."""
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
             self.refuse("is not a name", value)
         if value in _SHARED:
@@ -240,7 +251,7 @@ class Slug(Domain):
 
 @dataclass(frozen=True)
 class OrNull(Domain):
-    """`domain`, or null."""
+    """A value of `domain`, or null."""
 
     domain: Domain
 
@@ -248,12 +259,13 @@ class OrNull(Domain):
         return f"{self.domain}, or null"
 
     def check(self, value: object) -> Any:
+        """Return None for null, else the value as `domain` returns it. Raises Refused as `domain` does."""
         return None if value is None else _widened(self.domain, self, value)
 
 
 @dataclass(frozen=True)
 class OrWord(Domain):
-    """`domain`, or one of a few words; YAML's null is the first of them."""
+    """A value of `domain`, or one of a few words; YAML's null stands for the first word."""
 
     domain: Domain
     words: tuple[str, ...]
@@ -262,13 +274,14 @@ class OrWord(Domain):
         return f"{self.domain}, or {' or '.join(self.words)}"
 
     def check(self, value: object) -> Any:
+        """Return the word, or the value as `domain` returns it. Raises Refused as `domain` does."""
         if value is None:
             return self.words[0]
         return value if value in self.words else _widened(self.domain, self, value)
 
 
 def _widened(inner: Domain, outer: Domain, value: object) -> Any:
-    """inner.check(value), where what is refused tells what `outer` allows."""
+    """Return inner.check(value), with the allowed values of `outer` in the message where it is refused."""
     try:
         return inner.check(value)
     except Refused as refused:
@@ -284,6 +297,7 @@ class Window(Domain):
         return "[high, low], integers with 1000 >= high > low >= 0"
 
     def check(self, value: object) -> tuple[int, int]:
+        """Return (high, low). Raises Refused for anything that is not such a pair of integers."""
         if not isinstance(value, list | tuple) or len(value) != 2 or any(type(end) is not int for end in value):
             self.refuse("is not a pair of timesteps", value)
         high, low = value
@@ -294,12 +308,13 @@ class Window(Domain):
 
 @dataclass(frozen=True)
 class Gpus(Domain):
-    """GPUs of one trial: a share of one, or whole ones."""
+    """The GPUs of one trial: a share of one, or whole ones."""
 
     def __str__(self) -> str:
         return "a number from 0 to 1, or a whole number of GPUs"
 
     def check(self, value: object) -> float:
+        """Return the number of GPUs. Raises Refused for a negative number, or a fraction above 1."""
         number = _number(value)
         if number is None or not math.isfinite(number) or number < 0:
             self.refuse("is not a number of GPUs", value)

@@ -1,4 +1,4 @@
-"""On which line of a sweep file a value stands, so that whoever made a mistake there finds it at once."""
+"""Find the line of a sweep file on which a value stands, so that error messages can name it."""
 
 from collections.abc import Mapping
 
@@ -6,21 +6,22 @@ import yaml
 
 from orchestrator.spec.problems import Path, shown
 
-# (id of a list or mapping, index in it or id of the key) -> line of the alias that stands there: a node knows only
-# where its anchor is.
+# (id of a list or mapping, index in it or id of the key) -> line of the alias that stands there. The node of an alias
+# has only the line of its anchor.
 Aliases = Mapping[tuple[int, int], int]
 
 
 class Lines:
-    """Where the values of one file stand. Asked after the file was made into values: merge keys are resolved then."""
+    """The lines of the values of one file. Use it after the values have been made, when merge keys are resolved."""
 
     def __init__(self, root: yaml.Node | None, aliases: Aliases) -> None:
         self.root, self.aliases = root, aliases
 
     def of(self, path: Path) -> int:
-        """The line of the value at a path, from 1; of what is not there, that of what it would stand in.
+        """Return the line of the value at a path, from 1; for a missing value, that of the value that would hold it.
 
-        A block stands where its key does, an alias where it was written, and what is inside of it where its anchor is.
+        The line of a block is that of its key. The line of an alias is where it was written; values inside of it have
+        the line at its anchor.
         """
         node, line = self.root, 1 if self.root is None else line_of(self.root)
         for part in path:
@@ -34,17 +35,18 @@ class Lines:
 
 
 def line_of(node: yaml.Node) -> int:
-    """The line on which a node begins, from 1."""
+    """Return the line on which a node begins, from 1."""
     line: int = node.start_mark.line + 1
     return line
 
 
 def _inside(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node, yaml.Node | None] | None:
-    """(its place for `Aliases`, what stands there, its key where it is a block); None where nothing does."""
+    """Return (the place in `Aliases`, the node there, its key where the node is a block), or None where there is none.
+    """
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         return part, node.value[part], None
     if isinstance(node, yaml.MappingNode):
-        for key, value in reversed(node.value):  # the last one counts, and what is merged in comes first
+        for key, value in reversed(node.value):  # the last one counts, and merged keys come first
             if str(part) in _names(key):
                 block = isinstance(value, yaml.CollectionNode) and not value.flow_style
                 return id(key), value, key if block else None
@@ -52,7 +54,7 @@ def _inside(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node, yaml.Node
 
 
 def _names(key: yaml.Node) -> tuple[str, ...]:
-    """What a path may call a key: as it is written, and as it is read (`on` is true)."""
+    """Return the names of a key in a path: as it is written, and as YAML reads it (`on` is true)."""
     if not isinstance(key, yaml.ScalarNode):
         return ()
     plain = key.tag == "tag:yaml.org,2002:str"

@@ -10,7 +10,7 @@ from orchestrator.spec.sections import Section
 
 @dataclass(frozen=True)
 class ListOf(Domain):
-    """A list of different values of `domain`, or one alone."""
+    """A list of different values of `domain`, or one such value alone."""
 
     domain: Domain
     most: int = 1000
@@ -19,6 +19,7 @@ class ListOf(Domain):
         return f"a list of different values, each {self.domain}"
 
     def check(self, value: object) -> tuple[Any, ...]:
+        """Return the values as a tuple. Raises Refused for equal values, too many, or one outside `domain`."""
         values = list(value) if isinstance(value, list | tuple) else [value]
         if len(values) > self.most:
             self.refuse(f"has more than {self.most} values", len(values))
@@ -30,36 +31,38 @@ class ListOf(Domain):
 
 @dataclass(frozen=True)
 class Prompt(Domain):
-    """What a text model is told; it may be empty."""
+    """A prompt of a text model; it may be empty."""
 
     def __str__(self) -> str:
         return "text (quote what YAML reads as a number or a truth value)"
 
     def check(self, value: object) -> str:
+        """Return the text, which may be empty. Raises Refused as `Text` does."""
         return "" if value == "" else Text().check(value)
 
 
 @dataclass(frozen=True)
 class TapName(Domain):
-    """A place in a network."""
+    """The name of a tap, a place in a network."""
 
     def __str__(self) -> str:
         return "mid_block of a UNet, or blocks.N of a transformer"
 
     def check(self, value: object) -> str:
+        """Return `value` if it can be the name of a submodule, else raise Refused."""
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,199}", value):
             self.refuse("is not the name of a tap", value)
         return value
 
 
 class ModelUse(Section):
-    """How the model is used (core.model.use): where it is shifted, what it is told to draw, and how large.
+    """How the model is used (core.model.use): where it is shifted, what it is asked to draw, and how large.
 
-    `tap` is where h is, `form` what of it has a shift of its own: every place ("spatial"), every token ("tokens"), or
-    every channel ("pooled"). Samples take `prompts`, or `classes`, in turn, by their seed. `guidance` leads away from
-    `negative_prompt`; `shifted` says which half of a guided batch is shifted. `size` is the side of the images in
-    pixels. `space` is what the trained parts and the judges look at: latents, or the images decoded from them. A null
-    is the model's own.
+    `tap` is where h is, `form` the parts of h that have a shift of their own: every place ("spatial"), every token
+    ("tokens"), or every channel ("pooled"). Samples take `prompts`, or `classes`, in turn, by their seed. `guidance`
+    leads away from `negative_prompt`; `shifted` is the half of a guided batch that is shifted. `size` is the side of
+    the images in pixels. `space` is what the trained parts and the judges get: latents, or the images decoded from
+    them. null stands for the model's own value.
     """
 
     tap: Annotated[str | None, OrNull(TapName())] = None
@@ -74,5 +77,5 @@ class ModelUse(Section):
 
     @property
     def use(self) -> dict[str, Any]:
-        """The arguments of `core.model.denoiser.Denoiser.from_pretrained`."""
+        """The keyword arguments of `core.model.denoiser.Denoiser.from_pretrained`."""
         return self.model_dump()

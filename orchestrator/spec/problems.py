@@ -1,4 +1,4 @@
-"""How a mistake in a sweep file is told: one line with the path, what is wrong, the value, and what is allowed."""
+"""The messages for mistakes in a sweep file: one line with the path, what is wrong, the value, and what is allowed."""
 
 import difflib
 import math
@@ -11,11 +11,11 @@ from core.errors import UserError
 T = TypeVar("T")
 Path = tuple[str | int, ...]
 
-_DEEPEST, _LONGEST = 3, 8  # how much of a nested value a message shows; an aliased YAML value may be endless
+_DEEPEST, _LONGEST = 3, 8  # levels and items of a nested value in a message; an aliased YAML value may be endless
 
 
 class SpecError(UserError):
-    """A sweep file with mistakes; `problems` holds one line for each of them."""
+    """A sweep file has mistakes; `problems` holds one line for each of them."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = list(problems)
@@ -24,7 +24,7 @@ class SpecError(UserError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it stands and what is wrong there."""
+    """One mistake: its path in the file, and what is wrong there."""
 
     path: Path
     text: str
@@ -33,12 +33,12 @@ class Problem:
         return f"{dotted(self.path)}: {self.text}"
 
     def below(self, *parents: str | int) -> "Problem":
-        """The same mistake, seen from further up the file."""
+        """Return the same mistake with `parents` put before its path."""
         return Problem((*parents, *self.path), self.text)
 
 
 class Refused(Exception):
-    """A value that a domain does not accept, with every reason."""
+    """A domain does not accept a value; `problems` holds every reason."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
@@ -46,7 +46,7 @@ class Refused(Exception):
 
 
 class Findings:
-    """Collects the mistakes of several values, so that all of them are told at once."""
+    """A collection of the mistakes of several values, so that all of them are reported at once."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -56,7 +56,7 @@ class Findings:
         self.problems.append(Problem(path, text))
 
     def take(self, check: Callable[[Any], T], value: object, *path: str | int) -> T | None:
-        """check(value); where it is refused, None, and the reasons are noted under `path`."""
+        """Return check(value); where it raises Refused, note the reasons under `path` and return None."""
         try:
             return check(value)
         except Refused as refused:
@@ -64,20 +64,22 @@ class Findings:
             return None
 
     def settle(self) -> None:
-        """Raise Refused with everything that was found, if anything was."""
+        """Raise Refused with all mistakes found, if there are any."""
         if self.problems:
             raise Refused(self.problems)
 
 
 def complaint(what: str, got: object, allowed: object, options: Iterable[str] = ()) -> str:
-    """`what (got VALUE); allowed: ...; did you mean 'x'?`, the last part only where a spelling is near."""
+    """Return `what (got VALUE); allowed: ...; did you mean 'x'?`, the last part only where an option has a near
+    spelling.
+    """
     text = f"{what} (got {shown(got)}); allowed: {allowed}"
     near = nearest(got, options)
     return f"{text}; did you mean {near!r}?" if near else text
 
 
 def nearest(word: object, options: Iterable[str]) -> str | None:
-    """The option spelt most like `word`, whatever the capitals of either, or None if none is near."""
+    """Return the option spelt most like `word`, ignoring case, or None if none is near."""
     if not isinstance(word, str):
         return None
     spelt = {option.lower(): option for option in options}
@@ -86,7 +88,7 @@ def nearest(word: object, options: Iterable[str]) -> str | None:
 
 
 def dotted(path: Path) -> str:
-    """('objectives', 0, 'name') -> 'objectives[0].name'."""
+    """Return a path as text: ('objectives', 0, 'name') -> 'objectives[0].name'."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{_key(part)}"
@@ -94,7 +96,7 @@ def dotted(path: Path) -> str:
 
 
 def shown(value: object, depth: int = _DEEPEST) -> str:
-    """`value` as a reader would write it in YAML, on one line and never long."""
+    """Return `value` as it would be written in YAML, on one line and shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):

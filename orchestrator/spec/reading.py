@@ -1,6 +1,7 @@
-"""A sweep file, and the `--set path=value` given with it, as plain data. YAML's silent habits become mistakes here.
+"""Read a sweep file, and the `--set path=value` given with it, as plain data.
 
-A file may come from anywhere: what it can cost to read is bounded before it is spent.
+Mistakes that YAML accepts silently, such as repeated keys, are reported. A file may come from an untrusted source, so
+its cost is bounded before it is read: length, depth, number of values.
 """
 
 import copy
@@ -17,19 +18,19 @@ from orchestrator.spec.lines import Lines
 from orchestrator.spec.problems import Problem, SpecError, shown
 from orchestrator.spec.tables import METHODS
 
-# What a file, or the value of one --set, may have at most: far more than any sweep needs. Those that ship come to 1,574
+# Limits of a file, or of the value of one --set: far more than any sweep needs. The sweeps that ship have at most 1,574
 # bytes, depth 5 and 124 values.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20  # lists and mappings inside each other
-MAX_VALUES = 5_000  # with everything that an alias repeats
+MAX_VALUES = 5_000  # counting the values that aliases repeat
 MAX_ALIASES = 100
 MAX_TEXT = 4_096  # characters of one value or key
-MAX_NUMBER = 100  # characters of a number: hexadecimal ones of any length would be read, and could not be shown
+MAX_NUMBER = 100  # characters of a number: longer hexadecimal ones could be read, but not shown
 
 
 @dataclass(frozen=True)
 class Document:
-    """YAML as plain data, a Problem for every key that stands in it twice, and where everything stands."""
+    """YAML as plain data, with a Problem for every key given twice, and the lines of all values."""
 
     data: Any
     repeated: list[Problem]
@@ -37,7 +38,9 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """The content of the file. Raises SpecError where it is not YAML, or more than a sweep needs."""
+    """Return the content of the file. Raises SpecError where it is unreadable, is not YAML, or exceeds the limits
+    above.
+    """
     try:
         with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
@@ -57,7 +60,7 @@ def read(path: Path) -> Document:
 
 
 def override(data: dict[Any, Any], overrides: Sequence[str]) -> tuple[dict[Any, Any], list[Problem]]:
-    """A copy of `data` with every `path=value` set, and a Problem for each that cannot be."""
+    """Return a copy of `data` with every `path=value` set, and a Problem for each one that is refused."""
     data, problems = copy.deepcopy(data), []
     for text in overrides:
         try:
@@ -95,12 +98,14 @@ def _set(data: dict[Any, Any], text: str) -> list[Problem]:
 
 
 def place_of(override: str) -> tuple[str, ...]:
-    """The path of `path=value`."""
+    """Return the path of an override `path=value`."""
     return _keys(override.partition("=")[0])
 
 
 def _keys(dotted: str) -> tuple[str, ...]:
-    """search.pca.samples -> ('search', 'pca.samples'): a method's name opens a parameter's, which holds the dot."""
+    """Split a dotted path: search.pca.samples -> ('search', 'pca.samples'), where a method's name belongs to the
+    parameter.
+    """
     keys: list[str] = []
     for part in map(str.strip, dotted.split(".")):
         if keys and keys[-1] in METHODS:
@@ -111,18 +116,18 @@ def _keys(dotted: str) -> tuple[str, ...]:
 
 
 class _NotYaml(Exception):
-    """Says in one line why a text is not YAML."""
+    """A text is not YAML; the message is one line."""
 
 
 class _TooMuch(Exception):
-    """Says in one line what YAML allows and a sweep file does not."""
+    """A text is YAML, but exceeds what a sweep file may have; the message is one line."""
 
 
 def _yaml(text: str) -> Document:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        # Before the values are made: that puts what a merge key (<<) brings in among the keys that stand there.
+        # Before the values are made, because that adds the keys of a merge key (<<) to those of its mapping.
         repeated = [] if node is None else list(_repeated(node, (), set()))
         data = None if node is None else loader.construct_document(node)
         return Document(data, repeated, Lines(node, loader.written))
@@ -134,13 +139,13 @@ def _yaml(text: str) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that gives up while it reads, before anything is made of what is too much."""
+    """A SafeLoader that stops while it reads, before any value is made, where a text exceeds the limits."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = self.values = self.aliases = 0
-        self.held: dict[Any, int] = {}  # anchor -> values that an alias of it repeats, once they are all read
-        self.written: dict[tuple[int, int], int] = {}  # where aliases stand (lines.Aliases)
+        self.held: dict[Any, int] = {}  # anchor -> number of values that its aliases repeat, once all of them are read
+        self.written: dict[tuple[int, int], int] = {}  # the lines of aliases (lines.Aliases)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # of its events the stubs say little
@@ -164,7 +169,7 @@ class _Loader(yaml.SafeLoader):
             if event.anchor in self.anchors and event.anchor not in self.held:
                 raise _TooMuch(f"*{event.anchor} stands inside what it repeats{_place(event.start_mark)}")
             self.values += self.held.get(event.anchor, 0)
-        elif event.tag is not None and event.tag != "!":  # ! alone: not to be taken for a number
+        elif event.tag is not None and event.tag != "!":  # ! alone marks text that looks like a number
             raise _TooMuch(f"tags such as {shown(event.tag)} are not read{_place(event.start_mark)}")
         for count, most, what in (
             (self.depth, MAX_DEPTH, "lists and mappings inside each other"),
@@ -195,7 +200,7 @@ def _place(mark: Any) -> str:
 
 
 def _repeated(node: yaml.Node, path: tuple[str | int, ...], seen: set[int]) -> Iterator[Problem]:
-    """YAML keeps the last of two equal keys and says nothing; here each one is a Problem."""
+    """Yield a Problem for each key given twice, of which YAML would silently keep the last."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
@@ -215,7 +220,7 @@ def _repeated(node: yaml.Node, path: tuple[str | int, ...], seen: set[int]) -> I
 
 
 def without(data: dict[Any, Any], paths: Iterable[tuple[str | int, ...]]) -> dict[Any, Any]:
-    """A copy of `data` with what stands at `paths` removed (a list as a whole, never one item of it)."""
+    """Return a copy of `data` without the values at `paths`; a list is removed as a whole, never one item of it."""
     data = copy.deepcopy(data)
     for path in paths:
         if not path:

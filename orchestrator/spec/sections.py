@@ -34,6 +34,7 @@ class Metric(Domain):
         return ", ".join(METRICS)
 
     def check(self, value: object) -> str:
+        """Return `value` if it is the name of a metric, else raise Refused with the nearest spelling."""
         if not isinstance(value, str) or value not in METRICS:
             near = nearest(value, METRICS)
             text = f"no metric provides {shown(value)}; allowed: {self}" + (f"; did you mean {near!r}?" if near else "")
@@ -42,7 +43,7 @@ class Metric(Domain):
 
 
 class Section(BaseModel):
-    """A part of the file; a section left empty has its defaults."""
+    """A section of the file; a section left empty has its defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -66,11 +67,12 @@ class Sampler(Section):
 
 
 class Train(Section):
-    """One trial's training.
+    """The training of one trial.
 
-    `batch` is that of the whole trial, `micro_batch` what one worker runs at a time (null: what fits its device best,
-    see `Gradient`; it changes no result), `pool` the unshifted samples that batches are drawn from, `precision` the
-    denoiser's: fp32 allows no TF32, tf32 does, with bf16 and fp16 the chain itself stays in fp32.
+    `batch` is the number of samples of the whole trial's step, `micro_batch` the number that one worker runs at a time
+    (null: what fits its device best, see `Gradient`; it changes no result). `pool` is the number of unshifted samples
+    from which batches are drawn. `precision` is the denoiser's: fp32 allows no TF32, tf32 does; with bf16 and fp16 the
+    chain itself stays in fp32.
     """
 
     iterations: Annotated[int, Whole(1)] = 400
@@ -82,7 +84,7 @@ class Train(Section):
 
 
 class Asha(Section):
-    """Stops trials that fall behind; `grace` and the rungs count training iterations."""
+    """Early stopping of trials that fall behind, by ASHA; `grace` and the rungs count training iterations."""
 
     metric: Annotated[str | None, OrNull(Metric())] = None
     grace: Annotated[int, Whole(1)]
@@ -96,21 +98,22 @@ class Scheduler(Section):
 
 
 class Budget(Section):
-    """When the sweep ends."""
+    """When the sweep ends: after `trials` trials, or `hours` hours (null: no limit)."""
 
     trials: Annotated[int, Whole(1, 100_000)] = 16
     hours: Annotated[float | None, OrNull(Real(above=0))] = None
 
 
 class Evaluate(Section):
-    """How often a trial is measured (iterations; null: at its end only), on how many seeds, and at which strength.
+    """How often a trial is measured, on how many seeds, at which strength, and with which networks.
 
-    Strength is how far scale 1.0 moves images, the same for every set; 1 is as far as another sample. With null each
-    set is as strong as its method made it.
+    `every` counts iterations (null: ASHA's grace, or without ASHA only at the end). `strength` is how far scale 1.0
+    moves images, the same for every set; 1 is the distance to another sample. With null each set keeps the strength
+    that its method gave it.
 
-    The others name networks that judge images, whose weights are a file or folder here, or on the hub: `features` of
-    CLIP, DINOv2 or another vision model in place of the denoiser's own (null), `inception` for the metrics fid and
-    inception_kid, `lpips` and `identity` for those of their names (core.metrics.networks).
+    The other keys name networks that judge images, by a file or folder here, or a hub id: `features` of CLIP, DINOv2 or
+    another vision model, in place of the denoiser's own (null), `inception` for the metrics fid and inception_kid,
+    `lpips` and `identity` for the metrics of their names (core.metrics.networks).
     """
 
     every: Annotated[int | None, OrNull(Whole(1))] = None
@@ -123,29 +126,30 @@ class Evaluate(Section):
 
 
 class Resources(Section):
-    """What one trial holds. It changes no result beyond rounding.
+    """The resources of one trial. They change no result beyond rounding.
 
-    `workers` are the processes that share it, on one machine or several (null: one for each GPU, and at least one).
+    `workers` is the number of processes that share a trial, on one machine or several (null: one for each GPU, at least
+    one).
     """
 
     gpus_per_trial: Annotated[float, Gpus()] = 0.0
     cpus_per_worker: Annotated[int, Whole(1)] = 1
-    # The name is that of the property, which always has a number.
+    # Called `workers` in a file; here the property of that name always has a number.
     workers_asked: Annotated[int | None, OrNull(Whole(1, 4096))] = Field(default=None, alias="workers")
 
     @property
     def workers(self) -> int:
-        """Processes that share a trial."""
+        """The number of processes that share a trial."""
         return self.workers_asked or max(1, int(self.gpus_per_trial))
 
 
 class DeepSpeed(Section):
-    """How the trained parts are partitioned over a trial's workers. The frozen denoiser is not among them.
+    """How the trained parts are partitioned over a trial's workers. The frozen denoiser is not one of these parts.
 
-    `zero` partitions the optimiser (1), gradients too (2), and parameters too (3); `offload_optimizer` keeps Adam's
+    `zero` partitions the optimiser (1), gradients too (2), and parameters too (3). `offload_optimizer` keeps Adam's
     state away from the GPU, `offload_param` the parameters, on the CPU or in files under `nvme_path`.
-    `gradient_clipping` is the largest norm of all gradients of a network taken together (null: any), `precision` that
-    of the trained parts, of which Adam always keeps a copy in fp32.
+    `gradient_clipping` is the largest norm of all gradients of a network together (null: any). `precision` is that of
+    the trained parts; Adam always keeps a copy of them in fp32.
     """
 
     zero: Annotated[int, Whole(0, 3)] = 1
@@ -159,11 +163,11 @@ class DeepSpeed(Section):
 class Gradient(Section):
     """How the chain keeps memory down (core.chain.gradient). It changes no result, only memory and time.
 
-    `policy` auto keeps as many steps as the device holds, deepspeed is checkpoint_steps by DeepSpeed's own
-    checkpointing, which moves states to the CPU; `memory` is what the graphs of the kept steps may take, at
-    most; `lean` runs the denoiser with fewer operations and saved bytes (core.execution.lean); `weights` says where
-    those of its blocks are until they run: cpu, in the CPU's memory, or partitioned, over the workers of a trial, a
-    part on each device (core.execution.streaming; such networks are not lean).
+    `policy`: auto keeps as many steps as the device holds; deepspeed is checkpoint_steps by DeepSpeed's own
+    checkpointing, which moves states to the CPU. `memory` is the most that the graphs of the kept steps may take.
+    `lean` runs the denoiser with fewer operations and saved bytes (core.execution.lean). `weights` says where the
+    weights of the denoiser's blocks are until they run: in the CPU's memory (cpu), or a part on each worker's device
+    (partitioned) (core.execution.streaming; such networks are not lean).
     """
 
     policy: Annotated[
@@ -180,13 +184,13 @@ class Gradient(Section):
 
 
 class Recovery(Section):
-    """What a trial may go through and still be finished. It changes no result.
+    """How often a trial may be interrupted and still be finished. It changes no result.
 
-    How often the process of a trial may end before its time and be started again, from the last checkpoint: `crashes`
-    counts errors, kills and hangs; `out_of_memory` ends for want of memory, after which it goes on in smaller parts;
-    `preemptions` SIGTERM and interruptions of the whole sweep (null: as often as it takes). It hangs when it has made
-    no step for `stalled_minutes`. `checkpoint_every` counts iterations (null: one with every measurement);
-    `keep_trials` is how many of the finished trials, best first, keep their direction sets on disk.
+    A trial's process that ends early is started again from the last checkpoint, at most this often: `crashes` counts
+    errors, kills and hangs; `out_of_memory` ends for want of memory, after which the trial goes on in smaller parts;
+    `preemptions` SIGTERM and interruptions of the whole sweep (null: any number). A trial hangs when it has made no
+    step for `stalled_minutes`. `checkpoint_every` adds checkpoints every so many iterations (null: only one with every
+    measurement). `keep_trials` is how many of the finished trials, best first, keep their direction sets on disk.
     """
 
     crashes: Annotated[int, Whole(0)] = 2
@@ -198,9 +202,9 @@ class Recovery(Section):
 
 
 class Tracking(Section):
-    """Where runs are recorded; a null uri is the embedded store, a null experiment the sweep's name.
+    """Where runs are recorded. `uri`: null is the embedded store; `experiment`: null is the sweep's name.
 
-    `system_metrics` is whether every trial tells what it takes of its machine.
+    `system_metrics`: whether every trial records how much of its machine it uses.
     """
 
     uri: Annotated[str | None, OrNull(Text())] = None
@@ -215,6 +219,7 @@ class DatabaseAddress(Domain):
         return "postgresql://user@host:port/database, or null for a file in the sweep's folder"
 
     def check(self, value: object) -> str:
+        """Return `value` if it is the address of a PostgreSQL database, else raise Refused without its password."""
         address = Text().check(value)
         if not _DATABASE.match(address):
             self.refuse("is not the address of a PostgreSQL database", redacted(address))
@@ -222,21 +227,21 @@ class DatabaseAddress(Domain):
 
 
 class Study(Section):
-    """Where Optuna's study is kept; a null uri is a file in the sweep's folder."""
+    """Where Optuna's study is kept; `uri`: null is a file in the sweep's folder."""
 
     uri: Annotated[str | None, OrNull(DatabaseAddress())] = None
 
 
 class Export(Section):
-    """What becomes of the best direction set."""
+    """What is done with the best direction set."""
 
-    # `register` is taken by Python's abstract classes, hence another name for the attribute.
+    # The attribute cannot be called `register`, which Python's abstract classes use.
     register_as: Annotated[str | None, OrNull(Text())] = Field(default=None, alias="register")
 
 
 @dataclass(frozen=True)
 class Word(Domain):
-    """Text of a few harmless letters, as those who read it elsewhere ask for; `allowed` says which."""
+    """Text of a few safe characters, as the programs that read it require; `allowed` is the text of the message."""
 
     pattern: str
     allowed: str
@@ -245,6 +250,7 @@ class Word(Domain):
         return self.allowed
 
     def check(self, value: object) -> str:
+        """Return `value` if it matches `pattern`, else raise Refused."""
         if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
             self.refuse("is not such a name", value)
         return value
@@ -258,6 +264,9 @@ class Absolute(Domain):
         return "an absolute path without : and without .."
 
     def check(self, value: object) -> str:
+        """Return the path without repeated or final slashes. Raises Refused for a path that is not absolute or is
+        unsafe.
+        """
         text = Text().check(value)
         if not text.startswith("/") or ":" in text or ".." in text.split("/") or not text.strip("/"):
             self.refuse("is no path that is the same everywhere", value)
@@ -266,12 +275,13 @@ class Absolute(Domain):
 
 @dataclass(frozen=True)
 class Hosts(Domain):
-    """Machines, the head first."""
+    """The host names or addresses of machines, the head first."""
 
     def __str__(self) -> str:
         return "a list of different host names or addresses, the head first"
 
     def check(self, value: object) -> tuple[str, ...]:
+        """Return the hosts as a tuple. Raises Refused for equal hosts, and for one that is no host name or address."""
         if not isinstance(value, list | tuple) or len({str(host) for host in value}) < len(value):
             self.refuse("is not a list of hosts", value)
         for host in value:
@@ -288,13 +298,13 @@ _USER = Word(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", "at most 32 of A-Z a-z 0-9 _ . -,
 
 
 class Cluster(Section):
-    """Where `orchestrate launch` lets the sweep run. It changes no result.
+    """Where `orchestrate launch` runs the sweep. It changes no result.
 
-    A null is worked out from the rest of the file, or left to the cluster. `hours` is Slurm's time limit, after which
-    the job goes on in a new turn; `retries` is how many turns a launch takes by itself. `root` is where sweeps are
-    kept, on a disk that all nodes share; `volume` is that disk (a Kubernetes claim, or the id of an EFS file system).
-    `setup` is a line of shell that comes before everything else where no image has it all; `secret` names the
-    Kubernetes Secret whose keys become environment variables. `hosts` are machines that are there already.
+    A null is derived from the rest of the file, or left to the cluster. `hours` is Slurm's time limit, after which the
+    job goes on in a new turn; `retries` is how many turns a launch takes by itself. `root` is the folder of sweeps, on
+    a disk that all nodes share; `volume` is that disk (a Kubernetes claim, or the id of an EFS file system). `setup` is
+    a line of shell that runs before everything else where no image has all that is needed. `secret` names the
+    Kubernetes Secret whose keys become environment variables. `hosts` are machines that exist already.
     """
 
     nodes: Annotated[int | None, OrNull(Whole(1, 10_000))] = None

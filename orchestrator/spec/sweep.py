@@ -1,4 +1,4 @@
-"""`Sweep`: a whole sweep file as one frozen value, its search space, and its identity."""
+"""`Sweep`: a whole sweep file as one frozen value, with its search space and its identity."""
 
 import hashlib
 import json
@@ -43,8 +43,8 @@ from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
 # Part of every identity. Raise it when the meaning of a sweep file changes.
 SCHEMA_VERSION = 5
 
-# What says how the same numbers are computed, not which: results differ by rounding alone. No part of the identity, so
-# that a sweep that has run out of memory or patience, or moves to another device, goes on with the trials it has.
+# The keys that say how results are computed; they change results by rounding alone. They are no part of the identity,
+# so that a sweep keeps its trials when they change, for example after it ran out of memory, or on another device.
 MEANS = (
     *((section,) for section in ("gradient", "recovery", "study", "resources", "cluster")),
     ("train", "micro_batch"),
@@ -54,7 +54,7 @@ MEANS = (
 )
 
 
-# What decides which trials there are and what becomes of them, not what one of them comes to.
+# The keys that decide which trials there are and what is done with them, but not the result of one trial.
 OF_THE_SWEEP = (
     *((key,) for key in ("name", "method", "search", "objectives", "scheduler", "budget")),
     *((key,) for key in ("tracking", "export")),
@@ -64,7 +64,7 @@ OF_THE_SWEEP = (
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric, and whether more or less of it is better."""
+    """A metric, and whether larger or smaller values of it are better."""
 
     metric: str
     mode: Mode
@@ -133,9 +133,9 @@ class _OneObjective(Domain):
 
 
 class Sweep(Section):
-    """A validated sweep file. Made by `load` and `parse`, which also check that its parts fit each other.
+    """A validated sweep file. `load` and `parse` make it, and also check that its parts fit each other.
 
-    `predictor` names what scores attributes of images; null is the one that ships with an embedded model.
+    `predictor` names the network that scores attributes of images; null is the one that ships with an embedded model.
     """
 
     name: Annotated[str, Slug()]
@@ -167,9 +167,9 @@ class Sweep(Section):
 
     @property
     def space(self) -> dict[str, Distribution]:
-        """The method and every parameter that some method of this sweep uses, defaults as `Fixed`.
+        """The method and every parameter that some method of this sweep uses, with defaults as `Fixed`.
 
-        What only some of the methods use carries them as its `when`.
+        A parameter that only some of the methods use has them as its `when`.
         """
         space: dict[str, Distribution] = {"method": self.method}
         for name in PARAMETERS:
@@ -179,13 +179,13 @@ class Sweep(Section):
         return space
 
     def given(self, name: str) -> Distribution:
-        """What the file says about a parameter, or its default."""
+        """Return the file's distribution of a parameter, or its default."""
         return self.search.get(name, Fixed(self._default(name)))
 
     def taken(self, name: str, method: str) -> Sequence[Value] | None:
-        """Every value that a parameter may have in a trial of `method`, None for a continuous one.
+        """Return every value that a parameter may have in a trial of `method`, or None for a continuous one.
 
-        Where its `when` does not hold that is its default.
+        Where the parameter's `when` does not hold, its value is the default.
         """
         given, default = self.given(name), self._default(name)
         if method not in given.when.get("method", (method,)):
@@ -199,13 +199,16 @@ class Sweep(Section):
         return own
 
     def _told_elsewhere(self, name: str) -> bool:
-        """The method has a key of its own, and so has the seed, unless it is searched or differs from it."""
+        """Return whether a resolved sweep gives the parameter by a key of its own, outside of `search`.
+
+        These are the method, and the seed unless it is searched or differs from the sweep's.
+        """
         if name == "method":
             return True
         return PARAMETERS[name].default is None and self.given(name) == Fixed(getattr(self, name))
 
     def users(self, name: str) -> tuple[str, ...]:
-        """The methods of this sweep that a parameter means something to."""
+        """Return the methods of this sweep that use a parameter."""
         return tuple(method for method in self.methods if method in PARAMETERS[name].methods)
 
     @property
@@ -215,9 +218,10 @@ class Sweep(Section):
 
     @property
     def micro_batches(self) -> tuple[int, ...]:
-        """What one worker could run at a time, most first: the divisors of its share of the batch.
+        """The possible numbers of samples that one worker runs at a time, largest first: the divisors of its share of
+        the batch.
 
-        Even ones where samples are compared in pairs.
+        Only even ones where samples are compared in pairs.
         """
         share = self.train.batch // self.resources.workers
         odd = not self.compares_pairs
@@ -227,38 +231,42 @@ class Sweep(Section):
 
     @property
     def compares_pairs(self) -> bool:
-        """Whether some trial of the learned method compares the samples of a micro-batch two by two."""
+        """Whether some trial of the learned method compares the samples of a micro-batch in pairs."""
         weights = self.taken("consistency_weight", "learned")
         return "learned" in self.methods and (weights is None or any(weights))
 
     @property
     def evaluate_every(self) -> int:
-        """Iterations between measurements; by default ASHA's grace, or all of a trial's (at its end only)."""
+        """The iterations between measurements; by default ASHA's grace, or without ASHA all of a trial's (only at its
+        end).
+        """
         return self.evaluate.every or (self.scheduler.asha.grace if self.scheduler else self.train.iterations)
 
     @property
     def asha_metric(self) -> str | None:
-        """What ASHA compares, by default the first objective; None without ASHA."""
+        """The metric that ASHA compares, by default the first objective; None without ASHA."""
         return (self.scheduler.asha.metric or self.objectives[0].metric) if self.scheduler else None
 
     @property
     def asha_mode(self) -> Mode | None:
-        """Whether more or less of `asha_metric` is better; None without ASHA."""
+        """Whether larger or smaller values of `asha_metric` are better; None without ASHA."""
         return METRICS[self.asha_metric] if self.asha_metric else None
 
     @property
     def compared(self) -> tuple[str, Mode]:
-        """The one metric by which a trial's own checkpoints are compared, and which of its values are better."""
+        """The metric by which a trial's own checkpoints are compared, and whether larger or smaller values are better.
+        """
         metric = self.asha_metric or self.objectives[0].metric
         return metric, METRICS[metric]
 
     @property
     def experiment(self) -> str:
-        """The experiment that the runs are recorded under."""
+        """The experiment under which the runs are recorded."""
         return self.tracking.experiment or self.name
 
     def resolved(self) -> dict[str, Any]:
-        """The sweep as plain JSON, every default and derived value filled in; itself a valid sweep file."""
+        """Return the sweep as plain JSON, with all default and derived values. The result is itself a valid sweep file.
+        """
         plain = self.model_dump(mode="json", by_alias=True, exclude={"method", "search", "objectives"})
         plain["method"] = self.method.resolved()
         plain["search"] = {name: self.given(name).resolved() for name in self.space if not self._told_elsewhere(name)}
@@ -270,20 +278,22 @@ class Sweep(Section):
         return plain
 
     def identity(self) -> str:
-        """SHA-256 of what decides the results and of the schema version: the same for two spellings of one sweep."""
+        """Return the SHA-256 of the schema version and all keys that decide results: equal for two spellings of one
+        sweep.
+        """
         return _digest({"schema": SCHEMA_VERSION, "sweep": deciding(self.resolved())})
 
     def trial_key(self, parameters: Mapping[str, Any], weights: str) -> str:
-        """SHA-256 of all that decides what one trial comes to; two trials of one key are the same trial.
+        """Return the SHA-256 of all values that decide one trial's result: trials with one key are the same trial.
 
-        parameters: of the trial, constants included; weights: the digest of the model's.
+        parameters: of the trial, constants included; weights: the digest of the model's weights.
         """
         trial = without(deciding(self.resolved()), OF_THE_SWEEP)
         return _digest({"schema": SCHEMA_VERSION, "trial": trial, "parameters": dict(parameters), "weights": weights})
 
 
 def deciding(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved sweep without what only says how it is computed (`MEANS`)."""
+    """Return a resolved sweep without the keys that only say how results are computed (`MEANS`)."""
     return without(dict(resolved), MEANS)
 
 
@@ -293,7 +303,7 @@ def _digest(content: object) -> str:
 
 
 def _only_for(users: tuple[str, ...], given: Distribution) -> Distribution:
-    """The distribution with `users` as a condition, beside those it has."""
+    """Return the distribution with `users` as a further condition."""
     wanted = given.when.get("method", users)
     method: tuple[Value, ...] = tuple(user for user in users if user in wanted)
     return replace(given, when={**given.when, "method": method})

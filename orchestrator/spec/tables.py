@@ -1,4 +1,4 @@
-"""The closed tables: methods, metrics, and the parameters that a sweep may search."""
+"""The fixed tables of methods, metrics, and the parameters that a sweep may search."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +11,8 @@ Value = bool | int | float | str
 # Mirrors core.methods, which this package must not import (it would load torch); a test keeps the two equal.
 METHODS = ("learned", "pca", "jacobian", "supervised", "random")
 
-# The natural direction of each metric. Two need an attribute predictor for the model, the last four a network of which
-# the weights are at hand.
+# Whether larger or smaller values of a metric are better. Disentanglement and coverage need an attribute predictor for
+# the model, the last four metrics a network whose weights are at hand.
 METRICS: dict[str, Mode] = {
     "identifiability": "max",
     "strength_error": "min",
@@ -31,9 +31,9 @@ METRICS: dict[str, Mode] = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """A searchable parameter, and the methods it means something to.
+    """A searchable parameter, and the methods that use it.
 
-    A default of None is the sweep's own value of that name.
+    default: None stands for the sweep's own value of that name.
     """
 
     domain: Domain
@@ -72,5 +72,5 @@ PARAMETERS: dict[str, Parameter] = {
     "supervised.pairs": Parameter(OrWord(Text(), ("none",)), "none", _SUPERVISED),
 }
 
-# Everything that a `when:` may ask about.
+# The names that a `when:` may contain.
 DOMAINS: dict[str, Domain] = {"method": OneOf(METHODS)} | {name: p.domain for name, p in PARAMETERS.items()}

@@ -22,12 +22,12 @@ from orchestrator.search.ranking import Row, ranked
 from orchestrator.search.space import whole
 from orchestrator.spec import Sweep
 from orchestrator.store.disk import with_space
-from orchestrator.sweep.record import Books
+from orchestrator.sweep.record import SweepRecord
 from orchestrator.tracking import pyfunc
 from orchestrator.tracking.lineage import of_result
 from orchestrator.tracking.notes import MODEL, NOTE, counts, loading, method_of, sweep_note
-from orchestrator.trial.attempt import Drawing
-from orchestrator.trial.model import Bench, random_like
+from orchestrator.trial.attempt import DrawBatch
+from orchestrator.trial.model import TrialModel, random_like
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Measured:
     random: Mapping[str, float]
 
 
-def crown(
-    books: Books,
+def choose_champion(
+    record: SweepRecord,
     run: Callable[..., Measured] = lambda work, *given: work(*given),
     say: Callable[[str], None] = lambda _: None,
 ) -> Row | None:
@@ -48,15 +48,15 @@ def crown(
     Beside it stands the honest baseline: random directions, as many and as long, on the same seeds. run: where it is
     measured; say: how the user is told that something is missing which can be made later.
     """
-    sweep, folder = books.sweep, books.folder
-    best = next((row for row in ranked(books.ledger.study, sweep) if row.state == "completed"), None)
+    sweep, folder = record.sweep, record.folder
+    best = next((row for row in ranked(record.ledger.study, sweep) if row.state == "completed"), None)
     if best is None:
-        books.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(books))
+        record.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(record))
         return None
     with tempfile.TemporaryDirectory() as temporary:
         found = DirectionSet.load(result_of(folder, best.trial_id, Path(temporary)) / "directions")
     origin = {**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
-    _keep(books, best, run(_measured, sweep, folder.cache, replace(found, provenance=origin)), say)
+    _keep(record, best, run(_measured, sweep, folder.cache, replace(found, provenance=origin)), say)
     return best
 
 
@@ -66,34 +66,34 @@ def _measured(sweep: Sweep, cache: Path, found: DirectionSet) -> Measured:
     The metrics are those of the set as long as its method made it: its dials turn some directions round, and some
     metrics look at one side.
     """
-    bench, drawing = Bench.load(sweep, SampleCache(cache)), Drawing(sweep)
-    dialled = drawing.run(lambda fitting: bench.with_dials(fitting, found))
+    trial_model, drawing = TrialModel.load(sweep, SampleCache(cache)), DrawBatch(sweep)
+    dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, found))
     turned = replace(dialled.directions, sigma=found.sigma)
-    champion = drawing.run(lambda fitting: bench.measure(fitting, turned, REPORT_SEEDS)).metrics
-    baseline = drawing.run(lambda fitting: bench.scaled(fitting, random_like(bench, found, fitting)))
-    random = drawing.run(lambda fitting: bench.measure(fitting, baseline, REPORT_SEEDS)).metrics
+    champion = drawing.run(lambda fitting: trial_model.measure(fitting, turned, REPORT_SEEDS)).metrics
+    baseline = drawing.run(lambda fitting: trial_model.scaled(fitting, random_like(trial_model, found, fitting)))
+    random = drawing.run(lambda fitting: trial_model.measure(fitting, baseline, REPORT_SEEDS)).metrics
     told = replace(dialled, directions=replace(dialled.directions, metrics=champion))
     return Measured(bundle_of(told, f"{sweep.name}, trial {found.provenance['trial']}"), random)
 
 
-def _keep(books: Books, best: Row, measured: Measured, say: Callable[[str], None]) -> None:
-    folder, champion = books.folder, measured.champion.directions.metrics
+def _keep(record: SweepRecord, best: Row, measured: Measured, say: Callable[[str], None]) -> None:
+    folder, champion = record.folder, measured.champion.directions.metrics
     result = {"trial": best.trial_id, "champion": dict(champion), "random": dict(measured.random)}
     with_space(lambda: _enthrone(measured.champion, folder.champion))
-    _report(books, result, say)
-    with_space(lambda: record(books, best, champion, measured.random, _last_end(books)))
+    _report(record, result, say)
+    with_space(lambda: log_champion(record, best, champion, measured.random, _last_end(record)))
     with_space(lambda: write_json(folder.result, result))
 
 
-def _report(books: Books, result: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def _report(record: SweepRecord, result: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """The page of the sweep, for MLflow too. It can be made again at any time, and so takes no sweep down."""
-    folder = books.folder
+    folder = record.folder
     try:
         write_page(read(folder, result), folder.report)
     except Exception as error:
         say(f"The report was not written ({first_line(error)}); make it with: orchestrate report {folder.name}")
         return
-    with_space(lambda: books.outbox.file(None, folder.report, "report"))
+    with_space(lambda: record.outbox.file(None, folder.report, "report"))
 
 
 def _enthrone(champion: Bundle, to: Path) -> None:
@@ -102,21 +102,21 @@ def _enthrone(champion: Bundle, to: Path) -> None:
         write_bundle(champion, temporary)
 
 
-def _last_end(books: Books) -> int:
+def _last_end(record: SweepRecord) -> int:
     """When the last trial ended, in milliseconds."""
-    ends = [row.datetime_complete for row in books.ledger.begun().values() if row.datetime_complete]
+    ends = [row.datetime_complete for row in record.ledger.begun().values() if row.datetime_complete]
     return int(max(ends, default=datetime.now()).timestamp() * 1000)
 
 
-def record(
-    books: Books, best: Row, champion: Mapping[str, float], baseline: Mapping[str, float], milliseconds: int
+def log_champion(
+    record: SweepRecord, best: Row, champion: Mapping[str, float], baseline: Mapping[str, float], milliseconds: int
 ) -> None:
     """Put it all down for the sweep's own run, whatever lies in the champion's folder included.
 
     milliseconds: when the last trial ended, the same when it is put down again.
     """
-    sweep, folder, outbox, weights = books.sweep, books.folder, books.outbox, books.ledger.weights
-    rows, state = ranked(books.ledger.study, sweep), folder.read()
+    sweep, folder, outbox, weights = record.sweep, record.folder, record.outbox, record.ledger.weights
+    rows, state = ranked(record.ledger.study, sweep), folder.read()
     values = {f"champion/{name}": value for name, value in champion.items()}
     values |= {f"random/{name}": value for name, value in baseline.items()} | counts(rows)
     outbox.metrics(None, [{"step": 0, **values}], milliseconds)
@@ -133,6 +133,6 @@ def record(
         if row.on_front:
             outbox.tags(row.trial_id, {"on_front": "true"})
     outbox.tags(best.trial_id, {"champion": "true"})
-    note = sweep_note(sweep, rows, champion, baseline, books.ledger.spent())
+    note = sweep_note(sweep, rows, champion, baseline, record.ledger.spent())
     told = {"champion": best.trial_id, "champion_method": method_of(best.parameters, sweep), "outcome": "completed"}
     outbox.end(None, "FINISHED", {**told, NOTE: note}, milliseconds)

@@ -32,7 +32,7 @@ _STATUS = {TrialOutcome.COMPLETED: "FINISHED", TrialOutcome.PRUNED: "FINISHED", 
 
 
 @dataclass(frozen=True)
-class Books:
+class SweepRecord:
     """All that is kept of a sweep under way."""
 
     sweep: Sweep

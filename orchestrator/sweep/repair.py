@@ -9,7 +9,7 @@ from orchestrator.report.status import names_of
 from orchestrator.search.ledger import Ledger
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver, driving
-from orchestrator.sweep.record import Books
+from orchestrator.sweep.record import SweepRecord
 from orchestrator.text import counted
 from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.outbox import Outbox
@@ -42,12 +42,12 @@ def _repaired(folder: SweepFolder, console: Console) -> list[str]:
     tracking = Tracking(sweep.tracking.uri, folder.root)
     outbox = Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
     ledger = Ledger(sweep, folder.book, state["weights"], tell=console.print)
-    books, running, ended = Books(sweep, folder, ledger, outbox), list(ledger.running()), 0
+    record, running, ended = SweepRecord(sweep, folder, ledger, outbox), list(ledger.running()), 0
     with outbox.sending(_FLUSH_S):
-        going_on = books.settle()
+        going_on = record.settle()
     if not outbox.pending():  # what MLflow holds running now has no end on its way
         with outbox.sending(_FLUSH_S):
-            ended = books.end_runs(tracking)
+            ended = record.end_runs(tracking)
     told = [f"{counted(len(running), 'trial')} closed, of which {len(going_on)} will go on"] if running else []
     told += [f"{counted(ended, 'run')} ended in MLflow"] if ended else []
     told += [f"{counted(outbox.pending(), 'record')} still wait for MLflow"] if outbox.pending() else []

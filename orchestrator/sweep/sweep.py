@@ -27,13 +27,13 @@ from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver, driving
 from orchestrator.store.spool import pending
 from orchestrator.store.study import check_place, create_study, refuse_damaged
-from orchestrator.sweep.champion import crown
+from orchestrator.sweep.champion import choose_champion
 from orchestrator.sweep.cluster import Cluster
 from orchestrator.sweep.inspection import inspect
 from orchestrator.sweep.preflight import check_model
-from orchestrator.sweep.record import Books
+from orchestrator.sweep.record import SweepRecord
 from orchestrator.sweep.stopping import Stopping
-from orchestrator.sweep.tune_callback import Recorder
+from orchestrator.sweep.tune_callback import RecordCallback
 from orchestrator.sweep.tune_search import InOrder, LedgerAsha, LedgerSearch
 from orchestrator.tracking import views
 from orchestrator.tracking.client import Tracking
@@ -42,9 +42,9 @@ from orchestrator.tracking.notes import UNDER_WAY, sweep_tags
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.trial.operators import compiler_missing, missing
 from orchestrator.trial.outcome import sentence
-from orchestrator.workers.placement import Room, fitting, of_trial, of_worker, refuse_unfit
+from orchestrator.workers.placement import Capacity, fitting, of_trial, of_worker, refuse_unfit
 from orchestrator.workers.worker import TrialWorker
-from orchestrator.workers.worker_group import GangDriver
+from orchestrator.workers.worker_group import WorkerGroup
 
 _FLUSH_S, _HASTY_FLUSH_S = 60.0, 10.0  # how long the end of a sweep waits for MLflow; where it was interrupted
 _FRESH_STARTS = 3  # of Tune, one after the other, without any trial getting further
@@ -96,14 +96,14 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
                 elif lacking := missing(sweep.deepspeed):
                     raise UserError(lacking)
                 _prepare(sweep, folder, tracking, model.weights, source)
-                _go(Course(sweep, folder, cluster, stopping, console), tracking, model.weights)
+                _go(SweepRun(sweep, folder, cluster, stopping, console), tracking, model.weights)
         finally:
             folder.remove_if_empty()
     return sweep.name
 
 
 @dataclass(frozen=True)
-class Course:
+class SweepRun:
     """A sweep under way: what it is, where it keeps itself, what it runs on, what may stop it."""
 
     sweep: Sweep
@@ -113,25 +113,25 @@ class Course:
     console: Console
 
 
-def _go(course: Course, tracking: Tracking, weights: str) -> None:
+def _go(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
     """From what the books say to the result; whatever ends it on the way, the books are true."""
-    sweep, folder, console = course.sweep, course.folder, course.console
+    sweep, folder, console = sweep_run.sweep, sweep_run.folder, sweep_run.console
     outbox, patience = _outbox(folder, tracking, console), _FLUSH_S
     slots = min(fitting(sweep), trials(sweep))
     outbox.open()
     try:
-        books = Books(sweep, folder, Ledger(sweep, folder.book, weights, slots, console.print), outbox)
+        record = SweepRecord(sweep, folder, Ledger(sweep, folder.book, weights, slots, console.print), outbox)
         console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
         if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_missing()):
             console.print(slower)
         outbox.start(None, tags=UNDER_WAY, inputs=of_model(sweep, weights))
         try:
-            with screen(console, sweep, slots, books.ledger.spent()) as shown:
-                _search(books, course, shown)
+            with screen(console, sweep, slots, record.ledger.spent()) as shown:
+                _search(record, sweep_run, shown)
             console.print("Measuring the best set beside random directions ...", style="dim")
-            best = crown(books, partial(course.cluster.run, of_worker(sweep)), console.print)
+            best = choose_champion(record, partial(sweep_run.cluster.run, of_worker(sweep)), console.print)
         except BaseException:
-            books.settle()
+            record.settle()
             outbox.end(None, "KILLED", {"outcome": "interrupted"})
             patience = _HASTY_FLUSH_S
             raise
@@ -175,33 +175,33 @@ def _outbox(folder: SweepFolder, tracking: Tracking, console: Console) -> Outbox
     return Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
 
 
-def _search(books: Books, course: Course, shown: Screen) -> None:
+def _search(record: SweepRecord, sweep_run: SweepRun, shown: Screen) -> None:
     """Run what is left of the trials, with a new start of Tune for whatever ends it too early.
 
     Raises Interrupted if the user stops it.
     """
-    ledger, stopping, idle = books.ledger, course.stopping, 0
-    books.settle()
-    stopping.limit(course.sweep.budget.hours, ledger.spent())
+    ledger, stopping, idle = record.ledger, sweep_run.stopping, 0
+    record.settle()
+    stopping.limit(sweep_run.sweep.budget.hours, ledger.spent())
     while ledger.left() and not stopping.over():
         before, error = ledger.progress(), None
         try:
             with stopping.search():
-                _tune(books, course, shown)
+                _tune(record, sweep_run, shown)
         except Exception as raised:
             error = raised
         ledger.count_time(0)
         if stopping.over():
             break
-        books.settle()
+        record.settle()
         idle = 0 if ledger.progress() > before or (error and full(error)) else idle + 1
         if ledger.left():
             why = sentence(error) if error else "it gave no reason"
             if idle >= _FRESH_STARTS:
                 raise RuntimeError(f"Ray Tune ends before any trial gets further ({why})") from error
-            course.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
-            _start_again(course.cluster, error)
-    books.settle(None if stopping.asked else _TIME_IS_UP)
+            sweep_run.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
+            _start_again(sweep_run.cluster, error)
+    record.settle(None if stopping.asked else _TIME_IS_UP)
     if stopping.asked and ledger.left():
         raise Interrupted
 
@@ -213,26 +213,26 @@ def _start_again(cluster: Cluster, error: Exception | None) -> None:
     cluster.start()
 
 
-def _tune(books: Books, course: Course, shown: Screen) -> None:
+def _tune(record: SweepRecord, sweep_run: SweepRun, shown: Screen) -> None:
     """One experiment of Tune's over what is left to do."""
-    sweep, folder, stopping = course.sweep, course.folder, course.stopping
+    sweep, folder, stopping = sweep_run.sweep, sweep_run.folder, sweep_run.stopping
 
     def look() -> None:
         stopping.look()
-        course.cluster.look()
-        books.ledger.count_time()
+        sweep_run.cluster.look()
+        record.ledger.count_time()
 
     shutil.rmtree(folder.tune, ignore_errors=True)
-    room = Room(sweep, course.console.print, scales=course.cluster.address is not None)
-    worker = GangDriver if sweep.resources.workers > 1 else TrialWorker
+    room = Capacity(sweep, sweep_run.console.print, scales=sweep_run.cluster.address is not None)
+    worker = WorkerGroup if sweep.resources.workers > 1 else TrialWorker
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(worker, sweep=sweep, folder=folder, home=Path.cwd()),
             of_trial(sweep),
         ),
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearch(books.ledger, stopping.held, stopping.over, room),
-            scheduler=LedgerAsha(sweep, books.ledger) if sweep.scheduler else InOrder(),
+            search_alg=LedgerSearch(record.ledger, stopping.held, stopping.over, room),
+            scheduler=LedgerAsha(sweep, record.ledger) if sweep.scheduler else InOrder(),
             num_samples=-1,  # the search says when it is over
             reuse_actors=worker is TrialWorker,  # it has the model loaded for the next trial
             trial_dirname_creator=_trial_name,
@@ -241,7 +241,7 @@ def _tune(books: Books, course: Course, shown: Screen) -> None:
         run_config=tune.RunConfig(
             name=folder.tune.name,
             storage_path=str(folder.path),
-            callbacks=[Recorder(books, shown, look)],
+            callbacks=[RecordCallback(record, shown, look)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             failure_config=tune.FailureConfig(max_failures=0),  # a new attempt is the ledger's to make
             stop=stopping.stopper(),

@@ -11,7 +11,7 @@ from ray import tune
 from orchestrator.report.live import Screen
 from orchestrator.search.ledger import METRICS, STEP
 from orchestrator.search.space import searched
-from orchestrator.sweep.record import Books
+from orchestrator.sweep.record import SweepRecord
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.workers.placement import give_back, is_there, leaving
 from orchestrator.workers.process import Hanging, Process, end_of, stop_file
@@ -20,12 +20,12 @@ _LOOK_S = 5.0  # between two looks at the processes of trials
 _LATE_S = 60.0  # beyond its own limit, a process that does not end itself is ended
 
 
-class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
+class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     """Follows every trial of a sweep."""
 
-    def __init__(self, books: Books, screen: Screen, each_step: Callable[[], None]) -> None:
-        self.books, self.screen, self.each_step = books, screen, each_step
-        sweep = books.sweep
+    def __init__(self, record: SweepRecord, screen: Screen, each_step: Callable[[], None]) -> None:
+        self.record, self.screen, self.each_step = record, screen, each_step
+        sweep = record.sweep
         self.iterations, self.objective = sweep.train.iterations, sweep.objectives[0].metric
         self.searched = searched(sweep.space)
         self.started, self.looked = time.monotonic(), 0.0
@@ -60,11 +60,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = trial.config
-        self.books.started(config["trial_id"], config["parameters"], config["attempt"])
+        self.record.started(config["trial_id"], config["parameters"], config["attempt"])
         chosen = {name: config["parameters"][name] for name in self.searched if name in config["parameters"]}
         begins = "starts" if config["attempt"] == 1 else f"goes on (attempt {config['attempt']})"
         self._say(trial, begins, ", ".join(f"{name}={_short(value)}" for name, value in chosen.items()))
-        reached = max(map(int, self.books.ledger.reports(config["trial_id"])), default=0)
+        reached = max(map(int, self.record.ledger.reports(config["trial_id"])), default=0)
         self.screen.mark(config["trial_id"], reached, anew=True)
         self._show()
 
@@ -74,14 +74,14 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         for note in result["notes"]:
             self._say(trial, "note", note, matters=True)
         stopped = bool(result.get("done")) and result[STEP] < self.iterations
-        if self.books.reported(trial.config["trial_id"], result, stopped):
+        if self.record.reported(trial.config["trial_id"], result, stopped):
             step = f"iteration {result[STEP]}/{self.iterations}"
             self._say(trial, step, f"{self.objective} {result[METRICS][self.objective]:.3f}")
             self.screen.mark(trial.config["trial_id"], result[STEP])
             self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        outcome, reason = self.books.ledger.judge(trial.last_result)
+        outcome, reason = self.record.ledger.judge(trial.last_result)
         self._ended(trial, outcome, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -91,18 +91,18 @@ class Recorder(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def _ended(self, trial: Any, outcome: TrialOutcome, reason: str, final: bool = False) -> None:
         report: Mapping[str, Any] | None = trial.last_result if METRICS in (trial.last_result or {}) else None
-        if trial.config["trial_id"] not in self.books.ledger.running():
+        if trial.config["trial_id"] not in self.record.ledger.running():
             return
-        again = self.books.ended(trial.config["trial_id"], outcome, reason, report, final)
+        again = self.record.ended(trial.config["trial_id"], outcome, reason, report, final)
         plain = outcome in (TrialOutcome.COMPLETED, TrialOutcome.PRUNED)
         self._say(trial, outcome, "" if plain else reason + ("; it will go on" if again else ""), matters=not plain)
         self._show()
 
     def _folder(self, trial: Any) -> Path:
-        return self.books.folder.trial(trial.config["trial_id"]).path
+        return self.record.folder.trial(trial.config["trial_id"]).path
 
     def _show(self) -> None:
-        self.screen.update(self.books.ledger.begun())
+        self.screen.update(self.record.ledger.begun())
 
     def _say(self, trial: Any, what: str, more: str = "", matters: bool = False) -> None:
         """matters: it is told beside a table, too."""

@@ -34,7 +34,7 @@ class NothingFits(MemoryError):
 
 
 @dataclass
-class Drawing:
+class DrawBatch:
     """A sweep whose `sampler.batch` has come down to what fits."""
 
     sweep: Sweep
@@ -123,7 +123,7 @@ class Attempt:
             )
         return replace(again, settings=replace(self.settings, gradient=POLICIES[policy]), policy=policy)
 
-    def after(self, measured: Drawing) -> "Attempt":
+    def after(self, measured: DrawBatch) -> "Attempt":
         """The attempt with as many samples drawn at a time as fitted while its directions were measured."""
         return replace(self, draw_batch=measured.batch, retries=self.retries + measured.retries)
 

@@ -21,11 +21,11 @@ from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
 from orchestrator.trial.loading import Away, loaded, own_device
-from orchestrator.trial.ranks import ALONE, Crew
+from orchestrator.trial.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrialModel:
     """What a trial works with: the frozen model, its chain, its attribute predictor if it has one, and the unshifted
     samples that are there already.
     """
@@ -37,12 +37,12 @@ class Bench:
     judges: Judges = NOBODY
 
     @classmethod
-    def load(cls, sweep: Sweep, cache: SampleCache | None = None, crew: Crew = ALONE) -> "Bench":
-        """crew: those over which weights are partitioned; a process alone has them in the CPU's memory instead."""
+    def load(cls, sweep: Sweep, cache: SampleCache | None = None, ranks: Ranks = ALONE) -> "TrialModel":
+        """ranks: those over which weights are partitioned; a process alone has them in the CPU's memory instead."""
         device = own_device()
         away: Away | None = None
-        if sweep.gradient.weights == "partitioned" and crew.assembly is not None:
-            away = partial(partitioned, rank=crew.rank, world=crew.world, gather=crew.assembly.gather)
+        if sweep.gradient.weights == "partitioned" and ranks.assembly is not None:
+            away = partial(partitioned, rank=ranks.rank, world=ranks.world, gather=ranks.assembly.gather)
         elif sweep.gradient.weights != "device":
             away = offloaded
         denoiser = loaded(sweep.model, device, sweep.train.precision, sweep.denoiser.use, away)
@@ -122,8 +122,8 @@ def judges_of(sweep: Sweep, device: str = "cpu") -> Judges:
     return Judges.load(asked.features, asked.inception, asked.lpips, asked.identity, device)
 
 
-def random_like(bench: Bench, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
+def random_like(trial_model: TrialModel, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
     """The honest baseline of a set: as many random directions, of the same mean length."""
     settings = random.Settings(len(directions), seed=sweep.seed)
-    found = random.find(bench.denoiser, bench.schedule, settings, sweep.sampler.batch, bench.cache)
+    found = random.find(trial_model.denoiser, trial_model.schedule, settings, sweep.sampler.batch, trial_model.cache)
     return replace(found, sigma=found.sigma * (directions.sigma.mean() / found.sigma.mean()))

@@ -83,7 +83,7 @@ class Assembly:
 
 
 @dataclass(frozen=True)
-class Crew:
+class Ranks:
     """One process of those that share a trial; by default the only one.
 
     rest: called before this process waits for the first one to finish something; assembly: how several put the weights
@@ -97,8 +97,8 @@ class Crew:
     assembly: Assembly | None = None
 
     @classmethod
-    def join(cls, rest: Callable[[], None] = _nothing) -> "Crew":
-        """The crew of this process's torch.distributed world. Every rank has to call it."""
+    def join(cls, rest: Callable[[], None] = _nothing) -> "Ranks":
+        """The ranks of this process's torch.distributed world. Every rank has to call it."""
         rank, world = distributed.get_rank(), distributed.get_world_size()
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
         return cls(rank, world, group, rest, Assembly(group))
@@ -149,7 +149,7 @@ class Crew:
         return values
 
 
-ALONE = Crew()
+ALONE = Ranks()
 
 
 def _portable(error: Exception) -> Exception:

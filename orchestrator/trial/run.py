@@ -31,18 +31,18 @@ from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.store.disk import with_space
-from orchestrator.trial.attempt import Attempt, Drawing, NothingFits, release, with_batch
+from orchestrator.trial.attempt import Attempt, DrawBatch, NothingFits, release, with_batch
 from orchestrator.trial.engine import Engines
 from orchestrator.trial.footprint import Case, device_bytes
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import Preempted, out_of_memory
-from orchestrator.trial.ranks import ALONE, Crew
+from orchestrator.trial.ranks import ALONE, Ranks
 from orchestrator.trial.settings import settings_of
 from orchestrator.trial.state import Report, State
 
 
 @dataclass
-class Surroundings:
+class TrialContext:
     """What a trial listens to and tells while it works.
 
     stop: whether it shall save and end; alive: called whenever it has made a step; crew: the processes it is shared by.
@@ -50,7 +50,7 @@ class Surroundings:
 
     stop: Callable[[], bool] = lambda: False
     alive: Callable[[], None] = lambda: None
-    crew: Crew = ALONE
+    ranks: Ranks = ALONE
     training: bool = False  # an iteration has begun and not ended: nothing may interrupt it
 
     def step(self) -> None:
@@ -82,26 +82,26 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class Work:
+class RunningTrial:
     """A trial at work: what it works with, for which sweep, into which folder, among what."""
 
-    bench: Bench
+    trial_model: TrialModel
     sweep: Sweep
     folder: TrialFolder
-    around: Surroundings
+    around: TrialContext
     notes: list[str]  # what was amiss with its checkpoints, and has not been told
 
     @property
-    def crew(self) -> Crew:
-        return self.around.crew
+    def ranks(self) -> Ranks:
+        return self.around.ranks
 
-    def alone(self) -> "Work":
+    def alone(self) -> "RunningTrial":
         """The same for one process by itself."""
-        return replace(self, around=replace(self.around, crew=ALONE))
+        return replace(self, around=replace(self.around, ranks=ALONE))
 
     def latest(self) -> tuple[Path | None, State]:
         """The newest sound checkpoint, if there is one, and how the trial stands."""
-        found = self.crew.lead(self.folder.latest)
+        found = self.ranks.lead(self.folder.latest)
         self.notes.extend(found.damaged)
         return found.path, State.read(found.path) if found.path else State()
 
@@ -123,7 +123,7 @@ class Work:
                 score = state.report["metrics"][metric] * (1 if mode == "max" else -1)
             with_space(lambda: self.folder.save(state.iteration, write, score), self.around.waiting)
 
-        self.crew.lead(keep)
+        self.ranks.lead(keep)
 
 
 def run_trial(
@@ -131,9 +131,9 @@ def run_trial(
     sweep: Sweep,
     folder: TrialFolder,
     cache: SampleCache | None = None,
-    around: Surroundings | None = None,
+    around: TrialContext | None = None,
     smaller: int = 0,
-    load: Callable[[Sweep, SampleCache | None], Bench] = Bench.load,
+    load: Callable[[Sweep, SampleCache | None], TrialModel] = TrialModel.load,
 ) -> Iterator[Report]:
     """Run one trial of `sweep` with the given parameters from where its folder says it stands; yields its reports.
 
@@ -145,8 +145,8 @@ def run_trial(
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
-    around = around or Surroundings()
-    found = around.crew.lead(folder.latest)
+    around = around or TrialContext()
+    found = around.ranks.lead(folder.latest)
     state = State.read(found.path) if found.path else State()
     notes = list(found.damaged)
     if state.report is not None:
@@ -154,26 +154,32 @@ def run_trial(
         notes = []
         if state.iteration >= sweep.train.iterations:
             return
-    work = Work(load(sweep, cache), sweep, folder, around, notes)
-    with around.watching(work.bench.denoiser):
+    work = RunningTrial(load(sweep, cache), sweep, folder, around, notes)
+    with around.watching(work.trial_model.denoiser):
         if parameters["method"] == "learned":
             yield from _learn(work, parameters, smaller)
         else:
-            yield around.crew.lead(lambda: _find(work.alone(), parameters, smaller))
+            yield around.ranks.lead(lambda: _find(work.alone(), parameters, smaller))
 
 
-def _find(work: Work, parameters: Mapping[str, Any], smaller: int) -> Report:
+def _find(work: RunningTrial, parameters: Mapping[str, Any], smaller: int) -> Report:
     """A method that does not train: one finding, which counts as a whole trial's."""
     method, state = parameters["method"], State(work.sweep.train.iterations)
-    drawing = Drawing(with_batch(work.sweep, max(1, work.sweep.sampler.batch >> smaller)))
-    more = {"attributes": work.bench.attributes} if method == "supervised" else {}
+    drawing = DrawBatch(with_batch(work.sweep, max(1, work.sweep.sampler.batch >> smaller)))
+    trial_model = work.trial_model
+    more = {"attributes": trial_model.attributes} if method == "supervised" else {}
     settings = settings_of(parameters, work.sweep)
 
     def find(sweep: Sweep) -> DirectionSet:
         batch = sweep.sampler.batch
         with state.running():
             found: DirectionSet = METHODS[method].find(
-                work.bench.denoiser, work.bench.schedule, settings, batch=batch, cache=work.bench.cache, **more
+                work.trial_model.denoiser,
+                work.trial_model.schedule,
+                settings,
+                batch=batch,
+                cache=work.trial_model.cache,
+                **more,
             )
         return found
 
@@ -181,35 +187,37 @@ def _find(work: Work, parameters: Mapping[str, Any], smaller: int) -> Report:
     return _report(work, drawing, state, directions)
 
 
-def _learn(work: Work, parameters: Mapping[str, Any], smaller: int) -> Iterator[Report]:
+def _learn(work: RunningTrial, parameters: Mapping[str, Any], smaller: int) -> Iterator[Report]:
     """Train, in smaller parts after every time that memory has run out, from the last checkpoint on each time."""
     sweep, asked = work.sweep, {"means": _means(work.sweep), "smaller": smaller}
     attempt = _first_attempt(work, parameters, asked)
     while True:
-        drawing = Drawing(attempt.applied(sweep))
+        drawing = DrawBatch(attempt.applied(sweep))
         try:
             yield from _train(work, attempt, drawing, asked)
             return
         except Exception as error:
-            if not out_of_memory(error) or isinstance(error, NothingFits) or work.crew.world > 1:
+            if not out_of_memory(error) or isinstance(error, NothingFits) or work.ranks.world > 1:
                 raise  # the other processes of a trial wait for this one's gradient: all of them start anew
             training, work.around.training = work.around.training, False
             attempt = attempt.after(drawing).smaller(sweep.micro_batches, training)
         release()
 
 
-def _first_attempt(work: Work, parameters: Mapping[str, Any], asked: Mapping[str, Any]) -> Attempt:
+def _first_attempt(work: RunningTrial, parameters: Mapping[str, Any], asked: Mapping[str, Any]) -> Attempt:
     """As the newest checkpoint was made, unless the sweep asks for other means by now; else what fits the device.
 
     Once smaller for every time that the process itself has run out of memory.
     """
-    bench, sweep, settings = work.bench, work.sweep, settings_of(parameters, work.sweep)
+    trial_model, sweep, settings = work.trial_model, work.sweep, settings_of(parameters, work.sweep)
     parts = work.latest()[1].parts
     if parts is not None and parts["means"] == asked["means"]:
         attempt, seen = Attempt.resumed(settings, parts), parts["smaller"]
     else:
-        case, held = Case(bench.denoiser.blueprint(), bench.schedule, sweep, settings), bench.denoiser.weight_bytes()
-        attempt, seen = Attempt.first(case, work.crew.least(device_bytes(sweep, bench.denoiser.device, held))), 0
+        denoiser = trial_model.denoiser
+        case = Case(denoiser.blueprint(), trial_model.schedule, sweep, settings)
+        memory = device_bytes(sweep, denoiser.device, denoiser.weight_bytes())
+        attempt, seen = Attempt.first(case, work.ranks.least(memory)), 0
     for _ in range(seen, asked["smaller"]):
         attempt = attempt.smaller(sweep.micro_batches, training=True)
     return attempt
@@ -225,27 +233,27 @@ def _means(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _train(work: Work, attempt: Attempt, drawing: Drawing, asked: Mapping[str, Any]) -> Iterator[Report]:
+def _train(work: RunningTrial, attempt: Attempt, drawing: DrawBatch, asked: Mapping[str, Any]) -> Iterator[Report]:
     """One attempt. An iteration that it leaves half done is lost: the engines hold its gradients, and go with it.
 
     Memory that runs out while a report is measured costs no training: `drawing` starts the measurement over.
     """
-    sweep, settings, bench, crew = drawing.sweep, attempt.settings, work.bench, work.crew
+    sweep, settings, trial_model, ranks = drawing.sweep, attempt.settings, work.trial_model, work.ranks
     path, state = work.latest()
     state.parts = {**attempt.kept(), **asked}
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with state.running():
             learner = learned.Learner(
-                bench.denoiser,
-                bench.schedule,
+                trial_model.denoiser,
+                trial_model.schedule,
                 settings,
                 engines.make,
-                crew.rank,
-                crew.world,
+                ranks.rank,
+                ranks.world,
                 drawing.batch,
-                bench.cache,
-                crew.lead,
+                trial_model.cache,
+                ranks.lead,
             )
         if path is not None:
             engines.load(path / "engines")
@@ -253,12 +261,12 @@ def _train(work: Work, attempt: Attempt, drawing: Drawing, asked: Mapping[str, A
                 yield from _measured(work, drawing, state, learner, engines, attempt)
         for n in range(state.iteration, settings.iterations):
             with state.running(), work.around.iterating():
-                state.curve.append({"step": n + 1, **crew.mean(learner.iterate(n))})
+                state.curve.append({"step": n + 1, **ranks.mean(learner.iterate(n))})
             state.iteration, state.report = n + 1, None
             work.around.alive()
             if _due(sweep, n + 1):
                 yield from _measured(work, drawing, state, learner, engines, attempt)
-            elif crew.any(work.around.stop()):
+            elif ranks.any(work.around.stop()):
                 work.save(state, engines)
                 raise Preempted
             elif sweep.recovery.checkpoint_every and (n + 1) % sweep.recovery.checkpoint_every == 0:
@@ -273,7 +281,7 @@ def _due(sweep: Sweep, iteration: int) -> bool:
 
 
 def _measured(
-    work: Work, drawing: Drawing, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
+    work: RunningTrial, drawing: DrawBatch, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
 ) -> Iterator[Report]:
     """The report that is due; where the trial is asked to end meanwhile, its next attempt makes it."""
     try:
@@ -285,8 +293,8 @@ def _measured(
 
 
 def _report(
-    work: Work,
-    drawing: Drawing,
+    work: RunningTrial,
+    drawing: DrawBatch,
     state: State,
     directions: DirectionSet,
     engines: Engines | None = None,
@@ -298,7 +306,7 @@ def _report(
     """
     with tempfile.TemporaryDirectory() as temporary:
         measured = Path(temporary)
-        report = work.crew.lead(lambda: _measure(work, drawing, state, directions, attempt, measured))
+        report = work.ranks.lead(lambda: _measure(work, drawing, state, directions, attempt, measured))
         work.save(replace(state, report=report, curve=[]), engines, measured)
     told = {**report, "notes": list(work.notes)}
     work.notes.clear()
@@ -306,17 +314,22 @@ def _report(
 
 
 def _measure(
-    work: Work, drawing: Drawing, state: State, directions: DirectionSet, attempt: Attempt | None, folder: Path
+    work: RunningTrial,
+    drawing: DrawBatch,
+    state: State,
+    directions: DirectionSet,
+    attempt: Attempt | None,
+    folder: Path,
 ) -> Report:
     """The report; the set that it is of, and its picture, go into the folder."""
-    sampler, bench = drawing.sweep.sampler, work.bench
+    sampler, trial_model = drawing.sweep.sampler, work.trial_model
     # The set carries its window, so that it is the same edit in any pipeline, and its precision, so that it is opened
     # where it was found.
     found_in = {"injection": sampler.injection, "window": sampler.window, "precision": drawing.sweep.train.precision}
     origin = {**directions.provenance, **found_in}
     unscaled = replace(directions.within(sampler.window), provenance=origin)
-    scaled = drawing.run(lambda sweep: bench.scaled(sweep, unscaled))
-    evaluation = drawing.run(lambda sweep: bench.measure(sweep, scaled, SELECT_SEEDS))
+    scaled = drawing.run(lambda sweep: trial_model.scaled(sweep, unscaled))
+    evaluation = drawing.run(lambda sweep: trial_model.measure(sweep, scaled, SELECT_SEEDS))
     metrics = evaluation.metrics
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -325,7 +338,7 @@ def _measure(
     described = replace(scaled, metrics=metrics, provenance=judged)
     (folder / "directions").mkdir()
     described.write(folder / "directions")
-    drawing.run(lambda sweep: bench.draw(sweep, described, folder))
+    drawing.run(lambda sweep: trial_model.draw(sweep, described, folder))
     return {
         "global_step": state.iteration,
         "find_seconds": state.seconds,

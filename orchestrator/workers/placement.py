@@ -69,7 +69,7 @@ def _places(sweep: Sweep, machine: Mapping[str, float]) -> int:
     return min(_times(machine.get(kind, 0), amount) for kind, amount in of_worker(sweep).items())
 
 
-class Room:
+class Capacity:
     """How many trials may be under way: as many as fit at the moment, for machines come and go.
 
     scales: machines that are not there yet come when a trial waits for them.

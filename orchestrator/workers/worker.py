@@ -24,13 +24,13 @@ from orchestrator.workers.process import STEPS, Process, Watchdog, stop_file, wr
 from orchestrator.workers.usage import USAGE, Usage
 
 if TYPE_CHECKING:
-    from orchestrator.trial.model import Bench
+    from orchestrator.trial.model import TrialModel
 
 _LOOK_S = 5.0  # between two looks at whether the attempt is still this process's
 _ASK_S = 0.5  # between two looks at whether it shall end
 
 
-class Post:
+class AttemptProcess:
     """One process at one attempt: it says that it is there, sees whether it shall end, and ends where it is replaced.
 
     rank: of the processes that share the trial (orchestrator.workers.worker_group).
@@ -84,7 +84,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
         at_home(home)
         self.sweep, self.folder = sweep, folder
-        self.bench: Bench | None = None
+        self.trial_model: TrialModel | None = None
         self.reports: Iterator[dict[str, Any]] | None = None
         # In this process's first thread, where Python handles signals; Ray's own handler would end it at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
@@ -115,21 +115,21 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self.post.leave()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.post = Post(self.sweep, self.folder, config)
+        self.post = AttemptProcess(self.sweep, self.folder, config)
 
     def _reports(self) -> Iterator[dict[str, Any]]:
-        from orchestrator.trial.run import Surroundings, run_trial  # torch and all: it takes a while
+        from orchestrator.trial.run import TrialContext, run_trial  # torch and all: it takes a while
 
-        around = Surroundings(self.post.shall_stop, self.post.moved)
+        around = TrialContext(self.post.shall_stop, self.post.moved)
         cache = SampleCache(self.folder.cache, waiting=around.step)
         smaller, trial = self.config["out_of_memory"], self.folder.trial(self.config["trial_id"])
         return run_trial(self.config["parameters"], self.sweep, trial, cache, around, smaller, self._load)
 
-    def _load(self, sweep: Sweep, cache: SampleCache | None) -> "Bench":
-        from orchestrator.trial.model import Bench
+    def _load(self, sweep: Sweep, cache: SampleCache | None) -> "TrialModel":
+        from orchestrator.trial.model import TrialModel
 
-        self.bench = replace(self.bench, cache=cache) if self.bench else Bench.load(sweep, cache)
-        return self.bench
+        self.trial_model = replace(self.trial_model, cache=cache) if self.trial_model else TrialModel.load(sweep, cache)
+        return self.trial_model
 
     def _on_sigterm(self, *_: object) -> None:
         self.post.stopped = True

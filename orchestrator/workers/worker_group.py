@@ -1,6 +1,6 @@
 """A trial that several processes share, on one machine or on several: Ray Train runs them, all or none.
 
-Ray Tune starts one `GangDriver` for each attempt, on the head of the cluster, where it takes next to nothing, so that
+Ray Tune starts one `WorkerGroup` for each attempt, on the head of the cluster, where it takes next to nothing, so that
 no driver ever holds what workers wait for. It passes on the reports of the first worker. A process or a machine that is
 lost ends the attempt; the next one, which the ledger counts, goes on from the trial's checkpoint, on as many processes
 as before and not necessarily the same machines.
@@ -27,7 +27,7 @@ from orchestrator.store.folder import SweepFolder
 from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
 from orchestrator.workers.placement import HEAD, HELD, alive, answer, give_back, of_worker
 from orchestrator.workers.process import Process, lost_machine, stop_file, take_back, write_end
-from orchestrator.workers.worker import Post, as_result, at_home
+from orchestrator.workers.worker import AttemptProcess, as_result, at_home
 
 _ASK_S = 0.5
 _FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have done their work; that are told to end at once
@@ -38,7 +38,7 @@ _CUT = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset b
 _TELLING = (TrialOutcome.OUT_OF_MEMORY, TrialOutcome.DIVERGED, TrialOutcome.PREEMPTED, TrialOutcome.FAILED)
 
 
-class GangDriver(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
+class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """One attempt at a trial. Each `step` waits for the next report."""
 
     def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
@@ -173,17 +173,17 @@ class _PassOn(UserCallback):  # type: ignore[misc]
 def _share(given: Mapping[str, Any]) -> None:
     """One process's share of a trial."""
     from core.samples.cache import SampleCache
-    from orchestrator.trial.model import Bench
-    from orchestrator.trial.ranks import Crew
-    from orchestrator.trial.run import Surroundings, run_trial
+    from orchestrator.trial.model import TrialModel
+    from orchestrator.trial.ranks import Ranks
+    from orchestrator.trial.run import TrialContext, run_trial
 
     config, sweep, folder = given["config"], given["sweep"], given["folder"]
     at_home(given["home"])
-    post = Post(sweep, folder, config, train.get_context().get_world_rank())
-    crew = Crew.join(post.watchdog.rest)
-    around = Surroundings(post.shall_stop, post.moved, crew)
+    post = AttemptProcess(sweep, folder, config, train.get_context().get_world_rank())
+    ranks = Ranks.join(post.watchdog.rest)
+    around = TrialContext(post.shall_stop, post.moved, ranks)
     cache = SampleCache(folder.cache, waiting=around.step)
-    trial, load = folder.trial(config["trial_id"]), partial(Bench.load, crew=crew)
+    trial, load = folder.trial(config["trial_id"]), partial(TrialModel.load, ranks=ranks)
     for report in run_trial(config["parameters"], sweep, trial, cache, around, config["out_of_memory"], load):
         post.watchdog.rest()
         train.report(post.told(report))

@@ -95,7 +95,7 @@ def struck(
     """One sweep of shared trials under one fault after the other."""
     sweep, cluster = stage.sweep("struck", GANGS, trials), stage.cluster
     flows: dict[str, Callable[[], object]] = {
-        "process": lambda: strike(sweep, 2, lambda folder: kill(sweep.crew(folder)[1][1]), _KILLED),
+        "process": lambda: strike(sweep, 2, lambda folder: kill(sweep.ranks(folder)[1][1]), _KILLED),
         "drain": lambda: _drained(sweep, 2),
         "cut": lambda: _cut(sweep, 2),
         "lost": lambda: _lost(sweep, 2, (lambda: _late(scenario, sweep)) if "late" in only else None),
@@ -265,7 +265,7 @@ def _title(process: object) -> str:
 
 def _driver(sweep: ClusterSweep) -> str:
     folder = sweep.working(2)
-    pids = {process.pid for _, process in sweep.crew(folder).values()}
+    pids = {process.pid for _, process in sweep.ranks(folder).values()}
     began = time.time()
     sweep.send(signal.SIGKILL)
     sweep.ended()

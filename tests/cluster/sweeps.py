@@ -71,7 +71,7 @@ class ClusterSweep(SweepUnderTest):
             return []
         return [Iteration(int(rank), int(pid), int(n), float(at)) for rank, pid, n, at in lines if at]
 
-    def crew(self, folder: Path) -> dict[int, tuple[Process, psutil.Process]]:
+    def ranks(self, folder: Path) -> dict[int, tuple[Process, psutil.Process]]:
         """The processes that work at a trial, by rank, on whichever machine."""
         found, begun = {}, {each.pid for each in self.iterations(folder.name)}
         for told in Process.all_of(folder):
@@ -85,9 +85,9 @@ class ClusterSweep(SweepUnderTest):
     def at_work(self, workers: int, iterations: int = 3) -> Path | None:
         """A trial whose newest attempt has begun so many iterations, on all of its processes."""
         for folder in self.trial_folders():
-            crew = self.crew(folder)
+            ranks = self.ranks(folder)
             begun = Counter(each.pid for each in self.iterations(folder.name))
-            if len(crew) == workers and all(begun[process.pid] >= iterations for _, process in crew.values()):
+            if len(ranks) == workers and all(begun[process.pid] >= iterations for _, process in ranks.values()):
                 return folder
         return None
 
@@ -110,7 +110,7 @@ class ClusterSweep(SweepUnderTest):
 
     def machines_of(self, folder: Path) -> dict[int, str]:
         """By rank, Ray's name for the machine that a process of a trial is on."""
-        return {rank: told.node or "" for rank, (told, _) in self.crew(folder).items()}
+        return {rank: told.node or "" for rank, (told, _) in self.ranks(folder).items()}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def strike(
     """Do something to a trial at work, and see it told and gone on with. then: what is done when it has been told."""
     folder = sweep.working(workers)
     trial, before, began = folder.name, sweep.tells(folder.name, outcome), time.time()
-    pids = {process.pid for _, process in sweep.crew(folder).values()}
+    pids = {process.pid for _, process in sweep.ranks(folder).values()}
     blow(folder)
 
     def told() -> bool:

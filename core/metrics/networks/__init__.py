@@ -1,8 +1,8 @@
-"""Networks that published numbers are measured with, for those who have their weights at hand.
+"""Networks with which published metrics are measured, for users who have their weights at hand.
 
-Each is read from a file or folder that the caller names, safetensors only; nothing is fetched unless a hub id is given.
-All take images [N, 1 or 3, H, W] in [-1, 1] on any device, and give float32 on the CPU, without a gradient. A GPU may
-take their products as TF32 where the process allows it (core.precision).
+Each network is read from a file or folder that the caller names, safetensors only. Nothing is downloaded unless a hub
+id is given. All take images [N, 1 or 3, H, W] in [-1, 1] on any device, and return float32 on the CPU, without a
+gradient. A GPU may multiply in TF32 where the process allows it (core.precision).
 """
 
 from core.metrics.networks.extractor import Extractor

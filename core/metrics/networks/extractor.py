@@ -1,4 +1,4 @@
-"""A feature network as a value, and what it makes of images in [-1, 1] before its first layer."""
+"""A feature network as a value, and the conversions of images before its first layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +9,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Extractor:
-    """`embed(images [N, 1 or 3, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU; row i depends on image i alone."""
+    """A feature network: `embed(images [N, 1 or 3, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU.
 
-    name: str  # what a report says: the kind of network, and the first digits of its weights' sha256
+    Row i of the features depends on image i alone.
+    """
+
+    name: str  # for reports: the kind of network, and the first digits of the SHA-256 of its weights
     embed: Callable[[Tensor], Tensor]
 
 
 def rgb(images: Tensor, device: torch.device | str) -> Tensor:
-    """[N, 1 or 3, H, W] -> [N, 3, H, W] float32 on `device`; grey is repeated."""
+    """Return images [N, 1 or 3, H, W] as [N, 3, H, W] float32 on `device`; a grey channel is repeated."""
     return images.to(device).float().expand(-1, 3, -1, -1)
 
 
 def levels(images: Tensor) -> Tensor:
-    """Return images in [-1, 1] as the 256 levels that a saved picture of them has, as floats."""
+    """Return images in [-1, 1] as the 256 levels of a saved picture, 0 to 255, as floats."""
     return ((images + 1) * 127.5).round().clamp(0, 255)

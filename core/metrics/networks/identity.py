@@ -1,8 +1,8 @@
-"""Who is in a picture, as a face recognition network tells: embeddings whose cosine is the likeness of two faces.
+"""Face recognition networks: embeddings whose cosine is the similarity of two faces.
 
-The two networks of 50 layers that are published most, trained with ArcFace's loss (Deng et al., arXiv 1801.07698):
+Two published networks of 50 layers, both trained with ArcFace's loss (Deng et al., arXiv 1801.07698), are supported:
 InsightFace's iresnet50 (its r50), and the IR-SE50 of InsightFace_Pytorch, the identity loss of most face editing.
-Layers and weights go by their names there. An image is taken for the face: nothing is detected, nothing cut out.
+Layers and weights have the names used there. The whole image is taken as the face: no detection, no cropping.
 """
 
 from pathlib import Path
@@ -15,17 +15,18 @@ from core.metrics.networks.extractor import Extractor, rgb
 from core.metrics.networks.vision import load_vision
 from core.metrics.networks.weights import PICKLES, StateDict, read_weights
 
-SIZE = 112  # pixels each way
+SIZE = 112  # pixels, height and width
 FEATURES = 512
 _STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # channels and units; the first unit of each halves the image
 _ROLE = "identity network"
 
 
 def load_identity(where: str, device: torch.device | str = "cpu") -> Extractor:
-    """Embeddings of unit length, [N, 512] from either of the two networks.
+    """Load a face recognition network whose embeddings have unit length; those of the two networks above are [N, 512].
 
-    where: a safetensors file of one's state dict, which sees the image in 112 x 112 pixels, or the folder or hub id of
-    an image model of `transformers` that knows faces, with its own preprocessing. Raises ModelError for anything else.
+    where: a safetensors file with the state dict of either network, which resizes images to 112 x 112 pixels, or the
+    folder or hub id of an image model of `transformers` trained on faces, with its own preprocessing. Raises ModelError
+    for anything else.
     """
     path = Path(where).expanduser()
     if not (path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES)):
@@ -50,12 +51,12 @@ def _net(weights: StateDict, kind: str) -> nn.Module:
 
 
 def _resized(x: Tensor) -> Tensor:
-    """[N, 3, H, W] -> [N, 3, 112, 112]; what becomes smaller is averaged, not skipped."""
+    """Resize [N, 3, H, W] to [N, 3, 112, 112], with averaging where the image becomes smaller."""
     return F.interpolate(x, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
 
 
 class _IResNet50(nn.Module):
-    """[N, 3, 112, 112] in [-1, 1] -> [N, 512]."""
+    """InsightFace's iresnet50: [N, 3, 112, 112] in [-1, 1] -> [N, 512]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class _IResNet50(nn.Module):
 
 
 class _Unit(nn.Module):
-    """Two convolutions and a way around them; normalised before, between and after, with nothing after the sum."""
+    """Two convolutions and a shortcut; normalised before, between and after the convolutions, not after the sum."""
 
     def __init__(self, inside: int, width: int, stride: int = 1) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class _Unit(nn.Module):
 
 
 class _IrSe50(nn.Module):
-    """[N, 3, 112, 112] in [-1, 1] -> [N, 512]."""
+    """InsightFace_Pytorch's IR-SE50: [N, 3, 112, 112] in [-1, 1] -> [N, 512]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class _IrSe50(nn.Module):
             units += [_SqueezeUnit(inside, width, stride=2), *(_SqueezeUnit(width, width) for _ in range(count - 1))]
             inside = width
         self.body = nn.Sequential(*units)
-        # The identity stands where the dropout of training was.
+        # The identity replaces training's dropout, so that the layers keep their numbers.
         last = nn.BatchNorm2d(512), nn.Identity(), nn.Flatten(), _last(), nn.BatchNorm1d(FEATURES)
         self.output_layer = nn.Sequential(*last)
 
@@ -111,11 +112,11 @@ class _IrSe50(nn.Module):
 
 
 class _SqueezeUnit(nn.Module):
-    """Two convolutions whose channels are weighed by what the whole image has of them, and a way around them."""
+    """Two convolutions, whose channels are weighted by the means of all channels over the image, and a shortcut."""
 
     def __init__(self, inside: int, width: int, stride: int = 1) -> None:
         super().__init__()
-        # Where the width stays, one pixel in `stride` goes around, unweighted.
+        # With equal widths the shortcut takes every `stride`-th pixel, without weights.
         same = inside == width
         self.shortcut_layer = nn.MaxPool2d(1, stride) if same else _shortcut(inside, width, stride)
         self.res_layer = nn.Sequential(
@@ -133,7 +134,7 @@ class _SqueezeUnit(nn.Module):
 
 
 class _Excitation(nn.Module):
-    """A factor from 0 to 1 for each channel, from the means of all (Hu et al., arXiv 1709.01507)."""
+    """A factor from 0 to 1 for each channel, computed from the means of all channels (Hu et al., arXiv 1709.01507)."""
 
     def __init__(self, width: int, reduction: int = 16) -> None:
         super().__init__()

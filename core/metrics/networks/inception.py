@@ -1,9 +1,9 @@
-"""The Inception network of the FID: what it sees has to be what it saw, to the pixel, or numbers do not compare.
+"""The Inception network of the FID. It must reproduce the original network exactly, or values cannot be compared.
 
-It is the TensorFlow graph of 2015-12-05 (Szegedy et al., arXiv 1512.00567), which differs from the paper and from
-torchvision's: averages leave the padding out, the last block has a maximum where the others average, images are
-resized as TensorFlow 1 did, and 8-bit levels are read as (level - 128) / 128. Its weights go by pytorch-fid's names,
-`pt_inception-2015-12-05-6726825d.pth`, and so do the layers here. Checked against torch-fidelity 0.4.0.
+The original is the TensorFlow graph of 2015-12-05 (Szegedy et al., arXiv 1512.00567). It differs from the paper and
+from torchvision's network: averages leave the padding out, the last block has a maximum where the others average,
+images are resized as in TensorFlow 1, and 8-bit levels are read as (level - 128) / 128. Layers and weights have the
+names of pytorch-fid, `pt_inception-2015-12-05-6726825d.pth`. Checked against torch-fidelity 0.4.0.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from core.metrics.networks.extractor import Extractor, levels, rgb
 from core.metrics.networks.weights import read_weights
 
-SIZE = 299  # pixels each way
+SIZE = 299  # pixels, height and width
 FEATURES = 2048
 
 _POOLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,9 +29,9 @@ _POOLS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def load_inception(where: str, device: torch.device | str = "cpu") -> Extractor:
-    """2048 features of an image, those of the FID and the KID: of its 8-bit levels, at any size.
+    """Load the FID's Inception network: 2048 features of the 8-bit levels of an image of any size.
 
-    where: a safetensors file of pytorch-fid's or torch-fidelity's state dict. Raises ModelError where it is not.
+    where: a safetensors file with pytorch-fid's or torch-fidelity's state dict. Raises ModelError for anything else.
     """
     weights = read_weights(where, "Inception network")
     with torch.device("meta"):
@@ -47,16 +47,17 @@ def load_inception(where: str, device: torch.device | str = "cpu") -> Extractor:
 
 
 def resize_as_tensorflow1(x: Tensor, size: int) -> Tensor:
-    """Bilinear, from corner to corner: [..., H, W] -> [..., size, size].
+    """Resize bilinearly as TensorFlow 1 does: [..., H, W] -> [..., size, size].
 
-    Pixel i of the result lies at i * H / size of the image, the half pixel that a centre would add left out; beyond the
-    last pixel it stays. Source: TensorFlow 1, resize_bilinear with align_corners=False.
+    Pixel i of the result is read at position i * H / size of the image, without the offset of half a pixel for pixel
+    centres; positions beyond the last pixel take its value.
+    Source: TensorFlow 1, resize_bilinear with align_corners=False.
     """
     return _resize_rows(_resize_rows(x.mT, size).mT, size)
 
 
 def _resize_rows(x: Tensor, size: int) -> Tensor:
-    """[..., H, W] -> [..., size, W]."""
+    """Resize the rows: [..., H, W] -> [..., size, W]."""
     height = x.shape[-2]
     place = torch.arange(size, dtype=x.dtype, device=x.device) * torch.tensor(height / size, dtype=torch.float32)
     low = place.long()
@@ -73,7 +74,7 @@ class _Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class _Branch:
-    """A pooling, then layers one after the other, then `ends` beside each other, where there are such."""
+    """A pooling, then `layers` in sequence, then `ends` in parallel; each part may be absent."""
 
     layers: tuple[_Layer, ...] = ()
     ends: tuple[_Layer, ...] = ()
@@ -158,7 +159,7 @@ _BLOCKS = {
 
 
 class Inception(nn.Module):
-    """Levels 0 to 255, [N, 3, H, W] -> [N, 2048]."""
+    """The Inception network on levels 0 to 255: [N, 3, H, W] -> [N, 2048]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,6 +175,7 @@ class Inception(nn.Module):
             channels = block.channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features [N, 2048] of levels 0 to 255, [N, 3, H, W]."""
         x = (resize_as_tensorflow1(x, SIZE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_POOLS["halve"](x)))
@@ -184,7 +186,7 @@ class Inception(nn.Module):
 
 
 class _Convolution(nn.Module):
-    """Convolution, normalisation, ReLU; padded so that stride 1 keeps the size."""
+    """Convolution, normalisation, ReLU; padded so that stride 1 keeps the size, unless `padded` is False."""
 
     def __init__(self, inside: int, layer: _Layer, stride: int = 1, padded: bool = True) -> None:
         super().__init__()
@@ -198,7 +200,7 @@ class _Convolution(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Branches beside each other; where one pools by halves, the last layers of the others halve, unpadded."""
+    """Parallel branches; where one pools by halves, the last layers of the others have stride 2 and no padding."""
 
     def __init__(self, inside: int, branches: tuple[_Branch, ...]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""LPIPS, the distance of two images as a person sees it (Zhang et al., arXiv 1801.03924), version 0.1.
+"""LPIPS, a perceptual distance of two images (Zhang et al., arXiv 1801.03924), version 0.1.
 
-The backbone is AlexNet's or VGG-16's convolutions; layers and weights go by the names of the package lpips, whose
+The backbone is the convolutions of AlexNet or VGG-16. Layers and weights have the names of the package lpips, whose
 state dict has both the backbone and the linear layers. Checked against lpips 0.1.4.
 """
 
@@ -15,16 +15,17 @@ from core.errors import ModelError, UserError
 from core.metrics.networks.extractor import rgb
 from core.metrics.networks.weights import StateDict, in_python, read_weights
 
-_MEAN, _DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet's pixels in [-1, 1]
+_MEAN, _DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet's pixels, scaled to [-1, 1]
 _TINY = 1e-10
-_POOL = 0  # in place of a convolution's channels
+_POOL = 0  # marks a pooling, where a convolution has its number of channels
 
 
 @dataclass(frozen=True)
 class _Backbone:
-    """Convolutions, each with a ReLU, and poolings, numbered as torchvision does; `slices` end at the layers compared.
+    """Convolutions with ReLUs, and poolings, numbered as in torchvision; each of `slices` ends at a compared layer.
 
-    sizes: kernel, stride and padding of each convolution; smallest: the image, in pixels, that leaves one at the end.
+    sizes: kernel, stride and padding of each convolution; smallest: the side in pixels of the smallest image that
+    leaves one pixel at the end.
     """
 
     slices: tuple[tuple[int, ...], ...]
@@ -51,16 +52,16 @@ _BACKBONES = {
 
 @dataclass(frozen=True)
 class Lpips:
-    """The distance as a value: called with two times images [N, 1 or 3, H, W] in [-1, 1], it gives [N] on the CPU."""
+    """The LPIPS distance: called with two batches of images [N, 1 or 3, H, W] in [-1, 1], it returns [N] on the CPU."""
 
-    name: str  # what a report says: the backbone, and the first digits of the weights' sha256
-    smallest: int  # pixels
+    name: str  # for reports: the backbone, and the first digits of the SHA-256 of the weights
+    smallest: int  # side of the smallest image, in pixels
     net: nn.Module
     device: torch.device | str
 
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """0 for equal images; more is further. Raises UserError for images of two shapes, or too small."""
+        """Return the distances [N]; 0 for equal images. Raises UserError for images of two shapes, or too small."""
         if a.shape != b.shape:
             raise UserError(f"LPIPS compares images of one shape; got {list(a.shape)} and {list(b.shape)}")
         if min(a.shape[-2:]) < self.smallest:
@@ -71,9 +72,9 @@ class Lpips:
 
 
 def load_lpips(where: str, device: torch.device | str = "cpu") -> Lpips:
-    """LPIPS 0.1 with the backbone that the file has, AlexNet's or VGG-16's.
+    """Load LPIPS 0.1 with the backbone that is in the file, AlexNet's or VGG-16's.
 
-    where: a safetensors file with the state dict of `lpips.LPIPS`. Raises ModelError where it is not.
+    where: a safetensors file with the state dict of `lpips.LPIPS`. Raises ModelError for anything else.
     """
     weights = read_weights(where, "LPIPS network")
     tensors = {re.sub(r"^lins\.(\d)\.", r"lin\1.", name): tensor for name, tensor in weights.tensors.items()}
@@ -85,7 +86,7 @@ def load_lpips(where: str, device: torch.device | str = "cpu") -> Lpips:
 
 
 def _kind(tensors: dict[str, Tensor], label: str) -> str:
-    """Which backbone the names speak of: AlexNet has its second convolution at 3, VGG-16 at 2."""
+    """Return the backbone of a state dict, by the number of the second convolution: 3 in AlexNet, 2 in VGG-16."""
     for kind, name in (("alex", "net.slice2.3.weight"), ("vgg", "net.slice1.2.weight")):
         if name in tensors:
             return kind
@@ -100,7 +101,7 @@ def _cure(kind: str) -> str:
 
 
 class _Lpips(nn.Module):
-    """Sum over layers of the weighted, squared difference of their unit features, mean over places (equation 1)."""
+    """The sum over layers of the weighted squared difference of unit features, mean over places (equation 1)."""
 
     def __init__(self, backbone: _Backbone) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class _Lpips(nn.Module):
 
 
 def _slices(backbone: _Backbone) -> nn.Module:
-    """slice1 to slice5, whose layers have the numbers they have in the whole backbone."""
+    """Return slice1 to slice5, whose layers keep their numbers in the whole backbone."""
     parts, sizes, inside, number = nn.Module(), iter(backbone.sizes), 3, 0
     for position, widths in enumerate(backbone.slices, start=1):
         part = nn.Sequential()
@@ -138,7 +139,7 @@ def _convolution(inside: int, width: int, size: tuple[int, int, int]) -> list[nn
 
 
 def _linear(width: int) -> nn.Module:
-    """One weight for each channel, by the name `model.1.weight`: in training a dropout comes first."""
+    """Return one weight for each channel, named `model.1.weight`: the identity replaces training's dropout."""
     layers = nn.Sequential(nn.Identity(), nn.Conv2d(width, 1, 1, bias=False))
     return nn.Sequential(OrderedDict(model=layers))
 

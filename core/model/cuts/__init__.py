@@ -1,4 +1,4 @@
-"""Networks that denoise, each cut at its tap into what comes before h and what comes after: one module a family."""
+"""Networks that denoise, each cut at its tap into a part before h and a part after it: one module for each family."""
 
 from core.errors import ModelError
 from core.model.cuts.base import Cut, Features, Given
@@ -6,7 +6,7 @@ from core.model.cuts.tap import FORMS, Form, Tap, halved
 from core.model.cuts.transformer import FAMILIES, TransformerCut
 from core.model.cuts.unet import UNetCut
 
-# The class of a diffusers network -> its cut. What is not here is used through core.model.cuts.hooked.
+# The class of a diffusers network -> its cut. Other networks are used through core.model.cuts.hooked.
 CUTS: dict[str, type[Cut]] = {"UNet2DModel": UNetCut, "UNet2DConditionModel": UNetCut} | dict.fromkeys(
     FAMILIES, TransformerCut
 )
@@ -15,7 +15,7 @@ __all__ = ["CUTS", "FORMS", "Cut", "Features", "Form", "Given", "Tap", "cut_of",
 
 
 def cut_of(network: object, tap: str | None = None, form: Form | None = None) -> Cut:
-    """A network's own cut. Raises ModelError for a family that has none, UserError for a tap that it has not."""
+    """Return the cut of a network. Raises ModelError for a family without one, UserError for a tap that it lacks."""
     kind = type(network).__name__
     if kind not in CUTS:
         raise ModelError(

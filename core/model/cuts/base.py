@@ -1,4 +1,4 @@
-"""What every family of networks has in common once it is cut at its tap: `encode` up to it, `decode` from it on."""
+"""The base of all cut networks: `encode` runs up to the tap, `decode` from the tap on."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -15,25 +15,25 @@ from core.errors import ModelError, UserError, first_line
 from core.model.cuts.tap import Form, Tap
 
 Network = Any  # diffusers' networks, whose parts are not typed
-Given = Mapping[str, Tensor]  # what a network is told beside x_t and t (core.model.condition), a row for each sample
+Given = Mapping[str, Tensor]  # a network's inputs beside x_t and t (core.model.condition), a row for each sample
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the first half hands to the second."""
+    """The values that `encode` hands to `decode`."""
 
-    hidden: Tensor  # what is at the tap, as the network lays it out
+    hidden: Tensor  # the values at the tap, in the network's own layout
     tap: Tap
     guided: bool = field(default=False, kw_only=True)  # whether rows are [unconditional, conditional]
 
     @property
     def rows(self) -> int:
-        """How many rows there are: two for every sample under guidance."""
+        """The number of rows: two for every sample under guidance."""
         return len(self.hidden)
 
     @property
     def output(self) -> int | None:
-        """Which of several outputs of the tap's submodule `hidden` is, where a hook chose."""
+        """The number of the output that `hidden` is, where a hook chose one of several; else None."""
         return None
 
     @property
@@ -42,19 +42,19 @@ class Features:
         return self.tap.h(self.conditional(self.hidden))
 
     def as_guided(self) -> "Features":
-        """The same, of rows that are [unconditional, conditional]."""
+        """Return the same features, marked as rows [unconditional, conditional]."""
         return replace(self, guided=True)
 
     def conditional(self, rows: Tensor) -> Tensor:
-        """The rows of the samples as they are asked for: all but those that guidance leads away from."""
+        """Return the conditional half of `rows` under guidance, else all of them."""
         return rows[len(rows) // 2 :] if self.guided else rows
 
 
 class Cut(ABC):
-    """A frozen network, cut.
+    """A frozen network that is cut at its tap.
 
-    shares: whether what comes before the tap runs once, however often it is shifted. clock: (a, b) where the network is
-    told a t + b and nothing but its cut says so. middle: the network's own tap.
+    shares: whether the part before the tap runs once for several shifts. clock: (a, b) where the network gets a t + b
+    in place of t, and only its cut knows that. `middle` names the tap that is used by default.
     """
 
     shares: ClassVar[bool] = True
@@ -63,49 +63,50 @@ class Cut(ABC):
     def __init__(self, network: Network, tap: str | None = None, form: Form | None = None) -> None:
         self.network = network
         self.name = self.middle() if tap is None else self.checked(tap)
-        self.tap = Tap(self.name, form or "spatial", 0, (0, 0))  # until `look` has seen it
+        self.tap = Tap(self.name, form or "spatial", 0, (0, 0))  # until `look` has read its shape
         self.form = form
-        # How a block of the network is called: checkpointed, it keeps its inputs only.
+        # How a block of the network is called; `checkpointed` keeps only the block's inputs.
         self._run: Callable[..., Any] = _call
 
     @abstractmethod
     def encode(self, x_t: Tensor, t: Tensor, given: Given) -> Features:
-        """Everything up to the tap. x_t: [N, *sample_shape], t: [N] training timesteps."""
+        """Run the network up to the tap. x_t: [N, *sample_shape]; t: [N] training timesteps."""
 
     @abstractmethod
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
-        """Everything after it, with delta_h [N or 1, *h_shape] added: the network's output [N, *sample_shape]."""
+        """Run the rest, with delta_h [N or 1, *h_shape] added, and return the network's output [N, *sample_shape]."""
 
     @abstractmethod
     def middle(self) -> str:
-        """The name of the tap where none is asked for."""
+        """Return the name of the default tap."""
 
     @abstractmethod
     def checked(self, tap: str) -> str:
-        """The name of a tap that this network has. Raises UserError, with those it has."""
+        """Return the name of a tap that this network has. Raises UserError, with the taps it has, for any other."""
 
     def module(self) -> str:
-        """The submodule of the network whose output is what the tap reads."""
+        """Return the name of the submodule whose output the tap reads."""
         return self.name
 
     def grid(self, sample_shape: tuple[int, int, int]) -> tuple[int, int] | None:
-        """Rows and columns of the tokens at the tap, where they are on a grid."""
+        """Return the rows and columns of the tokens at the tap; None where they are on no grid."""
         return None
 
     def maps(self, features: Features) -> Sequence[Tensor]:
-        """What the first half knows of an image, as maps [N, C, H, W]."""
+        """Return features of an image from before the tap, as maps [N, C, H, W]."""
         return [features.conditional(features.tap.maps(features.hidden))]
 
     def look(self, blueprint: Self, sample_shape: tuple[int, int, int], given: Given, model: str) -> None:
-        """Read the tap's shape off the architecture, and see that the network gives what it takes.
+        """Read the tap's shape off the architecture, and check that the network's output has the shape of its input.
 
-        blueprint: this cut on torch's meta device; given: what the network is told of one sample. Raises ModelError
-        where it cannot be run on such samples or gives others, UserError for a form that the tap cannot have.
+        blueprint: this cut on torch's meta device; given: the network's inputs for one sample. Raises ModelError where
+        the network cannot be run on such samples or its output has another shape, UserError for a form that the tap
+        cannot have.
         """
         self.tap = blueprint.tried(sample_shape, {name: rows.to("meta") for name, rows in given.items()}, model)
 
     def tried(self, sample_shape: tuple[int, int, int], given: Given, model: str) -> Tap:
-        """The tap, seen by running one sample that is shifted there. Raises as `look` does."""
+        """Return the tap, found by running one sample that is shifted there. Raises as `look` does."""
         try:
             with torch.no_grad():
                 shape = self._pass(sample_shape, given)
@@ -122,7 +123,7 @@ class Cut(ABC):
         return self.tap
 
     def _pass(self, sample_shape: tuple[int, int, int], given: Given) -> torch.Size:
-        """Find the tap; the shape of the output that is shifted there."""
+        """Set the tap by running one sample, and return the shape of the shifted output."""
         x, t = torch.zeros(1, *sample_shape, dtype=self.dtype, device=self.device), torch.zeros(1, device=self.device)
         features = self.encode(x, t, given)
         hidden, grid = features.hidden, self.grid(sample_shape)
@@ -132,38 +133,40 @@ class Cut(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the network's weights."""
         dtype: torch.dtype = next(self.network.parameters()).dtype
         return dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of the network's weights."""
         device: torch.device = next(self.network.parameters()).device
         return device
 
     def tensors(self) -> list[Tensor]:
-        """Every weight and buffer that it holds."""
+        """Return every weight and buffer of the network."""
         return [*self.network.parameters(), *self.network.buffers()]
 
     def running(self, run: Callable[..., Any]) -> Self:
-        """The same cut, whose blocks are called by `run(function, *arguments)`."""
+        """Return the same cut with its blocks called by `run(function, *arguments)`."""
         twin = copy.copy(self)
         twin._run = run
         return twin
 
     def by_blocks(self) -> Self:
-        """The same cut, keeping only what enters each of its blocks when it is differentiated."""
+        """Return the same cut, keeping only the inputs of each block when it is differentiated."""
         return self.running(checkpointed)
 
     def on(self, network: Network) -> Self:
-        """The same cut through another network of the same architecture."""
+        """Return the same cut through another network of the same architecture."""
         twin = type(self)(network, self.name, self.form)
         twin.tap = self.tap
         return twin
 
 
 def checkpointed(function: Callable[..., Any], *inputs: Any) -> Any:
-    """function(*inputs), of which nothing but the inputs is kept, and which runs again on the way back."""
-    # Tensors one by one: of those in a mapping a checkpoint keeps hold even where it is run again itself.
+    """Return function(*inputs), keeping only the inputs and running the function again on the way back."""
+    # Tensors are passed one by one: a checkpoint would keep those in a mapping even where it is run again itself.
     leaves, packing = tree_flatten(inputs)
     # The network draws no random numbers, so there is no generator state to keep.
     return checkpoint(_unpacked, function, packing, *leaves, use_reentrant=False, preserve_rng_state=False)

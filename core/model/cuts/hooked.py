@@ -1,6 +1,6 @@
-"""Any network at all, shifted through a hook: for families without a cut of their own.
+"""Shift any network through a hook: for families without a cut of their own.
 
-The network runs whole in every pass, for what comes before the tap cannot be kept apart from what comes after it: an
+The whole network runs in every pass, because a hook cannot separate the part before the tap from the part after it. An
 asymmetric step takes two passes, where a network with a cut takes one and a part.
 """
 
@@ -17,19 +17,19 @@ from core.errors import ModelError, UserError
 from core.model.cuts.base import Cut, Features, Given, Network
 from core.model.cuts.tap import Form, Tap
 
-# (network, x_t [N, *sample_shape], t [N], what else it is told) -> its output [N, *sample_shape]
+# (network, x_t [N, *sample_shape], t [N], its other inputs) -> its output [N, *sample_shape]
 Call = Callable[[Network, Tensor, Tensor, Given], Tensor]
 Grid = Callable[[tuple[int, int, int]], tuple[int, int]]  # sample_shape -> rows and columns of the tokens
-AtTap = Callable[[Tensor, int | None], Tensor]  # (what is at the tap, its number among several) -> what goes on
+AtTap = Callable[[Tensor, int | None], Tensor]  # (values at the tap, number of the output) -> values to go on with
 
 
 class HookedCut(Cut):
-    """A network that is called by `call`. tap: the name of a submodule that gives maps or tokens; grid: where its
-    tokens lie, if they do.
+    """A network that is called by `call`. tap: the name of a submodule whose output is maps or tokens.
 
-    output: which it is of several that the submodule gives, from 0; where nothing is said, the one whose places are as
-    many as the grid's, or without a grid the last. clock: (a, b) where the network is told a t + b in place of t, as
-    (0.001, 0) for thousandths: a set that is found here says so to those who use it in a pipeline.
+    grid: rows and columns of the tokens, if they lie on a grid. output: the number of the tap's tensor among several
+    outputs of the submodule, from 0; by default the one that has as many places as the grid, or without a grid the
+    last. clock: (a, b) where the network gets a t + b in place of t, such as (0.001, 0) for thousandths; a set found
+    with this cut records it for use in a pipeline.
     """
 
     shares = False
@@ -51,6 +51,7 @@ class HookedCut(Cut):
         self.tap = replace(self.tap, output=output)
 
     def encode(self, x_t: Tensor, t: Tensor, given: Given) -> Features:
+        """Prepare a pass up to the tap; the network runs when it is decoded, or when h is read."""
         told = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in given.items()}
 
         def run(at_tap: AtTap) -> Tensor:
@@ -69,24 +70,26 @@ class HookedCut(Cut):
         return HookedFeatures(self.tap, run, len(x_t))
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        """Run the whole network, with delta_h [N or 1, *h_shape] added at the tap."""
         assert isinstance(features, HookedFeatures)
         return features.run(lambda hidden, _: self.tap.shifted(hidden, delta_h))
 
     def look(self, blueprint: Self, sample_shape: tuple[int, int, int], given: Given, model: str) -> None:
+        """Read the tap's shape as `Cut.look` does; where the meta device cannot run the network, with its weights."""
         try:
             super().look(blueprint, sample_shape, given, model)
         except ModelError:
-            # A network may read numbers on its way, of a mask for instance, which the meta device does not have.
+            # A network may read values, of a mask for instance, which do not exist on the meta device.
             if self.device.type == "meta":
                 raise
             self.tried(sample_shape, given, model)
 
     def _which(self, parts: Sequence[Any], sample_shape: Sequence[int]) -> int:
-        """The number of the tensor that is at the tap. Raises UserError where it is not clear."""
+        """Return the number of the tensor at the tap. Raises UserError where it is not clear."""
         asked, numbers = self.tap.output, range(len(parts))
         if asked is not None:
             found = [numbers[asked]] if asked in range(-len(parts), len(parts)) else []
-        elif self._grid and len(parts) > 1 and not self.tap.channels:  # from `look` on the tap knows
+        elif self._grid and len(parts) > 1 and not self.tap.channels:  # `look` sets tap.output
             channels, height, width = sample_shape
             tokens = prod(self._grid((channels, height, width)))
             found = [n for n in numbers if _places(parts[n]) == tokens]
@@ -99,24 +102,28 @@ class HookedCut(Cut):
         raise UserError(f"{what} '{self.name}' gives {told}; HookedCut's output has to say, from 0, which tensor is h")
 
     def on(self, network: Network) -> Self:
+        """Return the same cut through another network of the same architecture."""
         twin = type(self)(network, self.name, self.form, self._call, self._grid, clock=self.clock)
         twin.tap = self.tap
         return twin
 
     def grid(self, sample_shape: tuple[int, int, int]) -> tuple[int, int] | None:
+        """Return the rows and columns of the tokens at the tap; None where no grid was given."""
         return self._grid(sample_shape) if self._grid else None
 
     def middle(self) -> str:
+        """Raise UserError: such a network has no default tap."""
         raise UserError(f"tap: a {type(self.network).__name__} has none by itself; name one of its submodules")
 
     def checked(self, tap: str) -> str:
+        """Return `tap` if it is a submodule of the network, else raise UserError."""
         if tap not in [name for name, _ in self.network.named_modules() if name]:
             raise UserError(f"tap: got '{tap}'; a {type(self.network).__name__} has no submodule of that name")
         return tap
 
 
 class HookedFeatures(Features):
-    """A pass that waits for its shift; what is at the tap without one is looked up when it is asked for."""
+    """A pass that runs once its shift is known. Reading the unshifted values at the tap takes a pass of its own."""
 
     run: Callable[[AtTap], Tensor]
     count: int
@@ -126,14 +133,17 @@ class HookedFeatures(Features):
 
     @property
     def rows(self) -> int:
-        return self.count  # without a pass
+        """The number of rows, known without a pass."""
+        return self.count
 
     @property
     def hidden(self) -> Tensor:
+        """The unshifted values at the tap; the first read runs the network."""
         return self._seen[0]
 
     @property
     def output(self) -> int | None:
+        """The number of the output at the tap; the first read runs the network."""
         return self._seen[1]
 
     @cached_property
@@ -151,13 +161,14 @@ class HookedFeatures(Features):
         return seen[0]
 
     def as_guided(self) -> "HookedFeatures":
+        """Return the same pass, marked as rows [unconditional, conditional]."""
         return HookedFeatures(self.tap, self.run, self.count, guided=True)
 
 
 def _hooked(
     network: Network, name: str, change: Callable[..., Any], call: Call, x_t: Tensor, t: Tensor, given: Given
 ) -> Tensor:
-    """One pass, with what leaves the submodule replaced."""
+    """Run one pass in which `change` replaces the output of the submodule `name`."""
     hook = network.get_submodule(name).register_forward_hook(change)
     try:
         return call(network, x_t, t, given)
@@ -166,21 +177,21 @@ def _hooked(
 
 
 def _parts(output: Any) -> tuple[Any, ...]:
-    """What a submodule gives, one by one."""
+    """Return the outputs of a submodule as a tuple."""
     if isinstance(output, Mapping):
         return tuple(output.values())
     return tuple(output) if isinstance(output, tuple | list) else (output,)
 
 
 def _places(part: Any) -> int:
-    """How many places maps [N, C, H, W] or tokens [N, L, C] have; 0 of what is neither."""
+    """Return the number of places of maps [N, C, H, W] or tokens [N, L, C]; 0 for anything else."""
     if not isinstance(part, Tensor) or part.ndim not in (3, 4):
         return 0
     return prod(part.shape[2:]) if part.ndim == 4 else part.shape[1]
 
 
 def _plainly(network: Network, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
-    """As diffusers' networks are called."""
+    """Call a network as diffusers' networks are called."""
     result = network(x_t, t, **given)
     output: Tensor = result if isinstance(result, Tensor) else result[0]
     return output

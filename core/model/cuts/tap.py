@@ -1,9 +1,8 @@
-"""The tap: where in a network h is read and shifted, and how what is there is laid out as h [N, C, H, W].
+"""The tap: where in a network h is read and shifted, and how the values there are laid out as h [N, C, H, W].
 
-form       h_shape    what has a shift of its own
-spatial    (C, H, W)  every place of a UNet's map; every image token of a transformer, on its grid
-tokens     (C, L, 1)  the same places or tokens, as a sequence
-pooled     (C, 1, 1)  every channel: the mean over all places is h, and a shift is added to all of them
+form       h_shape    what has a shift of its own spatial    (C, H, W)  every place of a UNet's map; every image token
+of a transformer, on its grid tokens     (C, L, 1)  the same places or tokens, as a sequence pooled     (C, 1, 1)  every
+channel: the mean over all places is h, and a shift is added to all of them
 """
 
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ FORMS = ("spatial", "tokens", "pooled")
 
 @dataclass(frozen=True)
 class Tap:
-    """A place in a network. name: "mid_block", or "blocks.N" of a transformer; grid: rows and columns of its places,
-    or (L, 1) where they have none; output: which of several outputs of its submodule, where a hook has to choose.
+    """A place in a network. name: "mid_block", or "blocks.N" of a transformer.
+
+    grid: rows and columns of its places, or (L, 1) where they have none; output: the number of the output, where the
+    submodule has several and a hook has to choose.
     """
 
     name: str
@@ -35,9 +36,9 @@ class Tap:
     def seen(
         cls, name: str, form: Form, hidden: Tensor, grid: tuple[int, int] | None = None, output: int | None = None
     ) -> "Tap":
-        """The tap that gave `hidden`: maps [N, C, H, W], or tokens [N, L, C] on a grid of L places.
+        """Return the tap whose values are `hidden`: maps [N, C, H, W], or tokens [N, L, C] on a grid of L places.
 
-        Raises UserError for a form that it cannot have.
+        Raises UserError for a form that the tap cannot have.
         """
         if form not in FORMS:
             raise UserError(f"form: got '{form}'; allowed: {', '.join(FORMS)}")
@@ -62,7 +63,7 @@ class Tap:
         return (self.channels, *self.grid) if self.form == "spatial" else (self.channels, prod(self.grid), 1)
 
     def h(self, hidden: Tensor) -> Tensor:
-        """What is at the tap as h: [N, *h_shape]."""
+        """Return the values at the tap as h: [N, *h_shape]."""
         if hidden.ndim == 4 and self.form == "spatial":
             return hidden
         places = hidden.flatten(2) if hidden.ndim == 4 else hidden.mT  # [N, C, L]
@@ -71,11 +72,11 @@ class Tap:
         return places.reshape(len(hidden), *self.h_shape)
 
     def maps(self, hidden: Tensor) -> Tensor:
-        """What is at the tap as maps [N, C, rows, columns], whatever the form."""
+        """Return the values at the tap as maps [N, C, rows, columns], whatever the form."""
         return hidden if hidden.ndim == 4 else hidden.mT.reshape(len(hidden), self.channels, *self.grid)
 
     def shifted(self, hidden: Tensor, delta_h: Tensor | None) -> Tensor:
-        """What goes on from the tap, with delta_h [N or 1, *h_shape] added."""
+        """Return the values at the tap with delta_h [N or 1, *h_shape] added, in the layout of `hidden`."""
         if delta_h is None:
             return hidden
         delta = delta_h.to(hidden.dtype)
@@ -85,7 +86,7 @@ class Tap:
 
 
 def halved(delta_h: Tensor | None, rows: int, both: bool) -> Tensor | None:
-    """The shift of a batch under classifier-free guidance, [unconditional, conditional]: of both halves, or the second.
+    """Return the shift of a guided batch, [unconditional, conditional]: of both halves, or only of the second.
 
     delta_h: [rows or 1, ...] -> [2 rows or 1, ...].
     """

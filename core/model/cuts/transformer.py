@@ -1,8 +1,8 @@
 """diffusers' transformers, cut behind one of their blocks: DiT, PixArt, Stable Diffusion 3 and Flux.
 
-All are a row of blocks over image tokens [N, L, D], with an entrance and an exit of their own. A tap "blocks.N" is the
-image tokens behind block N (from 0); Flux's two kinds of blocks are numbered through. Every family runs its own modules
-in its own order, so that decoding what was encoded is the network's output to the last bit.
+All are a row of blocks over image tokens [N, L, D], with their own layers before and after. The tap "blocks.N" is the
+image tokens behind block N (from 0); Flux's two kinds of blocks are numbered in one sequence. Every family runs its own
+modules in its own order, so that encoding and decoding without a shift gives the network's output to the last bit.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Module = Any
 
 
 class Entered(NamedTuple):
-    """What goes into the first block, and what all blocks and the exit are given."""
+    """The inputs of the first block, and the values that all blocks and the layers after them get."""
 
     hidden: Tensor  # [N, L, D] image tokens
     context: Tensor | None  # [N, M, D] text tokens
@@ -30,9 +30,11 @@ class Entered(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """How a kind of transformer is entered and left. leave(network, hidden, exit) gives output tokens [N, L, P].
+    """How the layers before and after the blocks of a kind of transformer are run.
 
-    patch: the side of the square of latents that a token stands for. packed: whether channels come first in a token.
+    leave(network, hidden, exit) returns output tokens [N, L, P]. patch: the side of the square of x_t that a token
+    stands for. packed: whether x_t is packed into tokens before the network, and channels come first in an output
+    token.
     """
 
     enter: Callable[[Network, Tensor, Tensor, Given], Entered]
@@ -43,7 +45,7 @@ class Family:
 
 @dataclass(frozen=True)
 class TransformerFeatures(Features):
-    """The image tokens at the tap, and what else goes on from there."""
+    """The image tokens at the tap, and the other values that the rest of the network needs."""
 
     entered: Entered
     context: Tensor | None
@@ -51,18 +53,20 @@ class TransformerFeatures(Features):
 
 
 class TransformerCut(Cut):
-    """A transformer, cut behind a block."""
+    """A transformer that is cut behind one of its blocks."""
 
     @property
     def blocks(self) -> list[Module]:
+        """All blocks of the network, in order."""
         return _blocks(self.network)
 
     @property
     def depth(self) -> int:
-        """How many blocks come before the tap."""
+        """The number of blocks before the tap."""
         return int(self.name.removeprefix("blocks.")) + 1
 
     def encode(self, x_t: Tensor, t: Tensor, given: Given) -> TransformerFeatures:
+        """Run the transformer up to and including the block of the tap."""
         dtype = self.dtype
         told = {name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in given.items()}
         entered = self._family.enter(self.network, x_t.to(dtype), t, told)
@@ -70,6 +74,7 @@ class TransformerCut(Cut):
         return TransformerFeatures(hidden, self.tap, entered, context, x_t.shape[1:])
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        """Run the remaining blocks and the output layers, with delta_h added at the tap."""
         assert isinstance(features, TransformerFeatures)
         hidden, entered = self.tap.shifted(features.hidden, delta_h), features.entered
         hidden, _ = self._through(self.blocks[self.depth :], hidden, features.context, entered)
@@ -84,7 +89,7 @@ class TransformerCut(Cut):
         return hidden, context
 
     def _unpatched(self, tokens: Tensor, shape: torch.Size) -> Tensor:
-        """Tokens [N, L, P] as an image [N, *shape]; a predicted variance, which comes second, is left out."""
+        """Return tokens [N, L, P] as an image [N, *shape], without a predicted variance, which comes after it."""
         side, (rows, columns) = self._family.patch(self.network), self._grid(shape)
         if self._family.packed:
             parts = tokens.reshape(len(tokens), rows, columns, -1, side, side).permute(0, 3, 1, 4, 2, 5)
@@ -93,6 +98,7 @@ class TransformerCut(Cut):
         return parts.reshape(len(tokens), -1, rows * side, columns * side)[:, : shape[0]]
 
     def grid(self, sample_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """Return the rows and columns of the image tokens."""
         return self._grid(torch.Size(sample_shape))
 
     def _grid(self, shape: torch.Size) -> tuple[int, int]:
@@ -101,7 +107,7 @@ class TransformerCut(Cut):
 
     @property
     def packed(self) -> bool:
-        """Whether squares of latents are packed into tokens before they enter, as in Flux."""
+        """Whether squares of latents are packed into tokens before the network, as in Flux."""
         return self._family.packed
 
     @property
@@ -109,9 +115,11 @@ class TransformerCut(Cut):
         return FAMILIES[type(self.network).__name__]
 
     def middle(self) -> str:
+        """Return the name of the block in the middle."""
         return f"blocks.{len(self.blocks) // 2}"
 
     def checked(self, tap: str) -> str:
+        """Return `tap` if the network has this block, else raise UserError."""
         names = [f"blocks.{n}" for n in range(len(self.blocks))]
         if tap not in names:
             raise UserError(
@@ -120,6 +128,7 @@ class TransformerCut(Cut):
         return tap
 
     def module(self) -> str:
+        """Return the name of the submodule whose output the tap reads."""
         number, first = self.depth - 1, len(self.network.transformer_blocks)
         if number < first:
             return f"transformer_blocks.{number}"
@@ -133,7 +142,7 @@ def _blocks(network: Network) -> list[Module]:
 def _through_one(
     block: Module, hidden: Tensor, context: Tensor | None, always: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """One block; some take the text tokens further too."""
+    """Run one block and return image and text tokens; blocks that do not change the text return it as it was."""
     result = block(hidden_states=hidden, encoder_hidden_states=context, **always)
     return (result, context) if isinstance(result, Tensor) else (result[1], result[0])
 
@@ -175,7 +184,7 @@ def _enter_sd3(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
 
 
 def _leave_adaptive(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Tensor:
-    """Stable Diffusion 3's exit, and Flux's."""
+    """Return the output tokens of Stable Diffusion 3 or Flux."""
     tokens: Tensor = network.proj_out(network.norm_out(hidden, exit[0]))
     return tokens
 
@@ -184,7 +193,7 @@ def _enter_flux(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered
     rows, columns = x.shape[2] // 2, x.shape[3] // 2
     packed = x.reshape(len(x), x.shape[1], rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
     pooled = given["pooled_projections"]
-    # The network is told t / 1000, and multiplies by 1000; its pipeline divides in the network's precision too.
+    # The network gets t / 1000 and multiplies by 1000. Its pipeline divides in the network's precision too.
     now = t.to(x.dtype) / 1000 * 1000
     if network.config["guidance_embeds"]:
         time = network.time_text_embed(now, given["guidance"].to(x.dtype) * 1000, pooled)
@@ -197,7 +206,7 @@ def _enter_flux(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered
 
 
 def _places(rows: int, columns: int) -> Tensor:
-    """(0, row, column) of every image token: [L, 3]."""
+    """Return (0, row, column) of every image token: [L, 3]."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.zeros_like(row), row, column], dim=2).reshape(-1, 3)
 

@@ -1,8 +1,8 @@
 """diffusers' UNets, cut behind their mid block: UNet2DModel, and UNet2DConditionModel with text or classes.
 
 h-space is the output of the mid block (Kwon et al., arXiv 2210.10960; Haas et al., arXiv 2303.11073, call this tap
-"after"). Both halves run the UNet's own modules in its own order, so that decoding what was encoded is the UNet's
-output to the last bit.
+"after"). Both halves run the UNet's own modules in the UNet's own order, so that encoding and decoding without a shift
+gives the UNet's output to the last bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.model.cuts.base import Cut, Features, Given
 
-Context = Mapping[str, Tensor]  # what cross attention reads
+Context = Mapping[str, Tensor]  # the inputs of cross attention
 
 MID_BLOCK = "mid_block"
 
 
 @dataclass(frozen=True)
 class UNetFeatures(Features):
-    """h, the outputs of the down blocks, first to last, the time embedding [N, D], and what attention reads."""
+    """h, the outputs of the down blocks, first to last, the time embedding [N, D], and cross attention's inputs."""
 
     skips: tuple[Tensor, ...]
     time: Tensor
@@ -31,9 +31,10 @@ class UNetFeatures(Features):
 
 
 class UNetCut(Cut):
-    """A UNet, cut behind its mid block."""
+    """A UNet that is cut behind its mid block."""
 
     def encode(self, x_t: Tensor, t: Tensor, given: Given) -> UNetFeatures:
+        """Run the UNet up to and including its mid block."""
         unet = self.network
         sample, time, context = self.embed(x_t, t, given)
         sample = unet.conv_in(sample)
@@ -45,6 +46,7 @@ class UNetCut(Cut):
         return UNetFeatures(hidden, self.tap, tuple(skips), time, context)
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
+        """Run the up blocks and the output layers, with delta_h added to h."""
         assert isinstance(features, UNetFeatures)
         sample, skips = self.tap.shifted(features.hidden, delta_h), features.skips
         uneven = self.uneven(skips[0].shape)
@@ -55,19 +57,20 @@ class UNetCut(Cut):
         return self.finish(sample)
 
     def uneven(self, shape: Sequence[int]) -> bool:
-        """Whether maps [..., H, W] cannot be halved as often as the network does, so that its up blocks have to be told
-        how large to make them: diffusers tells those of a UNet2DConditionModel.
+        """Return whether maps [..., H, W] cannot be halved as often as the network halves them.
+
+        The up blocks then need the size of their output, as diffusers passes it in a UNet2DConditionModel.
         """
         doublings = getattr(self.network, "num_upsamplers", 0)
         return any(side % 2**doublings for side in shape[-2:])
 
     def embed(self, x_t: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Tensor, Context]:
-        """What enters the network, in its precision: the image, the time embedding, and what attention reads."""
+        """Return the network's inputs in its precision: the image, the time embedding, and cross attention's inputs."""
         unet, sample = self.network, x_t.to(self.dtype)
         if hasattr(unet, "process_encoder_hidden_states"):
             time, context = _conditioned(unet, sample, t, given)
         else:
-            # A table of learned timesteps is read by whole numbers.
+            # A table of learned timesteps needs whole numbers as its index.
             t = t.round().long() if isinstance(unet.time_proj, nn.Embedding) else t
             time, context = unet.time_embedding(unet.time_proj(t).to(self.dtype)), {}
             if unet.class_embedding is not None:
@@ -75,7 +78,7 @@ class UNetCut(Cut):
         return 2 * sample - 1 if unet.config["center_input_sample"] else sample, time, context
 
     def finish(self, sample: Tensor) -> Tensor:
-        """From the last up block to the output."""
+        """Run the layers after the last up block, and return the output."""
         unet = self.network
         if unet.conv_norm_out is not None:
             sample = unet.conv_act(unet.conv_norm_out(sample))
@@ -83,22 +86,24 @@ class UNetCut(Cut):
         return output
 
     def maps(self, features: Features) -> Sequence[Tensor]:
-        """h, and the skips of its resolution."""
+        """Return h, and the skips of its resolution."""
         assert isinstance(features, UNetFeatures)
         deepest = [skip for skip in features.skips if skip.shape[-2:] == features.skips[-1].shape[-2:]]
         return [*super().maps(features), *(features.conditional(skip) for skip in deepest)]
 
     def middle(self) -> str:
+        """Return "mid_block", the only tap of a UNet."""
         return MID_BLOCK
 
     def checked(self, tap: str) -> str:
+        """Return `tap` if it is "mid_block", else raise UserError."""
         if tap != MID_BLOCK:
             raise UserError(f"tap: got '{tap}'; a UNet has {MID_BLOCK}")
         return tap
 
 
 def _conditioned(unet: Any, sample: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Context]:
-    """The time embedding with all that is added to it, and what attention reads, of a UNet2DConditionModel."""
+    """Return a UNet2DConditionModel's time embedding with all additions, and the inputs of cross attention."""
     text, added = given.get("encoder_hidden_states"), {k: given[k] for k in ("text_embeds", "time_ids") if k in given}
     text = None if text is None else text.to(sample.dtype)
     guidance = given.get("timestep_cond")
@@ -117,15 +122,16 @@ def _conditioned(unet: Any, sample: Tensor, t: Tensor, given: Given) -> tuple[Te
 
 
 def reads_context(block: Any) -> bool:
-    """Whether a block has cross attention."""
+    """Return whether a block has cross attention."""
     return bool(getattr(block, "has_cross_attention", False))
 
 
 def down_block(block: Callable[..., Any], sample: Tensor, time: Tensor, context: Context) -> Any:
+    """Run a down block, and return its output and its skips; a mid block returns its output alone."""
     return block(sample, time, **context) if reads_context(block) else block(sample, time)
 
 
-middle_block: Callable[..., Tensor] = down_block  # it is called alike, and has no skips to give
+middle_block: Callable[..., Tensor] = down_block  # called alike, but without skips
 
 
 def up_block(
@@ -136,23 +142,24 @@ def up_block(
     *skips: Tensor,
     size: torch.Size | None = None,
 ) -> Tensor:
-    """An up block with its skips one by one: of what is packed into a tuple, a checkpoint keeps hold. size: (H, W) of
-    what it gives, where that is not twice what it is given.
+    """Run an up block with its skips. size: (H, W) of its output, where that is not twice the input's.
+
+    The skips are passed one by one, because a checkpoint would keep those packed into a tuple.
     """
     told: dict[str, Any] = dict(context) if reads_context(block) else {}
     return block(sample, skips, time, **told | ({} if size is None else {"upsample_size": size}))
 
 
 def without_skips(features: UNetFeatures, dropped: Tensor, input_only: bool = False) -> UNetFeatures:
-    """Zero the skips for the samples where `dropped` [N] is True: those below full resolution, or, with `input_only`,
-    all but the output of the first convolution.
+    """Zero the skips of the samples where `dropped` [N] is True, except those at full resolution.
 
-    Trained with this on a random half of each batch, a small UNet carries what it draws through h instead of
-    around it, and h steers it. Inference is the unmodified UNet.
+    With `input_only`, all skips but the output of the first convolution are zeroed. Trained with this on a random half
+    of each batch, a small UNet draws through h instead of around it, so that h steers it. Inference is the unmodified
+    UNet.
     """
     full = features.skips[0].shape[-1]
     keep = (~dropped)[:, None, None, None]
     kept = (i == 0 if input_only else skip.shape[-1] == full for i, skip in enumerate(features.skips))
     skips = tuple(skip if whole else skip * keep for skip, whole in zip(features.skips, kept, strict=True))
-    # What a lean cut made of the old ones is dropped.
+    # A plain UNetFeatures drops what a lean cut computed from the old skips.
     return UNetFeatures(features.hidden, features.tap, skips, features.time, features.context)

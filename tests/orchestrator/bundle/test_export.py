@@ -26,9 +26,9 @@ from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import create_study
-from orchestrator.sweep.champion import crown
-from orchestrator.sweep.record import Books
-from orchestrator.trial import model as bench_module
+from orchestrator.sweep.champion import choose_champion
+from orchestrator.sweep.record import SweepRecord
+from orchestrator.trial import model as model_module
 from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.bundles import dialled, keep_set
 from tests.orchestrator.conftest import Told, report_at
@@ -47,8 +47,8 @@ def folder(tmp_path: Path, tiny_model: Path) -> SweepFolder:
     given = {"name": "faces", "model": str(tiny_model), "sampler": {"steps": 2}}
     sweep = parse({**given, "search": {"directions": {"choice": [2, 3]}}})
     folder, ledger = begun(tmp_path / "runs", sweep)
-    [trial_id], bench = ledger.running(), bench_module.Bench.load(sweep)
-    found = random.find(bench.denoiser, bench.schedule, random.Settings(2))
+    [trial_id], trial_model = ledger.running(), model_module.TrialModel.load(sweep)
+    found = random.find(trial_model.denoiser, trial_model.schedule, random.Settings(2))
     for number in (9, 10, 11):
         named = replace(found, names=("a", f"of {number}"))
         keep_set(folder, trial_id, number, named if number < 11 else None)
@@ -342,7 +342,7 @@ def test_a_set_that_is_nowhere_any_more(folder: SweepFolder, tmp_path: Path, mon
         export(folder, tmp_path / "out", run=name_of(folder))
 
 
-def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> Books:
+def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> SweepRecord:
     """A sweep with one completed trial, not crowned yet."""
     sweep = parse(
         {
@@ -356,10 +356,10 @@ def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> Books:
         }
     )
     folder, ledger = begun(tmp_path / "runs", sweep)
-    [trial_id], bench = ledger.running(), bench_module.Bench.load(sweep)
-    keep_set(folder, trial_id, 400, random.find(bench.denoiser, bench.schedule, random.Settings(2)))
+    [trial_id], trial_model = ledger.running(), model_module.TrialModel.load(sweep)
+    keep_set(folder, trial_id, 400, random.find(trial_model.denoiser, trial_model.schedule, random.Settings(2)))
     ledger.end(trial_id, TrialOutcome.COMPLETED, "", report_at(400, value))
-    return Books(sweep, folder, ledger, cast(Any, Told()))
+    return SweepRecord(sweep, folder, ledger, cast(Any, Told()))
 
 
 @pytest.mark.slow
@@ -375,33 +375,33 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return measure(*given, batch=batch, **more)
 
-    monkeypatch.setattr(bench_module, "evaluate", tight)
-    books = finished(tiny_model, tmp_path)
-    best = crown(books)
+    monkeypatch.setattr(model_module, "evaluate", tight)
+    record = finished(tiny_model, tmp_path)
+    best = choose_champion(record)
     assert tried == [64, 32, 16, 16]  # the champion, then the baseline
-    assert best is not None and best.trial_id == books.folder.read("result.json")["trial"]
-    champion = DirectionSet.load(books.folder.champion)
-    assert champion.metrics == books.folder.read("result.json")["champion"]
+    assert best is not None and best.trial_id == record.folder.read("result.json")["trial"]
+    champion = DirectionSet.load(record.folder.champion)
+    assert champion.metrics == record.folder.read("result.json")["champion"]
     assert champion.provenance["trial"] == best.trial_id and champion.provenance["sweep"] == "a"
 
 
 @pytest.mark.slow
 def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_model: Path, tmp_path: Path) -> None:
     """As after a kill before the result was written; what a kill left of the champion's folder goes."""
-    books = finished(tiny_model, tmp_path)
-    told = cast(Told, books.outbox)
-    books.folder.champion.mkdir()
-    crown(books)
+    record = finished(tiny_model, tmp_path)
+    told = cast(Told, record.outbox)
+    record.folder.champion.mkdir()
+    choose_champion(record)
     first = list(told.calls)
     told.calls.clear()
-    books.folder.result.unlink()
-    crown(books)
+    record.folder.result.unlink()
+    choose_champion(record)
     kinds = ["file", "metrics", "inputs", "folder", "image", "folder", "register", "tags", "tags", "end"]
     assert told.calls == first and [call[0] for call in first] == kinds
     [points] = first[1][2]
     assert points["step"] == 0 and {"champion/globality", "random/globality"} <= points.keys()
     assert first[6][:3] == ("register", "faces", "model") and first[9][1:3] == (None, "FINISHED")
-    assert books.folder.result.is_file()
+    assert record.folder.result.is_file()
 
 
 @pytest.mark.slow
@@ -411,7 +411,7 @@ def test_where_no_trial_is_whole_nobody_is_champion(tmp_path: Path) -> None:
     [trial_id] = ledger.running()
     ledger.end(trial_id, TrialOutcome.FAILED, "crashed")
     told = Told()
-    assert crown(Books(sweep, folder, ledger, cast(Any, told))) is None
+    assert choose_champion(SweepRecord(sweep, folder, ledger, cast(Any, told))) is None
     [end] = told.calls
     assert end[:4] == ("end", None, "FAILED", {"outcome": "no trial was completed"})
     assert not folder.result.exists() and not folder.champion.exists()

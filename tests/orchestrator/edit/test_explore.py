@@ -19,8 +19,8 @@ from PIL import Image
 
 from benchmarks.servers import free_port
 from orchestrator.cli import main as cli
-from orchestrator.edit.explore_state import Workbench, dialled, difference
-from orchestrator.edit.session import Edit, Studio
+from orchestrator.edit.explore_state import ExploreState, dialled, difference
+from orchestrator.edit.session import Edit, EditSession
 from orchestrator.edit.settings import read_settings
 from tests.orchestrator.bundles import tiny_bundle
 
@@ -31,8 +31,8 @@ def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(bundle: Path, tmp_path: Path) -> Workbench:
-    return Workbench(Studio.open(bundle, device="cpu"), tmp_path / "drawn")
+def state(bundle: Path, tmp_path: Path) -> ExploreState:
+    return ExploreState(EditSession.open(bundle, device="cpu"), tmp_path / "drawn")
 
 
 def pixels(picture: Path) -> Any:
@@ -41,8 +41,8 @@ def pixels(picture: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_what_is_shown_can_be_taken_away_and_made_again(bench: Workbench, bundle: Path, tmp_path: Path) -> None:
-    shown = bench.show(7, Edit({"yaw": 1.5, "smile": 0.0}, "asymmetric"))
+def test_what_is_shown_can_be_taken_away_and_made_again(state: ExploreState, bundle: Path, tmp_path: Path) -> None:
+    shown = state.show(7, Edit({"yaw": 1.5, "smile": 0.0}, "asymmetric"))
     assert shown.edited.name == "seed_7__yaw+1.5.png" and shown.notes == []
     assert np.abs(pixels(shown.plain) - pixels(shown.edited)).max() > 5
     settings = read_settings(shown.settings)
@@ -54,18 +54,18 @@ def test_what_is_shown_can_be_taken_away_and_made_again(bench: Workbench, bundle
 
 @pytest.mark.slow
 def test_a_sample_is_begun_once_and_an_image_inverted_once(
-    bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: ExploreState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (16, 8), "red").save(tmp_path / "me.png")
-    first = bench.show(tmp_path / "me.png", Edit({"yaw": 1.0}))
+    first = state.show(tmp_path / "me.png", Edit({"yaw": 1.0}))
     assert first.notes[0].startswith("me.png is 16 x 8 pixels; the model draws 8 x 8: cropped around its centre")
     assert first.notes[1].startswith("me.png is redrawn, before any edit, with a mean error of ") and json.loads(
         first.settings.read_text()
     )["images"] == ["me.png"]
     monkeypatch.setattr("orchestrator.edit.session.invert", lambda *_: pytest.fail("it was inverted already"))
-    second = bench.show(tmp_path / "me.png", Edit({"yaw": 2.0}))
+    second = state.show(tmp_path / "me.png", Edit({"yaw": 2.0}))
     assert second.notes == first.notes and second.edited.name == "me__yaw+2.png"
-    assert sorted(path.name for path in bench.folder.iterdir()) == [
+    assert sorted(path.name for path in state.folder.iterdir()) == [
         "difference.png",
         "me.png",
         "me__yaw+2.png",
@@ -83,22 +83,22 @@ def test_the_difference_is_brightest_where_most_changes() -> None:
 
 @pytest.mark.slow
 def test_the_directions_that_do_one_thing_come_first(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
-    first, folded = dialled(Studio.open(bundle, device="cpu"))
+    first, folded = dialled(EditSession.open(bundle, device="cpu"))
     assert [dial.name for dial in first] == ["yaw", "hair colour", "smile", "a=b"] and folded == []
     assert (first[0].low, first[0].high, first[0].about) == (-1.5, 2.5, "interpretability 0.90")
     many = tiny_bundle(tiny_model, tmp_path / "many", names=[f"direction_{k}" for k in range(11)], dials=False)
-    first, folded = dialled(Studio.open(many, device="cpu"))
+    first, folded = dialled(EditSession.open(many, device="cpu"))
     assert [dial.name for dial in first] == [f"direction_{k}" for k in range(8)] and len(folded) == 3
     assert (first[0].low, first[0].high, first[0].about) == (-2.0, 2.0, "")
 
 
 @pytest.mark.slow
-def test_a_mistake_in_the_page_is_one_escaped_sentence(bench: Workbench, tmp_path: Path) -> None:
+def test_a_mistake_in_the_page_is_one_escaped_sentence(state: ExploreState, tmp_path: Path) -> None:
     from orchestrator.edit.explore import _drawn
 
     names = ["yaw"]
     (tmp_path / "<b>.png").write_text("hello")
-    high, low = bench.studio.schedule.timesteps[0], bench.studio.schedule.timesteps[-1]
+    high, low = state.session.schedule.timesteps[0], state.session.schedule.timesteps[-1]
     for given, message in (
         ((None, None, "symmetric", high, low, 0.0), "the seed is None; allowed: an integer of 0 or more"),
         ((-1, None, "symmetric", high, low, 0.0), "the seed is -1; allowed: an integer of 0 or more"),
@@ -109,15 +109,15 @@ def test_a_mistake_in_the_page_is_one_escaped_sentence(bench: Workbench, tmp_pat
             ">images: &lt;b&gt;.png cannot be read as a picture (",
         ),
     ):
-        *_, said = _drawn(bench, names, *given)  # type: ignore[arg-type]
+        *_, said = _drawn(state, names, *given)  # type: ignore[arg-type]
         assert said.startswith('<p class="problem" role="alert">') and message in said and "<b>" not in said
-    *files, said = _drawn(bench, names, 0, None, "symmetric", high, low, 2.0)
+    *files, said = _drawn(state, names, 0, None, "symmetric", high, low, 2.0)
     assert all(Path(file).is_file() for file in files) and said == '<div role="status"></div>'
 
 
 @pytest.mark.slow
 def test_where_memory_runs_out_the_options_that_help_are_told(
-    bench: Workbench, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    state: ExploreState, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the page, and in the shell where the model itself does not fit."""
     from orchestrator.edit.explore import _drawn
@@ -127,8 +127,8 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
 
     told = "memory ran out; these take less of it: --weights cpu, --precision bf16"
     monkeypatch.setattr("orchestrator.edit.session.sample", no_memory)
-    high, low = bench.studio.schedule.timesteps[0], bench.studio.schedule.timesteps[-1]
-    assert _drawn(bench, ["yaw"], 0, None, "symmetric", high, low, 1.0)[-1] == (
+    high, low = state.session.schedule.timesteps[0], state.session.schedule.timesteps[-1]
+    assert _drawn(state, ["yaw"], 0, None, "symmetric", high, low, 1.0)[-1] == (
         f'<p class="problem" role="alert">{told}</p>'
     )
     monkeypatch.setattr("core.model.denoiser.Denoiser.from_pretrained", no_memory)
@@ -144,7 +144,7 @@ def test_the_model_is_run_as_it_is_asked_for(bundle: Path, monkeypatch: pytest.M
         opened.append(given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Studio, "open", stop)
+    monkeypatch.setattr(EditSession, "open", stop)
     given = ["--precision", "bf16", "--weights", "cpu", "--steps", "5"]
     assert cli.main(["explore", str(bundle), "--port", str(free_port()), *given]) == 130
     assert opened == [{"steps": 5, "any_model": False, "precision": "bf16", "weights": "cpu"}]

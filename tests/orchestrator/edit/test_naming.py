@@ -18,7 +18,7 @@ from core.predictors.attributes import Attributes
 from orchestrator.bundle.files import bundle_of, write_bundle
 from orchestrator.cli import main as cli
 from orchestrator.edit.naming import gallery, name, parse_names
-from orchestrator.edit.session import Studio
+from orchestrator.edit.session import EditSession
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ def test_what_does_not_fit_is_drawn_half_as_many_at_a_time(
 def test_the_model_is_run_as_it_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[torch.dtype, bool]] = []
 
-    def kept(studio: Studio, *_: Any) -> Any:
-        opened.append((studio.denoiser.dtype, isinstance(studio.denoiser.cut, Streamed)))
+    def kept(session: EditSession, *_: Any) -> Any:
+        opened.append((session.denoiser.dtype, isinstance(session.denoiser.cut, Streamed)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.edit.naming._look", kept)

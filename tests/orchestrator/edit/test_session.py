@@ -17,15 +17,15 @@ from core.execution.streaming import Streamed
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.randomness import noise
-from orchestrator.edit.session import REACH, Begun, Edit, Studio, recovered
+from orchestrator.edit.session import REACH, Edit, EditSession, StartingSamples, recovered
 from orchestrator.trial.attempt import as_fits
 from orchestrator.trial.loading import WEIGHTS, told_of_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
-    return Studio.open(tiny_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny set"), device="cpu")
+def tiny(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EditSession:
+    return EditSession.open(tiny_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny set"), device="cpu")
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -33,7 +33,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.slow
-def test_what_is_drawn_is_what_the_chain_draws(tiny: Studio, tiny_model: Path) -> None:
+def test_what_is_drawn_is_what_the_chain_draws(tiny: EditSession, tiny_model: Path) -> None:
     denoiser = Denoiser.from_pretrained(tiny_model)
     schedule = Schedule.ddim(denoiser, 3)
     directions = tiny_set(tiny_model)
@@ -46,13 +46,15 @@ def test_what_is_drawn_is_what_the_chain_draws(tiny: Studio, tiny_model: Path) -
     assert (drawn[:, 0] - drawn[:, 1]).abs().max() > 0.01
 
 
-def test_an_edit_of_nothing_is_the_unshifted_sample(tiny: Studio) -> None:
+def test_an_edit_of_nothing_is_the_unshifted_sample(tiny: EditSession) -> None:
     begun = tiny.from_seeds([1])
     for scales in ({}, {"yaw": 0.0}):
         assert close(tiny.draw(begun, Edit(scales))[:, 0], begun.plain)
 
 
-def test_a_window_begins_from_the_unshifted_chain_that_is_kept(tiny: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_begins_from_the_unshifted_chain_that_is_kept(
+    tiny: EditSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, middle = tiny.from_seeds([1, 2]), tiny.schedule.timesteps[1]
     edit = Edit({"yaw": 2.0}, "symmetric", (middle, middle))
     whole = sample(tiny.denoiser, tiny.schedule, begun.x_T, tiny.directions.shift("yaw", 2.0), window=(middle, middle))
@@ -65,7 +67,7 @@ def test_a_window_begins_from_the_unshifted_chain_that_is_kept(tiny: Studio, mon
         tiny.draw(begun, Edit({"yaw": 1.0}, "symmetric", (3, 1)))
 
 
-def test_a_sample_is_the_same_in_every_batch(tiny: Studio) -> None:
+def test_a_sample_is_the_same_in_every_batch(tiny: EditSession) -> None:
     told: list[int] = []
     edit = tiny.edit({"yaw": 1.0})
     alone = torch.cat([tiny.draw(tiny.from_seeds([seed]), edit, (1.0, 2.0)) for seed in range(5)])
@@ -75,7 +77,7 @@ def test_a_sample_is_the_same_in_every_batch(tiny: Studio) -> None:
 
 @pytest.mark.slow
 def test_a_noisy_chain_draws_its_noise_from_the_seed(tiny_model: Path, tmp_path: Path) -> None:
-    noisy = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", eta=0.5), device="cpu")
+    noisy = EditSession.open(tiny_bundle(tiny_model, tmp_path / "set", eta=0.5), device="cpu")
     edit = noisy.edit({"yaw": 1.0})
     alone, together = noisy.draw(noisy.from_seeds([7]), edit), noisy.draw(noisy.from_seeds([3, 7]), edit, batch=1)
     assert close(alone[0], together[1])
@@ -87,16 +89,16 @@ def test_a_noisy_chain_draws_its_noise_from_the_seed(tiny_model: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_images_are_inverted_and_how_well_is_told(tiny: Studio) -> None:
+def test_images_are_inverted_and_how_well_is_told(tiny: EditSession) -> None:
     images = tiny.from_seeds([5]).plain.clamp(-1, 1)
     begun = tiny.from_images(images)
     assert close(begun.plain, tiny.draw(begun, Edit({}))[:, 0])
-    exact = Begun(tiny.denoiser, tiny.schedule, tiny.from_seeds([5]).x_T)
+    exact = StartingSamples(tiny.denoiser, tiny.schedule, tiny.from_seeds([5]).x_T)
     assert recovered(exact, images)[0] < 0.01
     assert recovered(exact, (images + 10 / 127.5))[0] == pytest.approx(10, abs=0.1)
 
 
-def test_images_of_another_size_are_told_of(tiny: Studio, tmp_path: Path) -> None:
+def test_images_of_another_size_are_told_of(tiny: EditSession, tmp_path: Path) -> None:
     for name, size in (("wide.png", (40, 16)), ("small.png", (4, 4)), ("right.png", (8, 8)), ("large.png", (16, 16))):
         Image.new("RGB", size, "red").save(tmp_path / name)
     images, notes = tiny.load([tmp_path / name for name in ("wide.png", "small.png", "right.png", "large.png")])
@@ -111,7 +113,7 @@ def test_images_of_another_size_are_told_of(tiny: Studio, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_other_steps_take_the_nearest_shift_in_proportion(tiny_model: Path, tmp_path: Path) -> None:
     bundle = tiny_bundle(tiny_model, tmp_path / "set")
-    other = Studio.open(bundle, device="cpu", steps=6)
+    other = EditSession.open(bundle, device="cpu", steps=6)
     (warning,) = other.warnings
     assert warning.startswith("the set was made with 3 steps: with 6 its shifts are scaled in proportion")
     shift = other._shift({"yaw": 1.0}, torch.ones(1))
@@ -120,7 +122,7 @@ def test_other_steps_take_the_nearest_shift_in_proportion(tiny_model: Path, tmp_
     assert delta_h is not None and own is not None and close(delta_h, own)
 
 
-def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: Studio) -> None:
+def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: EditSession) -> None:
     assert tiny.range_of("yaw") == (-1.5, 2.5)
     assert tiny.reach({"yaw": 1.0}) == (-1.5, 2.5)
     assert tiny.reach({"yaw": 1.0, "smile": -1.0}) == (-1.5, 1.5)
@@ -135,7 +137,7 @@ def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: Studio) -
 
 @pytest.mark.slow
 def test_without_dials_the_range_is_a_guess_and_nothing_is_beyond(tiny_model: Path, tmp_path: Path) -> None:
-    plain = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", dials=False), device="cpu")
+    plain = EditSession.open(tiny_bundle(tiny_model, tmp_path / "set", dials=False), device="cpu")
     assert plain.range_of("yaw") == plain.reach({"yaw": 1.0}) == REACH and plain.beyond({"yaw": 99.0}) == []
 
 
@@ -173,12 +175,14 @@ def test_what_does_not_belong_together_is_refused(
     change(description["provenance"])
     (bundle / "directions.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=message):
-        Studio.open(bundle, device="cpu")
+        EditSession.open(bundle, device="cpu")
 
 
 @pytest.mark.slow
 def test_other_weights_may_be_used_where_one_asks_for_it(tiny_model: Path, tmp_path: Path) -> None:
-    other = Studio.open(tiny_bundle(tiny_model, tmp_path / "set", weight_digest="f" * 64), any_model=True, device="cpu")
+    other = EditSession.open(
+        tiny_bundle(tiny_model, tmp_path / "set", weight_digest="f" * 64), any_model=True, device="cpu"
+    )
     (warning,) = other.warnings
     assert warning.startswith("the set was made for weights 'ffffffffffff', model ")
     assert other.draw(other.from_seeds([0]), other.edit({"yaw": 1.0})).isfinite().all()
@@ -188,12 +192,12 @@ def test_other_weights_may_be_used_where_one_asks_for_it(tiny_model: Path, tmp_p
 def test_the_model_may_have_moved(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "moved")
     bundle = tiny_bundle(tiny_model, tmp_path / "set", model="gone/away/long")
-    assert Studio.open(bundle, str(tmp_path / "moved"), device="cpu").warnings == ()
+    assert EditSession.open(bundle, str(tmp_path / "moved"), device="cpu").warnings == ()
 
 
-def test_a_bundle_that_is_not_there_and_scales_that_are_none(tiny: Studio, tmp_path: Path) -> None:
+def test_a_bundle_that_is_not_there_and_scales_that_are_none(tiny: EditSession, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none is not a direction set: directions.json is missing"):
-        Studio.open(tmp_path / "none")
+        EditSession.open(tmp_path / "none")
     with pytest.raises(UserError, match="no direction named 'smlie'; did you mean 'smile'?"):
         tiny.draw(tiny.from_seeds([0]), Edit({"smlie": 1.0}))
     for scale in (float("nan"), float("inf")):
@@ -202,15 +206,17 @@ def test_a_bundle_that_is_not_there_and_scales_that_are_none(tiny: Studio, tmp_p
 
 
 @pytest.mark.slow
-def test_a_set_is_opened_in_the_precision_that_it_was_found_in(tiny: Studio, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_set_is_opened_in_the_precision_that_it_was_found_in(
+    tiny: EditSession, tiny_model: Path, tmp_path: Path
+) -> None:
     """An older set does not say: float32, as it was opened before."""
     assert (tiny.precision, tiny.denoiser.dtype) == ("fp32", torch.float32)
     bundle = tiny_bundle(tiny_model, tmp_path / "set", precision="bf16")
-    half, whole = Studio.open(bundle, device="cpu"), Studio.open(bundle, device="cpu", precision="fp32")
+    half, whole = EditSession.open(bundle, device="cpu"), EditSession.open(bundle, device="cpu", precision="fp32")
     assert (half.precision, half.denoiser.dtype, half.warnings) == ("bf16", torch.bfloat16, ())
     assert (whole.precision, whole.denoiser.dtype) == ("fp32", torch.float32)
     edit = half.edit({"yaw": 1.0})
-    drawn, exact = (studio.draw(studio.from_seeds([1]), edit) for studio in (half, whole))
+    drawn, exact = (session.draw(session.from_seeds([1]), edit) for session in (half, whole))
     assert drawn.dtype == torch.float32 and not torch.equal(drawn, exact)
     assert float((drawn - exact).norm() / exact.norm()) < 0.05
 
@@ -219,10 +225,10 @@ def test_a_set_is_opened_in_the_precision_that_it_was_found_in(tiny: Studio, tin
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_in_the_cpus_memory_draw_the_same(tiny_model: Path, tmp_path: Path, precision: str) -> None:
     bundle = tiny_bundle(tiny_model, tmp_path / "set", precision=precision)
-    resident, away = (Studio.open(bundle, device="cpu", weights=weights) for weights in WEIGHTS)
+    resident, away = (EditSession.open(bundle, device="cpu", weights=weights) for weights in WEIGHTS)
     assert isinstance(away.denoiser.cut, Streamed) and not isinstance(resident.denoiser.cut, Streamed)
     edit = away.edit({"yaw": 1.0})
-    drawn, expected = (studio.draw(studio.from_seeds([1]), edit) for studio in (away, resident))
+    drawn, expected = (session.draw(session.from_seeds([1]), edit) for session in (away, resident))
     far = 1e-4 if precision in ("fp32", "tf32") else 0.05
     assert float((drawn - expected).norm() / expected.norm()) < far
     inverted = away.from_images(torch.zeros(1, *away.denoiser.image_shape))
@@ -240,7 +246,7 @@ def test_a_precision_and_a_place_that_there_are_not(
     tiny_model: Path, tmp_path: Path, given: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        Studio.open(tiny_bundle(tiny_model, tmp_path / "set"), device="cpu", **given)
+        EditSession.open(tiny_bundle(tiny_model, tmp_path / "set"), device="cpu", **given)
     assert str(error.value) == told
 
 
@@ -271,7 +277,7 @@ def test_a_model_that_could_not_be_read_for_want_of_memory(
     monkeypatch.setattr(Denoiser, "from_pretrained", unread)
     with pytest.raises(UserError, match=r"^memory ran out; these take less of it: --weights cpu$"):
         with told_of_memory("--weights cpu"):
-            Studio.open(bundle)
+            EditSession.open(bundle)
 
 
 @pytest.mark.slow

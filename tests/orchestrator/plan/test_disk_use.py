@@ -16,7 +16,7 @@ from core.samples.training import draw_pool
 from orchestrator.plan import disk_use as upkeep
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial.footprint import heaviest, without_weights
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 
 
 def sweep_of(model: object, **sections: Any) -> Sweep:
@@ -25,8 +25,8 @@ def sweep_of(model: object, **sections: Any) -> Sweep:
 
 
 @pytest.fixture(scope="module")
-def bench(tiny_model: Path) -> Bench:
-    return Bench.load(sweep_of(tiny_model))
+def trial_model(tiny_model: Path) -> TrialModel:
+    return TrialModel.load(sweep_of(tiny_model))
 
 
 def taken(folder: Path) -> int:
@@ -34,42 +34,48 @@ def taken(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_sets_and_pictures_are_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
+def test_sets_and_pictures_are_as_large_as_was_counted(
+    trial_model: TrialModel, tiny_model: Path, tmp_path: Path
+) -> None:
     sweep = sweep_of(tiny_model)
-    found = learned.Learner(bench.denoiser, bench.schedule, heaviest(sweep)).directions()
+    found = learned.Learner(trial_model.denoiser, trial_model.schedule, heaviest(sweep)).directions()
     found.save(tmp_path / "set")
     assert (
-        taken(tmp_path / "set") <= upkeep.set_bytes(4, bench.denoiser, bench.schedule) < taken(tmp_path / "set") + 4096
+        taken(tmp_path / "set")
+        <= upkeep.set_bytes(4, trial_model.denoiser, trial_model.schedule)
+        < taken(tmp_path / "set") + 4096
     )
-    bench.draw(sweep, found, tmp_path)
-    real, counted = (tmp_path / "traversal.png").stat().st_size, upkeep.picture_bytes(4, bench.denoiser)
+    trial_model.draw(sweep, found, tmp_path)
+    real, counted = (tmp_path / "traversal.png").stat().st_size, upkeep.picture_bytes(4, trial_model.denoiser)
     assert real <= counted < 4 * real, "noise compresses least"
 
 
 @pytest.mark.slow
-def test_the_state_of_a_trial_is_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_state_of_a_trial_is_as_large_as_was_counted(
+    trial_model: TrialModel, tiny_model: Path, tmp_path: Path
+) -> None:
     from orchestrator.trial.engine import Engines
 
     sweep = sweep_of(tiny_model, deepspeed={"zero": 0})
     settings = heaviest(sweep)
     engines = Engines(sweep.deepspeed, settings.batch)
-    learner = learned.Learner(bench.denoiser, bench.schedule, settings, engines.make)
+    learner = learned.Learner(trial_model.denoiser, trial_model.schedule, settings, engines.make)
     learner.iterate(0)
     engines.snapshot(1).write(tmp_path)
     engines.close()
-    counted = upkeep.engine_bytes(bench.denoiser, bench.schedule, settings)
+    counted = upkeep.engine_bytes(trial_model.denoiser, trial_model.schedule, settings)
     assert counted == pytest.approx(taken(tmp_path), rel=0.02)
 
 
 @pytest.mark.slow
-def test_the_cache_is_as_large_as_was_counted(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_cache_is_as_large_as_was_counted(trial_model: TrialModel, tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_of(tiny_model, evaluate={"seeds": 6})
     cache = SampleCache(tmp_path)
-    draw_pool(bench.denoiser, bench.schedule, 70, cache=cache)
+    draw_pool(trial_model.denoiser, trial_model.schedule, 70, cache=cache)
     for first in (1 << 30, 2 << 30):  # to choose by, and to report on
         for part in (range(first, first + 6), range(first + 6, first + 30)):
-            list(draw_images(bench.denoiser, bench.schedule, part, cache=cache))
-    parts = upkeep.disk_parts(sweep, without_weights(sweep), bench.schedule, 2)
+            list(draw_images(trial_model.denoiser, trial_model.schedule, part, cache=cache))
+    parts = upkeep.disk_parts(sweep, without_weights(sweep), trial_model.schedule, 2)
     files = list(tmp_path.glob("*.safetensors"))
     assert 0 <= sum(file.stat().st_size for file in files) - parts["samples_cache"] < 512 * len(files)
 

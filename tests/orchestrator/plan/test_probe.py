@@ -16,7 +16,7 @@ from orchestrator.plan import probe
 from orchestrator.plan.probe import Measured
 from orchestrator.spec import Sweep, load, parse
 from orchestrator.trial.footprint import heaviest
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 from tests.orchestrator.conftest import Orchestrate
 
 
@@ -62,8 +62,8 @@ def test_what_is_measured_is_what_a_trial_does(sweep_file: Path, monkeypatch: py
     """A long iteration, measured on a shorter chain, comes to what it takes on the whole one: in passes."""
     plain = "deepspeed={zero: 0}"  # what DeepSpeed imports for the others warns
     sweep = load(sweep_file, ["sampler.steps=12", "train.batch=8", "gradient.policy=checkpoint_steps", plain])
-    bench, passes = Bench.load(sweep), [0]
-    bench.denoiser.listeners.append(lambda: passes.__setitem__(0, passes[0] + 1))
+    trial_model, passes = TrialModel.load(sweep), [0]
+    trial_model.denoiser.listeners.append(lambda: passes.__setitem__(0, passes[0] + 1))
 
     def counted(work: Callable[[], object]) -> float:
         before = passes[0]
@@ -72,9 +72,9 @@ def test_what_is_measured_is_what_a_trial_does(sweep_file: Path, monkeypatch: py
 
     monkeypatch.setattr(probe, "_timed", counted)
     settings = heaviest(sweep)
-    whole = probe._iteration_s(bench, sweep, settings, 1e-9)
+    whole = probe._iteration_s(trial_model, sweep, settings, 1e-9)
     before = passes[0]
-    short = probe._iteration_s(bench, sweep, settings, 1.0)  # as if a pass took a second
+    short = probe._iteration_s(trial_model, sweep, settings, 1.0)  # as if a pass took a second
     assert short == pytest.approx(whole, rel=0.05)
     assert passes[0] - before < 2 * whole  # on a shorter chain
 

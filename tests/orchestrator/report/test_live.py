@@ -16,24 +16,24 @@ from rich.console import Console
 
 from orchestrator.report import live
 from orchestrator.report.live import Screen, screen, summary, table
-from orchestrator.report.progress import Standing, TrialStanding, ends_at, standing
+from orchestrator.report.progress import SweepProgress, TrialProgress, ends_at, standing
 from orchestrator.spec import parse
 
 NOW = 10_000.0
 
 
-def trial(name: str, state: str = "running", best: float | None = None, **more: Any) -> TrialStanding:
+def trial(name: str, state: str = "running", best: float | None = None, **more: Any) -> TrialProgress:
     over = state not in ("running", "waiting")
     facts = {"iteration": 50, "value": best, "began": NOW - 100, "ended": NOW if over else None}
-    return TrialStanding(name, state, over, best=best, **{**facts, **more})
+    return TrialProgress(name, state, over, best=best, **{**facts, **more})
 
 
-def stands(*trials: TrialStanding, **more: Any) -> Standing:
+def stands(*trials: TrialProgress, **more: Any) -> SweepProgress:
     facts = {"mode": "max", "total": 8, "slots": 2, "spent": 100.0, "asof": NOW, "driven": True}
-    return Standing("a", "identifiability", iterations=150, trials=trials, **{**facts, **more})
+    return SweepProgress("a", "identifiability", iterations=150, trials=trials, **{**facts, **more})
 
 
-def lines_of(shown: Standing, width: int, height: int | None = None) -> list[str]:
+def lines_of(shown: SweepProgress, width: int, height: int | None = None) -> list[str]:
     console = Console(width=width, file=io.StringIO(), record=True)
     console.print(table(shown, NOW, height))
     return [line.rstrip() for line in console.export_text().splitlines()]

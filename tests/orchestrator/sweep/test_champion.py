@@ -20,10 +20,10 @@ from orchestrator.search.ledger import Ledger
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.sweep import champion as module
-from orchestrator.sweep.champion import crown
-from orchestrator.sweep.record import Books
-from orchestrator.trial import model as bench_module
-from orchestrator.trial.model import Bench
+from orchestrator.sweep.champion import choose_champion
+from orchestrator.sweep.record import SweepRecord
+from orchestrator.trial import model as model_module
+from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.bundles import a_set, dialled, keep_set
 from tests.orchestrator.conftest import Told, report_at
@@ -33,7 +33,7 @@ OUT = TrialOutcome
 Values = list[tuple[TrialOutcome, float, float]]  # outcome, identifiability, KID
 
 
-def finished(tmp_path: Path, values: Values, **sections: Any) -> tuple[Books, list[str]]:
+def finished(tmp_path: Path, values: Values, **sections: Any) -> tuple[SweepRecord, list[str]]:
     """A sweep whose trials have ended so, none measured anew yet; and their ids, in the order in which they began."""
     folder, sweep = started(tmp_path / "runs", "crowned", len(values), **sections)
     folder.add(experiment_id="1", parent_run="parent")
@@ -45,7 +45,7 @@ def finished(tmp_path: Path, values: Values, **sections: Any) -> tuple[Books, li
         step = 100 if outcome == OUT.COMPLETED else 50
         keep_set(folder, given.trial_id, step, a_set(given.trial_id))
         ledger.end(given.trial_id, outcome, "", report_at(step, identifiability, kid))
-    return Books(sweep, folder, ledger, cast(Any, Told())), ids
+    return SweepRecord(sweep, folder, ledger, cast(Any, Told())), ids
 
 
 class Measuring:
@@ -55,15 +55,15 @@ class Measuring:
         self.measured: list[tuple[DirectionSet, range]] = []
         self.scaled: list[DirectionSet] = []
         self.sweeps: list[Sweep] = []  # with the batch that fits, of every call
-        bench = create_autospec(Bench, instance=True)
-        bench.with_dials.side_effect = self._turned
-        bench.measure.side_effect = self._measure
-        bench.scaled.side_effect = self._scale
+        trial_model = create_autospec(TrialModel, instance=True)
+        trial_model.with_dials.side_effect = self._turned
+        trial_model.measure.side_effect = self._measure
+        trial_model.scaled.side_effect = self._scale
         monkeypatch.setattr(
             module, "write_page", create_autospec(write_page, side_effect=lambda _, to: to.write_text(""))
         )
-        monkeypatch.setattr(Bench, "load", create_autospec(Bench.load, return_value=bench))
-        monkeypatch.setattr(module, "random_like", create_autospec(bench_module.random_like, side_effect=self._random))
+        monkeypatch.setattr(TrialModel, "load", create_autospec(TrialModel.load, return_value=trial_model))
+        monkeypatch.setattr(module, "random_like", create_autospec(model_module.random_like, side_effect=self._random))
 
     def _turned(self, sweep: Sweep, found: DirectionSet) -> Calibrated:
         """With dials, for which a calibration has turned the set's second direction round and made it longer."""
@@ -78,7 +78,7 @@ class Measuring:
         metrics = {"identifiability": float(len(self.measured)), "fidelity_kid": 0.25}
         return Evaluation(metrics, None, create_autospec(Traversals, instance=True), {})
 
-    def _random(self, bench: Any, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
+    def _random(self, trial_model: Any, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
         self.sweeps.append(sweep)
         return a_set("random", method="random")
 
@@ -98,43 +98,43 @@ DONE = [(OUT.COMPLETED, 0.5, 0.5), (OUT.COMPLETED, 0.9, 0.1), (OUT.PRUNED, 0.99,
 
 def test_the_champion_is_reported_on_seeds_that_chose_nothing(tmp_path: Path, measuring: Measuring) -> None:
     """Chosen on SELECT_SEEDS, dialled on CALIBRATION_SEEDS, reported on others; and so is the baseline beside it."""
-    books, ids = finished(tmp_path, DONE)
-    best = crown(books)
+    record, ids = finished(tmp_path, DONE)
+    best = choose_champion(record)
     assert best is not None and best.trial_id == ids[1]
     (champion, on), (baseline, beside) = measuring.measured
     assert on == beside == REPORT_SEEDS
     assert not any(set(on[:5000]) & set(other[:5000]) for other in (SELECT_SEEDS, CALIBRATION_SEEDS, TRAIN_SEEDS))
     assert baseline.provenance["method"] == "random" and measuring.scaled[0].provenance["method"] == "random"
     assert torch.equal(baseline.sigma, 7 * measuring.scaled[0].sigma), "as long as the sweep asks for"
-    assert measuring.sweeps == [books.sweep] * 5, "each with the batch that fits"
+    assert measuring.sweeps == [record.sweep] * 5, "each with the batch that fits"
     assert len(measuring.scaled) == 1, "the champion is measured as long as its method made it"
 
 
 def test_the_champion_is_measured_as_long_as_its_method_made_it(tmp_path: Path, measuring: Measuring) -> None:
     """Its dials lengthen it and turn directions round: metrics look at the turned set, at its own length."""
-    books, ids = finished(tmp_path, DONE)
-    crown(books)
+    record, ids = finished(tmp_path, DONE)
+    choose_champion(record)
     found, (measured, _) = a_set(ids[1]), measuring.measured[0]
     assert torch.equal(measured.sigma, found.sigma)
     assert torch.equal(measured.table[0], found.table[0]) and torch.equal(measured.table[1], -found.table[1])
-    written = DirectionSet.load(books.folder.champion)
+    written = DirectionSet.load(record.folder.champion)
     assert torch.equal(written.sigma, found.sigma * torch.tensor([3.0, 5.0])[:, None]), "with the length of its dials"
     assert len(written.dials) == 2
 
 
 def test_what_is_kept_of_the_champion_is_its_own(tmp_path: Path, measuring: Measuring) -> None:
-    books, ids = finished(tmp_path, DONE)
-    crown(books)
-    written, result = DirectionSet.load(books.folder.champion), books.folder.read("result.json")
+    record, ids = finished(tmp_path, DONE)
+    choose_champion(record)
+    written, result = DirectionSet.load(record.folder.champion), record.folder.read("result.json")
     own = {"identifiability": 1.0, "fidelity_kid": 0.25}
     assert dict(written.metrics) == own and written.provenance["trial"] == ids[1]
     assert written.provenance["sweep"] == "crowned"
     assert result == {"trial": ids[1], "champion": own, "random": {"identifiability": 2.0, "fidelity_kid": 0.25}}
-    told = cast(Told, books.outbox)
+    told = cast(Told, record.outbox)
     [(values, _)] = [call[2:] for call in told.calls if call[0] == "metrics"]
     assert values[0]["champion/identifiability"] == 1.0 and values[0]["random/identifiability"] == 2.0
     assert ("tags", ids[1], {"champion": "true"}) in told.calls
-    assert read_bundle(books.folder.champion).files["gallery.html"]
+    assert read_bundle(record.folder.champion).files["gallery.html"]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_what_is_kept_of_the_champion_is_its_own(tmp_path: Path, measuring: Meas
 def test_the_champion_is_the_best_in_the_sense_of_the_objective(
     tmp_path: Path, measuring: Measuring, objectives: list[Mapping[str, str]], best: int
 ) -> None:
-    books, ids = finished(tmp_path, DONE, objectives=objectives)
-    crowned = crown(books)
+    record, ids = finished(tmp_path, DONE, objectives=objectives)
+    crowned = choose_champion(record)
     assert crowned is not None and crowned.trial_id == ids[best]
 
 
@@ -160,11 +160,11 @@ def test_a_report_that_cannot_be_written_takes_no_sweep_down(
         raise ValueError("no chart")
 
     monkeypatch.setattr(module, "write_page", broken)
-    books, ids = finished(tmp_path, DONE)
+    record, ids = finished(tmp_path, DONE)
     said: list[str] = []
-    crown(books, say=said.append)
+    choose_champion(record, say=said.append)
     assert said == ["The report was not written (no chart); make it with: orchestrate report crowned"]
-    assert books.folder.read("result.json")["trial"] == ids[1]
+    assert record.folder.read("result.json")["trial"] == ids[1]
 
 
 def exported(tmp_path: Path, folder: SweepFolder, **asked: Any) -> list[DirectionSet]:
@@ -179,21 +179,21 @@ def of_set(directions: DirectionSet) -> str:
 
 def test_an_export_holds_the_set_that_it_was_asked_for(tmp_path: Path, measuring: Measuring) -> None:
     """Every trial's own, whether it is the champion or not, and the champion where none is named."""
-    books, ids = finished(tmp_path, DONE)
-    crown(books)
+    record, ids = finished(tmp_path, DONE)
+    choose_champion(record)
     for trial_id in ids:
-        [found] = exported(tmp_path, books.folder, run=trial_id)
+        [found] = exported(tmp_path, record.folder, run=trial_id)
         assert of_set(found) == trial_id == found.provenance["trial"]
         assert torch.equal(found.table[0], a_set(trial_id).table[0])
         assert bool(found.metrics) == (trial_id == ids[1]), "measured anew is the champion alone"
-    [champion] = exported(tmp_path, books.folder)
+    [champion] = exported(tmp_path, record.folder)
     assert of_set(champion) == ids[1]
 
 
 def test_the_best_few_are_exported_best_first_and_completed_ones_alone(tmp_path: Path, measuring: Measuring) -> None:
-    books, ids = finished(tmp_path, DONE)
-    crown(books)
-    folder = books.folder
+    record, ids = finished(tmp_path, DONE)
+    choose_champion(record)
+    folder = record.folder
     assert [of_set(found) for found in exported(tmp_path, folder, top=3)] == [ids[1], ids[3], ids[0]]
     assert [of_set(found) for found in exported(tmp_path, folder, top=1)] == [ids[1]]
     names = [path.name for path in export(folder, tmp_path / "named", top=2)]
@@ -201,8 +201,8 @@ def test_the_best_few_are_exported_best_first_and_completed_ones_alone(tmp_path:
 
 
 def test_what_is_exported_before_there_is_a_champion_is_measured_then(tmp_path: Path, measuring: Measuring) -> None:
-    books, ids = finished(tmp_path, DONE)
+    record, ids = finished(tmp_path, DONE)
     said: list[str] = []
-    [found] = exported(tmp_path, books.folder, run=ids[0], say=said.append)
+    [found] = exported(tmp_path, record.folder, run=ids[0], say=said.append)
     assert of_set(found) == ids[0] and len(found.dials) == 2
     assert said == [f"Measuring the dials of trial {ids[0]} (2 directions), and drawing its gallery ..."]

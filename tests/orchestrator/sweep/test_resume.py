@@ -16,17 +16,17 @@ SCRIPT = """
 import json, pathlib, sys
 from core import DirectionSet
 from core.methods import learned
-from orchestrator.trial import model as bench
+from orchestrator.trial import model
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.outcome import Preempted
 from orchestrator.spec import parse
-from orchestrator.trial.run import Surroundings, run_trial
+from orchestrator.trial.run import TrialContext, run_trial
 
 model, root, cases = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
 sweep = parse({"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
                "train": {"iterations": 4, "batch": 4, "micro_batch": 2, "pool": 32},
                "evaluate": {"every": 2, "seeds": 6}, "gradient": {"policy": "full_graph"}})
-iterate, evaluate = learned.Learner.iterate, bench.evaluate
+iterate, evaluate = learned.Learner.iterate, model.evaluate
 
 def start(folder, stop_in=None, stop_measuring=None):
     asked, reached, ran, reports = [], [0], [], []
@@ -38,11 +38,11 @@ def start(folder, stop_in=None, stop_measuring=None):
     def measured(*given, **more):
         asked.extend([1] if reached[0] == stop_measuring else [])
         return evaluate(*given, **more)
-    learned.Learner.iterate, bench.evaluate = iterated, measured
+    learned.Learner.iterate, model.evaluate = iterated, measured
     ended = "whole"
     try:
         for report in run_trial({"method": "learned", "directions": 3}, sweep, folder,
-                                around=Surroundings(lambda: bool(asked))):
+                                around=TrialContext(lambda: bool(asked))):
             reports.append({name: report[name] for name in ("global_step", "curve", "metrics", "notes")})
     except Preempted:
         ended = "preempted"

@@ -29,7 +29,7 @@ from benchmarks.servers import (
     s3_server,
     wait,
 )
-from benchmarks.stores import Course, Load, drive, side_by_side, sweep_of, wrong
+from benchmarks.stores import Load, SweepRun, drive, side_by_side, sweep_of, wrong
 from core.errors import UserError
 from orchestrator.bundle.export import result_of
 from orchestrator.search.ledger import METRICS, OUTCOME, Assignment, Ledger
@@ -126,7 +126,7 @@ def test_two_sweeps_side_by_side(tmp_path: Path, study: str, mlflow_uri: str, se
 def test_servers_that_are_away_for_a_while(tmp_path: Path, study: str, mlflow_uri: str, server: Postgresql) -> None:
     """Study and runs are in the same PostgreSQL, which goes in the middle and comes back."""
     load = replace(SMALL, reports=40, curve=8)
-    sweep, courses = sweep_of("away", load, mlflow_uri, study), list[Course]()
+    sweep, courses = sweep_of("away", load, mlflow_uri, study), list[SweepRun]()
     driver = threading.Thread(target=lambda: courses.append(drive(sweep, tmp_path, load)), daemon=True)
     driver.start()
     count = f"SELECT count(*) FROM trial_user_attributes WHERE key = 'reports' AND value_json LIKE '%\"{3 * 8}\"%'"

@@ -10,7 +10,7 @@ from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, Gr
 from core.methods.learned.training import Settings
 from orchestrator.plan.memory import case_of
 from orchestrator.spec import parse
-from orchestrator.trial.attempt import Attempt, Drawing
+from orchestrator.trial.attempt import Attempt, DrawBatch
 from orchestrator.trial.footprint import choose
 from orchestrator.trial.settings import DeepSpeedSteps
 
@@ -76,7 +76,7 @@ def test_without_a_micro_batch_it_is_the_batch_that_is_halved() -> None:
 def test_what_was_learned_while_measuring_is_kept() -> None:
     first = replace(attempt("full_graph", FullGraph()), retries=1)
     sweep = parse({"name": "a", "model": "b", "search": {}, "budget": {"trials": 1}, "sampler": {"batch": 8}})
-    assert first.after(Drawing(sweep, retries=3)) == replace(first, draw_batch=8, retries=4)
+    assert first.after(DrawBatch(sweep, retries=3)) == replace(first, draw_batch=8, retries=4)
 
 
 @pytest.mark.slow

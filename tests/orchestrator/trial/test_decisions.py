@@ -28,10 +28,10 @@ from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.engine import Engines
 from orchestrator.trial.engine_state import Snapshot
 from orchestrator.trial.footprint import Case
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import Preempted
-from orchestrator.trial.ranks import Crew
-from orchestrator.trial.run import Surroundings, run_trial
+from orchestrator.trial.ranks import Ranks
+from orchestrator.trial.run import TrialContext, run_trial
 
 LEARNED: dict[str, Any] = {"method": "learned", "directions": 2}
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
@@ -55,7 +55,7 @@ class Trial:
     """A trial in a folder, among fakes that keep what they were asked, in order."""
 
     path: Path
-    bench: Any
+    trial_model: Any
     events: list[tuple[Any, ...]] = field(default_factory=list)
     before: Callable[[tuple[Any, ...]], None] = lambda event: None  # may raise, or ask the trial to end
     metrics: dict[str, float] = field(default_factory=lambda: {"identifiability": 0.5, "fidelity_kid": 0.25})
@@ -66,8 +66,8 @@ class Trial:
         return TrialFolder(self.path)
 
     @property
-    def around(self) -> Surroundings:
-        return Surroundings(lambda: self.asked, lambda: None)
+    def around(self) -> TrialContext:
+        return TrialContext(lambda: self.asked, lambda: None)
 
     def happens(self, *event: Any) -> None:
         self.events.append(event)
@@ -75,7 +75,7 @@ class Trial:
 
     def reports(self, sweep: Sweep, parameters: dict[str, Any] = LEARNED, **more: Any) -> list[dict[str, Any]]:
         around = more.pop("around", self.around)
-        load = create_autospec(Bench.load, return_value=self.bench)
+        load = create_autospec(TrialModel.load, return_value=self.trial_model)
         return list(run_trial(parameters, sweep, self.folder, around=around, load=load, **more))
 
     def of(self, *kinds: str) -> list[tuple[Any, ...]]:
@@ -93,10 +93,10 @@ def a_set(tiny_denoiser: Denoiser) -> DirectionSet:
 def trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_denoiser: Denoiser, a_set: DirectionSet
 ) -> Iterator[Trial]:
-    bench = create_autospec(Bench, instance=True)
-    bench.denoiser, bench.schedule = tiny_denoiser, Schedule.ddim(tiny_denoiser, 2)
-    bench.attributes, bench.cache = "attributes", "cache"
-    made = Trial(tmp_path / "trial", bench)
+    trial_model = create_autospec(TrialModel, instance=True)
+    trial_model.denoiser, trial_model.schedule = tiny_denoiser, Schedule.ddim(tiny_denoiser, 2)
+    trial_model.attributes, trial_model.cache = "attributes", "cache"
+    made = Trial(tmp_path / "trial", trial_model)
     network = create_autospec(Traversals, instance=True)
 
     def scaled(sweep: Sweep, directions: DirectionSet) -> DirectionSet:
@@ -111,7 +111,11 @@ def trial(
         made.happens("drawn", sweep.sampler.batch, directions)
         (folder / "traversal.png").write_text("picture")
 
-    bench.scaled.side_effect, bench.measure.side_effect, bench.draw.side_effect = scaled, measure, draw
+    trial_model.scaled.side_effect, trial_model.measure.side_effect, trial_model.draw.side_effect = (
+        scaled,
+        measure,
+        draw,
+    )
     engines: Any = create_autospec(Engines)
     snapshot: Any = create_autospec(Snapshot, instance=True)
     snapshot.write.side_effect = lambda folder: (folder.mkdir(), (folder / "weights").write_text("w"))
@@ -269,7 +273,7 @@ def test_a_trial_that_goes_on_repeats_its_last_report_and_measures_nothing_twice
     trial.before = ask
     first: list[dict[str, Any]] = []
     with pytest.raises(ValueError, match="crashed"):
-        first.extend(run_trial(LEARNED, sweep, trial.folder, around=trial.around, load=lambda *_: trial.bench))
+        first.extend(run_trial(LEARNED, sweep, trial.folder, around=trial.around, load=lambda *_: trial.trial_model))
     trial.before = lambda event: None
     trial.events.clear()
     reports = trial.reports(sweep)
@@ -327,7 +331,7 @@ def test_memory_that_runs_out_where_samples_are_drawn_halves_those(trial: Trial)
 @pytest.mark.parametrize("world", [1, 2])
 def test_where_processes_share_a_trial_all_of_them_start_anew(trial: Trial, world: int) -> None:
     """The others wait for the gradient of the one that ran out."""
-    shared = create_autospec(Crew, instance=True)
+    shared = create_autospec(Ranks, instance=True)
     shared.world, shared.rank = world, 0
     shared.lead.side_effect = lambda work: work()
     shared.least.side_effect, shared.mean.side_effect, shared.any.side_effect = (lambda given: given,) * 3
@@ -339,7 +343,7 @@ def test_where_processes_share_a_trial_all_of_them_start_anew(trial: Trial, worl
             raise NO_MEMORY
 
     trial.before = short
-    around = Surroundings(crew=shared)
+    around = TrialContext(ranks=shared)
     with pytest.raises(torch.OutOfMemoryError) if world > 1 else nullcontext():
         trial.reports(sweep_with(gradient=WHOLE_STEPS), around=around)
     assert len(trial.of("engines")) == (1 if world > 1 else 2)
@@ -412,7 +416,9 @@ def test_a_method_that_does_not_train_finds_once_for_a_whole_trial(
     asked: list[Any] = []
 
     def find(denoiser: Any, schedule: Any, settings: Any, **more: Any) -> DirectionSet:
-        asked.append((denoiser is trial.bench.denoiser, schedule is trial.bench.schedule, settings.seed, more))
+        asked.append(
+            (denoiser is trial.trial_model.denoiser, schedule is trial.trial_model.schedule, settings.seed, more)
+        )
         return a_set
 
     real = METHODS[method]
@@ -432,7 +438,7 @@ def test_a_trial_may_end_at_once_but_for_the_middle_of_an_iteration() -> None:
     """An engine that was interrupted there would hold half a gradient."""
     alive: list[int] = []
     asked = [False]
-    around = Surroundings(lambda: asked[0], lambda: alive.append(1))
+    around = TrialContext(lambda: asked[0], lambda: alive.append(1))
     around.step()
     asked[0] = True
     with around.iterating():

@@ -11,12 +11,12 @@ from core.execution.streaming import Streamed
 from core.metrics.judges import Judges
 from core.metrics.networks import Extractor
 from orchestrator.bundle.card import card
-from orchestrator.edit.session import Studio
+from orchestrator.edit.session import EditSession
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.sweep import preflight
-from orchestrator.trial import model as bench_module
-from orchestrator.trial.model import Bench
+from orchestrator.trial import model as model_module
+from orchestrator.trial.model import TrialModel
 from orchestrator.trial.run import run_trial
 from tests import families
 
@@ -62,11 +62,11 @@ def test_a_trial_learns_on_every_family_and_its_set_knows_how_its_model_was_used
     *_, told = run_trial(PARAMETERS, sweep, TrialFolder(tmp_path / "trial"))
     assert {"identifiability", "fidelity_kid", "globality"} <= told["metrics"].keys()
     folder = TrialFolder(tmp_path / "trial").result() / "directions"
-    studio = Studio.open(folder)
-    assert studio.denoiser.use.to_json() == {key: value for key, value in use.items() if value != "both"}
-    begun = studio.from_seeds([1, 2, 3])
-    drawn = studio.draw(begun, studio.edit({studio.directions.names[0]: 1.0}), (0.0, 1.0), batch=2)
-    assert drawn.shape == (3, 2, *studio.denoiser.image_shape) and torch.isfinite(drawn).all()
+    session = EditSession.open(folder)
+    assert session.denoiser.use.to_json() == {key: value for key, value in use.items() if value != "both"}
+    begun = session.from_seeds([1, 2, 3])
+    drawn = session.draw(begun, session.edit({session.directions.names[0]: 1.0}), (0.0, 1.0), batch=2)
+    assert drawn.shape == (3, 2, *session.denoiser.image_shape) and torch.isfinite(drawn).all()
     assert torch.allclose(drawn[:, 0], begun.plain, atol=1e-4)
     assert "pipeline" in card(DirectionSet.load(folder))
 
@@ -77,7 +77,7 @@ def test_weights_in_the_cpus_memory_give_the_same_set(models: Path, tmp_path: Pa
     tables = []
     for weights in ("device", "cpu"):
         sweep = sweep_of(models / "sd", PROMPTS, gradient={"weights": weights, "lean": False})
-        assert isinstance(Bench.load(sweep).denoiser.cut, Streamed) == (weights == "cpu")
+        assert isinstance(TrialModel.load(sweep).denoiser.cut, Streamed) == (weights == "cpu")
         list(run_trial(PARAMETERS, sweep, TrialFolder(tmp_path / weights)))
         tables.append(DirectionSet.load(TrialFolder(tmp_path / weights).result() / "directions").table)
     assert torch.allclose(*tables, atol=1e-5)
@@ -93,7 +93,7 @@ def fake_judges() -> Judges:
 def test_what_judged_stands_in_the_metrics_and_in_the_set(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_module, "judges_of", lambda sweep, device="cpu": fake_judges())
+    monkeypatch.setattr(model_module, "judges_of", lambda sweep, device="cpu": fake_judges())
     sweep = sweep_of(models / "latent", {}, method="random")
     [told] = run_trial({"method": "random", "directions": 3}, sweep, TrialFolder(tmp_path))
     assert {"fid", "inception_kid", "identity"} <= told["metrics"].keys() and "lpips" not in told["metrics"]
@@ -125,4 +125,4 @@ def test_a_use_that_a_model_does_not_have_gets_one_sentence(
     models: Path, name: str, use: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Bench.load(sweep_of(models / name, use))
+        TrialModel.load(sweep_of(models / name, use))

@@ -11,7 +11,7 @@ from core.metrics.calibration import STRENGTH, with_dials
 from core.randomness import SELECT_SEEDS
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial import model as module
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 
 SAMPLER = {"steps": 2, "batch": 5, "injection": "asymmetric", "window": [600, 100]}
 ASKED = {"injection": "asymmetric", "window": (600, 100), "batch": 5, "cache": sentinel.cache}
@@ -23,9 +23,9 @@ def sweep_with(**evaluated: Any) -> Sweep:
 
 
 @pytest.fixture
-def bench() -> Bench:
+def trial_model() -> TrialModel:
     judges = cast(Any, SimpleNamespace(features=sentinel.features))
-    return Bench(sentinel.denoiser, sentinel.schedule, sentinel.attributes, sentinel.cache, judges)
+    return TrialModel(sentinel.denoiser, sentinel.schedule, sentinel.attributes, sentinel.cache, judges)
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, function: Any) -> Mock:
@@ -35,31 +35,33 @@ def watched(monkeypatch: pytest.MonkeyPatch, function: Any) -> Mock:
 
 
 def test_a_set_is_measured_on_the_first_seeds_and_against_the_four_times_as_many_after_them(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    trial_model: TrialModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No image is both measured and measured against."""
     fake = watched(monkeypatch, evaluate)
-    assert bench.measure(sweep_with(seeds=6), sentinel.directions, SELECT_SEEDS) is sentinel.found
+    assert trial_model.measure(sweep_with(seeds=6), sentinel.directions, SELECT_SEEDS) is sentinel.found
     assert fake.call_args.args == (sentinel.denoiser, sentinel.schedule, sentinel.directions, SELECT_SEEDS[:6])
-    told = {"reference_seeds": SELECT_SEEDS[6:30], "attributes": sentinel.attributes, "judges": bench.judges}
+    told = {"reference_seeds": SELECT_SEEDS[6:30], "attributes": sentinel.attributes, "judges": trial_model.judges}
     assert fake.call_args.kwargs == ASKED | told
 
 
-def test_a_set_is_made_as_strong_as_the_sweep_asks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_made_as_strong_as_the_sweep_asks(trial_model: TrialModel, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = watched(monkeypatch, calibrate)
-    assert bench.scaled(sweep_with(), sentinel.directions) is sentinel.directions, "as it is where nothing is asked"
+    assert trial_model.scaled(sweep_with(), sentinel.directions) is sentinel.directions, (
+        "as it is where nothing is asked"
+    )
     assert not fake.called
-    assert bench.scaled(sweep_with(strength=0.3), sentinel.directions) is sentinel.found
+    assert trial_model.scaled(sweep_with(strength=0.3), sentinel.directions) is sentinel.found
     assert fake.call_args.args == (sentinel.denoiser, sentinel.schedule, sentinel.directions, 0.3)
     assert fake.call_args.kwargs == ASKED | {"extractor": sentinel.features}
 
 
 @pytest.mark.parametrize(("evaluated", "strength"), [({}, STRENGTH), ({"strength": 0.3}, 0.3)])
 def test_dials_have_the_strength_of_the_sweep_or_the_usual_one(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, evaluated: dict[str, float], strength: float
+    trial_model: TrialModel, monkeypatch: pytest.MonkeyPatch, evaluated: dict[str, float], strength: float
 ) -> None:
     fake = watched(monkeypatch, with_dials)
-    assert bench.with_dials(sweep_with(**evaluated), sentinel.directions) is sentinel.found
+    assert trial_model.with_dials(sweep_with(**evaluated), sentinel.directions) is sentinel.found
     of_the_set = (sentinel.denoiser, sentinel.schedule, sentinel.directions, sentinel.attributes)
     assert fake.call_args.args == (*of_the_set, strength)
     assert fake.call_args.kwargs == ASKED | {"extractor": sentinel.features}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.trial.outcome import MachineLost, Preempted
-from orchestrator.trial.ranks import ALONE, Crew
+from orchestrator.trial.ranks import ALONE, Ranks
 
 Told = dict[str, Any]
 
@@ -37,23 +37,23 @@ def _ended(work: Callable[[], Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _all(crew: Crew, rested: list[int]) -> Told:
+def _all(ranks: Ranks, rested: list[int]) -> Told:
     worked: list[int] = []
 
     def work() -> dict[str, int]:
-        worked.append(crew.rank)
-        return {"from": crew.rank}
+        worked.append(ranks.rank)
+        return {"from": ranks.rank}
 
     return {
-        "lead": crew.lead(work),
+        "lead": ranks.lead(work),
         "worked": worked,
         "rested": len(rested),
-        "any": [crew.any(False), crew.any(crew.rank == crew.world - 1), crew.any(True)],
-        "least": crew.least(10 - crew.rank),
-        "mean": crew.mean({"loss": float(crew.rank), "other": 0.1}),
-        "raised": _ended(lambda: crew.lead(_refuse(Preempted()))),
-        "stubborn": _ended(lambda: crew.lead(_refuse(Stubborn("this", "that")))),
-        "after": crew.lead(lambda: "goes on"),
+        "any": [ranks.any(False), ranks.any(ranks.rank == ranks.world - 1), ranks.any(True)],
+        "least": ranks.least(10 - ranks.rank),
+        "mean": ranks.mean({"loss": float(ranks.rank), "other": 0.1}),
+        "raised": _ended(lambda: ranks.lead(_refuse(Preempted()))),
+        "stubborn": _ended(lambda: ranks.lead(_refuse(Stubborn("this", "that")))),
+        "after": ranks.lead(lambda: "goes on"),
     }
 
 
@@ -64,7 +64,7 @@ def _process(rank: int, world: int, meeting: str, answers: "Queue[tuple[int, Tol
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     rested: list[int] = []
-    answers.put((rank, _all(Crew.join(lambda: rested.append(rank)), rested)))
+    answers.put((rank, _all(Ranks.join(lambda: rested.append(rank)), rested)))
     distributed.barrier()
     distributed.destroy_process_group()
 

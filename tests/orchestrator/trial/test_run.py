@@ -12,13 +12,13 @@ from core.methods import random
 from core.metrics import evaluate, moved
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
-from orchestrator.edit.session import Studio
+from orchestrator.edit.session import EditSession
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.checkpoints import CheckpointError, TrialFolder
-from orchestrator.trial import model as bench_module
-from orchestrator.trial.model import Bench, random_like
+from orchestrator.trial import model as model_module
+from orchestrator.trial.model import TrialModel, random_like
 from orchestrator.trial.outcome import Preempted
-from orchestrator.trial.run import Surroundings, run_trial
+from orchestrator.trial.run import TrialContext, run_trial
 
 
 def sweep_with(model: object, **sections: Any) -> Sweep:
@@ -66,8 +66,8 @@ def test_a_set_is_opened_in_the_precision_that_its_trial_ran_in(
     sweep = sweep_with(tiny_model, method="random", train={"iterations": 7, "precision": precision})
     reports_of(tmp_path, PARAMETERS[0], sweep)
     assert set_of(tmp_path).provenance["precision"] == precision
-    studio = Studio.open(TrialFolder(tmp_path).result() / "directions", device="cpu")
-    assert (studio.precision, studio.denoiser.dtype) == (precision, dtype)
+    session = EditSession.open(TrialFolder(tmp_path).result() / "directions", device="cpu")
+    assert (session.precision, session.denoiser.dtype) == (precision, dtype)
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(
         return measure(*given, batch=batch, **more)
 
     monkeypatch.setattr(random, "find", tight_find)
-    monkeypatch.setattr(bench_module, "evaluate", tight_evaluate)
+    monkeypatch.setattr(model_module, "evaluate", tight_evaluate)
     [told] = reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"))
     assert tried == [64, 32, 16, 16, 8]
     assert told["memory"] == {"sampler_batch": 8, "out_of_memory_retries": 3}
@@ -106,7 +106,7 @@ def test_the_supervised_method_asks_the_models_predictor(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_every_trial_runs_lean_unless_told_otherwise(tiny_model: Path) -> None:
-    lean, plain = (Bench.load(sweep_with(tiny_model, gradient={"lean": wanted})) for wanted in (True, False))
+    lean, plain = (TrialModel.load(sweep_with(tiny_model, gradient={"lean": wanted})) for wanted in (True, False))
     assert isinstance(lean.denoiser.cut, LeanUNet) and not isinstance(plain.denoiser.cut, LeanUNet)
     assert lean.denoiser.digest == plain.denoiser.digest
 
@@ -115,11 +115,11 @@ def test_every_trial_runs_lean_unless_told_otherwise(tiny_model: Path) -> None:
 def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_with(tiny_model, method="random", evaluate={"seeds": 6, "strength": 0.05})
     [told] = reports_of(tmp_path, PARAMETERS[0], sweep)
-    bench, directions = Bench.load(sweep), set_of(tmp_path)
+    trial_model, directions = TrialModel.load(sweep), set_of(tmp_path)
     unscaled = DirectionSet(directions.table, torch.ones_like(directions.sigma), directions.timesteps)
-    assert torch.equal(bench.scaled(sweep_with(tiny_model), unscaled).sigma, unscaled.sigma)
+    assert torch.equal(trial_model.scaled(sweep_with(tiny_model), unscaled).sigma, unscaled.sigma)
     assert directions.metrics == told["metrics"]
-    strength = moved(bench.denoiser, bench.schedule, directions)
+    strength = moved(trial_model.denoiser, trial_model.schedule, directions)
     assert torch.allclose(strength, torch.full_like(strength, 0.05), rtol=0.1)
 
 
@@ -148,13 +148,13 @@ def test_a_finished_trial_repeats_its_report_and_loads_nothing(
     """That report may never have arrived."""
     sweep = sweep_with(tiny_model, method="random")
     [first] = reports_of(tmp_path, PARAMETERS[0], sweep)
-    monkeypatch.setattr(Bench, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(TrialModel, "load", lambda *_: pytest.fail("the model was loaded"))
     assert reports_of(tmp_path, PARAMETERS[0], sweep) == [first]
 
 
 def test_a_trial_asked_to_end_while_it_measures_ends_there(tiny_model: Path, tmp_path: Path) -> None:
     calls: list[int] = []
-    around = Surroundings(lambda: len(calls) > 5, lambda: calls.append(1))
+    around = TrialContext(lambda: len(calls) > 5, lambda: calls.append(1))
     with pytest.raises(Preempted):
         reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"), around=around)
     assert len(calls) == 6 and TrialFolder(tmp_path).latest().path is None
@@ -172,13 +172,13 @@ def test_where_no_checkpoint_is_sound_it_does_not_start_over(tiny_model: Path, t
 @pytest.mark.slow
 def test_the_baseline_has_as_many_directions_of_the_same_mean_length(tiny_model: Path) -> None:
     sweep = sweep_with(tiny_model)
-    bench = Bench.load(sweep)
+    trial_model = TrialModel.load(sweep)
     table = torch.nn.functional.normalize(torch.ones(1, 1, 8, 2, 2).flatten(2), dim=2).reshape(1, 1, 8, 2, 2)
     for sigma in (torch.tensor([[3.0]]), torch.tensor([[1.0], [2.0]])):
         directions = DirectionSet(
-            table.expand(len(sigma), -1, -1, -1, -1), sigma, bench.schedule.timesteps, tuple("ab"[: len(sigma)])
+            table.expand(len(sigma), -1, -1, -1, -1), sigma, trial_model.schedule.timesteps, tuple("ab"[: len(sigma)])
         )
-        like = random_like(bench, directions, sweep)
+        like = random_like(trial_model, directions, sweep)
         assert len(like) == len(sigma) and float(like.sigma.mean()) == pytest.approx(float(sigma.mean()))
         norms = like.table.flatten(2).norm(dim=2)
         assert torch.allclose(norms, torch.ones_like(norms))

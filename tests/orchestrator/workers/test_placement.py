@@ -8,7 +8,7 @@ import ray
 from core.errors import UserError
 from orchestrator.spec import Sweep, parse
 from orchestrator.workers import placement
-from orchestrator.workers.placement import HEAD, Room, of_trial, of_worker, refuse_unfit, trials_on
+from orchestrator.workers.placement import HEAD, Capacity, of_trial, of_worker, refuse_unfit, trials_on
 
 
 def sweep_with(trials: int = 100, **resources: Any) -> Sweep:
@@ -104,7 +104,7 @@ def test_a_cluster_that_holds_one_is_not(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_room_follows_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, told = Cluster(monkeypatch, machine(1, name="a"), machine(1, name="b")), list[str]()
-    room = Room(sweep_with(workers=2), told.append)
+    room = Capacity(sweep_with(workers=2), told.append)
     assert room() == 1 and not told
     cluster.machines += [machine(1, name="c"), machine(1, name="d")]
     assert room() == 1  # not asked again at once
@@ -127,4 +127,4 @@ def test_room_follows_machines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_room_is_for_no_more_than_the_trials_of_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch, machine(64))
-    assert Room(sweep_with(trials=3), print)() == 3
+    assert Capacity(sweep_with(trials=3), print)() == 3

@@ -23,12 +23,12 @@ import json, pathlib, sys
 import torch
 from torch import distributed
 from core.methods import learned
-from orchestrator.trial.model import Bench
+from orchestrator.trial.model import TrialModel
 from orchestrator.store.checkpoints import TrialFolder
-from orchestrator.trial.ranks import Crew
+from orchestrator.trial.ranks import Ranks
 from orchestrator.trial.outcome import Preempted
 from orchestrator.spec import parse
-from orchestrator.trial.run import Surroundings, run_trial
+from orchestrator.trial.run import TrialContext, run_trial
 
 rank, model, place, starts = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3]), json.loads(sys.argv[4])
 iterate = learned.Learner.iterate
@@ -49,16 +49,16 @@ for number, given in enumerate(starts):
         asked.extend([1] if n + 1 == given.get("stop_in") and rank == world - 1 else [])
         return iterate(self, n)
     learned.Learner.iterate = iterated
-    crew = Crew.join() if world > 1 else Crew()
+    ranks = Ranks.join() if world > 1 else Ranks()
     told = {"ended": "whole", "reports": []}
     def load(*asked):
-        bench = Bench.load(*asked, crew)
+        bench = TrialModel.load(*asked, ranks)
         told["held"] = bench.denoiser.weight_bytes()
         return bench
     parameters = {"directions": 3, **given.get("parameters", {"method": "learned"})}
     try:
         for report in run_trial(parameters, sweep, TrialFolder(place / "trial"),
-                                around=Surroundings(lambda: bool(asked), crew=crew), load=load):
+                                around=TrialContext(lambda: bool(asked), ranks=ranks), load=load):
             told["reports"].append({name: report[name] for name in ("global_step", "curve", "metrics")})
     except Preempted:
         told["ended"] = "preempted"

@@ -12,7 +12,7 @@ from orchestrator.spec import parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.workers import usage as module
 from orchestrator.workers.usage import USAGE, Usage
-from orchestrator.workers.worker import Post
+from orchestrator.workers.worker import AttemptProcess
 
 NAMES = {
     "system/cpu_utilization_percentage",
@@ -110,7 +110,7 @@ def test_the_first_process_of_a_trial_tells_unless_the_file_says_no(
 ) -> None:
     base: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}}
     sweep = parse(base | {"tracking": {"system_metrics": asked}})
-    post = Post(sweep, SweepFolder(tmp_path, "a"), {"trial_id": "t", "attempt": 1}, rank)
+    post = AttemptProcess(sweep, SweepFolder(tmp_path, "a"), {"trial_id": "t", "attempt": 1}, rank)
     report = {"global_step": 5}
     assert (USAGE in post.told(report)) == told and report == {"global_step": 5}
     post.leave()

@@ -13,7 +13,7 @@ from core.errors import NonFiniteError, UserError
 from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
 from orchestrator.workers import worker_group as gang
 from orchestrator.workers.process import Process
-from orchestrator.workers.worker_group import GangDriver, _bare, _cause
+from orchestrator.workers.worker_group import WorkerGroup, _bare, _cause
 
 GLOO = RuntimeError("[/gloo/transport/tcp/pair.cc:544] Connection closed by peer [10.77.0.3]:1")
 
@@ -60,7 +60,7 @@ def test_the_cause_is_not_what_the_others_ended_for(error: Exception, outcome: T
     assert classify(_cause(failures(raised(GLOO), raised(error)))) == outcome
 
 
-class Driver(GangDriver):  # type: ignore[misc]
+class Driver(WorkerGroup):  # type: ignore[misc]
     """One whose processes have ended, without Ray."""
 
     def __init__(self, folder: Path, error: Exception | None, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
