@@ -14,6 +14,7 @@ from typing import Any
 
 from core.files import write_json
 from core.metrics import METRICS as NAMES
+from orchestrator.trial.state import Report
 from orchestrator.workers.worker import TrialWorker
 
 SECONDS, TEMPLATE, MARKS = "STANDIN_SECONDS", "STANDIN_TEMPLATE", "marks.jsonl"
@@ -24,28 +25,28 @@ _LOSSES = ("loss", "classification", "regression", "discriminator", "consistency
 class Standin(TrialWorker):
     """Sleeps for a trial's time, keeps checkpoints of a trial's size, and reports. All else is the real process."""
 
-    def _reports(self) -> Iterator[dict[str, Any]]:
+    def _reports(self) -> Iterator[Report]:
         every, iterations = self.sweep.evaluate_every, self.sweep.train.iterations
         trial, chance = self.folder.trial(self.config["trial_id"]), random.Random(self.config["trial_id"])
         for step in range(every, iterations + 1, every):
             until = time.monotonic() + float(os.environ[SECONDS]) * every / iterations
             report = plausible(step, every, chance)
 
-            def write(folder: Path, step: int = step, report: dict[str, Any] = report) -> None:
+            def write(folder: Path, step: int = step, report: Report = report) -> None:
                 shutil.copytree(os.environ[TEMPLATE], folder, dirs_exist_ok=True)
-                write_json(folder / "state.json", {"iteration": step, "report": report})
+                write_json(folder / "state.json", {"iteration": step, "report": report.to_json()})
 
             trial.save(step, write)
             time.sleep(max(0.0, until - time.monotonic()))
             yield report
 
 
-def plausible(step: int, every: int, chance: random.Random) -> dict[str, Any]:
+def plausible(step: int, every: int, chance: random.Random) -> Report:
     """A report like a trial's. Later ones are better, so that ASHA compares all of them and stops none."""
     metrics = {name: chance.random() for name in NAMES} | {"identifiability": (time.time() - 1.7e9) / 1e9}
     curve = [{"step": n + 1, **{name: chance.random() for name in _LOSSES}} for n in range(step - every, step)]
-    told = {"global_step": step, "find_seconds": float(step), "curve": curve, "metrics": metrics, "notes": []}
-    return told | {"memory": {"micro_batch": 16, "batch": 64}, "milliseconds": int(time.time() * 1000)}
+    memory: dict[str, str | int] = {"micro_batch": 16, "batch": 64}
+    return Report(step, float(step), metrics, curve, memory, int(time.time() * 1000))
 
 
 class Timed(TrialWorker):
@@ -56,19 +57,19 @@ class Timed(TrialWorker):
         self._mark("begins", config)
         self._once("called", self.post, "moved")
 
-    def _reports(self) -> Iterator[dict[str, Any]]:
-        from orchestrator.trial import model as bench
+    def _reports(self) -> Iterator[Report]:
+        from orchestrator.trial import model
         from orchestrator.trial import run as trial
 
         self._mark("imported")
-        assert bench
+        assert model
         self._once("trains", trial.TrialContext, "iterating")
         return super()._reports()
 
     def _load(self, *given: Any) -> Any:
-        bench = super()._load(*given)
+        loaded = super()._load(*given)
         self._mark("loaded")
-        return bench
+        return loaded
 
     def _once(self, what: str, owner: Any, name: str) -> None:
         """Put down the first call of something."""

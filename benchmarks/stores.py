@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from mlflow import MlflowClient
@@ -34,6 +33,7 @@ from orchestrator.sweep.record import SweepRecord
 from orchestrator.sweep.sweep import _outbox, _prepare
 from orchestrator.tracking.client import Tracking
 from orchestrator.trial.outcome import TrialOutcome
+from orchestrator.trial.state import Report
 
 _LOSSES, _MEASURED = ("reconstruction", "diversity"), ("identifiability", "fidelity_kid", "globality")
 _FLUSH_S = 1800.0
@@ -107,21 +107,15 @@ def drive(sweep: Sweep, root: Path, load: Load) -> SweepRun:
     return SweepRun(booked, time.monotonic() - began, pending(folder.outbox) + refused(folder.outbox))
 
 
-def report(number: int, load: Load) -> dict[str, Any]:
+def report(number: int, load: Load) -> Report:
     """What a trial reports the n-th time."""
     last = number * load.curve
     curve = [
         {"step": step, **{name: 1 / (step + place) for place, name in enumerate(_LOSSES)}}
         for step in range(last - load.curve + 1, last + 1)
     ]
-    return {
-        "global_step": last,
-        "curve": curve,
-        "metrics": {name: 1 - 1 / (last + place) for place, name in enumerate(_MEASURED, start=2)},
-        "find_seconds": last / 10,
-        "memory": {},
-        "milliseconds": 1_700_000_000_000 + last,
-    }
+    metrics = {name: 1 - 1 / (last + place) for place, name in enumerate(_MEASURED, start=2)}
+    return Report(last, last / 10, metrics, curve, milliseconds=1_700_000_000_000 + last)
 
 
 def _checkpoint(folder: SweepFolder, trial_id: str, number: int) -> None:
@@ -150,16 +144,16 @@ def wrong(sweep: Sweep, root: Path, load: Load) -> list[str]:
     return found
 
 
-def expected(load: Load) -> Mapping[str, list[tuple[int, float]]]:
+def expected(load: Load) -> Mapping[str, list[tuple[float, float]]]:
     """Every point of a stream."""
-    points: dict[str, list[tuple[int, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for number in range(1, load.reports + 1):
         told = report(number, load)
-        for point in told["curve"]:
+        for point in told.curve:
             for name in _LOSSES:
                 points.setdefault(f"training/{name}", []).append((point["step"], point[name]))
-        for name, value in (told["metrics"] | {"find_seconds": told["find_seconds"]}).items():
-            points.setdefault(name, []).append((told["global_step"], value))
+        for name, value in (told.metrics | {"find_seconds": told.find_seconds}).items():
+            points.setdefault(name, []).append((told.global_step, value))
     return points
 
 

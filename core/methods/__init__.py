@@ -1,6 +1,6 @@
-"""Every way to a direction set: each method is a module with `Settings` and `find(denoiser, schedule, settings, ...)`.
+"""The methods that find direction sets, each a module with `Settings` and `find(denoiser, schedule, settings, ...)`.
 
-A trial also gives every `find` its `batch` and its `cache`.
+Every `find` also takes `batch` and `cache`, which a trial passes.
 """
 
 from types import ModuleType

@@ -1,19 +1,20 @@
-"""Directions of one image: what changes its eps the most, as singular vectors of the decoder's Jacobian.
+"""Find the directions that change eps of one image most, as right singular vectors of the decoder's Jacobian.
 
-The image-specific directions of Haas et al. (arXiv 2303.11073). Along the unshifted chain of one image,
+eps is the predicted noise. These are the image-specific directions of Haas et al. (arXiv 2303.11073). Along the
+unshifted chain of one image,
 
     J_t = d (mask * eps_theta(x_t, t | h_t + delta_h)) / d delta_h        at delta_h = 0
     J_t v_k = s_k u_k,   J_t^T u_k = s_k v_k                              direction k is v_k, s_1 >= s_2 >= ...
 
 The encoder does not depend on delta_h and runs once; the decoder is linearised once (core.execution.linearised). Haas
-et al. find the v_k one after another, by power iteration with deflation. Here all that came back from J^T J is kept,
-and the space grows by the residual of what is not yet exact: a (block) Krylov method (Musco & Musco, arXiv 1504.05477).
-Narrow blocks take the fewest products. Against power iteration, top 3 to residual 1e-4 on the embedded models and one
-CPU thread: 6 to 12 times fewer products, 14 to 27 times fewer FLOPs, 22 to 70 times less time
-(benchmarks/results/jacobian.md).
+et al. find the v_k one after another, by power iteration with deflation. Here all products with J^T J are kept, and the
+basis grows by the residuals of the vectors that are not exact yet: a (block) Krylov method (Musco & Musco, arXiv
+1504.05477). Narrow blocks take the fewest products. Compared with power iteration, for the top 3 to residual 1e-4 on
+the embedded models and one CPU thread: 6 to 12 times fewer products, 14 to 27 times fewer FLOPs, 22 to 70 times less
+time (benchmarks/results/jacobian.md).
 
-A block tells as many equal singular values apart as it is wide, and to a coarse tolerance a single vector may pass over
-one of two that are nearly equal: where that matters, take a wider block or a tolerance of 1e-3.
+A block of width B separates at most B equal singular values. With a coarse tolerance, a block of one vector may miss
+one of two values that are nearly equal: where that matters, use a wider block or a tolerance of 1e-3.
 """
 
 import itertools
@@ -38,24 +39,24 @@ from core.samples.training import SPREAD_SAMPLES, measured_spread, training_seed
 from core.statistics.principal_components import matched
 
 _ROUNDING = 1e-14
-_RANDOM_PART = 0.1  # of a start from a guess: enough to find what the guess lacks
+_RANDOM_PART = 0.1  # weight of the random part of a start from a guess: enough to find what the guess lacks
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which image, which step, which part of it, and how exactly."""
+    """The settings of the method: the image, the step, the region of the image, and the exactness."""
 
     directions: int = 16
-    shift_scale: float = 0.5  # what scale 1.0 means, in spreads of h
-    # One step, whose directions serve all steps as in the paper (index 0..T-1, "middle" is T // 2), or None: every step
+    shift_scale: float = 0.5  # length of the shift at scale 1.0, in spreads of h
+    # One step (index 0..T-1, "middle" is T // 2), whose directions serve all steps as in the paper, or None: every step
     # has its own, followed from step to step and numbered by the singular values at the first.
     step: int | Literal["middle"] | None = "middle"
     image: int = 0  # number of the image among the run's 256 training samples
-    box: tuple[int, int, int, int] | None = None  # what is looked at: left, top, right, bottom in pixels
-    mask: str | None = None  # or an image file, white where it is looked at
-    tolerance: float = 1e-4  # largest ||J^T u - s v|| / s; the network's own precision is the least that is waited for
-    max_passes: int = 300  # a pass sends one block through J and J^T
-    block: int = 1  # vectors in it: as many equal singular values are told apart, and each costs more products
+    box: tuple[int, int, int, int] | None = None  # region of the image: left, top, right, bottom in pixels
+    mask: str | None = None  # or an image file that is white in the region
+    tolerance: float = 1e-4  # largest ||J^T u - s v|| / s; raised to the precision of the network where that is coarser
+    max_passes: int = 300  # a pass multiplies one block with J and J^T
+    block: int = 1  # vectors in a block: so many equal singular values are separated; wider blocks take more products
     seed: int = 0  # of the training samples and of the random vectors
 
     def __post_init__(self) -> None:
@@ -70,14 +71,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The largest singular values of a Jacobian, their right singular vectors, and how exact they are."""
+    """The largest singular values of a Jacobian, their right singular vectors, and their residuals."""
 
     values: Tensor  # [K], float64, descending
     vectors: Tensor  # [K, *h_shape], float64, orthonormal; the entry of largest size is positive
     residuals: Tensor  # [K], ||J^T u - s v|| / s
-    converged: bool  # whether all residuals came below the tolerance, or max_passes did not suffice
-    passes: int  # blocks that went through J and J^T
-    products: int  # vectors that did
+    converged: bool  # whether all residuals are within the tolerance; False where max_passes were not enough
+    passes: int  # blocks that were multiplied with J and J^T
+    products: int  # vectors in these blocks
 
 
 def spectrum(
@@ -92,19 +93,19 @@ def spectrum(
     tolerance: float = 1e-4,
     max_passes: int = 300,
 ) -> Spectrum:
-    """The `count` largest singular values and right singular vectors of J at x_t [1, *sample_shape], timestep t.
+    """Return the `count` largest singular values and right singular vectors of J at x_t [1, *sample_shape], timestep t.
 
-    mask: [1, H, W] or None; start: [M, *h_shape], a guess such as the vectors of a neighbouring step; block: vectors
-    that are added at a time.
-    Memory beside the decoder's: 16 bytes * D * products, D = C*H*W of h.
-    Raises UserError where J cannot have so many vectors, NonFiniteError where a product is NaN or infinite.
+    mask: [1, H, W] or None; start: [M, *h_shape], a guess such as the vectors of a neighbouring step.
+    block: vectors that are added at a time.
+    Memory in addition to the decoder's: 16 bytes * D * products, D = C*H*W of h.
+    Raises UserError where J has fewer vectors than `count`, NonFiniteError where a product is NaN or infinite.
     """
     check_count(denoiser, count, mask)
     jacobian = DecoderJacobian(denoiser, x_t, t, mask)
     random = generator("jacobian", seed)
     added = _first_block(denoiser, block, start, random)
     basis = returned = added[:, :0]
-    # Below its own rounding, a coarse network would be asked for ever.
+    # A tolerance below the network's own rounding could never be reached.
     tolerance = max(tolerance, torch.finfo(denoiser.dtype).eps)
     for passes in itertools.count(1):
         added = _orthonormal(added, basis)
@@ -120,7 +121,7 @@ def spectrum(
         enough = len(squares) == count
         if enough and (not missing.any() or passes >= max_passes) or basis.shape[1] == len(basis):
             break
-        # Where nothing but rounding leads out of the basis, as after all that is not zero, it takes a new start.
+        # Where the residuals are only rounding, as once all nonzero values are found, random vectors extend the basis.
         leading = errors[:, missing & (sizes > _ROUNDING * squares[0])][:, :block]
         added = leading if leading.shape[1] else _random_block(denoiser, block, random)
     rows = _signed(vectors.T).reshape(count, *denoiser.h_shape)
@@ -128,7 +129,7 @@ def spectrum(
 
 
 def check_count(denoiser: Denoiser, count: int, mask: Tensor | None) -> None:
-    """Raise UserError where J has fewer singular vectors than `count`."""
+    """Raise UserError where J, with this mask, has fewer singular vectors than `count`."""
     size = math.prod(denoiser.h_shape)
     if count > size:
         raise UserError(f"directions: got {count}; h has {size} dimensions, which is the most that can be orthonormal")
@@ -147,16 +148,16 @@ def find(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> DirectionSet:
-    """The directions of one image, scaled by the measured spread of h at each step.
+    """Find the directions of one image, scaled by the measured spread of h at each step.
 
-    x_T: [1, *sample_shape], the start of another image's chain, such as an inverted real one, in place of training
-    sample `settings.image`; step_noise: its z [T, 1, *sample_shape], where steps add noise. cache: where the samples
-    that the spread is measured on are read and kept.
-    What did not reach the tolerance is in the set all the same: the provenance has `converged` and every residual.
+    x_T: [1, *sample_shape], the start of another image's chain, such as an inverted real one; it replaces training
+    sample `settings.image`. step_noise: its z [T, 1, *sample_shape], where steps add noise.
+    batch, cache: as in `draw`, for the samples on which the spread is measured.
+    The set also contains vectors that did not reach the tolerance: its provenance has `converged` and every residual.
     """
     seeds = training_seeds(SPREAD_SAMPLES, settings.seed)
     x, z = _image(denoiser, schedule, seeds[settings.image], x_T, step_noise)
-    seen = denoiser.for_samples([seeds[settings.image]])  # with its own prompt, of several
+    seen = denoiser.for_samples([seeds[settings.image]])  # with this sample's own prompt, where there are several
     found = _along_chain(seen, schedule, settings, x, z)
     spread = measured_spread(denoiser, schedule, seeds, batch, cache)
     table = torch.stack([at.vectors for at in found], dim=1).float().cpu().expand(-1, len(schedule), -1, -1, -1)
@@ -177,7 +178,7 @@ def find(
 def _along_chain(
     denoiser: Denoiser, schedule: Schedule, settings: Settings, x: Tensor, z: Tensor | None
 ) -> list[Spectrum]:
-    """The spectra of the steps looked at, each started from the one before and put in its order."""
+    """Return the spectra of the chosen steps, each started from the previous one and put in its order."""
     steps = _steps(settings, len(schedule))
     mask = find_mask(denoiser, settings.box, settings.mask)
     check_count(denoiser, settings.directions, mask)
@@ -194,14 +195,14 @@ def _along_chain(
 
 
 def followed(after: Spectrum, before: Tensor) -> Spectrum:
-    """The spectrum with row k the vector that continues before[k], on its side."""
+    """Return the spectrum in the order and with the signs of `before`: row k continues before[k]."""
     order, signs = matched(after.vectors, before)
     vectors = after.vectors[order] * signs[:, None, None, None]
     return replace(after, values=after.values[order], vectors=vectors, residuals=after.residuals[order])
 
 
 def _steps(settings: Settings, count: int) -> list[int]:
-    """The steps whose Jacobian is looked at."""
+    """Return the indices of the steps whose Jacobian is used. Raises UserError where settings.step is out of range."""
     if settings.step is None:
         return list(range(count))
     step = count // 2 if settings.step == "middle" else settings.step
@@ -213,7 +214,7 @@ def _steps(settings: Settings, count: int) -> list[int]:
 def _image(
     denoiser: Denoiser, schedule: Schedule, seed: int, x_T: Tensor | None, z: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(x_T, z) of the image: drawn from its seed, or as given and checked."""
+    """Return (x_T, z) of the image: drawn from `seed`, or as given and checked."""
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
     if x_T is None:
         x_T = noise([seed], denoiser.sample_shape, dtype, denoiser.device)
@@ -231,9 +232,9 @@ def _image(
 
 
 def _first_block(denoiser: Denoiser, width: int, start: Tensor | None, random: torch.Generator) -> Tensor:
-    """[D, width] float64: random vectors, and the guess added to them.
+    """Return the first block [D, width], float64: random vectors with the vectors of the guess added to them.
 
-    A Krylov space that starts from the sum of the guess holds all of it; the random part finds what it lacks.
+    A Krylov space that starts from the sum of the guess contains all of the guess; the random part finds the rest.
     """
     block = _random_block(denoiser, width, random)
     if start is not None:
@@ -244,25 +245,25 @@ def _first_block(denoiser: Denoiser, width: int, start: Tensor | None, random: t
 
 
 def _random_block(denoiser: Denoiser, width: int, random: torch.Generator) -> Tensor:
-    """[D, width] float64, unit columns."""
+    """Return random unit columns [D, width], float64."""
     block = torch.randn(width, math.prod(denoiser.h_shape), generator=random, dtype=torch.float64)
     return torch.nn.functional.normalize(block).T.to(denoiser.device)
 
 
 def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
-    """Columns that span `block` outside of `basis`, orthonormal; no more than there is room for."""
+    """Return orthonormal columns that span `block` outside of `basis`; at most as many as the dimension leaves."""
     block = block[:, : len(basis) - basis.shape[1]]
-    for _ in range(2):  # once loses orthogonality where little is left of a column; twice is enough
+    for _ in range(2):  # one pass loses orthogonality where little is left of a column; two are enough
         block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
     return block
 
 
 def _rayleigh_ritz(basis: Tensor, returned: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best that the basis Q [D, n] knows, given A Q = J^T J Q: (s^2 [K], v [D, K], A v - s^2 v [D, K]).
+    """Return the best approximations in the basis Q [D, n]: (s^2 [K], v [D, K], A v - s^2 v [D, K]), K = min(count, n).
 
-    K = min(count, n).
+    returned: A Q = J^T J Q.
     """
-    small = (basis.T @ returned).cpu()  # of some dozens of rows: no work for an accelerator
+    small = (basis.T @ returned).cpu()  # it has some dozens of rows: too small for an accelerator
     squares, mixtures = torch.linalg.eigh((small + small.T) / 2)
     squares, mixtures = squares[-count:].flip(0).clamp(min=0).to(basis), mixtures[:, -count:].flip(1).to(basis)
     vectors = basis @ mixtures
@@ -270,6 +271,6 @@ def _rayleigh_ritz(basis: Tensor, returned: Tensor, count: int) -> tuple[Tensor,
 
 
 def _signed(rows: Tensor) -> Tensor:
-    """Each row turned so that its entry of largest size is positive: a singular vector's own sign is arbitrary."""
+    """Return each row with its entry of largest size made positive: the sign of a singular vector is arbitrary."""
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     return torch.where(largest < 0, -rows, rows)

@@ -1,9 +1,8 @@
-"""Principal components of h over unshifted samples (Haas et al., arXiv 2303.11073).
+"""Find the principal components of h over unshifted samples (Haas et al., arXiv 2303.11073).
 
-Nothing is trained: the directions in which h varies most are taken for the directions of editing. Two forms:
+Nothing is trained: the editing directions are the directions in which h varies most. There are two forms:
 
-    joint      one PCA of the whole code h_{T:1}, [N, T*C*H*W]; a component is a direction for every step, with its own
-               length at each
+    joint      one PCA of the whole code h_{T:1}, [N, T*C*H*W]; a component has a direction and a length for each step
     per step   a PCA of h_t at every step; components of neighbouring steps are then matched to each other
 """
 
@@ -27,8 +26,10 @@ from core.statistics.principal_components import Components, RunningComponents, 
 
 @dataclass(frozen=True)
 class Settings:
-    """directions: how many; samples: how many to take components of; joint: one PCA over all steps, else one at each;
-    sigmas: what scale 1.0 means, in standard deviations along the component.
+    """The settings of the method.
+
+    samples: number of samples of which the components are taken; joint: one PCA over all steps, else one at each step.
+    sigmas: length of the shift at scale 1.0, in standard deviations along the component.
     """
 
     directions: int = 16
@@ -56,12 +57,12 @@ def find(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> DirectionSet:
-    """The K components of most variance, sigma[k, s] = `sigmas` standard deviations of h_s along the component.
+    """Find the K components of most variance, sigma[k, s] = `sigmas` standard deviations of h_s along the component.
 
     batch: samples drawn at a time; cache: where they are read and kept. Signs are arbitrary but repeatable. Where h
-    does not vary at a step, sigma is 0 and the direction there arbitrary.
-    Raises UserError where h has fewer dimensions than directions asked (before a sample is drawn) or varies in fewer,
-    NonFiniteError where h is NaN or infinite.
+    does not vary at a step, sigma is 0 and the direction there is arbitrary.
+    Raises UserError where h has fewer dimensions than `settings.directions` (before a sample is drawn) or varies in
+    fewer, NonFiniteError where h is NaN or infinite.
     """
     form = _joint if settings.joint else _per_step
     vectors, deviations = form(denoiser, schedule, settings, batch, cache)
@@ -82,7 +83,10 @@ def find(
 def _joint(
     denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int, cache: SampleCache | None
 ) -> tuple[Tensor, Tensor]:
-    """Unit vectors [K, T, D] and deviations [K, T]: a component's part at step s is deviations[s] * vectors[s]."""
+    """Return unit vectors [K, T, D] and deviations [K, T] of the joint components.
+
+    The part of component k at step s is deviations[k, s] * vectors[k, s].
+    """
     (whole,) = _components(denoiser, schedule, settings, settings.directions, batch, cache)
     parts = whole.vectors.reshape(settings.directions, len(schedule), -1)  # [K, T, D]
     lengths = parts.norm(dim=2)
@@ -94,8 +98,8 @@ def _joint(
 def _per_step(
     denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int, cache: SampleCache | None
 ) -> tuple[Tensor, Tensor]:
-    """Unit vectors [K, T, D] and deviations [K, T] of the components of each step, followed through the steps."""
-    # Twice as many are followed as are asked for: one that falls behind at some steps is not lost there.
+    """Return unit vectors [K, T, D] and deviations [K, T] of the components of each step, matched through the steps."""
+    # Twice as many as requested are matched, so that a component of low variance at some steps is not lost there.
     followed = min(2 * settings.directions, prod(denoiser.h_shape), settings.samples - 1)
     count = max(followed, settings.directions)
     vectors, deviations = follow(_components(denoiser, schedule, settings, count, batch, cache))
@@ -104,12 +108,13 @@ def _per_step(
 
 
 def follow(steps: Sequence[Components]) -> tuple[Tensor, Tensor]:
-    """Match the components of neighbouring steps: vectors [M, T, D], deviations [M, T], row m one and the same.
+    """Match the components of neighbouring steps: vectors [M, T, D], deviations [M, T], row m the same component.
 
-    The order of components may change from step to step and their signs are arbitrary. So each step's are assigned to
-    its neighbour's at the largest sum of |cos| and turned to their side. Only neighbours are compared: directions may
-    turn slowly, and those of distant steps have little in common. The step of most variance, whose components weigh
-    most in an edit, is where the chain starts and keeps its order and signs; the matches do not depend on the start.
+    The order of components may change from step to step and their signs are arbitrary. So the components of each step
+    are assigned to those of its neighbour with the largest sum of |cos| and get their signs. Only neighbours are
+    compared: directions may turn slowly, and those of distant steps have little in common. Matching starts at the step
+    of most variance, whose components weigh most in an edit and which keeps its order and signs. The matches do not
+    depend on the start.
     """
     vectors = torch.stack([step.vectors for step in steps])  # [T, M, D]
     deviations = torch.stack([step.deviations for step in steps])  # [T, M]
@@ -124,7 +129,7 @@ def follow(steps: Sequence[Components]) -> tuple[Tensor, Tensor]:
 def _components(
     denoiser: Denoiser, schedule: Schedule, settings: Settings, count: int, batch: int, cache: SampleCache | None
 ) -> list[Components]:
-    """`count` components of the whole code (a list of one), or of each step's h, in one pass over the samples."""
+    """Return `count` components of the whole code (a list of one) or of each step's h, in one pass over the samples."""
     steps, size = len(schedule), prod(denoiser.h_shape)
     stores, width = (1, steps * size) if settings.joint else (steps, size)
     if settings.directions > width:

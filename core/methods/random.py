@@ -1,4 +1,4 @@
-"""Random orthonormal directions: the honest baseline of every comparison."""
+"""Make random orthonormal directions: the baseline for comparisons of methods."""
 
 from dataclasses import asdict, dataclass
 
@@ -13,7 +13,7 @@ from core.samples.training import SPREAD_SAMPLES, measured_spread, training_seed
 
 @dataclass(frozen=True)
 class Settings:
-    """directions: how many; shift_scale: what scale 1.0 means, in spreads of h."""
+    """The settings of the method. shift_scale: length of the shift at scale 1.0, in spreads of h."""
 
     directions: int = 16
     shift_scale: float = 0.5
@@ -27,9 +27,9 @@ def find(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> DirectionSet:
-    """K random orthonormal directions, shared by all steps, scaled by the measured spread of h.
+    """Return K random orthonormal directions, shared by all steps, scaled by the measured spread of h.
 
-    batch: samples drawn at a time to measure it; cache: where they are read and kept.
+    batch: samples drawn at a time to measure the spread; cache: where they are read and kept.
     """
     spread = measured_spread(denoiser, schedule, training_seeds(SPREAD_SAMPLES, settings.seed), batch, cache)
     shift = ShiftControl(settings.directions, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)

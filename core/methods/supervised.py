@@ -1,12 +1,13 @@
-"""Supervised directions: the difference of mean h between images that have an attribute and images that lack it.
+"""Find supervised directions: the difference of mean h between images that have an attribute and images that lack it.
 
-Haas et al., arXiv 2303.11073, section 3.3 (who in turn follow InterFaceGAN, arXiv 2005.09635), for each attribute
+After Haas et al., arXiv 2303.11073, section 3.3 (who follow InterFaceGAN, arXiv 2005.09635), for each attribute:
 
     n = mean h(most) - mean h(least)            over all steps: [T, C, H, W]
     n' = n - C^T (C C^T)^-1 C n                 with `project`; the rows of C are the other attributes' n
 
-on the samples of the model that a predictor scores highest and lowest, or on labelled pairs of real images, which are
-inverted first. Samples are drawn twice: all of them to be scored, then those chosen, for their h; only sums are kept.
+The images are the samples of the model with the highest and lowest scores of a predictor, or labelled pairs of real
+images, which are inverted first. Samples are drawn twice: all of them for their scores, then the chosen ones for their
+h; only sums of h are kept.
 """
 
 import math
@@ -32,16 +33,16 @@ from core.samples.training import training_seeds
 
 @dataclass(frozen=True)
 class Settings:
-    """What the supervised method can be told. With `pairs`, no sample is drawn and no predictor is asked."""
+    """The settings of the method. With `pairs`, no sample is drawn and no predictor is used."""
 
-    attributes: tuple[str, ...] = ()  # empty: all that the predictor knows, or that there are pairs of
-    samples: int = 1024  # drawn and scored
-    extremes: int = 100  # of them, in each of the two groups
+    attributes: tuple[str, ...] = ()  # empty: all attributes of the predictor or of the pairs
+    samples: int = 1024  # number of samples that are drawn and scored
+    extremes: int = 100  # number of samples in each of the two groups
     balance: str | None = None  # an attribute whose upper and lower half have equal shares in both groups
-    project: bool = False  # condition every direction on all the others
+    project: bool = False  # project all other directions out of each direction
     pairs: str | None = None  # folder of real images, ATTRIBUTE/{negative,positive}/*
     predictor: str | None = None  # folder or hub id of an image classifier; None: the model's own
-    scale: float = 1.0  # what scale 1.0 of the set means, in differences of the groups' means
+    scale: float = 1.0  # length of the shift at scale 1.0, in units of the distance between the groups' means
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,12 +72,12 @@ def find(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> DirectionSet:
-    """One direction for each attribute, of its name, with a part of its own at every step.
+    """Find one direction for each attribute, named after it, with its own vector at every step.
 
-    attributes: the predictor, in place of the one that settings.predictor names; not asked with settings.pairs.
-    cache: where samples are read and kept.
+    attributes: a predictor that replaces the one of settings.predictor; not used with settings.pairs.
+    batch: samples drawn at a time; cache: where they are read and kept.
     Memory: the h of `batch` samples over all steps, and [A, T, *h_shape] float64 numbers.
-    Raises UserError where the model has no predictor, it does not know an attribute, or an attribute does not vary.
+    Raises UserError where the model has no predictor, it lacks an attribute, or an attribute does not vary.
     """
     if settings.pairs is not None:
         names, difference = _of_pairs(denoiser, schedule, settings, batch)
@@ -93,10 +94,11 @@ def find(
 
 
 def extremes_of(score: Tensor, count: int, balance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Which samples have least and most of an attribute: two groups of `count` sample numbers. score: [N].
+    """Return the numbers of the `count` samples with least and of the `count` samples with most of an attribute.
 
-    balance: [N], a second attribute; each group takes half of its members from the samples above the median of it and
-    half from the others, the most extreme of both. Raises UserError where ties leave one side too few samples.
+    score: [N], the scores of the attribute. balance: [N], the scores of a second attribute; each group then takes half
+    of its members from the samples above the median of `balance` and half from the others, the most extreme of both.
+    Raises UserError where ties leave too few samples on one side.
     """
     if balance is None:
         order = score.argsort(stable=True)
@@ -123,9 +125,9 @@ def weighted_h(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> Tensor:
-    """sum_n weights[a, n] h(seed n): [A, T, *h_shape]. weights: [A, N]; float64, on the CPU.
+    """Return sum_n weights[a, n] h(seed n): [A, T, *h_shape], float64, on the CPU. weights: [A, N].
 
-    Samples that no row gives a weight are not drawn.
+    Samples whose weight is 0 in every row are not drawn.
     """
     rows = weights.double().cpu()
     used = rows.any(dim=0).nonzero().flatten().tolist()
@@ -142,9 +144,9 @@ def weighted_h(
 
 @torch.no_grad()
 def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 64) -> Tensor:
-    """Mean over images [N, *image_shape] of the h that the chain passes through on its way to each: [T, *h_shape].
+    """Return the mean over images [N, *image_shape] of the h of their chains: [T, *h_shape], float64, on the CPU.
 
-    Every image is inverted, and h read off the chain from there; float64, on the CPU.
+    Every image is inverted, and h is read along the unshifted chain from the resulting x_T.
     Raises UserError where the chain is not deterministic.
     """
     dtype = torch.promote_types(denoiser.dtype, torch.float32)
@@ -157,10 +159,10 @@ def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 
 
 
 def disentangled(directions: DirectionSet) -> DirectionSet:
-    """Every direction conditioned on all the others as they were found (Haas et al., section 3.3).
+    """Return the set with all other directions, as found, projected out of each direction (Haas et al., section 3.3).
 
-    What is left of each is orthogonal to the others as found, not to what is left of them.
-    Raises DirectionSetError where nothing is left of one.
+    The result of each is orthogonal to the others as found, not to the results of the others.
+    Raises DirectionSetError where the others span a direction.
     """
     table, sigma = directions.table.clone(), directions.sigma.clone()
     for k in range(len(directions)):
@@ -177,7 +179,7 @@ def _of_samples(
     batch: int,
     cache: SampleCache | None,
 ) -> tuple[tuple[str, ...], Tensor]:
-    """(names, differences of mean h [A, T, *h_shape]) of the samples with the most extreme scores."""
+    """Return (names, differences of mean h [A, T, *h_shape]) of the samples with the most extreme scores."""
     names = tuple(settings.attributes) or attributes.names
     columns = [attributes.index(name) for name in names]
     balance = None if settings.balance is None else attributes.index(settings.balance)
@@ -189,7 +191,7 @@ def _of_samples(
     for column in columns if balance is None else [*columns, balance]:
         _refuse_useless_scores(scores[:, column], attributes.names[column])
     for row, column in zip(weights, columns, strict=True):
-        # Balanced in itself, an attribute would lose the difference that is looked for.
+        # An attribute balanced by itself would lose the difference that is measured.
         other = None if balance is None or balance == column else scores[:, balance]
         least, most = extremes_of(scores[:, column], settings.extremes, other)
         row[least], row[most] = -1 / settings.extremes, 1 / settings.extremes
@@ -198,16 +200,16 @@ def _of_samples(
 
 @torch.no_grad()
 def _scores(attributes: Attributes, batches: Iterable[Tensor]) -> Tensor:
-    """Scores [N, A] of the images of all batches; float64, on the CPU."""
+    """Return the scores [N, A] of the images of all batches; float64, on the CPU."""
     return torch.cat([attributes.score(images).double().cpu() for images in batches])
 
 
 def _of_pairs(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[tuple[str, ...], Tensor]:
-    """(names, differences of mean h [A, T, *h_shape]) of labelled pairs of real images."""
+    """Return (names, differences of mean h [A, T, *h_shape]) of labelled pairs of real images."""
     assert settings.pairs is not None
     pairs = load_pairs(settings.pairs, denoiser.image_shape, settings.attributes)
     _refuse_lonely_projection(settings, tuple(pairs))
-    # As many negative as positive images: the mean of the pairs' differences is the difference of the means.
+    # There are as many negative as positive images, so the mean difference of the pairs is the difference of the means.
     differences = [
         mean_h(denoiser, schedule, positive, batch) - mean_h(denoiser, schedule, negative, batch)
         for negative, positive in pairs.values()
@@ -218,7 +220,7 @@ def _of_pairs(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch:
 def _as_set(
     denoiser: Denoiser, schedule: Schedule, settings: Settings, names: tuple[str, ...], difference: Tensor
 ) -> DirectionSet:
-    """A set of the differences [A, T, *h_shape]: sigma is their length at each step, in settings.scale."""
+    """Return the set of the differences [A, T, *h_shape]: sigma is their length at each step times settings.scale."""
     length = difference.flatten(2).norm(dim=2)  # [A, T]
     for name, total in zip(names, length.sum(dim=1), strict=True):
         if total == 0:

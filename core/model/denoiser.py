@@ -61,7 +61,7 @@ class Denoiser:
     ) -> None:
         """Put a model together from its parts.
 
-        network: of diffusers, or any network if `cut` is given. scheduler: only its noise levels and timesteps are used
+        network: of diffusers, or any network if `cut` is given. scheduler: for its noise levels
         (core.model.schedulers). condition: the network's further inputs. codec: the autoencoder of a latent model.
         Raises ModelError where the parts cannot be used, UserError for a tap or form that the network does not have.
         """

@@ -90,9 +90,10 @@ def reads_text(network: Any) -> bool:
 
 
 def unknown_condition(network: Any, use: Use, length: int | None = None) -> Condition:
-    """Return a condition of the right shape without content, for a network without weights.
+    """Return a condition of the right shape without content, for a network that reads text and has no weights.
 
-    It is empty for a network that needs no condition. Raises ModelError for a network with weights that needs a prompt.
+    Other networks get their real condition: classes, or nothing. Raises ModelError for a network with weights that
+    needs a prompt.
     """
     if not reads_text(network):
         return _of_classes(network, use)

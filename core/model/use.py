@@ -67,8 +67,9 @@ class Use:
 
     @classmethod
     def of(cls, told: object) -> "Use":
-        """Return a Use from names and values, such as `to_json` wrote. Raises UserError for unknown names or bad
-        values.
+        """Return a Use from names and values, such as `to_json` wrote.
+
+        Raises UserError for an unknown name or a wrong value: the file with them may come from a stranger.
         """
         if not isinstance(told, Mapping):
             raise UserError(f"a model's use: got {told!r}; allowed: names and values")

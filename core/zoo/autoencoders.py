@@ -32,9 +32,9 @@ class AutoencoderRecipe:
 
 
 def architecture(latent_channels: int, **more: Any) -> dict[str, Any]:
-    """Return the configuration of the small encoder and decoder that both classes share, which halve the resolution once.
+    """Return the configuration that both classes share: a small encoder and decoder with one halving of the resolution.
 
-    more: further options, or other values.
+    more: options to add or to replace.
     """
     return {
         "sample_size": faces.SIZE,
@@ -53,7 +53,7 @@ KL = AutoencoderRecipe(AutoencoderKL, architecture(4), steps=2_000, batch=16)
 
 
 def train_autoencoder(recipe: AutoencoderRecipe, images: Tensor, seed: int) -> Any:
-    """Train an autoencoder and return it, with a `scaling_factor` that gives scaled latents a standard deviation of 1."""
+    """Train an autoencoder and return it. Its `scaling_factor` gives scaled latents a standard deviation of 1."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = recipe.make(**recipe.config)

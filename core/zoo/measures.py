@@ -33,9 +33,9 @@ def steering(
 ) -> dict[str, tuple[float, float]]:
     """Return for each attribute (how far h moves it, the standard deviation of its score over samples).
 
-    The first is half of (score at scale +1 minus score at scale -1), in units of that standard deviation, over `shifted`
-    other samples. Scale 1 is the difference in mean h, at all steps, between the tenths of `samples` with the highest
-    and with the lowest scores.
+    The first is half of (score at scale +1 minus score at scale -1), in units of that standard deviation, as the mean
+    over `shifted` other samples. Scale 1 is the difference in mean h, at all steps, between the tenths of `samples`
+    with the highest and with the lowest scores.
     """
     schedule = Schedule.ddim(denoiser, STEPS)
     x_T = noise(SELECT_SEEDS[:samples], denoiser.sample_shape)

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from orchestrator.search.ledger import METRICS, OUTCOME, REPORTS, STEP
+from orchestrator.search.ledger import METRICS, OUTCOME, REPORTS
 from orchestrator.spec import Sweep
 from orchestrator.spec.tables import Mode
+from orchestrator.trial.state import STEP
 
 Mark = tuple[int, float]  # an iteration, and when a trial had come to it, in seconds since the epoch
 

@@ -30,8 +30,10 @@ from orchestrator.spec import Sweep, Value
 from orchestrator.store.database import Where
 from orchestrator.store.study import Tell, open_study
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
+from orchestrator.trial.state import STEP, Report
 
-METRICS, STEP, SECONDS, MEMORY = "metrics", "global_step", "find_seconds", "memory"
+# What a row keeps of a trial's last report, under the names that the report has for it.
+METRICS, SECONDS, MEMORY = "metrics", "find_seconds", "memory"
 TRIAL, ENDS, OUTCOME, REASON, REPORTS, SAME_AS = "trial_id", "ends", "outcome", "reason", "reports", "same_as"
 CARRIED = "carried_from"  # the trial of another sweep that a row comes from (orchestrator.search.fork)
 
@@ -60,6 +62,8 @@ _COUNTED = {
     TrialOutcome.PREEMPTED: "preemptions",
 }
 _STATES = {TrialOutcome.COMPLETED: TrialState.COMPLETE, TrialOutcome.PRUNED: TrialState.PRUNED}
+
+_NOTHING = Report(0, 0.0, {})  # of an attempt that ended before it reported
 
 
 @dataclass(frozen=True)
@@ -209,35 +213,35 @@ class Ledger:
         trial_id: str,
         outcome: TrialOutcome,
         reason: str,
-        result: Mapping[str, Any] | None = None,
+        report: Report | None = None,
         again: Ends | None = None,
     ) -> None:
         """Close the row of a running trial; with `again` its next attempt waits from now on."""
-        row, result = self.running()[trial_id], result or {}
-        told = {OUTCOME: str(outcome), REASON: reason, STEP: int(result.get(STEP, 0)), SECONDS: result.get(SECONDS)}
-        self._note(row, told | {METRICS: dict(result.get(METRICS, {})), MEMORY: dict(result.get(MEMORY, {}))})
+        row, last = self.running()[trial_id], report or _NOTHING
+        values = {OUTCOME: str(outcome), REASON: reason, STEP: last.global_step, METRICS: last.metrics}
+        self._note(row, values | {MEMORY: last.memory, SECONDS: last.find_seconds if report else None})
         with self._changing():
             if again is not None:
                 # Written before its predecessor is closed: whoever finds both (`close_strays`) closes the older one.
                 kept = {TRIAL: trial_id, ENDS: asdict(again), REPORTS: row.user_attrs.get(REPORTS, {})}
                 self.study.enqueue_trial(parameters_of(row), user_attrs=kept)
-            self.study.tell(row.number, self._values(outcome, result), state=_STATES.get(outcome, TrialState.FAIL))
+            self.study.tell(row.number, self._values(outcome, last), state=_STATES.get(outcome, TrialState.FAIL))
 
-    def judge(self, result: Mapping[str, Any]) -> tuple[TrialOutcome, str]:
+    def judge(self, report: Report) -> tuple[TrialOutcome, str]:
         """How a trial ended that ended by itself or was stopped, from its last report, and why."""
         for objective in self.sweep.objectives:
-            value = result.get(METRICS, {}).get(objective.metric)
+            value = report.metrics.get(objective.metric)
             if value is None or not math.isfinite(value):
-                return TrialOutcome.DIVERGED, f"{objective.metric} is {value} at iteration {result.get(STEP, 0)}"
-        whole = int(result[STEP]) >= self.sweep.train.iterations
+                return TrialOutcome.DIVERGED, f"{objective.metric} is {value} at iteration {report.global_step}"
+        whole = report.global_step >= self.sweep.train.iterations
         outcome = TrialOutcome.COMPLETED if whole else TrialOutcome.PRUNED
         return outcome, ADVICE[outcome]
 
-    def _values(self, outcome: TrialOutcome, result: Mapping[str, Any]) -> list[float] | None:
+    def _values(self, outcome: TrialOutcome, report: Report) -> list[float] | None:
         """The values that Optuna may learn from: those of whole trials only."""
         if outcome != TrialOutcome.COMPLETED:
             return None
-        return [float(result[METRICS][objective.metric]) for objective in self.sweep.objectives]
+        return [float(report.metrics[objective.metric]) for objective in self.sweep.objectives]
 
     def close_strays(self) -> None:
         """Close the rows of trials that were killed before they had an id, and of attempts that another follows."""

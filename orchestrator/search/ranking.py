@@ -24,7 +24,6 @@ from orchestrator.search.ledger import (
     REASON,
     REPORTS,
     SECONDS,
-    STEP,
     Ends,
     newest_rows,
     parameters_of,
@@ -34,6 +33,7 @@ from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.store.study import open_study
+from orchestrator.trial.state import STEP
 
 _SEED = "seed"
 _STATES = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}

@@ -71,9 +71,7 @@ def _batches(sweep: Sweep) -> Iterator[Check]:
 
 
 def _workers(sweep: Sweep) -> Iterator[Check]:
-    """Yield a mistake where a trial's workers are not one for each GPU: two on one GPU would wait for each other for
-    ever.
-    """
+    """Yield a mistake where workers and GPUs of a trial do not match: two workers on one GPU would wait for ever."""
     gpus, workers = sweep.resources.gpus_per_trial, sweep.resources.workers
     each = max(1, int(gpus))
     if gpus and workers != each:
@@ -82,9 +80,7 @@ def _workers(sweep: Sweep) -> Iterator[Check]:
 
 
 def _parts(sweep: Sweep) -> Iterator[Check]:
-    """Yield a mistake where weights are partitioned over one worker, which would hold all of them and copy them in
-    vain.
-    """
+    """Yield a mistake where weights are partitioned over one worker: it would hold all and copy them for nothing."""
     path, weights = ("gradient", "weights"), sweep.gradient.weights
     if weights == "partitioned" and sweep.resources.workers == 1:
         text = complaint("needs workers to share them", weights, "device or cpu, or resources.workers: 2 or more")
@@ -168,9 +164,7 @@ def _useless(sweep: Sweep) -> Iterator[Check]:
 
 
 def _conditions(sweep: Sweep) -> Iterator[Check]:
-    """Yield a mistake for each impossible `when:`: the other parameter must be used, countable, and take each of the
-    values.
-    """
+    """Yield a mistake for each impossible `when:`: the other parameter must be used, countable and take each value."""
     space = sweep.space
     for name, given in sweep.search.items():
         if name not in space:  # reported by _useless
@@ -276,8 +270,7 @@ def _extremes(sweep: Sweep) -> Iterator[Check]:
 
 
 def _pairs(sweep: Sweep) -> Iterator[Check]:
-    """Yield a mistake where real images are to be inverted by a stochastic chain; only a deterministic one can do this.
-    """
+    """Yield a mistake where a stochastic chain is to invert real images: only a deterministic one can be inverted."""
     folders = [folder for folder in countable(sweep.given("supervised.pairs")) or () if folder != "none"]
     if "supervised" in sweep.methods and folders and sweep.sampler.eta:
         text = complaint(
@@ -288,9 +281,7 @@ def _pairs(sweep: Sweep) -> Iterator[Check]:
 
 
 def _names(sweep: Sweep) -> Iterator[Check]:
-    """Yield mistakes in names: the embedded store makes them folders, and MLflow makes a model's name part of an
-    address.
-    """
+    """Yield mistakes in names: the embedded store uses them as folders, MLflow as parts of an address."""
     name, path = sweep.tracking.experiment, ("tracking", "experiment")
     if sweep.tracking.uri is None and name and (name in (".", "..") or set(name) & set("/\\") or len(name) > 100):
         allowed = "at most 100 characters without / and \\, not . or .., or a tracking.uri"

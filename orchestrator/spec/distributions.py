@@ -87,8 +87,7 @@ def countable(distribution: Distribution) -> Sequence[Value] | None:
 
 
 def read_method(value: object) -> Fixed | Choice:
-    """Return the method of a sweep: one, or a choice of several. The method depends on nothing, so it takes no `when`.
-    """
+    """Return the method of a sweep: one, or a choice of several. It depends on nothing, so it takes no `when`."""
     if not isinstance(value, Mapping):
         return Fixed(DOMAINS["method"].check(value))
     _refuse_unknown_keys(value, ("choice",))

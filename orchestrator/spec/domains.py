@@ -161,8 +161,9 @@ class Text(Domain):
         return "text, not empty (quote what YAML reads as a number or a truth value)"
 
     def check(self, value: object) -> str:
-        """Return `value` if it is text: not blank, at most LONGEST characters, no control characters. Else raise
-        Refused.
+        """Return `value` if it is text, not blank, of at most LONGEST characters, none a control character.
+
+        Raises Refused otherwise.
         """
         if not isinstance(value, str):
             self.refuse("is not text", value)
@@ -187,8 +188,7 @@ class Size(Domain):
         return f"a number above 0 with {', '.join(list(_UNITS)[:-1])} or {list(_UNITS)[-1]}, such as 20GiB"
 
     def check(self, value: object) -> str:
-        """Return the amount without a space before the unit. Raises Refused for anything that is no amount of memory.
-        """
+        """Return the amount without a space before the unit. Raises Refused unless it is an amount above 0."""
         size = _SIZE.fullmatch(value) if isinstance(value, str) else None
         if size is None:
             self.refuse("is not an amount of memory", value)

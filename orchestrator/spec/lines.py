@@ -41,8 +41,7 @@ def line_of(node: yaml.Node) -> int:
 
 
 def _inside(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node, yaml.Node | None] | None:
-    """Return (the place in `Aliases`, the node there, its key where the node is a block), or None where there is none.
-    """
+    """Return (the place in `Aliases`, the node there, its key where the node is a block), or None if missing."""
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         return part, node.value[part], None
     if isinstance(node, yaml.MappingNode):

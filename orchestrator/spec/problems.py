@@ -70,9 +70,7 @@ class Findings:
 
 
 def complaint(what: str, got: object, allowed: object, options: Iterable[str] = ()) -> str:
-    """Return `what (got VALUE); allowed: ...; did you mean 'x'?`, the last part only where an option has a near
-    spelling.
-    """
+    """Return `what (got VALUE); allowed: ...; did you mean 'x'?`, the last part only where an option is near."""
     text = f"{what} (got {shown(got)}); allowed: {allowed}"
     near = nearest(got, options)
     return f"{text}; did you mean {near!r}?" if near else text

@@ -38,9 +38,7 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """Return the content of the file. Raises SpecError where it is unreadable, is not YAML, or exceeds the limits
-    above.
-    """
+    """Return the content of the file. Raises SpecError where it cannot be read, is not YAML, or exceeds the limits."""
     try:
         with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
@@ -103,8 +101,9 @@ def place_of(override: str) -> tuple[str, ...]:
 
 
 def _keys(dotted: str) -> tuple[str, ...]:
-    """Split a dotted path: search.pca.samples -> ('search', 'pca.samples'), where a method's name belongs to the
-    parameter.
+    """Split a dotted path: search.pca.samples -> ('search', 'pca.samples').
+
+    A method's name stays with the name of its parameter, which holds the dot.
     """
     keys: list[str] = []
     for part in map(str.strip, dotted.split(".")):

@@ -219,7 +219,7 @@ class DatabaseAddress(Domain):
         return "postgresql://user@host:port/database, or null for a file in the sweep's folder"
 
     def check(self, value: object) -> str:
-        """Return `value` if it is the address of a PostgreSQL database, else raise Refused without its password."""
+        """Return `value` if it is the address of a PostgreSQL database, else raise Refused, with secrets redacted."""
         address = Text().check(value)
         if not _DATABASE.match(address):
             self.refuse("is not the address of a PostgreSQL database", redacted(address))
@@ -264,8 +264,9 @@ class Absolute(Domain):
         return "an absolute path without : and without .."
 
     def check(self, value: object) -> str:
-        """Return the path without repeated or final slashes. Raises Refused for a path that is not absolute or is
-        unsafe.
+        """Return the path without repeated or final slashes.
+
+        Raises Refused for a relative path, the root, and a path with : or .. in it.
         """
         text = Text().check(value)
         if not text.startswith("/") or ":" in text or ".." in text.split("/") or not text.strip("/"):

@@ -218,10 +218,9 @@ class Sweep(Section):
 
     @property
     def micro_batches(self) -> tuple[int, ...]:
-        """The possible numbers of samples that one worker runs at a time, largest first: the divisors of its share of
-        the batch.
+        """The possible numbers of samples that one worker runs at a time, largest first.
 
-        Only even ones where samples are compared in pairs.
+        These are the divisors of its share of the batch; only even ones where samples are compared in pairs.
         """
         share = self.train.batch // self.resources.workers
         odd = not self.compares_pairs
@@ -237,9 +236,7 @@ class Sweep(Section):
 
     @property
     def evaluate_every(self) -> int:
-        """The iterations between measurements; by default ASHA's grace, or without ASHA all of a trial's (only at its
-        end).
-        """
+        """The iterations between measurements; by default ASHA's grace, or without ASHA all iterations of a trial."""
         return self.evaluate.every or (self.scheduler.asha.grace if self.scheduler else self.train.iterations)
 
     @property
@@ -254,8 +251,7 @@ class Sweep(Section):
 
     @property
     def compared(self) -> tuple[str, Mode]:
-        """The metric by which a trial's own checkpoints are compared, and whether larger or smaller values are better.
-        """
+        """The metric by which a trial's own checkpoints are compared, and whether larger or smaller is better."""
         metric = self.asha_metric or self.objectives[0].metric
         return metric, METRICS[metric]
 
@@ -265,8 +261,7 @@ class Sweep(Section):
         return self.tracking.experiment or self.name
 
     def resolved(self) -> dict[str, Any]:
-        """Return the sweep as plain JSON, with all default and derived values. The result is itself a valid sweep file.
-        """
+        """Return the sweep as plain JSON, with all default and derived values; itself a valid sweep file."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"method", "search", "objectives"})
         plain["method"] = self.method.resolved()
         plain["search"] = {name: self.given(name).resolved() for name in self.space if not self._told_elsewhere(name)}
@@ -278,9 +273,7 @@ class Sweep(Section):
         return plain
 
     def identity(self) -> str:
-        """Return the SHA-256 of the schema version and all keys that decide results: equal for two spellings of one
-        sweep.
-        """
+        """Return the SHA-256 of the schema version and all that decides results: the same for equivalent files."""
         return _digest({"schema": SCHEMA_VERSION, "sweep": deciding(self.resolved())})
 
     def trial_key(self, parameters: Mapping[str, Any], weights: str) -> str:

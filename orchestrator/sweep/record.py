@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import UserError
-from orchestrator.search.ledger import ENDS, MEMORY, METRICS, SECONDS, STEP, Ends, Ledger, parameters_of
+from orchestrator.search.ledger import ENDS, SECONDS, Ends, Ledger, parameters_of
 from orchestrator.search.ranking import ranked
 from orchestrator.search.space import whole
 from orchestrator.spec import Sweep
@@ -23,9 +23,8 @@ from orchestrator.tracking.lineage import of_trial
 from orchestrator.tracking.notes import NOTE, UNDER_WAY, trial_note
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
-from orchestrator.trial.state import State
+from orchestrator.trial.state import Report, State
 from orchestrator.workers.process import end_process
-from orchestrator.workers.usage import USAGE
 
 # How MLflow says that a run has ended.
 _STATUS = {TrialOutcome.COMPLETED: "FINISHED", TrialOutcome.PRUNED: "FINISHED", TrialOutcome.PREEMPTED: "KILLED"}
@@ -49,40 +48,40 @@ class SweepRecord:
         tags |= {"on_front": "false", **UNDER_WAY}
         with_space(lambda: self.outbox.start(trial_id, parameters, tags, inputs=inputs))
 
-    def reported(self, trial_id: str, report: Mapping[str, Any], stopped: bool = False) -> bool:
+    def reported(self, trial_id: str, report: Report, stopped: bool = False) -> bool:
         """A running trial has reported. False where that report is known: a trial that goes on repeats its last one."""
-        if str(report[STEP]) in self.ledger.reports(trial_id):
+        if str(report.global_step) in self.ledger.reports(trial_id):
             return False
         with_space(lambda: self._record(trial_id, report))
         metric, _ = self.sweep.compared
-        self.ledger.reported(trial_id, report[STEP], report[METRICS].get(metric), stopped)
+        self.ledger.reported(trial_id, report.global_step, report.metrics.get(metric), stopped)
         return True
 
-    def _record(self, trial_id: str, report: Mapping[str, Any]) -> None:
+    def _record(self, trial_id: str, report: Report) -> None:
         """Everything that MLflow shows of a report."""
         training = [
             {"step": point["step"], **{f"training/{name}": value for name, value in point.items() if name != "step"}}
-            for point in report["curve"]
+            for point in report.curve
         ]
-        measured = {"step": report[STEP], **report[METRICS], SECONDS: report[SECONDS]}
-        self.outbox.metrics(trial_id, [*training, measured], report["milliseconds"])
-        if report.get(USAGE):
-            self.outbox.usage(trial_id, report[USAGE])
-        if report[MEMORY]:
-            self.outbox.tags(trial_id, {name: str(value) for name, value in report[MEMORY].items()})
+        measured = {"step": report.global_step, **report.metrics, SECONDS: report.find_seconds}
+        self.outbox.metrics(trial_id, [*training, measured], report.milliseconds)
+        if report.usage:
+            self.outbox.usage(trial_id, report.usage)
+        if report.memory:
+            self.outbox.tags(trial_id, {name: str(value) for name, value in report.memory.items()})
         try:
             checkpoint = self.folder.trial(trial_id).result()
         except CheckpointError:  # damaged since; the trial will say so when it goes on
             return
         self.outbox.folder(trial_id, checkpoint / "directions", "directions")
-        self.outbox.image(trial_id, checkpoint / "traversal.png", "traversal", report[STEP], report["milliseconds"])
+        self.outbox.image(trial_id, checkpoint / "traversal.png", "traversal", report.global_step, report.milliseconds)
 
     def ended(
         self,
         trial_id: str,
         outcome: TrialOutcome,
         reason: str,
-        report: Mapping[str, Any] | None = None,
+        report: Report | None = None,
         final: bool = False,
     ) -> Ends | None:
         """An attempt has ended. Returns what the next one has behind it, None where the trial is over.
@@ -94,7 +93,7 @@ class SweepRecord:
         row = self.ledger.running()[trial_id]
         if not self.ledger.reports(trial_id):  # it may have ended before it began
             self.started(trial_id, parameters_of(row), Ends(**row.user_attrs.get(ENDS, {})).attempt)
-        note = trial_note(self.sweep, trial_id, parameters_of(row), str(outcome), reason, report or {})
+        note = trial_note(self.sweep, trial_id, parameters_of(row), str(outcome), reason, report)
         tags = {"outcome": str(outcome), "reason": reason, NOTE: note}
         with_space(lambda: self.outbox.end(trial_id, status, tags, int(time.time() * 1000)))
         self.ledger.end(trial_id, outcome, reason, report, again)
@@ -146,7 +145,7 @@ class SweepRecord:
         end_process(self.folder.trial(trial_id).path)
         report = self._last_report(trial_id)
         # A trial that goes on repeats its last report, so that it is compared with the others where it was not yet.
-        if report is not None and (report[STEP] >= self.sweep.train.iterations or self._was_stopped(trial_id)):
+        if report is not None and (report.global_step >= self.sweep.train.iterations or self._was_stopped(trial_id)):
             self.reported(trial_id, report)
             self.ended(trial_id, *self.ledger.judge(report), report)
             return False
@@ -158,7 +157,7 @@ class SweepRecord:
         interrupted = TrialOutcome.PREEMPTED
         return self.ended(trial_id, interrupted, ADVICE[interrupted], report) is not None
 
-    def _last_report(self, trial_id: str) -> dict[str, Any] | None:
+    def _last_report(self, trial_id: str) -> Report | None:
         """What the newest checkpoint of a trial says that it has reported."""
         try:
             found = self.folder.trial(trial_id).latest()

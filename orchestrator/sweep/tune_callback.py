@@ -1,7 +1,7 @@
 """What happens in Ray Tune, written into the sweep's books and told on the screen as it happens."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 from ray import tune
 
 from orchestrator.report.live import Screen
-from orchestrator.search.ledger import METRICS, STEP
 from orchestrator.search.space import searched
 from orchestrator.sweep.record import SweepRecord
 from orchestrator.trial.outcome import TrialOutcome
+from orchestrator.trial.state import STEP, Report
 from orchestrator.workers.placement import give_back, is_there, leaving
 from orchestrator.workers.process import Hanging, Process, end_of, stop_file
 
@@ -71,17 +71,18 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        for note in result["notes"]:
+        report = Report.from_json(result)
+        for note in report.notes:
             self._say(trial, "note", note, matters=True)
-        stopped = bool(result.get("done")) and result[STEP] < self.iterations
-        if self.record.reported(trial.config["trial_id"], result, stopped):
-            step = f"iteration {result[STEP]}/{self.iterations}"
-            self._say(trial, step, f"{self.objective} {result[METRICS][self.objective]:.3f}")
-            self.screen.mark(trial.config["trial_id"], result[STEP])
+        stopped = bool(result.get("done")) and report.global_step < self.iterations
+        if self.record.reported(trial.config["trial_id"], report, stopped):
+            step = f"iteration {report.global_step}/{self.iterations}"
+            self._say(trial, step, f"{self.objective} {report.metrics[self.objective]:.3f}")
+            self.screen.mark(trial.config["trial_id"], report.global_step)
             self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        outcome, reason = self.record.ledger.judge(trial.last_result)
+        outcome, reason = self.record.ledger.judge(Report.from_json(trial.last_result))
         self._ended(trial, outcome, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -90,7 +91,7 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self._ended(trial, end.outcome, end.reason, end.final)
 
     def _ended(self, trial: Any, outcome: TrialOutcome, reason: str, final: bool = False) -> None:
-        report: Mapping[str, Any] | None = trial.last_result if METRICS in (trial.last_result or {}) else None
+        report = Report.from_json(trial.last_result) if STEP in (trial.last_result or {}) else None
         if trial.config["trial_id"] not in self.record.ledger.running():
             return
         again = self.record.ended(trial.config["trial_id"], outcome, reason, report, final)

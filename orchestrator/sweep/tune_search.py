@@ -12,8 +12,9 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.search.ledger import STEP, Ledger
+from orchestrator.search.ledger import Ledger
 from orchestrator.spec import Sweep
+from orchestrator.trial.state import STEP
 
 
 class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types

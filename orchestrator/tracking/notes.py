@@ -13,6 +13,7 @@ from orchestrator.search.space import searched
 from orchestrator.spec import METRICS, Sweep
 from orchestrator.tracking.pyfunc import PACKAGE
 from orchestrator.trial.outcome import TrialOutcome
+from orchestrator.trial.state import Report
 
 NOTE = "mlflow.note.content"
 MODEL = "model"  # the artifact folder that MLflow loads as a model (orchestrator.tracking.pyfunc)
@@ -53,16 +54,17 @@ def _source() -> dict[str, str]:
 
 
 def trial_note(
-    sweep: Sweep, trial_id: str, parameters: Mapping[str, Any], outcome: str, reason: str, report: Mapping[str, Any]
+    sweep: Sweep, trial_id: str, parameters: Mapping[str, Any], outcome: str, reason: str, report: Report | None
 ) -> str:
-    """What became of a trial. report: its last one; empty where there is none."""
+    """What became of a trial. report: its last one."""
+    reached = report.global_step if report else 0
     lines = [
         f"Trial `{trial_id}` of sweep `{_plain(sweep.name)}`, method `{method_of(parameters, sweep)}`: "
-        f"**{outcome.replace('_', ' ')}** at iteration {report.get('global_step', 0)} of {sweep.train.iterations}."
+        f"**{outcome.replace('_', ' ')}** at iteration {reached} of {sweep.train.iterations}."
     ]
     if outcome not in (TrialOutcome.COMPLETED, TrialOutcome.PRUNED):
         lines += ["", f"> {_escaped(reason)}"]
-    metrics = report.get("metrics", {})
+    metrics = report.metrics if report else {}
     if metrics:
         rows = [[name, _number(metrics[name]), _better(name)] for name in METRICS if name in metrics]
         lines += ["", *_table(["metric", "value", "better is"], rows), "", *_code(sweep, f" --run {trial_id}")]

@@ -120,7 +120,7 @@ class RunningTrial:
             score = None
             if state.report is not None:
                 metric, mode = self.sweep.compared
-                score = state.report["metrics"][metric] * (1 if mode == "max" else -1)
+                score = state.report.metrics[metric] * (1 if mode == "max" else -1)
             with_space(lambda: self.folder.save(state.iteration, write, score), self.around.waiting)
 
         self.ranks.lead(keep)
@@ -150,7 +150,7 @@ def run_trial(
     state = State.read(found.path) if found.path else State()
     notes = list(found.damaged)
     if state.report is not None:
-        yield {**state.report, "notes": notes}
+        yield replace(state.report, notes=notes)
         notes = []
         if state.iteration >= sweep.train.iterations:
             return
@@ -308,9 +308,9 @@ def _report(
         measured = Path(temporary)
         report = work.ranks.lead(lambda: _measure(work, drawing, state, directions, attempt, measured))
         work.save(replace(state, report=report, curve=[]), engines, measured)
-    told = {**report, "notes": list(work.notes)}
+    noted = replace(report, notes=list(work.notes))
     work.notes.clear()
-    return told
+    return noted
 
 
 def _measure(
@@ -339,11 +339,11 @@ def _measure(
     (folder / "directions").mkdir()
     described.write(folder / "directions")
     drawing.run(lambda sweep: trial_model.draw(sweep, described, folder))
-    return {
-        "global_step": state.iteration,
-        "find_seconds": state.seconds,
-        "curve": state.curve,
-        "metrics": metrics,
-        "memory": attempt.after(drawing).told() if attempt else drawing.told(),
-        "milliseconds": int(time.time() * 1000),
-    }
+    return Report(
+        global_step=state.iteration,
+        find_seconds=state.seconds,
+        metrics=metrics,
+        curve=state.curve,
+        memory=attempt.after(drawing).told() if attempt else drawing.told(),
+        milliseconds=int(time.time() * 1000),
+    )

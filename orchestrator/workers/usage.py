@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 
-USAGE = "usage"  # the key in a report
 _EVERY_S = 10.0  # as MLflow looks by default
 _MB = 1e6
 _FULL = 360  # samples kept between two reports; of more, every other one goes

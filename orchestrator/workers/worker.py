@@ -17,11 +17,11 @@ import ray
 from ray import tune
 
 from core.samples.cache import SampleCache
-from orchestrator.search.ledger import METRICS, STEP
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
+from orchestrator.trial.state import Report
 from orchestrator.workers.process import STEPS, Process, Watchdog, stop_file, write_end
-from orchestrator.workers.usage import USAGE, Usage
+from orchestrator.workers.usage import Usage
 
 if TYPE_CHECKING:
     from orchestrator.trial.model import TrialModel
@@ -64,9 +64,9 @@ class AttemptProcess:
             self.stopped = self.folder.stop.exists() or stop_file(self.path, self.process.attempt).exists()
         return self.stopped
 
-    def told(self, report: dict[str, Any]) -> dict[str, Any]:
-        """A report of the trial, with what it has taken of this machine meanwhile."""
-        return {**report, USAGE: self.usage.taken()} if self.usage else report
+    def with_usage(self, report: Report) -> Report:
+        """Return the report with what the trial has taken of this machine since the last one."""
+        return replace(report, usage=self.usage.taken()) if self.usage else report
 
     def leave(self) -> None:
         """The attempt is over for this process, which may live on."""
@@ -85,7 +85,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         at_home(home)
         self.sweep, self.folder = sweep, folder
         self.trial_model: TrialModel | None = None
-        self.reports: Iterator[dict[str, Any]] | None = None
+        self.reports: Iterator[Report] | None = None
         # In this process's first thread, where Python handles signals; Ray's own handler would end it at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._begin(config)
@@ -105,7 +105,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             write_end(self.post.path, self.config["attempt"], error)
             raise
         self.post.watchdog.rest()
-        return as_result(self.post.told(report), self.sweep)
+        return as_result(self.post.with_usage(report), self.sweep)
 
     def cleanup(self) -> None:
         if self.reports is not None:
@@ -117,7 +117,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def _begin(self, config: dict[str, Any]) -> None:
         self.post = AttemptProcess(self.sweep, self.folder, config)
 
-    def _reports(self) -> Iterator[dict[str, Any]]:
+    def _reports(self) -> Iterator[Report]:
         from orchestrator.trial.run import TrialContext, run_trial  # torch and all: it takes a while
 
         around = TrialContext(self.post.shall_stop, self.post.moved)
@@ -141,6 +141,6 @@ def at_home(home: Path) -> None:
         os.chdir(home)
 
 
-def as_result(report: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """A trial's report as Ray Tune wants it."""
-    return {**report, **report[METRICS], "done": report[STEP] >= sweep.train.iterations}
+def as_result(report: Report, sweep: Sweep) -> dict[str, Any]:
+    """Return a trial's report as Ray Tune wants it: its metrics at the top level too, and whether the trial is done."""
+    return {**report.to_json(), **report.metrics, "done": report.global_step >= sweep.train.iterations}

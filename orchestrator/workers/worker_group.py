@@ -25,6 +25,7 @@ from ray.util.queue import Empty, Queue
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
+from orchestrator.trial.state import Report
 from orchestrator.workers.placement import HEAD, HELD, alive, answer, give_back, of_worker
 from orchestrator.workers.process import Process, lost_machine, stop_file, take_back, write_end
 from orchestrator.workers.worker import AttemptProcess, as_result, at_home
@@ -75,7 +76,7 @@ class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         while True:
             running = self.thread.is_alive()  # asked before the queue, which then holds all that came
             try:
-                result = as_result(self.reports.get(timeout=_ASK_S), self.sweep)
+                result = as_result(Report.from_json(self.reports.get(timeout=_ASK_S)), self.sweep)
                 self.complete = result["done"]
                 return result
             except Empty:
@@ -186,7 +187,7 @@ def _share(given: Mapping[str, Any]) -> None:
     trial, load = folder.trial(config["trial_id"]), partial(TrialModel.load, ranks=ranks)
     for report in run_trial(config["parameters"], sweep, trial, cache, around, config["out_of_memory"], load):
         post.watchdog.rest()
-        train.report(post.told(report))
+        train.report(post.with_usage(report).to_json())
         post.watchdog.step()
     post.leave()
 

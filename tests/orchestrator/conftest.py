@@ -13,6 +13,7 @@ from unittest.mock import create_autospec, patch
 
 import pytest
 
+from orchestrator.trial.state import Report
 from tests.faults import machine
 
 if TYPE_CHECKING:
@@ -130,19 +131,18 @@ class Told:
         return [call[0] for call in self.calls if call[1] == trial_id]
 
 
-def report_at(step: int, identifiability: float = 0.5, kid: float = 0.1) -> dict[str, Any]:
+def report_at(step: int, identifiability: float = 0.5, kid: float = 0.1) -> Report:
     """What a trial reports at an iteration."""
     metrics = {"identifiability": identifiability, "fidelity_kid": kid}
     curve = [{"step": step, "loss": 1.0}]
-    told = {"global_step": step, "find_seconds": 2.0, "curve": curve, "metrics": metrics, "memory": {"micro_batch": 2}}
-    return told | {"milliseconds": 1000 + step}
+    return Report(step, 2.0, metrics, curve, {"micro_batch": 2}, 1000 + step)
 
 
-def keep(trial: "TrialFolder", step: int, report: dict[str, Any] | None) -> Path:
+def keep(trial: "TrialFolder", step: int, report: Report | None) -> Path:
     """A checkpoint as a trial leaves it: with a set where it has reported, and what only going on needs."""
 
     def write(folder: Path) -> None:
-        state = {"iteration": step, "seconds": 2.0, "curve": [], "report": report, "parts": None}
+        state = {"iteration": step, "seconds": 2.0, "curve": [], "report": report and report.to_json(), "parts": None}
         (folder / "state.json").write_text(json.dumps(state))
         (folder / "engines").mkdir()
         (folder / "engines" / "weights").write_text("w")

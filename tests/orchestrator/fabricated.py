@@ -15,6 +15,7 @@ from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import create_study
 from orchestrator.trial.outcome import TrialOutcome
+from orchestrator.trial.state import Report
 
 SEARCH = {
     "directions": {"choice": [8, 12, 16]},
@@ -83,7 +84,7 @@ def fabricated(
                 "out_of_memory_retries": int(i == 0),
             }
             step = 100 if end == TrialOutcome.COMPLETED else 50
-            told = {"global_step": step, "find_seconds": 10.0 + i, "metrics": metrics, "memory": memory}
+            told = Report(step, 10.0 + i, metrics, memory=memory)
             ledger.end(given.trial_id, end, "" if whole else reason, told if whole else None)
     return folder
 

@@ -1,4 +1,4 @@
-"""Directions that are learned: shift control, reconstructor and discriminator trained together through the chain."""
+"""The learned method: shift control, reconstructor and discriminator, trained together through the whole chain."""
 
 from core.methods.learned.training import Learner, Settings, find
 

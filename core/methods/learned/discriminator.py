@@ -1,7 +1,7 @@
-"""The discriminator: is this image one the model draws by itself, or one that a shift has damaged?
+"""The discriminator: a network that tells unshifted samples of the model from shifted ones.
 
-Its "real" images are unshifted samples of the same frozen model, so that fidelity is relative to that model and no
-data set is needed. Spectral normalisation (Miyato et al., arXiv 1802.05957) keeps its slope bounded.
+Its "real" images are unshifted samples of the same frozen model, so fidelity is relative to that model and no data set
+is needed. Spectral normalisation (Miyato et al., arXiv 1802.05957) keeps its slope bounded.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Discriminator(nn.Module):
-    """Image [N, C, H, W] -> logit [N]: positive where it looks unshifted."""
+    """A network image [N, C, H, W] -> logit [N], positive where the image looks unshifted."""
 
     def __init__(self, sample_shape: tuple[int, int, int], width: int = 32, widest: int = 256) -> None:
         super().__init__()
@@ -27,20 +27,20 @@ class Discriminator(nn.Module):
 
     @torch.no_grad()
     def renormalise(self) -> None:
-        """One power iteration of every spectral norm.
+        """Run one power iteration of every spectral norm.
 
-        torch would do one in every forward pass in training mode, so that what is learned would depend on how a batch
-        is cut into micro-batches. Here it is once an iteration, and the network stays in evaluation mode otherwise.
+        In training mode torch runs one in every forward pass, so the result would depend on how a batch is cut into
+        micro-batches. Here one is run per training iteration, and the network is in evaluation mode otherwise.
         """
         self.train()
         for layer in self.body:
             if isinstance(layer, nn.Conv2d):
                 norm = layer.get_submodule("parametrizations.weight.0")
                 norm.to(layer.get_parameter("parametrizations.weight.original").dtype)  # engines cast no buffers
-                _ = layer.weight  # the parametrisation works when it is read
+                _ = layer.weight  # reading the weight runs the parametrisation
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """The mean over the image of a logit per patch."""
+        """Return for each image the mean of the logits of its patches: [N]."""
         scores: Tensor = self.body(images.to(next(self.parameters()).dtype))
         return scores.float().mean(dim=(1, 2, 3))

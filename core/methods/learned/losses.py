@@ -3,8 +3,8 @@
     L_shift = L_direction + 0.25 L_strength + w L_fidelity + c L_consistency    (shift control and reconstructor)
     L_critic                                                                     (discriminator)
 
-The first two and their weights are Voynov & Babenko's (arXiv 2002.03754, equation 1); the third is the adversary of
-Zhang et al. (arXiv 2310.09912), whose weight w a sweep searches; the fourth is ours.
+The first two terms and their weights are those of Voynov & Babenko (arXiv 2002.03754, equation 1). The third is the
+adversary of Zhang et al. (arXiv 2310.09912); a sweep searches its weight w. The fourth is ours.
 """
 
 from torch import Tensor
@@ -12,29 +12,29 @@ from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, cross_en
 
 STRENGTH_WEIGHT = 0.25
 CONSISTENCY_GRID = 8
-STRENGTH_UNIT = 6.0  # the ancestor's largest magnitude: keeps the meaning of its weight for magnitudes in [-1, 1]
+STRENGTH_UNIT = 6.0  # largest magnitude of Voynov & Babenko: keeps STRENGTH_WEIGHT right for magnitudes in [-1, 1]
 
 
 def direction_loss(logits: Tensor, k: Tensor) -> Tensor:
-    """Which direction it was: cross-entropy of logits [N, K] with k [N]."""
+    """Return the loss of the predicted direction: cross-entropy of logits [N, K] with k [N]."""
     return cross_entropy(logits, k)
 
 
 def strength_loss(predicted: Tensor, magnitude: Tensor) -> Tensor:
-    """How strong it was: mean absolute error of magnitudes [N] in [-1, 1], in the ancestor's unit."""
+    """Return the loss of the predicted magnitude: mean absolute error of magnitudes [N] in [-1, 1], times 6."""
     return STRENGTH_UNIT * (predicted - magnitude).abs().mean()
 
 
 def fidelity_loss(logit_shifted: Tensor) -> Tensor:
-    """Non-saturating logistic loss of the generator: shifted samples [N] should look unshifted."""
+    """Return the non-saturating logistic loss of the generator: shifted samples [N] should look unshifted."""
     return softplus(-logit_shifted).mean()
 
 
 def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
-    """A direction should do the same to every image: 1 - cosine of what it does to the two samples of a pair.
+    """Return 1 - cosine between the changes of the two samples of a pair: a direction should change all images alike.
 
-    x_0, shifted: [N, C, H, W], samples 2j and 2j + 1 shifted along the same direction; magnitude: [N], whose sign the
-    change is turned by. Changes are compared on a grid of 8 x 8 means: where, not which pixel.
+    x_0, shifted: [N, C, H, W], samples 2j and 2j + 1 shifted along the same direction; magnitude: [N], each change is
+    multiplied by its sign. Changes are compared as means on an 8 x 8 grid, so the region counts and not the pixel.
     Source: ours; that learned directions are global is the claim of Zhang et al. (arXiv 2310.09912).
     """
     change = adaptive_avg_pool2d(shifted - x_0, CONSISTENCY_GRID).flatten(1) * magnitude.sign()[:, None]
@@ -42,5 +42,5 @@ def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def critic_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:
-    """Logistic loss of the discriminator on unshifted [N] and shifted [N] samples."""
+    """Return the logistic loss of the discriminator on the logits of unshifted [N] and shifted [N] samples."""
     return softplus(-logit_plain).mean() + softplus(logit_shifted).mean()

@@ -1,6 +1,6 @@
-"""What the learned method holds in memory beside the chain: the parts it trains, its pool, and the samples it draws.
+"""Count the memory of the learned method beside the chain: its trained parts, its pool, and the drawing of samples.
 
-Counted, as in core.chain.step_memory, by running the very modules on tensors that have a shape but no data.
+As in core.chain.step_memory, the modules themselves are run on tensors that have a shape but no data.
 """
 
 from functools import lru_cache
@@ -24,9 +24,9 @@ from core.model.denoiser import Denoiser
 def trained_bytes(
     denoiser: Denoiser, schedule: Schedule, settings: Settings, micro_batch: int, optimiser_bytes: int = 8
 ) -> int:
-    """The trained parts and what their losses on `micro_batch` samples take, at most: float32, forward and back.
+    """Return the peak bytes of the trained parts and their losses on `micro_batch` samples, forward and backward.
 
-    optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8.
+    Parts are float32. optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8.
     """
     explorer, discriminator = _parts(denoiser, schedule, settings)
     modules = [explorer, *([discriminator] if settings.discriminator_weight > 0 else [])]
@@ -50,20 +50,21 @@ def trained_bytes(
 
 
 def pool_bytes(denoiser: Denoiser, settings: Settings) -> int:
-    """The pool's samples and the states from which their chains go on."""
+    """Return the bytes of the pool's samples and of the states from which their chains start."""
     return 2 * int(_samples(denoiser, settings.pool).nbytes)
 
 
 def pool_h_bytes(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> int:
-    """The h that the pool's samples pass through, from which the directions start: in the CPU's memory, float32."""
+    """Return the bytes of the h of the pool's chains, from which the directions start: float32, in the CPU's memory."""
     return 4 * settings.pool * len(schedule) * prod(denoiser.h_shape)
 
 
 @lru_cache(maxsize=64)
 @torch.no_grad()
 def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
-    """The most that drawing `batch` samples at a time takes beside the weights: a step with two passes through the
-    decoder, and the h that is kept of every step; its noise too, where steps add some.
+    """Return the peak bytes of drawing `batch` samples at a time, without the weights.
+
+    This counts a step with two passes through the decoder, the h of every step, and the noise where steps add some.
     """
     x = _samples(denoiser, batch)
     h = torch.empty(batch, *denoiser.h_shape, dtype=denoiser.dtype, device="meta")
@@ -71,11 +72,11 @@ def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
         one_step(denoiser, schedule, len(schedule) - 1, x, h, "asymmetric")
     noises = len(schedule) * x.nbytes if schedule.stochastic else 0
     held: int = ledger.peak + x.nbytes + noises
-    return held + 2 * len(schedule) * h.nbytes  # twice: as a list, and as the tensor made of it
+    return held + 2 * len(schedule) * h.nbytes  # twice: as a list, and as the tensor stacked from it
 
 
 def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[Explorer, Discriminator]:
-    """The trained modules, without data."""
+    """Return the trained modules without data, on the meta device."""
     steps = len(schedule) if settings.parametrisation == "per_step" else 1
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         shift = ShiftControl(

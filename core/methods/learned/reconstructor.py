@@ -1,8 +1,8 @@
-"""The reconstructor: from an image and its shifted version back to which direction it was, and how strong.
+"""The reconstructor: a network that predicts the direction and the magnitude from an image and its shifted version.
 
-Two heads on one convolutional body (Voynov & Babenko, arXiv 2002.03754, for GANs; Zhang et al., arXiv 2310.09912, for
-diffusion models). It sees the image and the *difference*, each brought to unit size: a small shift
-changes an image by a few grey levels, and un-amplified that drowns in the image itself.
+It has two heads on one convolutional body (Voynov & Babenko, arXiv 2002.03754, for GANs; Zhang et al., arXiv
+2310.09912, for diffusion models). Its inputs are the image and the *difference*, each scaled to unit size: a small
+shift changes an image by a few grey levels, which would be lost in the image without amplification.
 """
 
 import math
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 
 def convolutional_body(channels: int, size: int, width: int, widest: int = 256) -> tuple[nn.Sequential, int]:
-    """Stride-2 stages from size x size down to 4x4 or less; returns the body and the length of its flat output."""
+    """Return (a body of stride-2 stages from size x size down to 4x4 or less, the length of its flat output)."""
     stages = max(1, math.ceil(math.log2(max(size, 8) / 4)))
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
     for _ in range(stages):
         wider = min(2 * width, widest)
         layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.GroupNorm(8, wider), nn.SiLU()]
         width = wider
-    # Few features into the heads: with thousands, one step of Adam moves a head's output further than its range.
+    # The heads get few features: with thousands, one step of Adam moves a head's output further than its range.
     layers += [nn.AdaptiveAvgPool2d(4), nn.Conv2d(width, 32, 1), nn.GroupNorm(8, 32), nn.SiLU(), nn.Flatten()]
     return nn.Sequential(*layers), 16 * 32
 
 
 class Reconstructor(nn.Module):
-    """(x_0, shifted x_0), both [N, C, H, W] -> (logits [N, K], magnitude [N] in units of the largest one)."""
+    """A network (x_0, shifted x_0), both [N, C, H, W] -> (logits [N, K], magnitude [N] in units of the largest one)."""
 
     image_rms: Tensor
     difference_rms: Tensor
@@ -40,6 +40,7 @@ class Reconstructor(nn.Module):
         self.register_buffer("difference_rms", torch.zeros(()))  # 0: not calibrated yet
 
     def forward(self, x_0: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (logits [N, K], magnitude [N]), both float32."""
         dtype = next(self.parameters()).dtype
         difference = shifted.float() - x_0.float()
         if self.training and self.difference_rms == 0:
@@ -51,6 +52,9 @@ class Reconstructor(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x_0: Tensor, shifted: Tensor) -> None:
-        """Fix the units: root mean squares over these pairs. The first training batch does it where nobody did."""
+        """Set the units of image and difference to their root mean squares over these pairs.
+
+        Without a call, `forward` does this with the first training batch.
+        """
         self.image_rms.copy_(x_0.float().square().mean().sqrt())
         self.difference_rms.copy_((shifted.float() - x_0.float()).square().mean().sqrt())

@@ -1,10 +1,10 @@
-"""ShiftControl, the shift control module: (direction k, magnitude, step) -> delta_h.
+"""ShiftControl, the trained directions of the learned method: (direction k, magnitude, step) -> delta_h.
 
     delta_h = magnitude * s_t * d_k,t        ||d_k,t|| = 1
 
-It does not see the image, so that a direction means the same for every image ("global", Zhang et al., arXiv
-2310.09912), and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so that a
-magnitude of 1 is the distance of a typical sample from the mean, at every step and in every model.
+delta_h does not depend on the image, so a direction is the same for every image ("global", Zhang et al., arXiv
+2310.09912), and it is linear in the magnitude ("scalable"). s_t is the measured spread of h at step t, so a magnitude
+of 1 is the distance of a typical sample from the mean, at every step and in every model.
 """
 
 import math
@@ -22,19 +22,19 @@ from core.statistics.projection_pursuit import flattest_sources
 Parametrisation = Literal["shared", "per_step", "time"]
 PARAMETRISATIONS = ("shared", "per_step", "time")
 
-_PURSUED = 16  # principal components that flat projections are looked for in, at least
+_PURSUED = 16  # minimal number of principal components in which flat projections are searched
 
 
 def spread_of(h: Tensor) -> Tensor:
-    """s_t = root mean square over samples of ||h_t - mean h_t||. h: [T, N, C, H, W] -> [T]."""
+    """Return s_t = root mean square over samples of ||h_t - mean h_t||. h: [T, N, C, H, W] -> [T]."""
     return torch.stack([(step - step.mean(dim=0)).flatten(1).square().sum(dim=1).mean().sqrt() for step in h])
 
 
 def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) -> Tensor:
-    """Start for the directions: principal components of h, each step divided by its spread.
+    """Return a start for the directions: principal components of h, each step divided by its spread.
 
     h: [T, N, C, H, W] -> [count, 1, C*H*W] of the pooled steps, or [count, T, C*H*W] of the joint code for per_step.
-    Fewer components than asked are filled up with random vectors.
+    Where there are fewer than `count` components, random vectors are added.
     """
     steps, samples = h.shape[:2]
     spread = spread_of(h)
@@ -48,11 +48,11 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
 
 
 def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation, seed: int = 0) -> Tensor:
-    """Start for the directions: how h moves along its flattest projections (core.statistics.projection_pursuit),
-    flattest first.
+    """Return a start for the directions: the change of h along its flattest projections, flattest first.
 
-    The projections are looked for in the second half of the chain, where little noise is left in h. A direction is the
-    regression of h on a projection, what the difference of means is to a label. Shapes as in `leading_components`.
+    The projections (core.statistics.projection_pursuit) are searched in the second half of the chain, where little
+    noise is left in h. A direction is the regression of h on a projection, as the difference of means is on a label.
+    Shapes as in `leading_components`.
     """
     steps, samples = h.shape[:2]
     spread = spread_of(h)
@@ -69,23 +69,24 @@ def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation,
 
 
 def _standard(h: Tensor, spread: Tensor) -> Tensor:
-    """One step's h [N, C, H, W] from its mean, in its spread: [N, C*H*W]."""
+    """Return the h of one step [N, C, H, W] minus its mean, divided by its spread: [N, C*H*W]."""
     return (h - h.mean(dim=0)).flatten(1) / spread
 
 
 def _filled_up(directions: Tensor, count: int) -> Tensor:
-    """[k, S, D] -> [count, S, D] with random vectors where k < count."""
+    """Return directions [k, S, D] as [count, S, D], with random vectors added where k < count."""
     missing = count - len(directions)
     random = torch.randn(missing, *directions.shape[1:], generator=generator("components"), dtype=torch.float64)
     return torch.cat([directions, random.to(directions)]).float()
 
 
 class ShiftControl(nn.Module):
-    """K learnable directions of h_shape over the steps of a chain.
+    """A module of K learnable directions of h_shape over the steps of a chain.
 
-    parametrisation: "shared" (one direction for all steps), "per_step" (one each), or "time" (the shared one and a
+    parametrisation: "shared" (one direction for all steps), "per_step" (one for each), or "time" (a shared one with a
     correction by a network of the timestep). orthonormal: the K directions of a step are made orthonormal by QR.
-    start: [K, 1 or T, C*H*W], or None for random directions drawn from `seed`.
+    spread: [T], of h at each step. start: [K, 1 or T, C*H*W], or None for random directions drawn from `seed`.
+    Raises UserError for more orthonormal directions than h has dimensions.
     """
 
     spread: Tensor
@@ -113,7 +114,7 @@ class ShiftControl(nn.Module):
         steps = len(timesteps) if parametrisation == "per_step" else 1
         if start is None:
             start = torch.randn(directions, steps, size, generator=generator("directions", seed))
-        # Coordinates of unit variance, so that one learning rate serves every model.
+        # Coordinates have unit variance, so that one learning rate fits every model.
         scale = size**0.5 / start.norm(dim=2, keepdim=True).clamp(min=1e-12)
         self.coordinates = nn.Parameter((start * scale).expand(directions, steps, size).clone())
         self.register_buffer("spread", spread.float().clone())
@@ -131,9 +132,9 @@ class ShiftControl(nn.Module):
             self.correction = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size))
 
     def forward(self) -> Tensor:
-        """Unit directions [K, S, C, H, W], S = 1 where shared by all steps, else T.
+        """Return unit directions [K, S, C, H, W], S = 1 where shared by all steps, else T.
 
-        Parameters are read here alone: an engine that partitions them has them whole while a module is called.
+        Parameters are read only here: an engine that partitions them gathers them only while a module is called.
         """
         # At least float32: orthonormality is lost in half precision.
         coordinates = self.coordinates.to(torch.promote_types(self.coordinates.dtype, torch.float32))
@@ -153,7 +154,7 @@ class ShiftControl(nn.Module):
         return table
 
     def at(self, k: Tensor, magnitude: Tensor) -> Callable[[int], Tensor]:
-        """The shift (core.chain.sampling.Shift) of directions k [N] at magnitudes [N], in units of the spread."""
+        """Return the shift (core.chain.sampling.Shift) of directions k [N] at magnitudes [N], in spreads of h."""
         chosen: Tensor = self()[k]  # [N, S, C, H, W]
 
         def delta_h(i: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Learned directions: shift control, reconstructor and discriminator trained together through the whole chain.
+"""Learn directions: train shift control, reconstructor and discriminator together through the whole chain.
 
 A reconstruction of Zhang et al. (arXiv 2310.09912) from its abstract and its ancestor for GANs (Voynov & Babenko,
 arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T:
@@ -10,7 +10,7 @@ arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T
                                              + c (1 - cos of what the shift does to two samples)
     the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
 
-The denoiser stays frozen. The gradient of x_0' goes back through every step (core.chain.gradient says at what cost).
+The denoiser stays frozen. The gradient of x_0' goes back through every step; core.chain.gradient has its cost.
 """
 
 import math
@@ -46,14 +46,14 @@ from core.randomness import generator, step_noise
 from core.samples.cache import SampleCache
 from core.samples.training import Pool, draw_pool
 
-Lead = Callable[[Callable[[], Any]], Any]  # what one process works out, for all of those that share the work
+Lead = Callable[[Callable[[], Any]], Any]  # runs a function in one worker and returns its result in all of them
 Start = Literal["flattest", "pca", "random"]
 STARTS = ("flattest", "pca", "random")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the learned method can be told. Magnitudes are in spreads of h, rates are Adam's."""
+    """The settings of the method. Magnitudes are in spreads of h, rates are Adam's learning rates."""
 
     directions: int = 16
     shift_scale: float = 0.5  # largest magnitude
@@ -62,12 +62,12 @@ class Settings:
     iterations: int = 400
     batch: int = 16
     micro_batch: int | None = None  # None: the whole batch at once
-    pool: int = 1024  # training samples; drawn once, used again and again
+    pool: int = 1024  # number of training samples; drawn once, used repeatedly
     injection: Injection = "symmetric"
     window: tuple[int, int] | None = None
     parametrisation: Parametrisation = "shared"
     orthonormal: bool = True
-    start: Start = "flattest"  # projections of h; its principal components ("pca"); or "random"
+    start: Start = "flattest"  # the flattest projections of h; "pca": its principal components; or "random"
     strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
     direction_rate: float = 0.02
     reconstructor_rate: float = 0.001
@@ -95,7 +95,7 @@ class Settings:
 
 
 class Explorer(nn.Module):
-    """The two networks that are optimised together: shift control and reconstructor."""
+    """The two modules that are optimised together: shift control and reconstructor."""
 
     def __init__(self, shift: ShiftControl, reconstructor: Reconstructor) -> None:
         super().__init__()
@@ -107,12 +107,13 @@ def _here(work: Callable[[], Any]) -> Any:
 
 
 class Learner:
-    """The learned method in progress. `iterate(n)` is iteration n, `directions()` the set so far.
+    """A run of the learned method. `iterate(n)` runs iteration n, `directions()` returns the current set.
 
-    Iteration n draws its samples, directions and magnitudes from (seed, n) alone, so that a resumed run goes on exactly
-    where the interrupted one stopped. `rank` of `world` takes its share of every batch. The pool is drawn `draw_batch`
-    samples at a time, or read from `cache`; what the chains do before the window is run there and never again. `lead`
-    has one of the `world` processes do that for all.
+    Iteration n draws its samples, directions and magnitudes only from (seed, n), so a resumed run continues exactly
+    where the interrupted one stopped.
+    rank, world: the number of this worker and of all workers; each takes its share of every batch.
+    draw_batch: samples of the pool that are drawn at a time; cache: where they are read and kept. The steps before the
+    window run only when the pool is drawn. lead: runs this drawing in one of the workers for all.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Learner:
             self.critic_optimiser = make_optimiser("discriminator", self.discriminator, [critic], count)
 
     def _drawn(self, batch: int, cache: SampleCache | None) -> tuple[Pool, Tensor, Tensor | None]:
-        """The pool, the spread of h [T], and where the directions start; on the CPU."""
+        """Return the pool, the spread of h [T], and the start of the directions or None; on the CPU."""
         settings = self.settings
         first = self.schedule.inside(settings.window).index(True)
         pool, h = draw_pool(self.denoiser, self.schedule, settings.pool, settings.seed, batch, first, cache)
@@ -183,8 +184,9 @@ class Learner:
 
     @torch.no_grad()
     def _units(self, batch: int) -> dict[str, Tensor]:
-        """How large differences are: the reconstructor's buffers, measured once, on the first 32 samples and the
-        directions as they start.
+        """Return the reconstructor's buffers: the sizes of images and differences.
+
+        They are measured once, on the first 32 samples of the pool and the directions as they start.
         """
         rows = torch.arange(min(32, len(self.pool.x_0)))
         k, magnitude = self._draw(-1, len(rows))
@@ -195,7 +197,10 @@ class Learner:
         return {name: buffer.cpu() for name, buffer in reconstructor.named_buffers()}
 
     def _draw(self, n: int, count: int) -> tuple[Tensor, Tensor]:
-        """Directions [count], two samples each, and signed magnitudes [count] in +-[floor, 1] of iteration n."""
+        """Return the directions [count], each for two samples in a row, and signed magnitudes [count] in +-[floor, 1].
+
+        Both depend only on the seed, n and count.
+        """
         settings, random = self.settings, generator("shift", self.settings.seed, n)
         k = torch.randint(settings.directions, ((count + 1) // 2,), generator=random).repeat_interleave(2)[:count]
         size = settings.strength_floor + (1 - settings.strength_floor) * torch.rand(count, generator=random)
@@ -204,11 +209,11 @@ class Learner:
 
     @torch.no_grad()
     def _plain(self, rows: Tensor) -> Tensor:
-        """The unshifted samples, as they are seen."""
+        """Return the unshifted samples of these rows of the pool as the networks see them: [n, *seen_shape]."""
         return self.denoiser.seen(self.pool.x_0[rows])
 
     def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Tensor:
-        """The shifted samples, as they are seen: [n, *seen_shape]."""
+        """Return the shifted samples of these rows of the pool as the networks see them: [n, *seen_shape]."""
         settings = self.settings
         shift = self.explorer.shift.at(k, magnitude * settings.shift_scale)
         seeds, z = [self.pool.seeds[row] for row in rows.tolist()], None
@@ -230,9 +235,10 @@ class Learner:
         return self.denoiser.seen(x_0)
 
     def iterate(self, n: int) -> dict[str, float]:
-        """Iteration n: one step of both optimisers. Returns each loss term, and the accuracy, averaged over the batch.
+        """Run iteration n, one step of both optimisers, and return each loss term and the training accuracy.
 
-        Raises NonFiniteError, naming the term, before a NaN reaches any weight.
+        The values are averaged over this worker's share of the batch.
+        Raises NonFiniteError, which names the term, before a NaN reaches any weight.
         """
         settings = self.settings
         rows = torch.randint(len(self.pool.x_0), (settings.batch,), generator=generator("rows", settings.seed, n))
@@ -284,7 +290,7 @@ class Learner:
 
     @torch.no_grad()
     def directions(self) -> DirectionSet:
-        """The directions as they are now; scale 1.0 is the largest magnitude they were trained with."""
+        """Return the current directions as a set; scale 1.0 is the largest magnitude of the training."""
         shift, steps = self.explorer.shift, len(self.schedule)
         table = shift().expand(-1, steps, -1, -1, -1)
         sigma = (self.settings.shift_scale * shift.spread).expand(len(table), steps)
@@ -305,9 +311,10 @@ def find(
     progress: Callable[[int, Mapping[str, float]], None] | None = None,
     cache: SampleCache | None = None,
 ) -> DirectionSet:
-    """Learn a direction set in this process. `progress(n, terms)` is called after every iteration.
+    """Learn a direction set in this process.
 
-    batch: unshifted samples drawn at a time, before the first iteration; cache: where they are read and kept.
+    progress: called as progress(n, terms) after every iteration. batch: unshifted samples drawn at a time before the
+    first iteration; cache: where they are read and kept.
     """
     learner = Learner(denoiser, schedule, settings, draw_batch=batch, cache=cache)
     for n in range(settings.iterations):

@@ -1,8 +1,9 @@
 """The tap: where in a network h is read and shifted, and how the values there are laid out as h [N, C, H, W].
 
-form       h_shape    what has a shift of its own spatial    (C, H, W)  every place of a UNet's map; every image token
-of a transformer, on its grid tokens     (C, L, 1)  the same places or tokens, as a sequence pooled     (C, 1, 1)  every
-channel: the mean over all places is h, and a shift is added to all of them
+form       h_shape    what has a shift of its own
+spatial    (C, H, W)  every place of a UNet's map; every image token of a transformer, on its grid
+tokens     (C, L, 1)  the same places or tokens, as a sequence
+pooled     (C, 1, 1)  every channel: the mean over all places is h, and a shift is added to all of them
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.search.ledger import Assignment, Ends, Ledger
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.study import create_study
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
+from orchestrator.trial.state import Report
 from tests.orchestrator.conftest import report_at
 
 OUT = TrialOutcome
@@ -83,7 +85,7 @@ def test_states(sweep: Sweep, tmp_path: Path, outcome: TrialOutcome, state: Tria
         (report_at(99), OUT.PRUNED, ADVICE[OUT.PRUNED]),
         (report_at(30), OUT.PRUNED, ADVICE[OUT.PRUNED]),
         (
-            report_at(100) | {"metrics": {"identifiability": 0.9, "fidelity_kid": 0.1, "fid": math.nan}},
+            replace(report_at(100), metrics={"identifiability": 0.9, "fidelity_kid": 0.1, "fid": math.nan}),
             OUT.COMPLETED,  # what is no objective may be what it likes
             ADVICE[OUT.COMPLETED],
         ),
@@ -91,11 +93,11 @@ def test_states(sweep: Sweep, tmp_path: Path, outcome: TrialOutcome, state: Tria
         (report_at(30, math.inf), OUT.DIVERGED, "identifiability is inf at iteration 30"),
         (report_at(100, -math.inf), OUT.DIVERGED, "identifiability is -inf at iteration 100"),
         (
-            {"global_step": 100, "metrics": {"identifiability": 0.9}},
+            Report(100, 0.0, {"identifiability": 0.9}),
             OUT.DIVERGED,
             "fidelity_kid is None at iteration 100",
         ),
-        ({}, OUT.DIVERGED, "identifiability is None at iteration 0"),
+        (Report(0, 0.0, {}), OUT.DIVERGED, "identifiability is None at iteration 0"),
     ],
 )
 def test_a_trial_is_whole_where_every_objective_is_a_number(

@@ -1,5 +1,6 @@
 """What is written down of a trial agrees, wherever its sweep was killed."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -123,10 +124,10 @@ def test_a_trial_is_compared_by_what_asha_compares(
 def test_a_report_is_put_down_where_its_checkpoint_has_been_damaged_since(record: SweepRecord) -> None:
     """The trial will say so itself. What a report does not hold is not told."""
     given = begin(record)
-    report = report_at(50) | {"memory": {}, "usage": [{"system/cpu": 1.0}]}
+    report = replace(report_at(50), memory={}, usage=[{"system/cpu": 1.0}])
     (keep(trial_of(record, given), 50, report) / "state.json").write_text("")
     assert record.reported(given.trial_id, report)
-    assert [call[:1] + call[2:] for call in calls(record)][1:] == [("usage", report["usage"])]
+    assert [call[:1] + call[2:] for call in calls(record)][1:] == [("usage", report.usage)]
     assert list(record.ledger.reports(given.trial_id)) == ["50"]
 
 

@@ -43,7 +43,7 @@ def start(folder, stop_in=None, stop_measuring=None):
     try:
         for report in run_trial({"method": "learned", "directions": 3}, sweep, folder,
                                 around=TrialContext(lambda: bool(asked))):
-            reports.append({name: report[name] for name in ("global_step", "curve", "metrics", "notes")})
+            reports.append({name: getattr(report, name) for name in ("global_step", "curve", "metrics", "notes")})
     except Preempted:
         ended = "preempted"
     return {"ended": ended, "ran": ran, "reports": reports, "step": folder.latest().step}

@@ -13,6 +13,7 @@ from orchestrator.search.ranking import Row
 from orchestrator.spec import Sweep, parse
 from orchestrator.tracking import lineage, views
 from orchestrator.tracking.notes import counts, sweep_note, sweep_tags, trial_note
+from orchestrator.trial.state import Report
 
 
 def sweep_of(**sections: object) -> Sweep:
@@ -49,16 +50,18 @@ def test_the_note_of_a_sweep() -> None:
 
 
 def test_the_note_of_a_trial() -> None:
-    report = {"global_step": 50, "metrics": {"identifiability": 0.5}}
+    report = Report(50, 0.0, {"identifiability": 0.5})
     note = trial_note(sweep_of(), "t1", {"method": "pca"}, "pruned", "others were ahead", report)
     assert "method `pca`: **pruned** at iteration 50 of 400" in note and "--run t1" in note and "ahead" not in note
-    failed = trial_note(sweep_of(), "t1", {}, "out_of_memory", "no more", {})
+    failed = trial_note(sweep_of(), "t1", {}, "out_of_memory", "no more", None)
     assert "method `learned`: **out of memory** at iteration 0 of 400" in failed and "> no more" in failed
     assert "export" not in failed, "there is nothing to take away"
 
 
 def test_what_a_stranger_wrote_stays_text() -> None:
-    note = trial_note(sweep_of(), "t", {}, "failed", "<img src=x onerror=alert(1)> [a](javascript:b) `c` | d\n# e", {})
+    note = trial_note(
+        sweep_of(), "t", {}, "failed", "<img src=x onerror=alert(1)> [a](javascript:b) `c` | d\n# e", None
+    )
     line = next(line for line in note.splitlines() if line.startswith(">"))
     assert "<img" not in line and "\\[a\\]" in line and "\\`c\\`" in line and line.endswith("\\# e")
     named = sweep_note(sweep_of(model="a`b|<c>"), [row(1)], {}, {}, 1.0)

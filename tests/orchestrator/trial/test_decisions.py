@@ -163,9 +163,9 @@ def test_a_trial_is_measured_and_saved_when_it_is_due(trial: Trial) -> None:
         *[("iterated", 3), ("saved", 4), ("iterated", 4), ("iterated", 5), *measured, ("saved", 6)],
         *[("iterated", 6), *measured, ("saved", 7), "closed"],
     ]
-    assert [report["global_step"] for report in reports] == [3, 6, 7]
-    assert [[point["step"] for point in report["curve"]] for report in reports] == [[1, 2, 3], [4, 5, 6], [7]]
-    assert reports[0]["curve"][1] == {"step": 2, "loss": 1.0}
+    assert [report.global_step for report in reports] == [3, 6, 7]
+    assert [[point["step"] for point in report.curve] for report in reports] == [[1, 2, 3], [4, 5, 6], [7]]
+    assert reports[0].curve[1] == {"step": 2, "loss": 1.0}
     assert {event[3] for event in trial.of("measured")} == {SELECT_SEEDS}
     assert [event[2] for event in trial.of("saved")] == [None, 0.5, None, 0.5, 0.5]
 
@@ -190,7 +190,7 @@ def test_finding_alone_counts_as_the_seconds_of_finding(trial: Trial, monkeypatc
     now = iter(range(1000))
     monkeypatch.setattr("orchestrator.trial.state.time.perf_counter", lambda: float(next(now)))
     reports = trial.reports(sweep_with(gradient=WHOLE_STEPS))
-    assert [report["find_seconds"] for report in reports] == [1 + 3, 1 + 6, 1 + 7]
+    assert [report.find_seconds for report in reports] == [1 + 3, 1 + 6, 1 + 7]
 
 
 def test_what_is_kept_of_a_set_says_how_it_was_found_and_measured(trial: Trial, a_set: DirectionSet) -> None:
@@ -211,11 +211,11 @@ def test_what_is_kept_of_a_set_says_how_it_was_found_and_measured(trial: Trial, 
     assert torch.equal(scaled.sigma, torch.tensor([[1.0, 0.0]] * 2)), "zero outside its window"
     for found in (measured, drawn, written):
         assert torch.equal(found.sigma, 7 * scaled.sigma)
-    assert dict(written.metrics) == dict(drawn.metrics) == told["metrics"] == trial.metrics
+    assert dict(written.metrics) == dict(drawn.metrics) == told.metrics == trial.metrics
     origin = {"method": "learned", "injection": "asymmetric", "window": [first, last + 1], "precision": "bf16"}
     assert written.provenance == {**origin, "judged_by": {"features": "clip"}}
-    assert told["memory"]["out_of_memory_retries"] == 0 and told["memory"]["micro_batch"] == 8
-    assert told["milliseconds"] > 1.6e12
+    assert told.memory["out_of_memory_retries"] == 0 and told.memory["micro_batch"] == 8
+    assert told.milliseconds > 1.6e12
 
 
 def test_a_metric_that_is_no_number_ends_the_trial(trial: Trial) -> None:
@@ -239,8 +239,8 @@ def test_a_trial_asked_to_end_between_two_reports_saves_and_goes_on_from_there(t
     reports = trial.reports(sweep)
     assert trial.of("loaded") == [("loaded", "checkpoint_00000005")]
     assert trial.of("iterated") == [("iterated", 5), ("iterated", 6)]
-    assert [report["global_step"] for report in reports] == [6, 7]
-    assert [point["step"] for point in reports[0]["curve"]] == [4, 5, 6], "losses before it was asked are not lost"
+    assert [report.global_step for report in reports] == [6, 7]
+    assert [point["step"] for point in reports[0].curve] == [4, 5, 6], "losses before it was asked are not lost"
 
 
 def test_a_trial_asked_to_end_while_it_is_measured_is_measured_when_it_goes_on(trial: Trial) -> None:
@@ -259,8 +259,8 @@ def test_a_trial_asked_to_end_while_it_is_measured_is_measured_when_it_goes_on(t
     reports = trial.reports(sweep)
     kinds = [event[0] for event in trial.events]
     assert kinds.index("loaded") < kinds.index("measured") < kinds.index("iterated")
-    assert [report["global_step"] for report in reports] == [3, 6, 7]
-    assert [[point["step"] for point in report["curve"]] for report in reports] == [[1, 2, 3], [4, 5, 6], [7]]
+    assert [report.global_step for report in reports] == [3, 6, 7]
+    assert [[point["step"] for point in report.curve] for report in reports] == [[1, 2, 3], [4, 5, 6], [7]]
 
 
 def test_a_trial_that_goes_on_repeats_its_last_report_and_measures_nothing_twice(trial: Trial) -> None:
@@ -277,9 +277,9 @@ def test_a_trial_that_goes_on_repeats_its_last_report_and_measures_nothing_twice
     trial.before = lambda event: None
     trial.events.clear()
     reports = trial.reports(sweep)
-    assert [report["global_step"] for report in reports] == [3, 6, 7]
+    assert [report.global_step for report in reports] == [3, 6, 7]
     assert len(trial.of("measured")) == 2 and trial.of("iterated")[0] == ("iterated", 3)
-    assert [point["step"] for point in reports[1]["curve"]] == [4, 5, 6]
+    assert [point["step"] for point in reports[1].curve] == [4, 5, 6]
 
 
 def test_what_was_amiss_with_checkpoints_is_told_once(trial: Trial) -> None:
@@ -287,8 +287,8 @@ def test_what_was_amiss_with_checkpoints_is_told_once(trial: Trial) -> None:
     trial.reports(sweep)
     (trial.path / "checkpoint_00000007" / "state.json").write_text("{}")
     first, *others = trial.reports(sweep)
-    assert first["global_step"] == 6 and len(first["notes"]) == 1 and "checkpoint_00000007" in first["notes"][0]
-    assert [report["notes"] for report in others] == [[]]
+    assert first.global_step == 6 and len(first.notes) == 1 and "checkpoint_00000007" in first.notes[0]
+    assert [report.notes for report in others] == [[]]
 
 
 def test_memory_that_runs_out_in_an_iteration_halves_the_micro_batch_from_the_last_checkpoint(trial: Trial) -> None:
@@ -305,8 +305,8 @@ def test_memory_that_runs_out_in_an_iteration_halves_the_micro_batch_from_the_la
     assert [event[1] for event in trial.of("engines")] == [8, 4]
     assert [event[1].micro_batch for event in trial.of("learner")] == [8, 4]
     assert trial.of("loaded") == [("loaded", "checkpoint_00000003")] and len(trial.of("closed")) == 2
-    assert [report["global_step"] for report in reports] == [3, 6, 7]
-    assert [report["memory"]["out_of_memory_retries"] for report in reports] == [0, 1, 1]
+    assert [report.global_step for report in reports] == [3, 6, 7]
+    assert [report.memory["out_of_memory_retries"] for report in reports] == [0, 1, 1]
     assert {event[2:] for event in trial.of("learner")} == {(64, "cache")}, "what is drawn at a time stays"
 
 
@@ -324,8 +324,8 @@ def test_memory_that_runs_out_where_samples_are_drawn_halves_those(trial: Trial)
     reports = trial.reports(sweep_with(gradient=WHOLE_STEPS))
     assert [(event[2], event[1].micro_batch) for event in trial.of("learner")] == [(64, 8), (32, 8)]
     assert [event[1] for event in trial.of("measured")] == [32, 16, 16, 16], "it stays so small"
-    assert [report["memory"]["out_of_memory_retries"] for report in reports] == [2, 2, 2]
-    assert reports[-1]["memory"]["sampler_batch"] == 16
+    assert [report.memory["out_of_memory_retries"] for report in reports] == [2, 2, 2]
+    assert reports[-1].memory["sampler_batch"] == 16
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -430,7 +430,7 @@ def test_a_method_that_does_not_train_finds_once_for_a_whole_trial(
     [told] = trial.reports(sweep, parameters, smaller=smaller)
     more = {"attributes": "attributes"} if method == "supervised" else {}
     assert asked == [(True, True, 3, {"batch": batch, "cache": "cache", **more})]
-    assert told["global_step"] == 7 and told["curve"] == [] and told["memory"] == {}
+    assert told.global_step == 7 and told.curve == [] and told.memory == {}
     assert trial.of("saved") == [("saved", 7, 0.5)] and trial.of("measured")[0][3] == SELECT_SEEDS
 
 

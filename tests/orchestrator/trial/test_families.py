@@ -60,7 +60,7 @@ def test_a_trial_learns_on_every_family_and_its_set_knows_how_its_model_was_used
     sweep = sweep_of(models / name, use)
     preflight.check_model(sweep)
     *_, told = run_trial(PARAMETERS, sweep, TrialFolder(tmp_path / "trial"))
-    assert {"identifiability", "fidelity_kid", "globality"} <= told["metrics"].keys()
+    assert {"identifiability", "fidelity_kid", "globality"} <= told.metrics.keys()
     folder = TrialFolder(tmp_path / "trial").result() / "directions"
     session = EditSession.open(folder)
     assert session.denoiser.use.to_json() == {key: value for key, value in use.items() if value != "both"}
@@ -96,7 +96,7 @@ def test_what_judged_stands_in_the_metrics_and_in_the_set(
     monkeypatch.setattr(model_module, "judges_of", lambda sweep, device="cpu": fake_judges())
     sweep = sweep_of(models / "latent", {}, method="random")
     [told] = run_trial({"method": "random", "directions": 3}, sweep, TrialFolder(tmp_path))
-    assert {"fid", "inception_kid", "identity"} <= told["metrics"].keys() and "lpips" not in told["metrics"]
+    assert {"fid", "inception_kid", "identity"} <= told.metrics.keys() and "lpips" not in told.metrics
     found = DirectionSet.load(TrialFolder(tmp_path).result() / "directions")
     assert found.provenance["judged_by"] == dict.fromkeys(("features", "inception", "identity"), "bright 1234")
 

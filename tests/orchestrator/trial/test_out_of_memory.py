@@ -71,8 +71,8 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
     folder, told, failed = TrialFolder(pathlib.Path(tempfile.mkdtemp())), [], None
     try:
         for report in run_trial(parameters, parse(sweep), folder, smaller=smaller):
-            told.append({"step": report["global_step"], "curve": [c["step"] for c in report["curve"]],
-                         **report["memory"]})
+            told.append({"step": report.global_step, "curve": [c["step"] for c in report.curve],
+                         **report.memory})
     except Exception as raised:
         failed = [str(raised), str(classify(raised))]
     table = DirectionSet.load(folder.result() / "directions").table.flatten().tolist() if told else None

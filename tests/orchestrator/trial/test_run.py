@@ -50,8 +50,8 @@ def test_a_method_that_does_not_train_reports_once(
     [told] = reports_of(tmp_path, parameters, sweep_with(tiny_model, method=parameters["method"]))
     files, directions = sorted(file.name for file in TrialFolder(tmp_path).result().iterdir()), set_of(tmp_path)
     assert files == ["directions", "manifest.json", "state.json", "traversal.png"]
-    assert told["global_step"] == 7 and told["curve"] == told["notes"] == [] and told["find_seconds"] > 0
-    assert directions.metrics == told["metrics"]
+    assert told.global_step == 7 and told.curve == told.notes == [] and told.find_seconds > 0
+    assert directions.metrics == told.metrics
     assert len(directions) == 3 and directions.provenance["method"] == parameters["method"]
     assert directions.provenance["settings"]["seed"] == 1
 
@@ -93,7 +93,7 @@ def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(
     monkeypatch.setattr(model_module, "evaluate", tight_evaluate)
     [told] = reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"))
     assert tried == [64, 32, 16, 16, 8]
-    assert told["memory"] == {"sampler_batch": 8, "out_of_memory_retries": 3}
+    assert told.memory == {"sampler_batch": 8, "out_of_memory_retries": 3}
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_the_supervised_method_asks_the_models_predictor(tmp_path: Path) -> None
     parameters = {"method": "supervised", "supervised.attribute": "smile", "supervised.samples": 16}
     sweep = sweep_with("toyfaces", method="supervised")
     [told] = reports_of(tmp_path, {**parameters, "supervised.extremes": 4}, sweep)
-    assert set_of(tmp_path).names == ("smile",) and "disentanglement" in told["metrics"]
+    assert set_of(tmp_path).names == ("smile",) and "disentanglement" in told.metrics
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_set_is_scaled_before_it_is_measured(tiny_model: Path, tmp_path: Path)
     trial_model, directions = TrialModel.load(sweep), set_of(tmp_path)
     unscaled = DirectionSet(directions.table, torch.ones_like(directions.sigma), directions.timesteps)
     assert torch.equal(trial_model.scaled(sweep_with(tiny_model), unscaled).sigma, unscaled.sigma)
-    assert directions.metrics == told["metrics"]
+    assert directions.metrics == told.metrics
     strength = moved(trial_model.denoiser, trial_model.schedule, directions)
     assert torch.allclose(strength, torch.full_like(strength, 0.05), rtol=0.1)
 
@@ -138,7 +138,7 @@ def test_the_second_trial_of_a_node_draws_no_unshifted_sample(
     drawn.clear()
     [second] = reports_of(tmp_path / "second", PARAMETERS[0], sweep, cache=SampleCache(tmp_path / "cache"))
     assert not drawn
-    assert alone["metrics"] == first["metrics"] == second["metrics"]
+    assert alone.metrics == first.metrics == second.metrics
 
 
 @pytest.mark.slow

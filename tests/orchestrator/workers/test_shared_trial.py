@@ -59,7 +59,7 @@ for number, given in enumerate(starts):
     try:
         for report in run_trial(parameters, sweep, TrialFolder(place / "trial"),
                                 around=TrialContext(lambda: bool(asked), ranks=ranks), load=load):
-            told["reports"].append({name: report[name] for name in ("global_step", "curve", "metrics")})
+            told["reports"].append({name: getattr(report, name) for name in ("global_step", "curve", "metrics")})
     except Preempted:
         told["ended"] = "preempted"
     (place / f"told-{number}-{rank}.json").write_text(json.dumps(told))

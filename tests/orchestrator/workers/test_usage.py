@@ -10,8 +10,9 @@ import pytest
 
 from orchestrator.spec import parse
 from orchestrator.store.folder import SweepFolder
+from orchestrator.trial.state import Report
 from orchestrator.workers import usage as module
-from orchestrator.workers.usage import USAGE, Usage
+from orchestrator.workers.usage import Usage
 from orchestrator.workers.worker import AttemptProcess
 
 NAMES = {
@@ -111,6 +112,6 @@ def test_the_first_process_of_a_trial_tells_unless_the_file_says_no(
     base: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}}
     sweep = parse(base | {"tracking": {"system_metrics": asked}})
     post = AttemptProcess(sweep, SweepFolder(tmp_path, "a"), {"trial_id": "t", "attempt": 1}, rank)
-    report = {"global_step": 5}
-    assert (USAGE in post.told(report)) == told and report == {"global_step": 5}
+    report = Report(5, 0.0, {})
+    assert bool(post.with_usage(report).usage) == told and not report.usage
     post.leave()
