@@ -1,4 +1,4 @@
-"""What an address hides: the passwords and tokens in it, which no message, log, tag or file may show."""
+"""Hide the passwords and tokens in addresses, which no message, log, tag or file may show."""
 
 import re
 from typing import Any
@@ -12,18 +12,18 @@ _IN_QUERY = re.compile(
     re.IGNORECASE,
 )
 _IN_TEXT = re.compile(r"(?<=://)[^\s/@'\"]+@")
-_LOCAL = ("sqlite", "file")  # their paths may hold an @, and they have no user
-_SHORTEST = 4  # characters: a shorter secret is hidden where it stands in an address, not wherever its letters are
+_LOCAL = ("sqlite", "file")  # these have no user, and their paths may contain an @
+_SHORTEST = 4  # characters: a shorter secret is hidden only in an address, not wherever its letters occur
 
 
 def redacted(uri: str) -> str:
-    """The address without its user, password and whatever a query says of keys and tokens."""
+    """Return the address with user and password, and keys and tokens of its query, replaced by ***."""
     _, host, rest = _parts(uri)
     return host + _IN_QUERY.sub(rf"\g<name>{_HIDDEN}", rest)
 
 
 def scrub(value: Any, uri: str) -> Any:
-    """A text, or what mappings and lists hold, with every trace of the secrets of `uri` hidden."""
+    """Return a text, or the texts in mappings and lists, with every trace of the secrets of `uri` hidden."""
     if isinstance(value, str):
         return _scrub(value, uri)
     if isinstance(value, dict):
@@ -42,7 +42,7 @@ def _scrub(text: str, uri: str) -> str:
 
 
 def _secrets(uri: str) -> list[str]:
-    """The secrets of an address as libraries may spell them, the longest first, for one may hold another."""
+    """Return the secrets of an address in every spelling of libraries, the longest first: one may contain another."""
     user, _, rest = _parts(uri)
     name, _, password = user.partition(":")
     found = [user, password or name, *(match["value"] for match in _IN_QUERY.finditer(rest))]
@@ -51,9 +51,9 @@ def _secrets(uri: str) -> list[str]:
 
 
 def _parts(uri: str) -> tuple[str, str, str]:
-    """An address as user and password, the scheme with a mark in their place, and what follows.
+    """Split an address into user and password, the scheme with a mark in their place, and the rest.
 
-    The last @ ends the user, for a password that was not quoted may hold every other sign.
+    The last @ ends the user, because a password that was not quoted may contain any other character.
     """
     match = _ADDRESS.fullmatch(uri)
     if match is None or match["scheme"].lower() in _LOCAL or "@" not in match["rest"]:

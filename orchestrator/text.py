@@ -1,7 +1,7 @@
-"""How facts and tables look in a terminal of any width.
+"""Lay out facts and tables for a terminal of any width.
 
-What is wider than the terminal becomes `name: value` lines, and nothing of it is cut. A table that is drawn over and
-over leaves out columns instead (`narrowed`), the least important first.
+A table wider than the terminal becomes `name: value` lines, and nothing is cut. A table that is redrawn leaves out
+columns instead (`narrowed`), the least important first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-_GAP = 2  # cells of the terminal between two columns
+_GAP = 2  # character cells between two columns
 
 
 @dataclass
 class Grid:
     """A table of plain text under a title; lines where the terminal is narrower than the table.
 
-    named: the first cell of a row is its name; numbers: all other columns are numbers, whose ends stand below each
-    other; by_column: the lines follow one column after the other.
+    named: the first cell of a row is its name; numbers: all other columns are numbers, aligned to the right; by_column:
+    the
+    lines follow one column after the other.
     """
 
     title: str
@@ -64,7 +65,7 @@ class Grid:
 
 @dataclass
 class Facts:
-    """Names and what they are, without a heading; what is long goes on below itself."""
+    """Names and values under a title, without headings; a long value is wrapped within its column."""
 
     title: str
     facts: dict[str, str]
@@ -72,7 +73,7 @@ class Facts:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(f"\n{self.title}", style="bold")
         names = max(map(cell_len, self.facts), default=0) + _GAP
-        if 2 * names > options.max_width:  # the values would be thin columns of broken words
+        if 2 * names > options.max_width:  # the column of values would be too narrow for words
             yield from (Text(f"{name}: {fact}") for name, fact in self.facts.items())
             return
         table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
@@ -85,7 +86,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table that is drawn over and over; of little worth: it is left out first."""
+    """A column of a table that is redrawn. worth: the column with the least is left out first."""
 
     heading: str
     cells: Sequence[str]
@@ -94,11 +95,12 @@ class Column:
 
     @property
     def width(self) -> int:
+        """Width in character cells."""
         return max(map(cell_len, (self.heading, *self.cells)))
 
 
 def narrowed(columns: Sequence[Column], width: int) -> Table:
-    """A table of the columns that fit side by side, one line a row."""
+    """Return a table of the columns that fit side by side, one line for each row."""
     kept = list(columns)
     while len(kept) > 1 and sum(column.width + _GAP for column in kept) - _GAP > width:
         kept.remove(min(kept, key=lambda column: column.worth))
@@ -111,39 +113,39 @@ def narrowed(columns: Sequence[Column], width: int) -> Table:
 
 
 def facts_table(title: str, facts: dict[str, str]) -> Facts:
-    """Names and what they are, without a heading."""
+    """Return names and values under a title, without headings."""
     return Facts(title, facts)
 
 
 def table_of(title: str, *columns: str, named: bool = True, numbers: bool = False, by_column: bool = False) -> Grid:
-    """An empty table with these headings; see Grid."""
+    """Return an empty table with these headings; see Grid."""
     return Grid(title, columns, named, numbers, by_column)
 
 
 def add_row(table: Grid, *cells: str) -> None:
-    """A row of plain text: a name such as [bold] is not markup."""
+    """Add a row of plain text: a name such as [bold] is not markup."""
     table.rows.append(cells)
 
 
 def width_of(rows: Sequence[Sequence[str]]) -> int:
-    """What these rows take side by side, without a broken line."""
+    """Return the width of these rows in character cells, without a wrapped line."""
     return sum(max(map(cell_len, column)) + _GAP for column in zip(*rows, strict=True)) - _GAP
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """1, "trial" -> "1 trial"; 2, "trial" -> "2 trials"."""
+    """Return a count with its noun: 1, "trial" -> "1 trial"; 2, "trial" -> "2 trials"."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def clock(seconds: float) -> str:
-    """65 -> "1:05", 3700 -> "1:01:40", 200000 -> "55:33:20"."""
+    """Return seconds as a clock: 65 -> "1:05", 3700 -> "1:01:40", 200000 -> "55:33:20"."""
     minutes, left = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
 def nbytes(count: float) -> str:
-    """Bytes for a person: "512 bytes", "1.5 MB", "20 GB"."""
+    """Return a count of bytes as text: "512 bytes", "1.5 MB", "20 GB"."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -151,17 +153,17 @@ def nbytes(count: float) -> str:
 
 
 def _hanging(line: str) -> Padding:
-    """A line that belongs to the one above it."""
+    """Return a line indented below the one it belongs to."""
     return Padding(Text(line), (0, 0, 0, _GAP))
 
 
 def plain(name: str) -> str:
-    """A name as a person reads it: fidelity_kid -> fidelity kid."""
+    """Return a name with spaces for underscores: fidelity_kid -> fidelity kid."""
     return name.replace("_", " ")
 
 
 def number(value: object) -> str:
-    """A value in a table: three digits of a measured one, `-` for none."""
+    """Return a value for a table: a measured one with three digits, `-` for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -170,12 +172,12 @@ def number(value: object) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference, with its sign."""
+    """Return a difference with its sign."""
     return f"{value:+.3g}" if value else "0"
 
 
 def spread(mean: float | None, deviation: float | None) -> str:
-    """`0.700 ± 0.141`; the mean alone where there is no spread."""
+    """Return `0.700 ± 0.141`; the mean alone without a deviation, `-` without a mean."""
     if mean is None:
         return "-"
     return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"

@@ -67,7 +67,7 @@ def test_the_reference_multiplies_with_the_same_jacobian(tiny_denoiser: Denoiser
     x_t, t = jacobian.at_step(tiny_denoiser, 5)
     v = torch.randn(tiny_denoiser.h_shape, dtype=torch.float64)
     ours = DecoderJacobian(tiny_denoiser, x_t, t)
-    expected = ours.pull(ours.push(v[None]))[0]
+    expected = ours.vjp(ours.jvp(v[None]))[0]
     assert torch.allclose(jacobian.FullNetwork(tiny_denoiser, x_t, t)(v), expected, rtol=1e-9, atol=1e-12)
 
 

@@ -1,1 +1,1 @@
-"""What a user takes away: a set of directions with its card, its pages, and how it leaves a sweep."""
+"""Build the bundle that a user takes out of a sweep: a direction set with its card, its pages and its pictures."""

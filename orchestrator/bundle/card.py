@@ -1,4 +1,7 @@
-"""The card of a direction set: what it holds, how good it is, how to use it, in Markdown that stays what it says."""
+"""Write the card of a direction set in Markdown: what it holds, how good it is, how to use it.
+
+Text from the set is quoted, so that it cannot change the structure of the card.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,8 +16,8 @@ from core.metrics import METRICS
 from core.model.catalogue import origin_of
 from core.model.use import DISTILLED_GUIDANCE, Use
 
-_SHOWN = 3  # attributes of a direction
-_LEAST = 0.2  # standard deviations that are worth a word
+_SHOWN = 3  # attributes shown for a direction
+_LEAST = 0.2  # standard deviations; weaker effects are not shown
 
 _ALONE = """from diffusers import {imported}
 from apply_directions import applied  # the file in this folder; needs torch and safetensors alone
@@ -28,20 +31,21 @@ _WITH_PACKAGE = """from core import DirectionSet
 directions = DirectionSet.load(".")
 with directions.applied(pipeline.{network}, {edit}{asymmetric}):
     images = pipeline({told}num_inference_steps={steps}{eta}).images"""
-# What the package's own chain steps with, whatever the model comes with: it clips nothing (core.model.pretrained).
-# Else a scheduler would give values of its own to what the former one's file leaves out.
+
+# The scheduler of the package's own chain, whatever the model's own is: it clips nothing (core.model.pretrained).
+# "_use_default_values" is emptied, else this scheduler would use its own defaults for what the model's file leaves out.
 _SWAP = """\
 config = {{**pipeline.scheduler.config, "_use_default_values": []}}
 pipeline.scheduler = {sampler}.from_config(config, clip_sample=False, thresholding=False)
 """
 _RESCALED = "pipeline.vqvae.register_to_config(scaling_factor=1.0)\n"
 _SWAPPED = ("DDIMScheduler", "LCMScheduler")
-_RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # of pipelines that take no size
+_RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # for pipelines without a size argument
 _PLAIN = {"PixArtTransformer2DModel": ", clean_caption=False, use_resolution_binning=False"}
 
 
 def card(directions: DirectionSet, for_hub: bool = False) -> str:
-    """The Markdown; for a hub with the front matter that its search reads."""
+    """Return the card in Markdown; for a hub with the front matter that its search reads."""
     origin = directions.provenance
     told = {key: _plain(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
     parts = [
@@ -129,7 +133,7 @@ With this package, several at once (`orchestrate explore .` is a page with a sli
 
 
 def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What depends on the family of the model: its pipeline, what that is told, and what is changed of it before."""
+    """Return the parts of the code that depend on the model's family: pipeline, arguments, and changes made before."""
     kind = str(origin.get("network", "UNet2DModel"))
     pixels = kind == "UNet2DModel" and not origin.get("codec")
     pipeline = "DDIMPipeline" if pixels else "DiffusionPipeline"
@@ -150,7 +154,7 @@ def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told(origin: Mapping[str, Any], kind: str) -> str:
-    """The arguments that make a pipeline draw what the chain drew: prompt or class, guidance, size."""
+    """Return the arguments that make a pipeline draw what the chain drew: prompt or class, guidance, size."""
     use = _use_of(origin)
     guidance = f", guidance_scale={_guidance(origin, kind, use):g}"
     match kind:
@@ -164,24 +168,24 @@ def _told(origin: Mapping[str, Any], kind: str) -> str:
 
 
 def _guidance(origin: Mapping[str, Any], kind: str, use: Use) -> float:
-    """As asked for, or what a distilled network is used to be told, or 1, which is none."""
+    """Return the guidance of the set; else the usual one of a distilled network; else 1, which is no guidance."""
     if use.guidance is not None:
         return use.guidance
     told = origin.get("told")
     if isinstance(told, list | tuple):
         distilled = "guidance" in told or "timestep_cond" in told
-    else:  # an older set's, which does not say
+    else:  # an older set, which does not contain `told`
         distilled = kind.startswith("Flux") or origin.get("sampler") == "LCMScheduler"
     return DISTILLED_GUIDANCE.get(kind, 1.0) if distilled else 1.0
 
 
 def _rescaled(origin: Mapping[str, Any]) -> str:
-    """The line for a VQModel without a scaling, of which diffusers makes up one that its file does not name."""
+    """Return the line for a VQModel with scaling 1: diffusers makes up another scaling where its file names none."""
     return _RESCALED if origin.get("codec") == "VQModel" and origin.get("scaling_factor") == 1 else ""
 
 
 def _resized(origin: Mapping[str, Any], kind: str, network: str) -> str:
-    """Where a size was asked for, the line for pipelines that draw as their network's configuration says."""
+    """Return the line for a set of another size, for pipelines that draw at their network's configured size."""
     shape = origin.get("sample_shape")
     if _use_of(origin).size is None or kind not in ("UNet2DModel", "DiTTransformer2DModel"):
         return ""
@@ -193,7 +197,7 @@ def _resized(origin: Mapping[str, Any], kind: str, network: str) -> str:
 def _use_of(origin: Mapping[str, Any]) -> Use:
     try:
         return Use.of(origin.get("use", {}))
-    except UserError:  # a stranger's
+    except UserError:  # a set from elsewhere may hold anything
         return Use()
 
 
@@ -214,20 +218,20 @@ def _metric_rows(directions: DirectionSet) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """A text that stays inside its cell."""
+    """Return a text that cannot break out of its table cell."""
     return _plain(text).replace("|", "\\|")
 
 
 def _plain(text: object) -> str:
-    """A text that stays inside its backticks."""
+    """Return a text that cannot break out of its backticks."""
     return " ".join(str(text).replace("`", "'").split())
 
 
 def _quoted(text: object) -> str:
-    """A string of Python that cannot end the block that it stands in."""
+    """Return a string literal of Python that cannot end the code block around it."""
     return json.dumps(str(text)).replace("`", "\\u0060")
 
 
 def _fenced(text: str) -> str:
-    """A text that cannot end the block that it stands in."""
+    """Return a text that cannot end the code block around it."""
     return text.replace("```", "'''")

@@ -1,4 +1,4 @@
-"""A direction set out of a sweep: the champion, one trial's, or the best few, each as a bundle in its own folder."""
+"""Export direction sets from a sweep: the champion, one trial's set, or the best few, each as a bundle in a folder."""
 
 import os
 import re
@@ -31,10 +31,10 @@ def export(
     style: Format = "bundle",
     say: Say = lambda _: None,
 ) -> list[Path]:
-    """Write the champion, one trial's set, or the `top` best into `to`; returns the folders made.
+    """Write the champion, one trial's set, or the `top` best into `to`, and return the folders written.
 
-    The champion has its dials and its gallery already; those of another trial are measured now, with the sweep's model.
-    Raises UserError, with nothing written, where `to` exists or the sweep or the run is not there.
+    The champion already has dials and gallery. Those of another trial are measured now, with the sweep's model.
+    Raises UserError, with nothing written, where `to` exists or the sweep or the run is missing.
     """
     if to.exists():
         raise UserError(f"{to} exists; an export is written into a new folder")
@@ -77,7 +77,7 @@ def _of_trial(folder: SweepFolder, sweep: Sweep, trial_id: str, say: Say) -> Bun
 
 
 def _measured(folder: SweepFolder, sweep: Sweep, found: DirectionSet, say: Say) -> Bundle:
-    """With the dials and the gallery that it has not got yet."""
+    """Measure the dials of a set, draw its gallery, and return both as a bundle."""
     trial_id = found.provenance.get("trial")
     say(f"Measuring the dials of trial {trial_id} ({len(found)} directions), and drawing its gallery ...")
     trial_model, drawing = TrialModel.load(sweep, SampleCache(folder.cache)), DrawBatch(sweep)
@@ -86,7 +86,7 @@ def _measured(folder: SweepFolder, sweep: Sweep, found: DirectionSet, say: Say) 
 
 
 def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
-    """The trial that a trial id or an MLflow run id names."""
+    """Return the trial id for a trial id or an MLflow run id."""
     known = [row.trial_id for row in rows(folder, sweep)]
     if run in known:
         return run
@@ -98,7 +98,7 @@ def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
 
 
 def result_of(folder: SweepFolder, trial_id: str, temporary: Path) -> Path:
-    """A folder with a trial's set and picture: its checkpoint, or what MLflow has where that is not kept any more."""
+    """Return a folder with a trial's set and picture: its checkpoint, or a copy from MLflow if that is gone."""
     try:
         return folder.trial(trial_id).result()
     except CheckpointError:
@@ -106,7 +106,7 @@ def result_of(folder: SweepFolder, trial_id: str, temporary: Path) -> Path:
 
 
 def _fetched(folder: SweepFolder, trial_id: str, to: Path) -> Path:
-    """A trial's set and picture out of MLflow. Raises UserError where they are not there either."""
+    """Download a trial's set and picture from MLflow. Raises UserError where they are missing there too."""
     sweep, state = folder.sweep(), folder.read()
     tracking = _tracking(folder, sweep)
     child = tracking.find(state["experiment_id"], state["parent_run"], trial_id)

@@ -1,6 +1,7 @@
-"""The bundle that a user takes away: a direction set, what it looks like, what it is, and how to use it.
+"""Write and read a bundle, the folder that a user takes away: a direction set, its pictures, and its card.
 
-directions.safetensors, directions.json   the set (core.directions.direction_set), and the schema that the JSON keeps
+directions.safetensors, directions.json   the set (core.directions.direction_set)
+directions.schema.json                    the schema of directions.json
 gallery.html                              every direction across its scale, on several samples, in one file
 traversal.png                             the same on one sample, for pages that show pictures only
 apply_directions.py                       uses the set in any diffusers pipeline, without this package
@@ -30,26 +31,26 @@ Format = Literal["bundle", "hub"]
 FORMATS: tuple[Format, ...] = ("bundle", "hub")
 GALLERY, PICTURE, CARD = "gallery.html", "traversal.png", "README.md"
 SCHEMA = "directions.schema.json"
-_LARGE = ("*.safetensors", "*.png", "*.html")  # what a hub keeps beside its repository
+_LARGE = ("*.safetensors", "*.png", "*.html")  # what a hub stores by Git LFS
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that is not written yet; small enough to be sent from the machine that drew it."""
+    """A bundle that is not written yet, small enough to be sent from the machine that drew it."""
 
     directions: DirectionSet
-    files: Mapping[str, bytes]  # beside the set
+    files: Mapping[str, bytes]  # name -> content of gallery and picture
 
 
 def bundle_of(calibrated: Calibrated, title: str) -> Bundle:
-    """A set with its dials, and the pages that its images make."""
+    """Return a set with its dials as a bundle, with gallery and picture drawn from its images."""
     directions, drawn = calibrated.directions, calibrated.traversals
     shown = Shown(directions, drawn, title)
     return Bundle(directions, {GALLERY: page([shown]).encode(), PICTURE: _picture(calibrated)})
 
 
 def _picture(calibrated: Calibrated) -> bytes:
-    """The first sample: directions down, scales across, the unshifted one in the middle."""
+    """Return the first sample as PNG: directions down, scales across, the unshifted image in the middle."""
     drawn = calibrated.traversals
     middle = sum(scale < 0 for scale in drawn.scales)
     plain = drawn.plain[0].expand(len(calibrated.directions), 1, *drawn.plain.shape[1:])
@@ -63,7 +64,7 @@ def _picture(calibrated: Calibrated) -> bytes:
 
 
 def write_bundle(made: Bundle, to: Path, style: Format = "bundle") -> None:
-    """The bundle's files into an existing folder, the set read back once to be sure."""
+    """Write the bundle's files into an existing folder, and load the set once to check it."""
     made.directions.write(to)
     for name, content in made.files.items():
         (to / name).write_bytes(content)
@@ -74,7 +75,7 @@ def write_bundle(made: Bundle, to: Path, style: Format = "bundle") -> None:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """A bundle as it was written. Raises UserError where it is none, or holds a link."""
+    """Return the bundle in a folder. Raises UserError where it is none, or one of its files is a link."""
     directions, held = DirectionSet.load(folder), {}
     for name in (GALLERY, PICTURE):
         try:
@@ -86,7 +87,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has what `read` needs; one that an older version wrote has no gallery."""
+    """Return whether a folder has what `read_bundle` needs; one that an older version wrote has no gallery."""
     return all((folder / name).is_file() for name in (GALLERY, PICTURE))
 
 

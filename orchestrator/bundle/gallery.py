@@ -1,6 +1,6 @@
-"""The gallery: one HTML file in which a person sees, turns and compares the directions of a set, or of two.
+"""Make the gallery: one HTML file in which a user sees and compares the directions of one set, or of two.
 
-It holds all that it shows and asks no network for anything, so it can be mailed, kept, or looked at inside MLflow.
+The file contains everything it shows and needs no network, so it can be mailed, archived, or opened inside MLflow.
 """
 
 import base64
@@ -37,13 +37,13 @@ _TOLD = {
     "trial": "trial {}",
 }
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_FEW, _MANY = 6, 10  # attributes shown at once, beside a strip of few rows and of many
-_LONGEST_FACT = 80  # characters of what a set says of where it comes from
+_FEW, _MANY = 6, 10  # attributes shown at once, beside pictures with few rows and with many
+_LONGEST_FACT = 80  # characters shown of one fact of a set's provenance
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A set, its images, and what to call it."""
+    """A set with its images and its title."""
 
     directions: DirectionSet
     traversals: Traversals
@@ -51,7 +51,7 @@ class Shown:
 
 
 def page(sets: Sequence[Shown]) -> str:
-    """The page of one set, or of two side by side.
+    """Return the page of one set, or of two side by side, as HTML.
 
     Raises UserError for another number of sets or for images that are neither greyscale nor RGB, DirectionSetError
     where images and directions do not belong together.
@@ -117,19 +117,19 @@ def _set(shown: Shown, letter: str, widest: float) -> dict[str, Any]:
 
 
 def _facts(shown: Shown) -> list[str]:
-    """What and where from, as far as the set says."""
+    """Return the facts on what a set is and where it comes from, as far as its provenance has them."""
     origin, samples = shown.directions.provenance, len(shown.traversals.plain)
     told = [form.format(_encodable(origin[key])) for key, form in _TOLD.items() if origin.get(key)]
     return [_counted(len(shown.directions), "direction"), *told, _counted(samples, "sample")]
 
 
 def _encodable(value: object) -> str:
-    """A stranger's value in short, without the halves of characters that JSON allows and no file can hold."""
+    """Return a value from a set in short, without lone surrogates, which JSON allows and no file can hold."""
     return str(value)[:_LONGEST_FACT].encode(errors="replace").decode()
 
 
 def _card(shown: Shown, k: int, letter: str, rank: int, widest: float) -> dict[str, Any]:
-    """All that is shown of direction k."""
+    """Return all that is shown of direction k."""
     directions, scales = shown.directions, stops(shown.traversals)
     dial = directions.dials[k] if directions.dials else None
     images, name = frames(shown.traversals, k), directions.names[k]
@@ -179,13 +179,13 @@ def _dial(dial: Dial) -> dict[str, Any]:
 
 
 def _band(dial: Dial, scales: Sequence[float]) -> dict[str, str]:
-    """From where to where on the slider the range goes, as parts of it; frames stand at equal distances."""
+    """Return the ends of the range as fractions of the slider, on which frames are at equal distances."""
     ends = np.interp([dial.low, dial.high], scales, np.linspace(0, 1, len(scales)))
     return {"from": f"{ends[0]:.4f}", "to": f"{ends[1]:.4f}"}
 
 
 def _effects(effects: Mapping[str, float], widest: float) -> list[dict[str, str]]:
-    """Strongest first."""
+    """Return the effects, strongest first."""
     return [
         {
             "name": name,
@@ -198,7 +198,7 @@ def _effects(effects: Mapping[str, float], widest: float) -> list[dict[str, str]
 
 
 def _difference(images: Tensor, scales: Sequence[float], inside: Sequence[bool]) -> dict[str, str] | None:
-    """The map between the ends of the range, as far as they were drawn; None where the range holds no shifted frame."""
+    """Return the difference map between the ends of the range, as far as drawn; None if it holds no shifted frame."""
     places = [i for i, ok in enumerate(inside) if ok]
     first, last = places[0], places[-1]
     found = difference(images, first, last) if first < last else None
@@ -213,9 +213,9 @@ def _difference(images: Tensor, scales: Sequence[float], inside: Sequence[bool])
 
 
 def _snippet(directions: DirectionSet, name: str, scale: float = 1.0) -> str:
-    """The line of Python that applies a direction."""
-    written = json.dumps(name, ensure_ascii=False)  # Python reads it as JSON does
-    # What turns text round, or is not seen, is spelled out: the line must do what it looks like.
+    """Return the line of Python that applies a direction."""
+    written = json.dumps(name, ensure_ascii=False)  # a JSON string is a Python string too
+    # Escape invisible characters and those that reverse text: the line must do what it looks like.
     quoted = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in written)
     asymmetric = directions.provenance.get("injection") == "asymmetric"
     more = ", asymmetric=pipeline.scheduler" if asymmetric else ""
@@ -223,7 +223,7 @@ def _snippet(directions: DirectionSet, name: str, scale: float = 1.0) -> str:
 
 
 def _match(a: dict[str, Any], b: dict[str, Any], cosine: Tensor) -> None:
-    """Put down for each card which of the other set is most like it."""
+    """Enter into each card the most similar direction of the other set."""
     for own, other, likeness in ((a, b, cosine), (b, a, cosine.T)):
         by_index = {card["index"]: card for card in other["cards"]}
         for card in own["cards"]:
@@ -240,7 +240,7 @@ def _match(a: dict[str, Any], b: dict[str, Any], cosine: Tensor) -> None:
 
 
 def number(value: float, form: str = "g") -> str:
-    """With its sign, as it is set in print: +1.5, −0.5, 0."""
+    """Return a number with its sign, typeset: +1.5, −0.5, 0."""
     text = format(value, f"+{form}") if abs(value) < 1000 else format(value, "+.1e")
     return text.replace("-", "−") if float(text) else text[1:]
 
@@ -250,7 +250,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _seeds(count: int) -> list[str]:
-    """What the samples are called; they are rows, and no one's seeds."""
+    """Return labels for samples. They are letters or row numbers, not seeds."""
     return list(_LETTERS[:count]) if count <= len(_LETTERS) else [str(m + 1) for m in range(count)]
 
 
@@ -270,7 +270,7 @@ def _read(name: str) -> str:
 
 
 def incomparable(a: DirectionSet, b: DirectionSet) -> str:
-    """Why the directions of two sets cannot be compared; empty where they can."""
+    """Return why the directions of two sets cannot be compared; empty where they can."""
     digests = [each.provenance.get("weight_digest") for each in (a, b)]
     if None not in digests and digests[0] != digests[1]:
         return "they are of different models"
@@ -283,7 +283,7 @@ def incomparable(a: DirectionSet, b: DirectionSet) -> str:
 
 @torch.no_grad()
 def cosines(a: DirectionSet, b: DirectionSet) -> Tensor:
-    """[K of a, K of b], signed: the mean over the steps both have, a step where either does nothing left out."""
+    """Return signed cosines [K of a, K of b]: means over common steps, without steps where either does nothing."""
     total, count = torch.zeros(len(a), len(b)), torch.zeros(len(a), len(b))
     for i, j in _steps(a, b):
         acting = (a.sigma[:, i, None] > 0) & (b.sigma[None, :, j] > 0)
@@ -294,7 +294,7 @@ def cosines(a: DirectionSet, b: DirectionSet) -> Tensor:
 
 
 def _steps(a: DirectionSet, b: DirectionSet) -> list[tuple[int, int]]:
-    """The steps of both tables that belong together."""
+    """Return the pairs of steps (in a, in b) that belong together."""
     if a.table.shape[1] == 1 or b.table.shape[1] == 1:
         most = max(a.table.shape[1], b.table.shape[1])
         return [(s % a.table.shape[1], s % b.table.shape[1]) for s in range(most)]

@@ -1,4 +1,4 @@
-"""The pictures of a gallery as data URIs: a direction's frames on one sheet, and where in the image it acts."""
+"""Draw the pictures of a gallery as data URIs: a direction's frames on one sheet, and where in the image it acts."""
 
 import base64
 from dataclasses import dataclass
@@ -14,31 +14,31 @@ from torch import Tensor
 from core.metrics import Traversals
 from core.pictures.traversal_grid import to_picture
 
-LARGEST_FRAME = 160  # pixels, of the longer side; larger images are made smaller
-PIXELATED = 64  # up to here every pixel is kept, and shown as a square
-_QUALITY = 85  # of WebP, where images are not pixelated
+LARGEST_FRAME = 160  # pixels of the longer side; larger images are reduced
+PIXELATED = 64  # pixels of the longer side; up to this size every pixel is kept and shown as a square
+_QUALITY = 85  # of WebP, for images larger than PIXELATED
 _LONGEST_SHEET = 16_383  # pixels; WebP's limit
 
 
-RAMP: list[str] = sequential.Inferno  # steps that look equally large
+RAMP: list[str] = sequential.Inferno  # its colours are perceptually uniform
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a direction acts: the picture, and what its brightest colour stands for, of 1 from black to white."""
+    """A map of where a direction acts; `most` is the difference of its brightest colour, where black to white is 1."""
 
     uri: str
     most: float
 
 
 def stops(traversals: Traversals) -> tuple[float, ...]:
-    """The scales of the frames of a row, the unshifted image's among them."""
+    """Return the scales of the frames of a row, with 0.0 for the unshifted image."""
     half = len(traversals.scales) // 2
     return (*traversals.scales[:half], 0.0, *traversals.scales[half:])
 
 
 def frames(traversals: Traversals, k: int) -> Tensor:
-    """The images of direction k: [M, stops, *image_shape]."""
+    """Return the images of direction k: [M, stops, *image_shape]."""
     half, shifted = len(traversals.scales) // 2, traversals.shifted[:, k]
     samples = torch.cat([shifted[:, :half], traversals.plain[:, None], shifted[:, half:]], dim=1)
     images = traversals.images(samples.flatten(0, 1)).float()
@@ -46,7 +46,7 @@ def frames(traversals: Traversals, k: int) -> Tensor:
 
 
 def frame_size(images: Tensor) -> tuple[int, int]:
-    """Height and width in which frames [M, stops, C, H, W] are shown."""
+    """Return height and width in which frames [M, stops, C, H, W] are shown."""
     rows, columns, _, height, width = images.shape
     longest = min(LARGEST_FRAME, _LONGEST_SHEET // max(rows, columns))
     shrink = min(1.0, longest / max(height, width))
@@ -54,12 +54,12 @@ def frame_size(images: Tensor) -> tuple[int, int]:
 
 
 def pixelated(images: Tensor) -> bool:
-    """Whether images are so small that their pixels are shown as they are."""
+    """Return whether images are so small that every pixel is shown as a square."""
     return max(images.shape[-2:]) <= PIXELATED
 
 
 def sheet(images: Tensor) -> str:
-    """Frames [M, stops, C, H, W] side by side, a row for each sample."""
+    """Return frames [M, stops, C, H, W] side by side in one picture, a row for each sample."""
     rows, columns, channels = images.shape[:3]
     height, width = frame_size(images)
     small = _resized(images.clamp(-1, 1).flatten(0, 1), height, width)
@@ -71,7 +71,10 @@ def sheet(images: Tensor) -> str:
 
 
 def difference(images: Tensor, first: int, last: int) -> Difference | None:
-    """The mean absolute difference of two columns of frames, over samples and channels; None where it is no number."""
+    """Return the map of the mean absolute difference of two columns of frames, over samples and channels.
+
+    None where the difference is not finite.
+    """
     low, high = images[:, first].clamp(-1, 1), images[:, last].clamp(-1, 1)
     mean = (high - low).abs().mean(dim=(0, 1)) / 2  # [H, W]
     mean = _resized(mean[None, None], *frame_size(images))[0, 0]
@@ -86,7 +89,7 @@ def difference(images: Tensor, first: int, last: int) -> Difference | None:
 
 @cache
 def colours() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    """[256, 3]: the ramp, from least to most."""
+    """Return the ramp as [256, 3] bytes, from least to most."""
     known = np.array([hex_to_rgb(colour) for colour in RAMP])  # [10, 3]
     places = np.linspace(0, len(known) - 1, 256)
     parts = [np.interp(places, range(len(known)), channel) for channel in known.T]

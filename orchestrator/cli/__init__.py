@@ -1,1 +1,1 @@
-"""The command line: its verbs, what they take, and what they say where they are refused."""
+"""The command line: its verbs, their options, and the messages of refused ones."""

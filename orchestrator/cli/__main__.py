@@ -1,4 +1,4 @@
-"""`python -m orchestrator.cli`: the command line without the installed script."""
+"""Run the command line as `python -m orchestrator.cli`, without the installed script."""
 
 import sys
 

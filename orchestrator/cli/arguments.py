@@ -1,4 +1,4 @@
-"""What every verb takes on the command line, with examples. Nothing heavy is loaded: --help answers at once."""
+"""Define the options of every verb, with examples. Nothing heavy is imported, so that --help answers at once."""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-_MOST_SAMPLES = 1000  # of a plan
+_MOST_SAMPLES = 1000  # configurations that `plan --samples` may show
 SHELLS = ("bash", "zsh", "tcsh")
 _EPILOG = """\
 examples:
@@ -71,7 +71,7 @@ Add = Callable[..., argparse.ArgumentParser]
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs; what is parsed has the verb's name as `verb`."""
+    """Return the parser of all verbs; its result has the verb's name as `verb`."""
     made = argparse.ArgumentParser(
         prog="orchestrate",
         description="Search for the best set of editing directions in the h-space of a pretrained diffusion model.",
@@ -210,8 +210,8 @@ def _price(text: str) -> float:
     return price
 
 
-_MOST_SEEDS = 100_000  # of one edit
-_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")  # core.precision, which loads torch
+_MOST_SEEDS = 100_000  # in one edit
+_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")  # those of core.precision, which imports torch
 _EDIT_EPILOG = """\
 examples:
   orchestrate edit out/ --seed 7 --direction smile=1.5 --to smile.png
@@ -232,7 +232,7 @@ examples:
 
 
 def _bundle(verb: argparse.ArgumentParser, epilog: str) -> None:
-    """What every verb that opens a direction set takes."""
+    """Add the options of every verb that opens a direction set."""
     verb.formatter_class, verb.epilog = argparse.RawDescriptionHelpFormatter, epilog
     verb.add_argument("bundle", type=Path, metavar="BUNDLE", help="a direction set's folder, as export writes it")
     verb.add_argument("--model", metavar="M", help="a folder or hub id, instead of the model that the set names")
@@ -242,7 +242,7 @@ def _bundle(verb: argparse.ArgumentParser, epilog: str) -> None:
 
 
 def model_options(verb: argparse.ArgumentParser) -> None:
-    """How a set's model is run."""
+    """Add the options on how a set's model is run."""
     verb.add_argument(
         "--precision",
         choices=_PRECISIONS,
@@ -257,6 +257,7 @@ def model_options(verb: argparse.ArgumentParser) -> None:
 
 
 def edit_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of `edit`."""
     _bundle(verb, _EDIT_EPILOG)
     verb.add_argument("--to", type=Path, required=True, metavar="TO", help="a new folder, or a new file")
     whom = verb.add_mutually_exclusive_group()
@@ -291,6 +292,7 @@ def edit_options(verb: argparse.ArgumentParser) -> None:
 
 
 def explore_options(verb: argparse.ArgumentParser) -> None:
+    """Add the options of `explore`."""
     _bundle(verb, _EXPLORE_EPILOG)
     verb.add_argument("--port", type=int, default=7860, metavar="N", help="of 127.0.0.1 (default: 7860)")
     verb.add_argument("--no-browser", action="store_true", help="open none; the address is printed")

@@ -1,4 +1,4 @@
-"""Is this machine ready? One line a check; what is amiss comes with its cure, what could be better with a note."""
+"""Check whether this machine is ready, one line for each check; a problem is printed with its cure."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from rich.text import Text
 from core.errors import UserError, first_line
 
 _PROJECT = "h-space-orchestrator"
-_NAMED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")  # the rest are named where they are amiss
+_NAMED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")  # others are printed only if wrong
 _EXTRAS = {
     "predictors": "attributes from classifiers and CLIP",
     "explore": "orchestrate explore",
@@ -32,21 +32,21 @@ _COLOURS = {"ok": "green", "note": "yellow", "fix": "red"}
 
 @dataclass(frozen=True)
 class Check:
-    """What was found, whether that is in order, and what to do where it is not."""
+    """A finding, whether it is in order, and what to do if it is not."""
 
-    standing: Literal["ok", "note", "fix"]
+    verdict: Literal["ok", "note", "fix"]
     found: str
     cure: str = ""
 
 
 def show(root: Path, build: bool, console: Console) -> int:
-    """Print every check; returns 1 if one failed."""
+    """Print every check; return 1 if one failed, else 0."""
     failed = 0
     for look in (_python, _packages, _extras, _devices, _memory, _operators_of(build, console), _ray, _mlflow, _disk):
         for check in look(root):
-            failed += check.standing == "fix"
+            failed += check.verdict == "fix"
             cure = f" -> {check.cure}" if check.cure else ""
-            line = Text.assemble((f"{check.standing:<5}", _COLOURS[check.standing]), check.found, cure)
+            line = Text.assemble((f"{check.verdict:<5}", _COLOURS[check.verdict]), check.found, cure)
             console.print(line, soft_wrap=True)
     return 1 if failed else 0
 
@@ -56,7 +56,7 @@ def _python(_root: Path) -> Iterator[Check]:
 
 
 def _packages(_root: Path) -> Iterator[Check]:
-    """Every package that the project needs, as its own description says."""
+    """Check every package that the project's own metadata requires."""
     for needed in _needed(extra=""):
         problem = _amiss(needed)
         if problem:
@@ -73,7 +73,7 @@ def _extras(_root: Path) -> Iterator[Check]:
 
 
 def _needed(extra: str) -> Iterator[Requirement]:
-    """What the project asks for, or what an extra asks for on top."""
+    """Yield the project's requirements, or those that an extra adds."""
     for text in requires(_PROJECT) or ():
         needed = Requirement(text)
         of_extra = needed.marker is not None and "extra" in str(needed.marker)
@@ -112,11 +112,11 @@ def _devices(_root: Path) -> Iterator[Check]:
 
 def _memory(_root: Path) -> Iterator[Check]:
     free = psutil.virtual_memory().available / 1e9
-    standing: Literal["ok", "note"] = "ok" if free >= _LEAST_MEMORY_GB else "note"
+    verdict: Literal["ok", "note"] = "ok" if free >= _LEAST_MEMORY_GB else "note"
     cure = (
-        "" if standing == "ok" else f"end other programs; a trial takes 1 GB and more, {_LEAST_MEMORY_GB} GB are little"
+        "" if verdict == "ok" else f"end other programs; a trial takes 1 GB and more, {_LEAST_MEMORY_GB} GB are little"
     )
-    yield Check(standing, f"memory: {free:.0f} GB free", cure)
+    yield Check(verdict, f"memory: {free:.0f} GB free", cure)
 
 
 def _operators_of(build: bool, console: Console) -> Callable[[Path], Iterator[Check]]:
@@ -137,7 +137,7 @@ def _operators_of(build: bool, console: Console) -> Callable[[Path], Iterator[Ch
 
 
 def _ray(_root: Path) -> Iterator[Check]:
-    """Whether a Ray of our own starts, which is what most often fails on a machine that looks well."""
+    """Check whether Ray starts here, which fails most often on a machine that otherwise looks fine."""
     shared = Path("/dev/shm")
     if shared.is_dir() and (free := shutil.disk_usage(shared).free / 1e9) < _LEAST_SHARED_GB:
         cure = "give the machine more shared memory (a container: --shm-size=2g)"
@@ -153,7 +153,7 @@ def _ray(_root: Path) -> Iterator[Check]:
     try:
         with Cluster(None):
             pass
-    except Exception as error:  # Ray has many; each means that no sweep would start
+    except Exception as error:  # Ray raises many kinds; each means that no sweep would start
         cure = (
             "end Ray processes that were left behind (ray stop), and look for a full disk or a firewall on this machine"
         )

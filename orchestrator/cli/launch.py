@@ -1,7 +1,7 @@
-"""`orchestrate launch`: the files that run a sweep on a cluster, from the sweep's own file. It submits nothing.
+"""Write the files that run a sweep on a cluster, for `orchestrate launch`. Nothing is submitted.
 
-Slurm, KubeRay and Ray's cluster launcher do the work; what they read stands as templates in `cluster/`. Whatever comes
-from a user goes into them through a filter that quotes it for its reader.
+Slurm, KubeRay and Ray's cluster launcher read these files. Their templates are in `cluster/`. Every value from a user
+goes through a filter that quotes it for the program that reads the file.
 """
 
 import getpass
@@ -29,17 +29,17 @@ from orchestrator.text import counted
 
 TARGETS = ("slurm", "kuberay", "ray")
 
-_AT_ONCE = 4  # trials that run at a time where the file does not say how large the cluster is
-_MOST_GPUS, _MOST_CPUS = 8, 64  # of a node, where the file does not say
-_HOURS = 24.0  # of a turn, where neither the cluster nor the budget says
-_SECONDS_TO_SAVE = 180  # before the end of a turn; trials save and end within 60
-_SHARED = Path("/shared/runs")  # where a volume is mounted, where the file does not say
+_AT_ONCE = 4  # trials that run at a time where the sweep file does not give the cluster's size
+_MOST_GPUS, _MOST_CPUS = 8, 64  # of a node, where the sweep file does not say
+_HOURS = 24.0  # of one job, where neither the cluster nor the budget says
+_SECONDS_TO_SAVE = 180  # before the end of a job; trials save and end within 60
+_SHARED = Path("/shared/runs")  # the mount point of a volume, where the sweep file does not say
 _FILES = ("search.jacobian.mask", "search.supervised.pairs")  # parameters that name files
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How large the cluster is: machines, and what each of them holds; `least` machines hold one trial."""
+    """The size of a cluster: its machines, and the resources of each; `least` machines hold one trial."""
 
     nodes: int
     gpus: int
@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Launch:
-    """What is written, and how it goes on from there."""
+    """The files to write, and the commands that come next."""
 
     files: Mapping[str, str]
     commands: tuple[str, ...]
@@ -57,7 +57,7 @@ class Launch:
 
 
 def launch(sweep: Sweep, target: str, folder: Path, root: Path, dry_run: bool = False) -> str:
-    """Write the files into `folder`, a new one, and return the commands that come next; or return the files' text."""
+    """Write the files into the new folder `folder` and return the next commands; dry_run: return the files' text."""
     made = render(sweep, target, folder, root)
     if dry_run:
         return "\n".join(f"# ---- {name} ----\n{text}" for name, text in made.files.items())
@@ -72,9 +72,10 @@ def launch(sweep: Sweep, target: str, folder: Path, root: Path, dry_run: bool = 
 
 
 def render(sweep: Sweep, target: str, folder: Path, root: Path) -> Launch:
-    """The files and the next commands. Raises UserError, one line for every mistake, where the sweep cannot run there.
+    """Return the files and the next commands.
 
     folder: where the files will be; root: where sweeps are kept here, for machines that share this one's disk.
+    Raises UserError, one line for every mistake, where the sweep cannot run there.
     """
     folder, working = folder.absolute(), Path.cwd()
     root = _root(sweep, target, root)
@@ -83,7 +84,7 @@ def render(sweep: Sweep, target: str, folder: Path, root: Path) -> Launch:
     problems += _unwritable(**{"--to": folder, "the working folder": working, "--root": root})
     if problems:
         raise SpecError(problems)
-    # Said in the file that goes along, so that the sweep asks an autoscaler for as many.
+    # Written into the copied sweep file, so that the sweep asks an autoscaler for as many nodes.
     sized = sweep.model_copy(update={"cluster": sweep.cluster.model_copy(update={"nodes": shape.nodes})})
     values = {
         "name": sweep.name,
@@ -136,7 +137,7 @@ def _ray(sweep: Sweep, values: dict[str, Any], folder: Path, working: Path) -> L
     values |= {
         "setup": setup,
         "first": f"{setup} && " if setup else "",
-        "gathered": shape.nodes if hosts else shape.nodes + 1,  # the head of a cloud is one more
+        "gathered": shape.nodes if hosts else shape.nodes + 1,  # in a cloud the head is one more
         "environment": f"RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 {cache}",
         "amounts": f"--num-cpus={shape.cpus} --num-gpus={shape.gpus}",
         "run_options": [f"--volume {root}:{root}", "--ulimit nofile=65536:65536"],
@@ -161,20 +162,21 @@ def _ray(sweep: Sweep, values: dict[str, Any], folder: Path, working: Path) -> L
 
 
 def sweep_text(sweep: Sweep) -> str:
-    """The sweep as a file, every override and default in it; plain ASCII, which no reader takes for anything else."""
+    """Return the sweep as a file with every override and default, in ASCII, which every reader decodes alike."""
     return yaml.safe_dump(sweep.resolved(), sort_keys=False, allow_unicode=False, default_flow_style=None, width=110)
 
 
 def object_name(name: str) -> str:
-    """A sweep's name as Kubernetes and Ray take one; what had to be changed is told apart by a digest."""
+    """Return a sweep's name as Kubernetes and Ray allow it; where it had to be changed, a digest makes it unique."""
     plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-")
     return f"sweep-{plain}" if plain == name else f"sweep-{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def shape_of(sweep: Sweep, machines: int = 0) -> tuple[Shape, list[str]]:
-    """The cluster as the file describes it, the rest worked out from one trial; and what does not fit into what.
+    """Return the cluster's shape, and a list of what does not fit into it.
 
-    machines: how many are there already, if any are.
+    What the sweep file does not say is computed from the needs of one trial.
+    machines: how many there are already; 0 where none are known.
     """
     cluster, resources, workers = sweep.cluster, sweep.resources, sweep.resources.workers
     gpus, cpus, held = _node(sweep)
@@ -193,9 +195,9 @@ def shape_of(sweep: Sweep, machines: int = 0) -> tuple[Shape, list[str]]:
 
 
 def _node(sweep: Sweep) -> tuple[int, int, int]:
-    """GPUs and CPUs of a node, and how many workers it holds: without a word of the file, those of one trial.
+    """Return GPUs and CPUs of a node, and how many workers it holds; by default those of one trial.
 
-    Trials that take a share of a GPU, or none, run beside each other.
+    Trials that take a share of a GPU, or none, run beside each other on a node.
     """
     cluster, each, workers = sweep.cluster, sweep.resources.cpus_per_worker, sweep.resources.workers
     asked, at_once = sweep.resources.gpus_per_trial, _at_once(sweep)
@@ -222,7 +224,7 @@ def _amounts(cpus: float, gpus: float) -> str:
 
 
 def _root(sweep: Sweep, target: str, root: Path) -> Path:
-    """Where the cluster keeps sweeps."""
+    """Return where the cluster keeps sweeps."""
     if sweep.cluster.root:
         return Path(sweep.cluster.root)
     return root.absolute() if target == "slurm" or (target == "ray" and sweep.cluster.hosts) else _SHARED
@@ -236,7 +238,7 @@ _NEEDED = {
 
 
 def _missing(sweep: Sweep, target: str) -> Iterator[str]:
-    """What a sweep says nothing about, and nobody can guess."""
+    """Yield a message for each value that is needed, missing, and has no default."""
     needed = {"slurm": (), "kuberay": ("image", "volume"), "ray": ("image", "volume", "instance")}[target]
     if target == "ray" and sweep.cluster.hosts:
         return
@@ -253,7 +255,7 @@ def _hosts(sweep: Sweep, target: str) -> Iterator[str]:
 
 
 def _secret(sweep: Sweep) -> Iterator[str]:
-    """A launch copies the sweep's file to where others may read it."""
+    """Yield a message for each address with a password: a launch copies the sweep file to where others may read it."""
     for section, key, uri in (
         (name, key, value)
         for name, part in sweep.resolved().items()
@@ -269,7 +271,7 @@ def _secret(sweep: Sweep) -> Iterator[str]:
 
 
 def _paths(sweep: Sweep, target: str, root: Path) -> Iterator[str]:
-    """Files that the sweep names and the nodes do not have."""
+    """Yield a message for each file that the sweep names and the nodes do not have."""
     named = [("model", sweep.model), ("predictor", sweep.predictor)]
     for where in _FILES:
         named += [(where, str(value)) for value in countable(sweep.given(where.removeprefix("search."))) or ()]
@@ -277,7 +279,7 @@ def _paths(sweep: Sweep, target: str, root: Path) -> Iterator[str]:
         path = Path(text or "none")
         if text in (None, "none") or not _is_path(where, str(text)):
             continue
-        if target == "slurm":  # whose nodes share this machine's disk, and start where this command was given
+        if target == "slurm":  # its nodes share this machine's disk, and start in this working folder
             inside = path.is_absolute() or str(text).startswith("~") or _below(Path.cwd() / path, Path.cwd(), root)
             allowed = "a folder below the working folder, or an absolute path"
         else:
@@ -287,7 +289,7 @@ def _paths(sweep: Sweep, target: str, root: Path) -> Iterator[str]:
 
 
 def _is_path(where: str, text: str) -> bool:
-    """Whether a name stands for something on a disk."""
+    """Return whether a name stands for something on a disk."""
     return where in _FILES or origin_of(text) in ("folder", "file")
 
 
@@ -305,7 +307,7 @@ def _unwritable(**paths: Path) -> Iterator[str]:
 
 
 def _templates() -> Path:
-    """Beside the packages in a checkout; within this one where it was installed."""
+    """Return the folder of templates: inside this package where it is installed, beside the packages in a checkout."""
     shipped = Path(__file__).parents[1] / "shipped" / "cluster"
     return shipped if shipped.is_dir() else Path(__file__).parents[2] / "cluster"
 
@@ -323,19 +325,19 @@ def _filled(template: str, values: Mapping[str, Any]) -> str:
 
 
 def _sbatch(path: str) -> str:
-    """For a #SBATCH line, where a backslash takes the next letter as it is, within quotes too."""
+    """Quote a path for a #SBATCH line, where a backslash escapes the next character, within quotes too."""
     return '"' + re.sub(r'(["\\])', r"\\\1", path) + '"'
 
 
 def _yaml(value: Any) -> str:
-    """On one line, with everything beyond ASCII escaped."""
+    """Return a value as YAML on one line, with everything beyond ASCII escaped."""
     style = '"' if isinstance(value, str) else None
     text: str = yaml.safe_dump(value, default_style=style, default_flow_style=True, allow_unicode=False, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _block(text: str, indent: int) -> str:
-    """Lines as they are where they are plain, so that they can be read."""
+    """Return a text as a readable YAML block where its characters allow it, else as a quoted line."""
     if text != text.strip() + "\n" or not text.isascii() or not text.replace("\n", "").isprintable():
         return _yaml(text)
     return "|\n" + "".join(" " * indent + line for line in text.splitlines(keepends=True)).removesuffix("\n")

@@ -1,22 +1,25 @@
-"""The command line: verbs only. What a verb needs is imported inside it, so that --help answers at once."""
+"""Run the verbs of the command line. Each verb imports what it needs itself, so that --help answers at once."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from orchestrator.cli.arguments import parser
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PIPED_WIDTH = 160  # columns, where no terminal says how wide it is
+T = TypeVar("T")
+
+_PIPED_WIDTH = 160  # columns of the output where it does not go to a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb and return the exit code."""
     parsed = parser().parse_args(arguments)
     from core.errors import UserError
 
@@ -28,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has left: `orchestrate report x | head`
+    except BrokenPipeError:  # the reader of the output has closed it: `orchestrate report x | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder that is not ours
+    except OSError as error:  # a full disk, a folder without permission
         print(f"{error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
@@ -62,16 +65,15 @@ def _sweep(given: argparse.Namespace) -> int:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    from orchestrator.plan.dry_run import as_json, show
+    from orchestrator.plan.dry_run import PlanOptions, as_json, show
     from orchestrator.spec import load
 
     sweep = load(given.spec, given.set)
-    names = ("device_memory", "samples", "probe", "price_per_hour")
-    asked = {name: getattr(given, name) for name in names if hasattr(given, name)}  # sweep --dry-run asks for nothing
+    options = _fields_of(given, PlanOptions)  # sweep --dry-run has none of them
     if getattr(given, "json", False):
-        print(as_json(sweep, _console(sys.stderr), _root(given), **asked))
+        print(as_json(sweep, _console(sys.stderr), _root(given), options))
     else:
-        show(sweep, _console(), _root(given), **asked)
+        show(sweep, _console(), _root(given), options)
     return 0
 
 
@@ -130,10 +132,11 @@ def _export(given: argparse.Namespace) -> int:
 
 def _name(given: argparse.Namespace) -> int:
     from orchestrator.edit.naming import name, parse_names
+    from orchestrator.edit.session import ModelOptions
 
     names = parse_names(given.names)
-    how = (given.model, given.names_only, given.precision, given.weights)
-    found = name(given.bundle, names, given.predictor, given.words, *how)
+    options = _fields_of(given, ModelOptions)
+    found = name(given.bundle, names, given.predictor, given.words, given.names_only, options)
     for number, called in enumerate(found.names):
         print(f"{number:3}  {called}")
     return 0
@@ -141,30 +144,28 @@ def _name(given: argparse.Namespace) -> int:
 
 def _gallery(given: argparse.Namespace) -> int:
     from orchestrator.edit.naming import gallery
+    from orchestrator.edit.session import ModelOptions
 
-    gallery(given.bundles, given.to, given.model, given.precision, given.weights)
+    gallery(given.bundles, given.to, _fields_of(given, ModelOptions))
     print(given.to)
     return 0
 
 
 def _edit(given: argparse.Namespace) -> int:
-    from dataclasses import fields
-
     from orchestrator.edit.edit import EditRequest, edit
+    from orchestrator.edit.session import ModelOptions
 
-    told = {field.name: getattr(given, field.name) for field in fields(EditRequest)}
-    if told["window"] is not None:
-        told["window"] = tuple(told["window"])
-    edit(given.bundle, given.to, EditRequest(**told), _console(sys.stderr))
+    given.options, given.window = _fields_of(given, ModelOptions), given.window and tuple(given.window)
+    edit(given.bundle, given.to, _fields_of(given, EditRequest), _console(sys.stderr))
     print(given.to)
     return 0
 
 
 def _explore(given: argparse.Namespace) -> int:
     from orchestrator.edit.explore import serve
+    from orchestrator.edit.session import ModelOptions
 
-    how = (given.model, given.any_model, given.steps, given.precision, given.weights)
-    return serve(given.bundle, given.port, not given.no_browser, _console(), *how)
+    return serve(given.bundle, given.port, not given.no_browser, _console(), _fields_of(given, ModelOptions))
 
 
 def _ui(given: argparse.Namespace) -> int:
@@ -186,6 +187,11 @@ def _completion(given: argparse.Namespace) -> int:
     return 0
 
 
+def _fields_of(given: argparse.Namespace, kind: type[T]) -> T:
+    """Return a frozen value of the options that were given under the names of its fields."""
+    return kind(**{each.name: getattr(given, each.name) for each in fields(kind) if hasattr(given, each.name)})  # type: ignore[arg-type]
+
+
 def _root(given: argparse.Namespace) -> Path:
     from orchestrator.store.folder import default_root
 
@@ -195,7 +201,7 @@ def _root(given: argparse.Namespace) -> Path:
 def _console(file: TextIO | None = None) -> "Console":
     from rich.console import Console
 
-    # No markup: what errors and folders say may look like it.
+    # No markup: errors and folder names may contain brackets.
     return Console(file=file, markup=False, width=None if (file or sys.stdout).isatty() else _PIPED_WIDTH)
 
 

@@ -1,4 +1,4 @@
-"""MLflow's own interface on the embedded store, with links to what a person wants to see first."""
+"""Serve MLflow's own interface on the embedded store, and print links to the pages of each sweep."""
 
 import ctypes
 import json
@@ -28,7 +28,7 @@ def serve(root: Path, port: int, console: Console) -> int:
     root = root.resolve()
     elsewhere = [f"  {name}: {uri}" for name, uri in _elsewhere(root).items()]
     if not (root / "mlflow.db").is_file():
-        if elsewhere:  # there is nothing to serve: their servers have pages of their own
+        if elsewhere:  # nothing to serve here: their servers have their own pages
             console.print(
                 "\n".join(["These sweeps are recorded elsewhere; open:", *elsewhere]), soft_wrap=True, highlight=False
             )
@@ -49,8 +49,8 @@ def serve(root: Path, port: int, console: Console) -> int:
 
 
 def _until_interrupted(command: list[str]) -> int:
-    """Run the server; it ends when this process ends, however that ends."""
-    # MLflow would keep two more processes for jobs, which nothing here asks for.
+    """Run the server, which ends whenever this process ends, killed or not."""
+    # Else MLflow starts two more processes for jobs, which are not used here.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
         return subprocess.run(command, check=False, env=environment, preexec_fn=_end_with(os.getpid())).returncode
@@ -59,24 +59,26 @@ def _until_interrupted(command: list[str]) -> int:
 
 
 def _end_with(parent: int) -> Callable[[], None] | None:
-    """For a child, before it becomes what it runs: the kernel asks it to end when `parent` does. Linux alone can.
+    """Return a function for a child to call before exec: the kernel then sends SIGTERM when `parent` ends.
 
-    MLflow hands the request on to its own children; so that it can, it is not simply killed.
+    None where the system is not Linux, which alone offers this. The signal is not SIGKILL, so that MLflow can pass it
+    on to
+    its own children.
     """
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # loaded here: between fork and exec little is allowed
+    prctl = ctypes.CDLL(None).prctl  # loaded here, because little is allowed between fork and exec
 
     def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended meanwhile
+        if os.getppid() != parent:  # the parent has ended meanwhile
             os._exit(1)
 
     return ask
 
 
 def _elsewhere(root: Path) -> dict[str, str]:
-    """The sweeps under a root whose runs another store has, and which."""
+    """Return the sweeps under `root` that are recorded in other stores, with the address of each store."""
     found: dict[str, str] = {}
     for path in sorted(root.glob("*/sweep.json")):
         uri = SweepFolder(root, path.parent.name).read().get("tracking_uri")
@@ -86,7 +88,7 @@ def _elsewhere(root: Path) -> dict[str, str]:
 
 
 def links(root: Path, address: str) -> list[str]:
-    """For each sweep: its result, its trials in charts and pictures, their comparison, its pages, its model."""
+    """Return a line for each page of each sweep: result, charts and pictures, comparison, HTML pages, report, model."""
     tracking = Tracking(None, root)
     found = []
     for path in sorted(root.glob("*/sweep.json")):
@@ -99,7 +101,7 @@ def links(root: Path, address: str) -> list[str]:
 
 
 def _pages(folder: SweepFolder, state: Mapping[str, Any], tracking: Tracking) -> Iterator[tuple[str, str]]:
-    """What there is to see of a sweep, and where in MLflow's own pages."""
+    """Yield what there is to see of a sweep, and the address of each page within MLflow."""
     experiment, parent, workspace = state["experiment_id"], state["parent_run"], urlencode(views.TRAINING)
     runs = [run.info.run_id for run in tracking.children(experiment, parent)]
     page = f"experiments/{experiment}/runs"

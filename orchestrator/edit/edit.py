@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,15 @@ from orchestrator.edit.files import (
     write_grid,
     write_picture,
 )
-from orchestrator.edit.session import Edit, EditSession, StartingSamples, Window, recovered, told_recovered
+from orchestrator.edit.session import (
+    Edit,
+    EditSession,
+    ModelOptions,
+    StartingSamples,
+    Window,
+    recovered,
+    told_recovered,
+)
 from orchestrator.edit.settings import (
     Frames,
     Settings,
@@ -55,17 +63,13 @@ class EditRequest:
     images: Sequence[Path] | None = None
     injection: Injection | None = None
     window: Window | None = None
-    steps: int | None = None
     frames: int | None = None
     first: float | None = None
     last: float | None = None
     animate: bool = False
     grid: bool = False
     batch: int = 64
-    model: str | None = None
-    any_model: bool = False
-    precision: str | None = None
-    weights: str = "device"
+    options: ModelOptions = ModelOptions()
     settings: Path | None = None
     save_settings: Path | None = None
 
@@ -97,17 +101,11 @@ def _edit(bundle: Path, to: Path, asked: EditRequest, kind: Kind, console: Conso
 
 
 def _opened(bundle: Path, asked: EditRequest, saved: Settings | None) -> EditSession:
-    steps, precision = asked.steps, asked.precision
+    options = asked.options
     if saved:
-        steps, precision = saved.steps if steps is None else steps, precision or saved.precision
-    return EditSession.open(
-        bundle,
-        asked.model,
-        steps=steps,
-        any_model=asked.any_model,
-        precision=precision,
-        weights=asked.weights,
-    )
+        steps = saved.steps if options.steps is None else options.steps
+        options = replace(options, steps=steps, precision=options.precision or saved.precision)
+    return EditSession.open(bundle, options)
 
 
 def _kind(to: Path, asked: EditRequest) -> Kind:
@@ -155,7 +153,7 @@ def _merged(session: EditSession, asked: EditRequest, saved: Settings | None, ki
     base = saved.edit if saved else session.edit({})
     edit = Edit(scales, asked.injection or base.injection, asked.window or base.window)
     session.check(edit)
-    session.schedule.inside(edit.window)
+    session.schedule.steps_in_window(edit.window)
     seeds, images = _samples(asked, saved)
     if images:
         session.check_invertible()

@@ -17,7 +17,7 @@ from core.chain.step import INJECTIONS
 from core.errors import UserError
 from core.pictures.images import SUFFIXES
 from orchestrator.edit.explore_state import STEP, ExploreState, Slider, dialled
-from orchestrator.edit.session import Edit, EditSession, Window
+from orchestrator.edit.session import Edit, EditSession, ModelOptions, Window
 from orchestrator.edit.settings import MAX_SEED
 from orchestrator.trial.loading import LESS, told_of_memory
 
@@ -56,18 +56,12 @@ def serve(
     port: int,
     browser: bool,
     console: Console,
-    model: str | None = None,
-    any_model: bool = False,
-    steps: int | None = None,
-    precision: str | None = None,
-    weights: str = "device",
+    options: ModelOptions = ModelOptions(),
 ) -> int:
     """Serve the page until it is interrupted. Raises UserError for what cannot be opened, and a port that is taken."""
     _check_port(port)
     with told_of_memory(*LESS):
-        session = EditSession.open(
-            bundle, model, steps=steps, any_model=any_model, precision=precision, weights=weights
-        )
+        session = EditSession.open(bundle, options)
     for warning in session.warnings:
         console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
     if _small(session):

@@ -16,7 +16,7 @@ from core.predictors.attributes import Attributes
 from core.predictors.clip import parse_words
 from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import Shown, page
-from orchestrator.edit.session import EditSession
+from orchestrator.edit.session import EditSession, ModelOptions
 from orchestrator.trial.attempt import as_fits
 from orchestrator.trial.loading import LESS, told_of_memory
 
@@ -39,17 +39,15 @@ def name(
     names: Mapping[int | str, str],
     predictor: str | None = None,
     words: str | None = None,
-    model: str | None = None,
     names_only: bool = False,
-    precision: str | None = None,
-    weights: str = "device",
+    options: ModelOptions = ModelOptions(),
 ) -> DirectionSet:
     """Give directions of a bundle names, in its folder; the set as it is then.
 
     predictor: what to measure every direction with anew, and to name those after that have no name by hand: a
     classifier, or a CLIP model with `words`. Card, picture and gallery follow, for which the model is needed;
-    names_only: without them, the gallery goes; precision, weights: of the model, as EditSession.open has them. Raises
-    UserError, with nothing changed, where a name or a model is not there.
+    names_only: without them, the gallery goes. Raises UserError, with nothing changed, where a name or a model is not
+    there.
     """
     found = DirectionSet.load(folder).renamed(names)
     style: Format = "hub" if (folder / ".gitattributes").is_file() else "bundle"
@@ -62,7 +60,7 @@ def name(
         (folder / GALLERY).unlink(missing_ok=True)
         return found
     with told_of_memory(*LESS):
-        session = EditSession.open(folder, model, precision=precision, weights=weights)
+        session = EditSession.open(folder, options)
         session = replace(session, directions=found)
         calibrated = _look(session, *_attributes(session, predictor, words))
     with tempfile.TemporaryDirectory() as temporary:
@@ -71,19 +69,13 @@ def name(
     return calibrated.directions
 
 
-def gallery(
-    folders: Sequence[Path],
-    to: Path,
-    model: str | None = None,
-    precision: str | None = None,
-    weights: str = "device",
-) -> None:
+def gallery(folders: Sequence[Path], to: Path, options: ModelOptions = ModelOptions()) -> None:
     """The page of one bundle, or of two side by side. Raises UserError, with nothing written, where `to` exists."""
     if to.exists():
         raise UserError(f"{to} exists; a gallery is written into a new file")
     shown = []
     for folder in folders:
-        calibrated = _look(EditSession.open(folder, model, precision=precision, weights=weights))
+        calibrated = _look(EditSession.open(folder, options))
         shown.append(Shown(calibrated.directions, calibrated.traversals, _title(calibrated.directions, folder)))
     with atomic_file(to) as temporary:
         temporary.write_text(page(shown))

@@ -77,6 +77,23 @@ class StartingSamples:
 
 
 @dataclass(frozen=True)
+class ModelOptions:
+    """How the model of a direction set is opened, where that is not as the set says.
+
+    model: a folder or hub id, instead of the model that the set names; any_model: whether other weights of the same
+    shape will do; steps: of the chain, instead of the set's own; precision: of the model, instead of the one that the
+    set was found in; weights: where they are kept, "device" or "cpu"; device: None for this machine's own.
+    """
+
+    model: str | None = None
+    any_model: bool = False
+    steps: int | None = None
+    precision: str | None = None
+    weights: str = "device"
+    device: str | None = None
+
+
+@dataclass(frozen=True)
 class EditSession:
     """An opened set. injection, window: those it was made with; warnings: what a person should know of it; precision:
     that of its model.
@@ -92,28 +109,15 @@ class EditSession:
     precision: str = "fp32"
 
     @classmethod
-    def open(
-        cls,
-        bundle: Path,
-        model: str | None = None,
-        device: str | None = None,
-        steps: int | None = None,
-        any_model: bool = False,
-        precision: str | None = None,
-        weights: str = "device",
-    ) -> "EditSession":
-        """Read a bundle and the model that it is for.
-
-        model: instead of the one that the set names; steps: of the chain, instead of the set's own; any_model: whether
-        other weights of the same shape will do; precision: of the model, instead of the one that the set was found in;
-        weights: where they are kept, "device" or "cpu". Raises UserError where the two do not belong together.
-        """
+    def open(cls, bundle: Path, options: ModelOptions = ModelOptions()) -> "EditSession":
+        """Read a bundle and the model that it is for. Raises UserError where the two do not belong together."""
         directions = DirectionSet.load(bundle)
         injection, window, eta = _chain_of(directions, bundle)
-        precision = precision or _precision_of(directions, bundle)
-        denoiser = lean(_model(directions, model, device or own_device(), precision, weights))
-        warnings = [*_agreement(directions, denoiser, any_model)]
-        schedule = Schedule.ddim(denoiser, len(directions.timesteps) if steps is None else steps, eta)
+        precision = options.precision or _precision_of(directions, bundle)
+        denoiser = lean(_model(directions, options, precision))
+        warnings = [*_agreement(directions, denoiser, options.any_model)]
+        steps = len(directions.timesteps) if options.steps is None else options.steps
+        schedule = Schedule.ddim(denoiser, steps, eta)
         if len(schedule) != len(directions.timesteps):
             warnings.append(
                 f"the set was made with {len(directions.timesteps)} steps: with {len(schedule)} its shifts are scaled "
@@ -185,7 +189,7 @@ class EditSession:
         drawn: told how many more images there are. A sample is the same in every batch, but for rounding.
         """
         self.check(edit)
-        inside = self.schedule.inside(edit.window)
+        inside = self.schedule.steps_in_window(edit.window)
         first = inside.index(True)
         x = begun.before(first)  # up to there nothing is shifted
         sampled = torch.arange(len(x)).repeat_interleave(len(factors))
@@ -195,7 +199,7 @@ class EditSession:
             which = sampled[rows].to(x.device)
             z = None if begun.noise is None else begun.noise[:, which]
             shift = self._shift(edit.scales, factor[rows].to(x.device))
-            given = (begun.denoiser.picked(which.tolist()), self.schedule, x[which], shift, edit.injection)
+            given = (begun.denoiser.at_rows(which.tolist()), self.schedule, x[which], shift, edit.injection)
             x_0 = sample(*given, window=edit.window, step_noise=z, first=first)
             parts.append(self.denoiser.images(x_0).cpu())
             drawn(len(rows))
@@ -279,15 +283,16 @@ def _precision_of(directions: DirectionSet, bundle: Path) -> str:
     return told
 
 
-def _model(directions: DirectionSet, model: str | None, device: str, precision: str, weights: str) -> Denoiser:
+def _model(directions: DirectionSet, options: ModelOptions, precision: str) -> Denoiser:
     named = directions.provenance.get("model")
-    if model is None and (not isinstance(named, str) or not named):
+    if options.model is None and (not isinstance(named, str) or not named):
         raise ModelError("the set does not say which model it is for; name it with --model")
     try:
         use = Use.of(directions.provenance.get("use", {})).to_json()
-        return placed(model or str(named), device, precision, weights, use)
+        name, device = options.model or str(named), options.device or own_device()
+        return placed(name, device, precision, options.weights, use)
     except ModelError as error:
-        if model or classify(error) is TrialOutcome.OUT_OF_MEMORY:
+        if options.model or classify(error) is TrialOutcome.OUT_OF_MEMORY:
             raise
         raise ModelError(f"{error}; another place of it can be given with --model") from None
 

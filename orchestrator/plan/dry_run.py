@@ -5,6 +5,7 @@ enough (orchestrator.plan.summary). Time is not guessed: it is measured where th
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,42 @@ from orchestrator.spec.model_use import ModelUse
 from orchestrator.spec.sections import DeepSpeed
 from orchestrator.text import Grid, add_row, counted, facts_table, table_of
 
-SAMPLES = 5  # configurations that are shown
 _WEIGHTS = {"cpu": "in the CPU's memory", "partitioned": "partitioned over the workers"}
 
 
-def show(
-    sweep: Sweep,
-    console: Console,
-    root: Path = Path("runs"),
-    device_memory: str | None = None,
-    samples: int = SAMPLES,
-    probe: bool = False,
-    price_per_hour: float | None = None,
-) -> None:
-    """Print the plan; probe: with a short measurement.
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan is asked to tell.
 
-    Raises UserError where training fits no device, or not the one of `device_memory` ("24GB").
+    device_memory: of a GPU to plan for ("24GB"); samples: configurations to show; probe: whether to measure on this
+    machine; price_per_hour: of one GPU, or of one machine where trials hold no GPU.
     """
-    console.print(describe(sweep, samples, root))
-    from orchestrator.plan import (
-        memory,  # load torch
-        summary,  # load torch
-    )
 
-    found = summary.look_ahead(sweep, root, console, device_memory, probe, price_per_hour)
+    device_memory: str | None = None
+    samples: int = 5
+    probe: bool = False
+    price_per_hour: float | None = None
+
+
+def show(sweep: Sweep, console: Console, root: Path = Path("runs"), options: PlanOptions = PlanOptions()) -> None:
+    """Print the plan.
+
+    Raises UserError where training fits no device, or not the one of `options.device_memory`.
+    """
+    console.print(describe(sweep, options.samples, root))
+    from orchestrator.plan import memory, summary  # they load torch
+
+    found = summary.look_ahead(
+        sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
+    )
     for part in summary.tables(found):
         console.print(part)
     if found.case is not None:
-        memory.refuse_unfit(found.case, found.devices, device_memory)
+        memory.refuse_unfit(found.case, found.devices, options.device_memory)
 
 
-def as_json(
-    sweep: Sweep,
-    console: Console,
-    root: Path = Path("runs"),
-    device_memory: str | None = None,
-    samples: int = SAMPLES,
-    probe: bool = False,
-    price_per_hour: float | None = None,
-) -> str:
-    """What `show` shows, as one JSON document; `memory[].fits` says what `show` refuses.
+def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: PlanOptions = PlanOptions()) -> str:
+    """Return what `show` prints as one JSON document; `memory[].fits` says what `show` refuses.
 
     sweep            name, identity, and the sweep file with every default filled in, without passwords
     space            configurations (null: continuous), parameters with their values and conditions
@@ -66,7 +63,9 @@ def as_json(
     """
     from orchestrator.plan import summary  # loads torch
 
-    found = summary.look_ahead(sweep, root, console, device_memory, probe, price_per_hour)
+    found = summary.look_ahead(
+        sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
+    )
     document = {
         "format": 1,
         "sweep": {"name": sweep.name, "identity": sweep.identity(), "resolved": _without_secrets(sweep)},
@@ -74,7 +73,7 @@ def as_json(
             "configurations": size(sweep.space),
             "parameters": {name: sweep.space[name].resolved() for name in ordered(sweep.space)},
         },
-        "samples": _sampled(sweep, samples),
+        "samples": _sampled(sweep, options.samples),
         "trials": trials(sweep),
         "root": str(root),
         **summary.document(found),
@@ -95,7 +94,7 @@ def _sampled(sweep: Sweep, samples: int) -> list[dict[str, Value]]:
     return configurations(sweep.space)[:samples] if fits(sweep) else sample(sweep.space, samples, sweep.seed)
 
 
-def describe(sweep: Sweep, samples: int = SAMPLES, root: Path = Path("runs")) -> RenderableType:
+def describe(sweep: Sweep, samples: int = PlanOptions.samples, root: Path = Path("runs")) -> RenderableType:
     """The plan: what runs, over which space, what a trial holds and does, and where the results will go."""
     parts: list[RenderableType | None] = [
         facts_table("Sweep", what_runs(sweep)),

@@ -134,7 +134,7 @@ class _Trial:
 
     def __init__(self, sweep: Sweep, schedule: Schedule, measured: Measured) -> None:
         self.sweep, self.measured, self.steps = sweep, measured, len(schedule)
-        inside = schedule.inside(sweep.sampler.window)
+        inside = schedule.steps_in_window(sweep.sampler.window)
         twice = sum(inside) / 2 if sweep.sampler.injection == "asymmetric" else 0.0
         self.chain, self.shifted = self.steps + twice, self.steps - inside.index(True) + twice
         self.seeds = sweep.evaluate.seeds

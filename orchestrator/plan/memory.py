@@ -62,7 +62,7 @@ class Passes:
 def unet_passes(sweep: Sweep, schedule: Schedule | None) -> Passes:
     """The arithmetic of `Passes` for this sweep."""
     steps, window, chains = sweep.sampler.steps, sweep.sampler.window, sweep.train.iterations * sweep.train.batch
-    inside = schedule.inside(window) if schedule else (True,) * steps
+    inside = schedule.steps_in_window(window) if schedule else (True,) * steps
     return Passes(
         unshifted=sweep.train.pool * steps,
         shifted=chains * (steps - inside.index(True)),

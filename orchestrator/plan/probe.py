@@ -150,8 +150,8 @@ def _score_s(trial_model: TrialModel) -> float:
 
 
 def _judge_s(trial_model: TrialModel) -> float:
-    images = torch.rand(3 * (1 + 2 * len(SCALES)), *trial_model.denoiser.seen_shape) * 2 - 1
-    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *trial_model.denoiser.seen_shape)
+    images = torch.rand(3 * (1 + 2 * len(SCALES)), *trial_model.denoiser.judged_shape) * 2 - 1
+    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *trial_model.denoiser.judged_shape)
     traversals = Traversals(plain, shifted, SCALES)
 
     def judge(iterations: int) -> None:
@@ -179,7 +179,7 @@ def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: learned.Settin
     case = Case(denoiser.blueprint(), schedule, sweep, settings)
     attempt = Attempt.first(case, device_bytes(sweep, denoiser.device, denoiser.weight_bytes()))
     micro = attempt.settings.micro_batch or share
-    steps = len(schedule) - schedule.inside(settings.window).index(True)
+    steps = len(schedule) - schedule.steps_in_window(settings.window).index(True)
     few = max(2, min(steps, int(_LONG_S / (_BACKWARD * forward * micro))))
     window = settings.window
     if few < steps:

@@ -83,7 +83,18 @@ def look_ahead(
     devices = devices_of(sweep, device_memory) if learns else []
     fetched, free = downloads(sweep, denoiser), free_at(root)
     return PlanSummary(
-        sweep, schedule, case, unknown, devices, slots, free, disk, fetched, measured, prediction, price_per_hour
+        sweep=sweep,
+        schedule=schedule,
+        case=case,
+        unknown=unknown,
+        devices=devices,
+        slots=slots,
+        free=free,
+        disk=disk,
+        fetched=fetched,
+        measured=measured,
+        prediction=prediction,
+        price_per_hour=price_per_hour,
     )
 
 

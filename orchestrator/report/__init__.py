@@ -1,1 +1,1 @@
-"""What a sweep found, and how it stands: in the terminal, as a page, and live."""
+"""Report what a sweep found and how far it is: in the terminal, as a page, and live."""

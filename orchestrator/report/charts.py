@@ -1,8 +1,8 @@
-"""The charts of a report: what Plotly draws, and the same numbers as a table.
+"""Make the charts of a report with Plotly, and the same numbers as tables.
 
-Optuna's own figures show trials by row numbers, hold several parameters in one frame and are cut on a phone; these are
-one small frame each. Colours are names, `var(--front)`, that the page's style sheet gives a value, so that they change
-with its scheme. Whatever a sweep names is escaped: Plotly reads a text as HTML.
+Optuna's own figures show trials by row numbers, put several parameters into one frame and are cut off on a phone; here
+each chart is one small frame. Colours are names, `var(--front)`, whose values the page's style sheet sets, so that they
+follow its light or dark scheme. Every name from a sweep is escaped, because Plotly reads text as HTML.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +21,13 @@ from orchestrator.spec import Choice, FloatRange, IntRange
 from orchestrator.text import counted, number, plain
 
 _BAR_HEIGHT = 34  # pixels
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")  # of methods, beside their colours
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")  # one for each method, in addition to its colour
 _STAR = {"symbol": "star", "size": 17, "color": "var(--champion)", "line": {"width": 1, "color": "var(--paper)"}}
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One frame: what it shows, in words, and its figure."""
+    """One figure with its title."""
 
     title: str
     figure: go.Figure
@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """Charts of one kind, what they say, and their numbers."""
+    """Charts of one kind with a note on them, and their numbers as a table."""
 
     anchor: str
     title: str
@@ -53,7 +53,7 @@ class Section:
 
 
 def sections(found: Findings) -> list[Section]:
-    """Those that the sweep has something to show for."""
+    """Return the sections for which the sweep has results."""
     if not found.rows:
         return []
     made = (_front(found), _importance(found), _slices(found), _history(found), _curves(found))
@@ -73,7 +73,7 @@ def _front(found: Findings) -> Section | None:
 
 
 def _pair(found: Findings, done: list[Row], x: str, y: str) -> Chart:
-    """Two objectives against each other."""
+    """Return the chart of two objectives against each other."""
 
     def at(row: Row) -> tuple[Any, Any]:
         return row.metrics[x], row.metrics[y]
@@ -184,7 +184,7 @@ def _progress(found: Findings, done: list[Row], metric: str, best: list[float]) 
 
 
 def _curves(found: Findings) -> Section | None:
-    """What trials were compared by while they ran; where they were asked once only there is nothing to see."""
+    """Return the values that trials were compared by while they ran; None where no trial has a curve to show."""
     shown = [row for row in found.rows if len(row.reports) > 1 or (row.reports and row.state == "pruned")]
     if not shown:
         return None
@@ -205,7 +205,7 @@ def _curves(found: Findings) -> Section | None:
 
 
 def _lines(name: str, rows: list[Row], color: str, dash: str) -> go.Scatter:
-    """The curves of some trials as one trace, with a gap after each."""
+    """Return the curves of some trials as one trace, with a gap after each."""
     steps = [(step, value, row.trial_id) for row in rows for step, value in [*row.reports.items(), (None, None)]]
     x, y, ids = zip(*steps, strict=True) if steps else ((), (), ())
     hover = "%{customdata}<br>%{x}: %{y:.3g}<extra></extra>"
@@ -214,7 +214,7 @@ def _lines(name: str, rows: list[Row], color: str, dash: str) -> go.Scatter:
 
 
 def _by_method(found: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]]) -> Iterator[go.Scatter]:
-    """Trials as points, a colour and a shape for each method."""
+    """Yield trials as points, with a colour and a shape for each method."""
     methods = found.sweep.methods
     for i, method in enumerate(methods):
         marker = {"symbol": _SYMBOLS[i], "size": 9, "color": f"var(--series-{i + 1})", "opacity": 0.85}
@@ -240,7 +240,7 @@ def _points(found: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any
 
 
 def _told(found: Findings, row: Row) -> str:
-    """What a point says when it is pointed at."""
+    """Return the text that a point shows when it is pointed at."""
     names = {name: row.parameters[name] for name in found.searched if name in row.parameters}
     values = names | {plain(name): row.metrics.get(name) for name in found.sweep.objective_names}
     return "<br>".join([f"trial {escape(row.trial_id)}", *(f"{name} {label(v)}" for name, v in values.items())])
@@ -266,11 +266,11 @@ def _values(row: Row, found: Findings) -> list[str]:
 
 
 _HEIGHT, _LEGEND_ROW = 320, 20  # pixels; a row of a legend has two entries
-_LINE = 24  # characters of a label
+_LINE = 24  # characters in a line of a label
 
 
 def frame(traces: Sequence[Any], x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
-    """One frame that stays as it is under a finger, so that a page scrolls."""
+    """Return a figure that cannot be dragged or zoomed, so that a finger on it scrolls the page."""
     axis = {"gridcolor": "var(--grid)", "linecolor": "var(--grid)", "zeroline": False, "automargin": True}
     axis |= {"fixedrange": True, "tickcolor": "var(--grid)"}
     return go.Figure(
@@ -293,17 +293,17 @@ def frame(traces: Sequence[Any], x: dict[str, Any], y: dict[str, Any]) -> go.Fig
 
 
 def titled(text: str) -> dict[str, Any]:
-    """An axis with a title."""
+    """Return an axis with a title."""
     return {"title": {"text": text}}
 
 
 def whole_numbers(what: str) -> dict[str, Any]:
-    """An axis of whole numbers."""
+    """Return an axis of whole numbers."""
     return titled(what) | {"tickformat": "d"}
 
 
 def marks(values: list[float]) -> dict[str, Any]:
-    """The marks of a logarithmic axis: of each power of ten 1, 2 and 5, more or fewer as the values are near or far."""
+    """Return the marks of a logarithmic axis: 1, 2 and 5 of each power of ten; more for near values, fewer for far."""
     low, high = min(values, default=1), max(values, default=1)
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     digits = range(1, 10) if high < 3 * low else (1, 2, 5) if high < 50 * low else (1,)
@@ -312,5 +312,5 @@ def marks(values: list[float]) -> dict[str, Any]:
 
 
 def label(value: object) -> str:
-    """A value or a name as Plotly shall show it."""
+    """Return a value or a name as HTML text for Plotly, wrapped."""
     return "<br>".join(escape(line) for line in wrap(number(value), _LINE)) or " "

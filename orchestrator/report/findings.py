@@ -1,4 +1,4 @@
-"""Everything that a report says of a sweep, read once: for the terminal, for the page, as JSON."""
+"""Read everything that a report says of a sweep, once: for the terminal, for the page, and as JSON."""
 
 import json
 import math
@@ -13,6 +13,7 @@ import yaml
 
 from core.errors import UserError
 from orchestrator.plan.dry_run import spelled, what_runs
+from orchestrator.report.progress import sweep_state
 from orchestrator.search.importance import Importance, importances
 from orchestrator.search.ledger import spent_s
 from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated
@@ -49,7 +50,7 @@ class Compared:
 
     @property
     def better(self) -> str:
-        """The one that is better; neither where they are equal or one was not measured."""
+        """"champion" or "random", whichever is better; "neither" where they are equal or one was not measured."""
         if not self.difference:
             return "neither"
         return "champion" if (self.difference > 0) == (self.mode == "max") else "random"
@@ -57,7 +58,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Failure:
-    """A way in which trials ended without a result, what to do about it, and which they were."""
+    """One way in which trials ended without a result, with advice and the trials concerned."""
 
     state: str
     reason: str
@@ -67,12 +68,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Findings:
-    """A sweep as it stands at one moment."""
+    """The state and the results of a sweep at one moment."""
 
     folder: SweepFolder
     sweep: Sweep
     written: str  # local time
-    standing: str
+    state: str  # of the sweep, as orchestrator.report.progress.sweep_state
     seconds: float  # that it has been under way
     rows: list[Row]
     methods: list[MethodRow]  # where there are several
@@ -84,7 +85,7 @@ class Findings:
 
     @property
     def front(self) -> list[Row]:
-        """The trials that nothing beats in every objective; empty where there is only one objective."""
+        """The trials that no other beats in every objective; empty where there is only one objective."""
         return [row for row in self.rows if row.on_front] if len(self.sweep.objectives) > 1 else []
 
     @property
@@ -96,13 +97,13 @@ class Findings:
 
     @property
     def metrics(self) -> list[str]:
-        """The objectives, then whatever else was measured."""
+        """The objectives, then all other measured metrics."""
         names = self.sweep.objective_names
         return names + [name for name in METRICS if name not in names and any(name in row.metrics for row in self.rows)]
 
     @property
     def failures(self) -> list[Failure]:
-        """What trials came to that are over without a result, each once, the most frequent first."""
+        """The ways in which trials ended without a result, the most frequent first."""
         found: dict[tuple[str, str], list[str]] = {}
         for row in self.rows:
             if row.over and row.state not in _HEALTHY:
@@ -112,7 +113,7 @@ class Findings:
 
     @property
     def counts(self) -> str:
-        """`8 of 8 trials: 5 completed, 3 pruned`."""
+        """How many trials are in which state: `8 of 8 trials: 5 completed, 3 pruned`."""
         states = ", ".join(
             f"{count} {plain(state)}" for state, count in Counter(row.state for row in self.rows).items()
         )
@@ -129,7 +130,7 @@ class Findings:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What was asked, in the words of `orchestrate plan`."""
+        """What the sweep file asks for, in the words of `orchestrate plan`."""
         space = {
             name: spelled(values) for name, values in self.sweep.space.items() if not isinstance(values, Fixed)
         } or {"search": "nothing: one configuration"}
@@ -143,9 +144,9 @@ class Findings:
 
 
 def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findings:
-    """How a sweep stands now. Raises UserError where there is none, or what is there is damaged.
+    """Return the findings of a sweep now. Raises UserError where there is no sweep, or its files are damaged.
 
-    result: what the sweep is about to come to, told by its own driver.
+    result: the content of the coming result.json, where the sweep's own driver calls this before it is written.
     """
     content = folder.read()
     missing = [key for key in _DECIDING if key not in content]
@@ -156,14 +157,14 @@ def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findin
     except SpecError as error:
         raise UserError(f"{folder.path / 'sweep.json'} is damaged: {error.problems[0]}") from None
     study = open_study(sweep.name, folder.book) if "study" in content else None
-    holder = driver(folder.lock)
-    rows = [] if study is None else ranked(study, sweep, driven=holder is not None and result is None)
+    driven = result is None and driver(folder.lock) is not None
+    rows = [] if study is None else ranked(study, sweep, driven)
     champion, compared = _result(folder, _kept(folder) if result is None else result)
     return Findings(
         folder,
         sweep,
         time.strftime("%Y-%m-%d %H:%M:%S"),
-        _standing(champion, None if holder is None else str(holder)),
+        sweep_state(folder, done=result is not None),
         0.0 if study is None else spent_s(study),
         [_scrubbed(sweep, row) for row in rows],
         by_method(rows, sweep) if len(sweep.methods) > 1 else [],
@@ -181,18 +182,12 @@ def _repeats(rows: list[Row], sweep: Sweep) -> list[Repeated]:
     return found if any(each.parameters.keys() - {"method"} for each in found) or len(sweep.methods) == 1 else []
 
 
-def _standing(champion: str | None, holder: str | None) -> str:
-    if champion:
-        return "complete"
-    return "not complete: the same command goes on with it" if holder is None else f"still running ({holder})"
-
-
 def _kept(folder: SweepFolder) -> Mapping[str, Any] | None:
     return folder.read("result.json") if folder.result.is_file() else None
 
 
 def _result(folder: SweepFolder, result: Mapping[str, Any] | None) -> tuple[str | None, list[Compared]]:
-    """The champion's trial, and its metrics beside those of random directions; nothing before there is one."""
+    """Return the champion's trial, and its metrics beside those of random directions; (None, []) without a result."""
     if result is None:
         return None, []
     own, random = result.get("champion"), result.get("random")
@@ -228,18 +223,18 @@ def _without_champion(found: Findings) -> str:
 
 
 def advice(state: str) -> str:
-    """What to do about trials that ended so; nothing where nobody knows."""
+    """Return what to do about trials with this outcome; empty where there is no advice."""
     if state == TrialOutcome.FAILED:
         return _MENDED
     return ADVICE[TrialOutcome(state)].partition(": ")[2] if state in set(TrialOutcome) else ""
 
 
 def as_json(found: Findings) -> str:
-    """All of it, as JSON; what is not finite is null."""
+    """Return all findings as JSON; numbers that are not finite become null."""
     told = {
         "sweep": found.sweep.name,
         "written": found.written,
-        "standing": found.standing,
+        "standing": found.state,
         "conclusion": found.conclusion,
         "seconds": found.seconds,
         "objectives": [asdict(objective) for objective in found.sweep.objectives],
@@ -261,7 +256,7 @@ def as_json(found: Findings) -> str:
 
 
 def without_secrets(sweep: Sweep) -> dict[str, Any]:
-    """The sweep with every default, its addresses without their passwords."""
+    """Return the sweep with every default, its addresses without their passwords."""
     content = scrubbed(sweep, sweep.resolved())
     for section in ("tracking", "study"):
         if content[section]["uri"] is not None:
@@ -270,7 +265,7 @@ def without_secrets(sweep: Sweep) -> dict[str, Any]:
 
 
 def scrubbed(sweep: Sweep, told: Any) -> Any:
-    """What is told, with no trace of the secrets in the sweep's addresses."""
+    """Return a text, or a container of texts, without the secrets in the sweep's addresses."""
     for uri in (sweep.tracking.uri, sweep.study.uri):
         told = told if uri is None else scrub(told, uri)
     return told

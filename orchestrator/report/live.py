@@ -1,7 +1,7 @@
-"""A sweep as it is watched: a table that is drawn over and over in a terminal, lines anywhere else.
+"""Show a sweep while it runs: as a table that is redrawn in a terminal, as lines of text elsewhere.
 
-What the table shows is told to it when something happens (orchestrator.sweep.tune_callback). Between two such moments
-only its clocks move, twice a second at most.
+The table's content changes when something happens (orchestrator.sweep.tune_callback). Between such moments only its
+clocks move, at most twice a second.
 """
 
 import time
@@ -14,24 +14,23 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.report.progress import Mark, SweepProgress, TrialProgress, standing
-from orchestrator.search.space import trials
+from orchestrator.report.progress import Mark, SweepProgress, TrialProgress, progress_of
 from orchestrator.spec import Sweep
 from orchestrator.text import Column, clock, counted, narrowed
 
 _PER_SECOND = 2
-_SUMMARY_S = 60.0  # between two lines of the whole where there is no table
-_FEW = 5  # of the trials that are over, the best are shown
-_BESIDE = 8  # lines of a terminal that the table leaves: its heading, the summary, what is typed next
+_SUMMARY_S = 60.0  # seconds between two summary lines where there is no table
+_FEW = 5  # finished trials shown, the best ones
+_BESIDE = 8  # lines of a terminal not used for trials: heading, summary, the next prompt
 
 
 def table(shown: SweepProgress, now: float, height: int | None = None) -> RenderableType:
-    """The trials under way and the best that are over, as many as the height allows, and a line of the whole."""
+    """Return the trials under way and the best finished ones, as many as the height allows, and a summary line."""
     return _View(shown, now, height)
 
 
 def summary(shown: SweepProgress, now: float) -> str:
-    """`2 done, 2 running, 4 left; best identifiability 0.951 (trial 1a2b); 6:12 so far, about 12:40 left`."""
+    """Return `2 done, 2 running, 4 left; best identifiability 0.951 (trial 1a2b); 6:12 so far, about 12:40 left`."""
     states = Counter(trial.state for trial in shown.of(over=False))
     done, begun = len(shown.of(over=True)), len(shown.trials)
     parts = [f"{done} done", *(f"{count} {state}" for state, count in states.items()), f"{shown.total - begun} left"]
@@ -43,40 +42,41 @@ def summary(shown: SweepProgress, now: float) -> str:
 
 
 class Screen:
-    """What a sweep under way shows.
+    """The display of a running sweep.
 
-    `tell` prints what matters on its own. Where there is a table it says what `event` would, which is then silent.
+    `tell` always prints. `event` prints only where there is no table, because the table shows the same.
     """
 
     def __init__(self, console: Console, sweep: Sweep, slots: int, spent: float) -> None:
-        self.console, self.sweep, self.total, self.slots = console, sweep, trials(sweep), slots
+        self.console, self.sweep, self.slots = console, sweep, slots
         self.spent, self.began = spent, time.time()
         self.marks: dict[str, list[Mark]] = {}
         self.shown: SweepProgress | None = None
         self.drawn, self.told = False, time.monotonic()
 
     def tell(self, line: str) -> None:
-        # What an error says may look like markup. A table is drawn below lines that end with the terminal.
+        """Print a line."""
+        # Errors may contain brackets, so no markup. Above a table, lines have to be wrapped at the terminal's width.
         self.console.print(line, highlight=False, markup=False, soft_wrap=not self.drawn)
 
     def event(self, line: str) -> None:
+        """Print a line where there is no table."""
         if not self.drawn:
             self.tell(line)
 
     def mark(self, trial_id: str, iteration: int, anew: bool = False) -> None:
-        """A trial has come to an iteration now; anew: with this it begins, or goes on after an interruption."""
+        """Note that a trial has reached an iteration now. anew: it begins here, or resumes after an interruption."""
         if anew:
             self.marks[trial_id] = []
         self.marks.setdefault(trial_id, []).append((iteration, time.time()))
 
     def update(self, rows: Mapping[str, Any]) -> None:
-        """The book has changed."""
-        now = time.time()
-        spent = self.spent + now - self.began
-        self.shown = standing(self.sweep, rows, self.marks, self.total, self.slots, spent, now=now)
+        """Take in the study's rows after a change."""
+        spent = self.spent + time.time() - self.began
+        self.shown = progress_of(self.sweep, rows, self.marks, self.slots, spent)
 
     def look(self) -> None:
-        """Once a minute, where there is no table, a line of the whole."""
+        """Print a summary line once a minute where there is no table."""
         if self.drawn or self.shown is None or time.monotonic() - self.told < _SUMMARY_S:
             return
         self.told = time.monotonic()
@@ -89,7 +89,7 @@ class Screen:
 
 @contextmanager
 def screen(console: Console, sweep: Sweep, slots: int, spent: float) -> Iterator[Screen]:
-    """For the duration of a block, what shows a sweep; whatever ends it leaves the terminal in order."""
+    """Yield the display of a sweep for the duration of a block, and leave the terminal in order however it ends."""
     shown = Screen(console, sweep, slots, spent)
     if not drawable(console):
         yield shown
@@ -103,15 +103,15 @@ def screen(console: Console, sweep: Sweep, slots: int, spent: float) -> Iterator
 
 
 def drawable(console: Console) -> bool:
-    """Whether a table can be drawn over and over here: a terminal, and one that moves its cursor."""
+    """Return whether a table can be redrawn here: only in a terminal that can move its cursor."""
     return console.is_interactive and console.file.isatty()
 
 
 @contextmanager
 def drawing(console: Console, get: Callable[[], RenderableType]) -> Iterator[None]:
-    """What `get` gives, drawn again and again for the duration of a block, and gone after it."""
+    """Redraw what `get` returns for the duration of a block, and clear it after that."""
     with Live(console=console, get_renderable=get, refresh_per_second=_PER_SECOND, transient=True):
-        console.show_cursor(True)  # a process that is killed could not bring it back
+        console.show_cursor(True)  # a killed process could not show it again
         yield
 
 
@@ -132,7 +132,7 @@ class _View:
         yield Group(*parts, Text(told))
 
     def _chosen(self) -> tuple[list[TrialProgress], list[TrialProgress]]:
-        """(trials to show, trials to count)."""
+        """Return (trials to show, trials only to count)."""
         active, over = self.shown.of(over=False), self.shown.ranked()
         room = len(active) + _FEW if self.height is None else max(1, self.height - _BESIDE)
         few = min(_FEW, max(0, room - len(active)))

@@ -1,7 +1,7 @@
-"""What a sweep found, as one HTML page that needs nothing else: no network, no server, not even scripts for its tables.
+"""Write a sweep's report as one HTML page that needs no network and no server, and no scripts for its tables.
 
-Everything is inline, plotly.js too, and the page forbids itself whatever is not: its scripts are named by their hashes,
-so that nothing that a sweep's names or reasons may hold can run.
+Everything is inline, plotly.js too, and the page's policy forbids everything else. Its scripts are allowed by their
+hashes, so that no name or reason from a sweep can run as a script.
 """
 
 import base64
@@ -27,12 +27,12 @@ from orchestrator.store.folder import SweepFolder
 from orchestrator.text import number, plain, signed, spread
 
 _PAGES = Path(__file__).parents[1] / "pages"
-_LARGEST = 2 << 20  # bytes of a picture that goes in as it is
-_WIDEST, _TALLEST = 1600, 16000  # pixels of one that does not
+_LARGEST = 2 << 20  # bytes of a picture that is embedded unchanged
+_WIDEST, _TALLEST = 1600, 16000  # pixels of a larger picture, after it is reduced
 
 
 def write_report(folder: SweepFolder, to: Path) -> Path:
-    """Write the page of a sweep as it stands now; returns where it is.
+    """Write the page of a sweep as it is now, and return its path.
 
     Raises UserError where the sweep is missing or damaged, or `to` cannot be written; OSError for a full disk.
     """
@@ -40,7 +40,10 @@ def write_report(folder: SweepFolder, to: Path) -> Path:
 
 
 def write_page(found: Findings, to: Path) -> Path:
-    """Write the page, in place of one that was there."""
+    """Write the page, replacing an old one, and return its path.
+
+    Raises UserError where `to` cannot be written.
+    """
     _refuse(to)
     content = page(found)
     try:
@@ -52,7 +55,7 @@ def write_page(found: Findings, to: Path) -> Path:
 
 
 def _refuse(to: Path) -> None:
-    """Raise UserError where no page can go."""
+    """Raise UserError where `to` is no place for a page."""
     if to.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--to: {to} is no page; name a file that ends in .html")
     if to.is_dir():
@@ -62,7 +65,7 @@ def _refuse(to: Path) -> None:
 
 
 def page(found: Findings) -> str:
-    """The page's HTML."""
+    """Return the page's HTML."""
     jinja = Environment(
         loader=FileSystemLoader(_PAGES),
         autoescape=True,
@@ -89,17 +92,17 @@ def page(found: Findings) -> str:
 
 
 def _figures(shown: list[Section]) -> Markup:
-    """Every figure as JSON that is safe within a script element."""
+    """Return every figure as JSON that is safe within a script element."""
     figures = [json.loads(chart.figure.to_json()) for section in shown for chart in section.charts]
     return Markup(json.dumps(figures, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
 def _traversal(found: Findings) -> str | None:
-    """The champion's picture as a data address; None where there is none, or none that can be read."""
+    """Return the champion's picture as a data URI; None where it is missing or cannot be read."""
     path = found.folder.champion / "traversal.png"
     if found.champion is None or path.is_symlink():
         return None
-    from core.pictures.images import open_picture  # loads torch
+    from core.pictures.images import open_picture  # imports torch
 
     try:
         with open_picture(path, "champion") as picture:

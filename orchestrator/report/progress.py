@@ -1,7 +1,7 @@
-"""How a sweep stands, as a value: what is shown while it runs, by the process that drives it and by any other.
+"""How far a sweep has come, as a value: what is shown while it runs, by the process that drives it and by any other.
 
-Of each trial the book holds the reports, in steps of `evaluate.every`. When they came is told by `Mark`s: the driver
-has seen them come, and a checkpoint on disk is as old as its report.
+The study holds the reports of each trial, in steps of `evaluate.every`. `Mark`s say when they came: the driver has seen
+them come, and a checkpoint on disk is as old as its report.
 """
 
 import math
@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from orchestrator.search.ledger import METRICS, OUTCOME, REPORTS
+from orchestrator.search.ledger import METRICS, REPORTS, state_of
+from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.spec.tables import Mode
+from orchestrator.store.folder import SweepFolder
+from orchestrator.store.lock import driver
 from orchestrator.trial.state import STEP
 
 Mark = tuple[int, float]  # an iteration, and when a trial had come to it, in seconds since the epoch
-
-_ENDS = {"COMPLETE": "completed", "PRUNED": "pruned"}
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,45 @@ class SweepProgress:
         }
 
 
-def standing(
+def progress_of(
     sweep: Sweep,
     rows: Mapping[str, Any],
     marks: Mapping[str, Sequence[Mark]],
-    total: int,
     slots: int,
     spent: float,
     driven: bool = True,
-    now: float | None = None,
 ) -> SweepProgress:
-    """Return how a sweep of `total` trials stands; rows: the newest ones (orchestrator.search.ledger.newest_rows)."""
+    """Return how far a sweep has come.
+
+    rows: the newest of each trial (orchestrator.search.ledger.newest_rows); marks: of each trial, (iteration, time)
+    since it was started; slots: trials at a time; spent: seconds so far; driven: whether a process drives the sweep.
+    """
     metric, mode = sweep.compared
     found = tuple(_trial(sweep, trial_id, row, marks.get(trial_id, ()), driven) for trial_id, row in rows.items())
     whole = sweep.train.iterations
-    asof = time.time() if now is None else now
-    return SweepProgress(sweep.name, metric, mode, whole, total, slots, spent, asof, driven, found)
+    return SweepProgress(
+        name=sweep.name,
+        metric=metric,
+        mode=mode,
+        iterations=whole,
+        total=trials(sweep),
+        slots=slots,
+        spent=spent,
+        asof=time.time(),
+        driven=driven,
+        trials=found,
+    )
+
+
+def sweep_state(folder: SweepFolder, done: bool = False) -> str:
+    """Return "complete", "running (DRIVER)" or "interrupted, the same command goes on".
+
+    done: the process that drives the sweep asks, and has its result.
+    """
+    holder = None if done else driver(folder.lock)
+    if holder is not None:
+        return f"running ({holder})"
+    return "complete" if done or folder.result.is_file() else "interrupted, the same command goes on"
 
 
 def ends_at(marks: Sequence[Mark], iterations: int) -> float | None:
@@ -158,7 +182,7 @@ def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven:
     reached = max([int(told.get(STEP, 0)), *(step for step, _ in reports), *(step for step, _ in marks)])
     return TrialProgress(
         trial_id,
-        _state(row, driven),
+        state_of(row, driven).replace("_", " "),
         over,
         reached,
         values[-1] if values else None,
@@ -167,14 +191,6 @@ def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven:
         row.datetime_complete.timestamp() if row.datetime_complete else None,
         None if over or not driven else ends_at(marks, sweep.train.iterations),
     )
-
-
-def _state(row: Any, driven: bool) -> str:
-    if row.state.is_finished():
-        return str(row.user_attrs.get(OUTCOME, _ENDS.get(row.state.name, "failed"))).replace("_", " ")
-    if not driven:
-        return "interrupted"
-    return "running" if row.state.name == "RUNNING" else "waiting"
 
 
 def _trial_document(trial: TrialProgress, now: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from core.errors import UserError
 from orchestrator.report.live import drawable, drawing, table
-from orchestrator.report.progress import Mark, SweepProgress, standing
+from orchestrator.report.progress import Mark, SweepProgress, progress_of, sweep_state
 from orchestrator.search.ledger import newest_rows, spent_s
 from orchestrator.search.ranking import Row, ranked
 from orchestrator.search.space import trials
@@ -32,13 +32,13 @@ _EVERY_S = 3.0  # between two looks of `watch`
 
 
 @dataclass(frozen=True)
-class Found:
+class SweepStatus:
     """What the disk says of one sweep."""
 
     folder: SweepFolder
     sweep: Sweep
     rows: list[Row]
-    standing: SweepProgress
+    progress: SweepProgress
 
 
 def show(root: Path, name: str | None, console: Console) -> None:
@@ -74,7 +74,7 @@ def document(root: Path, name: str | None) -> str:
 def summary(folder: SweepFolder, sweep: Sweep, found: list[Row]) -> str:
     """`toyfaces: complete; 8 of 8 trials: 5 completed, 3 pruned; best identifiability 0.93 (trial 1a2b)`."""
     counts = Counter(row.state for row in found)
-    parts = [f"{sweep.name}: {_standing(folder)}"]
+    parts = [f"{sweep.name}: {sweep_state(folder)}"]
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     parts.append(f"{len(found)} of {trials(sweep)} trials" + (f": {states}" if states else ""))
     if counts["completed"]:
@@ -95,20 +95,20 @@ def names_of(root: Path, name: str | None) -> list[str]:
     return names
 
 
-def read(folder: SweepFolder) -> Found:
+def read(folder: SweepFolder) -> SweepStatus:
     """How one sweep stands. Raises UserError where its files, or its study, are missing or damaged.
 
     As many trials run at a time as the study holds running: how many could is known to the process that drives it.
     """
     sweep, driven = folder.sweep(), driver(folder.lock) is not None
     if "study" not in folder.read():
-        return Found(folder, sweep, [], standing(sweep, {}, {}, trials(sweep), 1, 0.0, driven))
+        return SweepStatus(folder, sweep, [], progress_of(sweep, {}, {}, 1, 0.0, driven))
     study = open_study(sweep.name, folder.book)
     rows = newest_rows(study)
     running = [trial_id for trial_id, row in rows.items() if row.state.name == "RUNNING"]
     marks = {trial_id: list(_marks(folder.trial(trial_id).path, rows[trial_id])) for trial_id in running}
-    stands = standing(sweep, rows, marks, trials(sweep), max(1, len(running)), spent_s(study), driven)
-    return Found(folder, sweep, ranked(study, sweep, driven), stands)
+    progress = progress_of(sweep, rows, marks, max(1, len(running)), spent_s(study), driven)
+    return SweepStatus(folder, sweep, ranked(study, sweep, driven), progress)
 
 
 def _marks(trial: Path, row: Any) -> Iterator[Mark]:
@@ -122,9 +122,9 @@ def _marks(trial: Path, row: Any) -> Iterator[Mark]:
     yield from sorted(mark for mark in written if mark[1] >= began)
 
 
-def _looked(root: Path, name: str | None) -> Sequence[Found | str]:
+def _looked(root: Path, name: str | None) -> Sequence[SweepStatus | str]:
     """How they stand; of a sweep among many that cannot be read, why."""
-    found: list[Found | str] = []
+    found: list[SweepStatus | str] = []
     for each in names_of(root, name):
         try:
             found.append(read(SweepFolder(root, each)))
@@ -135,46 +135,39 @@ def _looked(root: Path, name: str | None) -> Sequence[Found | str]:
     return found
 
 
-def _driven(found: Sequence[Found | str]) -> bool:
-    return any(each.standing.driven for each in found if isinstance(each, Found))
+def _driven(found: Sequence[SweepStatus | str]) -> bool:
+    return any(each.progress.driven for each in found if isinstance(each, SweepStatus))
 
 
-def _print(found: Sequence[Found | str], name: str | None, console: Console) -> None:
+def _print(found: Sequence[SweepStatus | str], name: str | None, console: Console) -> None:
     for part in _parts(found, name):
         # In a terminal lines are broken between words; a program that reads them gets each one whole.
         console.print(part, highlight=False, soft_wrap=isinstance(part, Text) and not console.is_terminal)
 
 
-def _screen(found: Sequence[Found | str], name: str | None, height: int) -> RenderableType:
+def _screen(found: Sequence[SweepStatus | str], name: str | None, height: int) -> RenderableType:
     return Group(*_parts(found, name, height))
 
 
-def _parts(found: Sequence[Found | str], name: str | None, height: int | None = None) -> Iterator[RenderableType]:
+def _parts(found: Sequence[SweepStatus | str], name: str | None, height: int | None = None) -> Iterator[RenderableType]:
     for each in found:
         if isinstance(each, str):
             yield Text(each)
             continue
         yield Text(summary(each.folder, each.sweep, each.rows))
-        if name and each.standing.trials:
-            yield table(each.standing, time.time(), height)
+        if name and each.progress.trials:
+            yield table(each.progress, time.time(), height)
 
 
-def _document(found: Found | str, now: float) -> dict[str, Any]:
+def _document(found: SweepStatus | str, now: float) -> dict[str, Any]:
     if isinstance(found, str):
         name, _, error = found.partition(": ")
         return {"name": name, "error": error}
     return {
         "name": found.sweep.name,
-        "state": _standing(found.folder).partition(" ")[0].rstrip(","),
+        "state": sweep_state(found.folder).partition(" ")[0].rstrip(","),
         "driver": str(driver(found.folder.lock) or "") or None,
-        **found.standing.document(now),
+        **found.progress.document(now),
         "mlflow_records_waiting": pending(found.folder.outbox),
         "mlflow_records_refused": refused(found.folder.outbox),
     }
-
-
-def _standing(folder: SweepFolder) -> str:
-    holder = driver(folder.lock)
-    if holder is not None:
-        return f"running ({holder})"
-    return "complete" if folder.result.is_file() else "interrupted, the same command goes on"

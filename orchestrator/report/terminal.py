@@ -1,4 +1,4 @@
-"""What a sweep found, in the terminal: the ranked trials, the methods side by side, the Pareto front, the champion."""
+"""Print what a sweep found: the ranked trials, the methods side by side, the Pareto front, the champion."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _BETTER = {"max": "more", "min": "less"}
 
 
 def show(folder: SweepFolder, console: Console) -> Findings:
-    """Print the report of a sweep that runs or has run; returns what it says. Raises UserError where there is none."""
+    """Print the report of a sweep and return its findings. Raises UserError where there is no such sweep."""
     found = read(folder)
     _print(found, console)
     return found
@@ -31,7 +31,7 @@ def _print(found: Findings, console: Console) -> None:
     if not found.rows:
         tell(f"Sweep '{found.sweep.name}' has no trials yet.")
         return
-    tell(f"Sweep '{found.sweep.name}' is {found.standing}; {found.counts}.")
+    tell(f"Sweep '{found.sweep.name}' is {found.state}; {found.counts}.")
     console.print(trials_table(found.sweep, found.rows, console.width))
     for line in (*out_of_memory_lines(found.rows), *failure_lines(found.rows)):
         tell(line)
@@ -50,7 +50,7 @@ def _print(found: Findings, console: Console) -> None:
 
 
 def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> RenderableType:
-    """One line a trial, best first; metrics that are no objective where the width allows those too."""
+    """Return one line for each trial, best first; metrics that are no objective only where the width allows."""
     objectives = list(sweep.objective_names)
     others = [name for name in METRICS if name not in objectives and any(name in row.metrics for row in ranked)]
     whole = _trials_grid(sweep, ranked, objectives + others)
@@ -61,7 +61,7 @@ def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> RenderableType:
 
 
 def _fitted(table: Grid, width: int) -> RenderableType:
-    """The table; where it is too wide for that, two lines or three for each trial: there may be hundreds."""
+    """Return the table, or two or three lines for each trial where it is too wide: there may be hundreds of trials."""
     if width_of([table.headings, *table.rows]) <= width:
         return table
     lines: list[RenderableType] = [Text(f"\n{table.title}", style="bold")]
@@ -82,7 +82,7 @@ def _trials_grid(sweep: Sweep, ranked: list[Row], metrics: list[str]) -> Grid:
 
 
 def out_of_memory_lines(ranked: list[Row]) -> list[str]:
-    """One line for each trial that went on in smaller parts."""
+    """Return one line for each trial that ran out of memory and went on in smaller parts."""
     return [
         f"Trial {row.trial_id} ran out of memory (retries: {row.memory['out_of_memory_retries']}) and went on with "
         f"{_trained(row.memory)}{row.memory['sampler_batch']} samples drawn at a time."
@@ -92,7 +92,7 @@ def out_of_memory_lines(ranked: list[Row]) -> list[str]:
 
 
 def failure_lines(ranked: list[Row]) -> list[str]:
-    """One line for each trial that is over without a result, with the reason."""
+    """Return one line for each trial that is over without a result, with the reason."""
     return [
         f"Trial {row.trial_id} {row.state.replace('_', ' ')}"
         f"{f' in attempt {row.attempts}' if row.attempts > 1 else ''}: {row.reason or 'no reason known'}."
@@ -102,12 +102,12 @@ def failure_lines(ranked: list[Row]) -> list[str]:
 
 
 def _trained(memory: Mapping[str, Any]) -> str:
-    """How a trial trained; nothing for a method that does not."""
+    """Return how a trial trained; empty for a method that does not train."""
     return f"{memory['gradient']}, micro_batch {memory['micro_batch']}, " if "gradient" in memory else ""
 
 
 def methods_table(methods: list[MethodRow]) -> Grid:
-    """One column a method, best first: each metric's mean and standard deviation over its completed trials."""
+    """Return one column for each method, best first: mean and standard deviation of metrics over completed trials."""
     title, names = "Methods, best first (mean ± standard deviation)", [row.method for row in methods]
     table = table_of(title, "", *names, "better", numbers=True, by_column=True)
     add_row(table, "completed", *(f"{row.completed} of {row.trials}" for row in methods), "")
@@ -121,7 +121,7 @@ def methods_table(methods: list[MethodRow]) -> Grid:
 
 
 def repeats_table(repeats: Sequence[Repeated], sweep: Sweep) -> Grid:
-    """One line a configuration that was completed with several seeds."""
+    """Return one line for each configuration that was completed with several seeds."""
     names = list(dict.fromkeys(name for each in repeats for name in each.parameters))
     headings = [plain(heading) for heading in ("seeds", *names, *sweep.objective_names)]
     table = table_of("Over seeds, best first (mean ± standard deviation)", *headings, named=False, numbers=True)
@@ -133,7 +133,7 @@ def repeats_table(repeats: Sequence[Repeated], sweep: Sweep) -> Grid:
 
 
 def comparison_table(compared: Sequence[Compared]) -> Grid:
-    """The champion and the baseline on the reporting seeds."""
+    """Return the champion and the baseline on the reporting seeds."""
     title, headings = "On seeds that trained and chose nothing", ("champion", "random", "difference", "better", "ahead")
     table = table_of(title, "metric", *headings, numbers=True)
     for each in compared:

@@ -1,1 +1,1 @@
-"""Optuna as the record of a sweep's trials: what is searched, what was tried, and which is best."""
+"""Keep and rank a sweep's trials in Optuna: what is searched, what was tried, and which trial is best."""

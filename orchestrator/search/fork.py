@@ -1,6 +1,6 @@
-"""A changed sweep file as a new sweep that learns from the old one.
+"""Start a new sweep from a changed sweep file, learning from the old sweep.
 
-What Optuna has seen is carried over where a trial of the new sweep would come to the same; where it would not (another
+The old trials are carried over where a trial of the new sweep would give the same result. Where it would not (another
 model, other training), the old sweep's best configurations are tried first.
 """
 
@@ -22,15 +22,15 @@ _TRIED_FIRST = 5
 
 
 def forked(sweep: Sweep, root: Path) -> tuple[SweepFolder | None, Sweep]:
-    """The folder of the sweep to learn from, and the new sweep, named `<name>-2` or by the next number.
+    """Return the folder of the sweep to learn from, and the new sweep, named `<name>-2` or by the next number.
 
-    The same file gives the same new sweep again. Where its folder is new, or holds that very sweep, it is no fork.
+    The same file gives the same new sweep again. No folder is returned where `<name>` is new, or holds this very sweep.
     """
     new, source, number = sweep, None, 1
     folder = SweepFolder(root, sweep.name)
     while folder.exists() and folder.changed(new) is not None:
         source, number = folder, number + 1
-        # In the same experiment, so that MLflow shows both sweeps side by side.
+        # The experiment stays the same, so that MLflow shows both sweeps side by side.
         tracking = sweep.tracking.model_copy(update={"experiment": sweep.experiment})
         new = sweep.model_copy(update={"name": f"{sweep.name}-{number}", "tracking": tracking})
         folder = SweepFolder(root, new.name)
@@ -38,7 +38,7 @@ def forked(sweep: Sweep, root: Path) -> tuple[SweepFolder | None, Sweep]:
 
 
 def carry_over(source: SweepFolder, sweep: Sweep, study: optuna.Study, weights: str) -> None:
-    """Put what the old sweep has found into the study of the new one, each trial once, where its space holds it."""
+    """Copy the old sweep's results into the new sweep's study, each trial once, where the new space holds it."""
     before = source.sweep()
     there = {row.user_attrs[CARRIED] for row in study.get_trials(deepcopy=False) if CARRIED in row.user_attrs}
     best = [row for row in ranked(open_study(before.name, source.book), before) if row.state == "completed"]
@@ -62,11 +62,11 @@ def carry_over(source: SweepFolder, sweep: Sweep, study: optuna.Study, weights: 
 
 
 def _in_space(parameters: dict[str, Any], sweep: Sweep) -> optuna.trial.FixedTrial | None:
-    """The parameters as a trial of the new sweep; None where its space holds no such trial."""
+    """Return the parameters as a trial of the new sweep, or None where its space holds no such trial."""
     trial = optuna.trial.FixedTrial(parameters)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # FixedTrial's word for a value out of range
+            warnings.simplefilter("error")  # FixedTrial only warns of a value out of range
             suggest(trial, sweep.space)
     except (ValueError, UserWarning):
         return None

@@ -1,8 +1,8 @@
-"""How much each parameter mattered for an objective: Optuna's PED-ANOVA, where there are trials enough to say.
+"""Compute how much each parameter mattered for an objective, by Optuna's PED-ANOVA, where there are enough trials.
 
-It compares the best tenth of the completed trials with all of them: a parameter matters where its values differ. Each
-objective is asked about in a study of its own, with its direction: asked of a study with several, Optuna takes the
-lowest values of each for the best.
+PED-ANOVA compares the best tenth of the completed trials with all of them: a parameter matters where its values differ.
+Each objective gets a study of its own, with its direction of improvement. In a study with several objectives Optuna
+takes the lowest values of each as the best.
 """
 
 import math
@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from orchestrator.search.ledger import newest_rows
 from orchestrator.spec import Objective, Sweep
 
-_LEAST, _STEADY = 10, 50  # completed trials: one in the best tenth; five, which Optuna asks for
+_LEAST, _STEADY = 10, 50  # completed trials for one, and for five, in the best tenth; Optuna asks for five
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Importance:
 
 
 def importances(study: optuna.Study, sweep: Sweep) -> dict[str, Importance]:
-    """One for each objective."""
+    """Return the importance of the parameters for each objective."""
     completed = [row for row in newest_rows(study).values() if row.state == TrialState.COMPLETE]
     return {objective.metric: _importance(completed, objective, i) for i, objective in enumerate(sweep.objectives)}
 
@@ -49,13 +49,13 @@ def _importance(completed: list[FrozenTrial], objective: Objective, index: int) 
 
 
 def _varied(completed: list[FrozenTrial]) -> list[str]:
-    """The parameters that do not have the same value in every trial."""
+    """Return the parameters that do not have the same value in every trial."""
     names = dict.fromkeys(name for row in completed for name in row.params)
     return [name for name in names if len({row.params.get(name) for row in completed}) > 1]
 
 
 def _view(completed: list[FrozenTrial], objective: Objective, index: int) -> optuna.Study:
-    """A study in memory of one objective."""
+    """Return a study in memory with one objective."""
     kinds = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
     study = optuna.create_study(direction=kinds[objective.mode], sampler=optuna.samplers.RandomSampler(0))
     study.add_trials(
@@ -65,11 +65,11 @@ def _view(completed: list[FrozenTrial], objective: Objective, index: int) -> opt
 
 
 def _shares(study: optuna.Study, names: list[str]) -> dict[str, float]:
-    """Empty where no parameter matters: Optuna's own shares are equal then."""
-    from optuna.importance import get_param_importances  # imports scikit-learn, for which a sweep does not wait
+    """Return the shares; empty where no parameter matters, for which Optuna itself would give equal shares."""
+    from optuna.importance import get_param_importances  # imports scikit-learn, which takes a while
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is experimental in Optuna; too few trials, told above
+        warnings.simplefilter("ignore")  # on experimental features, and on too few trials, which the note covers
         found = get_param_importances(study, params=names, normalize=False)
     total = sum(found.values())
     return {name: float(share / total) for name, share in found.items()} if total > 0 else {}

@@ -1,16 +1,16 @@
-"""The book of a sweep: which trials there are, how each of them stands, and what comes next.
+"""Keep the record of a sweep: its trials, the state of each, and which attempt comes next.
 
-It is kept in Optuna's study, which alone decides: Ray Tune runs what it is asked to, and MLflow is told. The id of a
-trial follows from its configuration, so that none is run twice. A row of the study is one attempt at a trial:
+The record is Optuna's study, which alone decides: Ray Tune only runs trials, and MLflow only receives copies. The id of
+a trial follows from its configuration, so that none is run twice. A row of the study is one attempt at a trial:
 
-    WAITING    a trial that was interrupted goes on with this attempt
+    WAITING    the attempt will go on with a trial that was interrupted
     RUNNING    the attempt is being made, or was when its sweep was killed
     COMPLETE   the trial reached its last iteration, and every objective is a finite number
-    PRUNED     it was stopped before: others were ahead, or the time was up
+    PRUNED     the trial was stopped early: others were ahead, or the time was up
     FAIL       the attempt ended otherwise; the trial did too, unless another attempt follows
 
-What Optuna would propose depends on the seed, on how many trials there are, and on what they came to, not on how often
-the sweep was interrupted; where trials run side by side, on the order in which they ended, too.
+Optuna's proposals depend on the seed, on the number of trials and on their results, not on how often the sweep was
+interrupted. Where trials run side by side, proposals depend on the order in which these end, too.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ from orchestrator.store.study import Tell, open_study
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from orchestrator.trial.state import STEP, Report
 
-# What a row keeps of a trial's last report, under the names that the report has for it.
+# Attributes of a row with values of the trial's last report, under the report's own names.
 METRICS, SECONDS, MEMORY = "metrics", "find_seconds", "memory"
 TRIAL, ENDS, OUTCOME, REASON, REPORTS, SAME_AS = "trial_id", "ends", "outcome", "reason", "reports", "same_as"
 CARRIED = "carried_from"  # the trial of another sweep that a row comes from (orchestrator.search.fork)
 
 _SPENT, _COUNT_S = "seconds", 60.0
 _ID_LENGTH = 10
-_ASKED, _DRAWN = 10, 40  # times that Optuna, and then chance, may propose a trial that there is already
+_ASKED, _DRAWN = 10, 40  # times that Optuna, and then random choice, may propose an existing trial
 
 
 @dataclass(frozen=True)
 class Ends:
-    """How often the process of a trial ended before its time, by what it ended of."""
+    """How often the process of a trial ended early, by cause."""
 
     crashes: int = 0
     out_of_memory: int = 0
@@ -52,7 +52,7 @@ class Ends:
 
     @property
     def attempt(self) -> int:
-        """The number of the attempt that follows, from 1."""
+        """The number of the next attempt, from 1."""
         return 1 + self.crashes + self.out_of_memory + self.preemptions
 
 
@@ -62,13 +62,14 @@ _COUNTED = {
     TrialOutcome.PREEMPTED: "preemptions",
 }
 _STATES = {TrialOutcome.COMPLETED: TrialState.COMPLETE, TrialOutcome.PRUNED: TrialState.PRUNED}
+_ENDED = {state: outcome for outcome, state in _STATES.items()}
 
-_NOTHING = Report(0, 0.0, {})  # of an attempt that ended before it reported
+_NOTHING = Report(0, 0.0, {})  # the report of an attempt that ended before its first report
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial to be run from where it stands."""
+    """An attempt at a trial that has to be run, with how its earlier attempts ended."""
 
     trial_id: str
     parameters: dict[str, Value]
@@ -76,10 +77,10 @@ class Assignment:
 
 
 class Ledger:
-    """The book of one sweep, open for writing. Only the process that holds the sweep's lock may have it so.
+    """The record of one sweep, open for writing by the one process that holds the sweep's lock.
 
-    where: its study; weights: the digest of the model's; parallel: how many trials run at a time; tell: where it says
-    that it waits.
+    where: the place of its study; weights: the digest of the model's weights; parallel: how many trials run at a time;
+    tell: called with a message when the study has to be waited for.
     """
 
     def __init__(self, sweep: Sweep, where: Where, weights: str, parallel: int = 1, tell: Tell | None = None) -> None:
@@ -87,11 +88,11 @@ class Ledger:
         self.listed = _searched_values(sweep) if fits(sweep) else []
         self.study = open_study(sweep.name, where, tell)
         self._counted = time.monotonic()
-        self._begun: dict[str, FrozenTrial] | None = None  # as they were read since the last change
-        self.exhausted = False  # nothing is proposed any more that there is not already
+        self._begun: dict[str, FrozenTrial] | None = None  # cache of `begun`; None after a change
+        self.exhausted = False  # only existing trials are proposed any more
 
     def next(self) -> Assignment | None:
-        """The next attempt, which is RUNNING from now on; None where every trial has ended or is running."""
+        """Return the next attempt, now RUNNING, or None where every trial has ended or is running."""
         begun = len(self.begun())
         self.study.sampler = self._sampler(begun, 0)
         while self._rows(TrialState.WAITING):
@@ -111,34 +112,34 @@ class Ledger:
         return None
 
     def take_waiting(self) -> None:
-        """Make every waiting attempt a running one, for the sweep has ended and they are to be closed."""
+        """Make every waiting attempt a running one, so that it can be closed at the end of the sweep."""
         while self._rows(TrialState.WAITING):
             self._take()
 
     def left(self) -> bool:
-        """Whether a trial is still to be run, or to be run on."""
+        """Return whether a trial has to be run or continued."""
         if self.running() or self._rows(TrialState.WAITING):
             return True
         return not self.exhausted and len(self.begun()) < trials(self.sweep)
 
     def progress(self) -> int:
-        """A number that grows with every report and every end of a trial."""
+        """Return a number that grows with every report and every end of a trial."""
         rows = self.begun().values()
         return sum(len(row.user_attrs.get(REPORTS, {})) + row.state.is_finished() for row in rows)
 
     def spent(self) -> float:
-        """Seconds that the sweep has been under way, over all its starts. Whatever passes from now on counts."""
+        """Return the seconds that the sweep has been under way, over all its starts, and restart the count from now."""
         self._counted = time.monotonic()
         return spent_s(self.study)
 
     def count_time(self, at_least: float = _COUNT_S) -> None:
-        """Keep, once a minute, how long the sweep has been under way."""
+        """Store how long the sweep has been under way, once `at_least` seconds have passed."""
         passed = time.monotonic() - self._counted
         if passed >= at_least:
             self.study.set_user_attr(_SPENT, self.spent() + passed)
 
     def _take(self) -> Assignment | None:
-        """The attempt that the study proposes; None, and a row that says so, where the trial is there already."""
+        """Return the attempt that the study proposes; None, with a row that says so, where the trial exists already."""
         with self._changing():
             return self._asked()
 
@@ -171,22 +172,22 @@ class Ledger:
             )
 
     def _enqueue_next(self) -> None:
-        """Make the next trial the first configuration that none has yet."""
+        """Make the first listed configuration without a trial the next proposal."""
         taken = {frozenset(parameters_of(row).items()) for row in self.begun().values()}
         values = next(values for values in self.listed if frozenset(values.items()) not in taken)
         self.study.enqueue_trial(values)
 
     def reported(self, trial_id: str, step: int, value: float | None, stopped: bool) -> None:
-        """Keep what a running trial was compared by at a step, and whether it was stopped for it."""
+        """Store the value that a running trial was compared by at a step, and whether it was stopped for that value."""
         report = {"value": value, "stopped": stopped}
         self._note(self.running()[trial_id], {REPORTS: {**self.reports(trial_id), str(step): report}})
 
     def reports(self, trial_id: str) -> dict[str, Any]:
-        """What `reported` kept of a running trial: step -> {value, stopped}."""
+        """Return what `reported` stored for a running trial: step -> {value, stopped}."""
         return dict(self.running()[trial_id].user_attrs.get(REPORTS, {}))
 
     def history(self, method: str) -> dict[str, list[tuple[int, float]]]:
-        """The reports of every trial of a method, in the order of their steps."""
+        """Return the reported (step, value) pairs of every trial of a method, in the order of their steps."""
         return {
             trial_id: [
                 (int(step), report["value"])
@@ -198,7 +199,7 @@ class Ledger:
         }
 
     def may_go_on(self, trial_id: str, outcome: TrialOutcome) -> Ends | None:
-        """What the next attempt at a running trial has behind it; None where there is to be none."""
+        """Return the counts of ends for the next attempt at a running trial; None where no attempt may follow."""
         name = _COUNTED.get(outcome)
         if name is None:
             return None
@@ -216,7 +217,7 @@ class Ledger:
         report: Report | None = None,
         again: Ends | None = None,
     ) -> None:
-        """Close the row of a running trial; with `again` its next attempt waits from now on."""
+        """Close the row of a running trial. again: the counts for its next attempt, which then waits."""
         row, last = self.running()[trial_id], report or _NOTHING
         values = {OUTCOME: str(outcome), REASON: reason, STEP: last.global_step, METRICS: last.metrics}
         self._note(row, values | {MEMORY: last.memory, SECONDS: last.find_seconds if report else None})
@@ -228,7 +229,7 @@ class Ledger:
             self.study.tell(row.number, self._values(outcome, last), state=_STATES.get(outcome, TrialState.FAIL))
 
     def judge(self, report: Report) -> tuple[TrialOutcome, str]:
-        """How a trial ended that ended by itself or was stopped, from its last report, and why."""
+        """Return the outcome and the reason of a trial that ended by itself or was stopped, from its last report."""
         for objective in self.sweep.objectives:
             value = report.metrics.get(objective.metric)
             if value is None or not math.isfinite(value):
@@ -238,13 +239,13 @@ class Ledger:
         return outcome, ADVICE[outcome]
 
     def _values(self, outcome: TrialOutcome, report: Report) -> list[float] | None:
-        """The values that Optuna may learn from: those of whole trials only."""
+        """Return the values that Optuna may learn from: only those of completed trials."""
         if outcome != TrialOutcome.COMPLETED:
             return None
         return [float(report.metrics[objective.metric]) for objective in self.sweep.objectives]
 
     def close_strays(self) -> None:
-        """Close the rows of trials that were killed before they had an id, and of attempts that another follows."""
+        """Close rows of trials that were killed before they had an id, and of attempts that another one follows."""
         known = {row.number for row in self.running().values()}
         for row in self._rows(TrialState.RUNNING):
             if row.number not in known:
@@ -254,18 +255,18 @@ class Ledger:
                     self.study.tell(row.number, state=TrialState.FAIL)
 
     def running(self) -> dict[str, FrozenTrial]:
-        """The rows of the attempts that are being made, or were when the sweep was killed."""
+        """Return the rows of attempts being made, or being made when the sweep was killed, by trial id."""
         return {trial_id: row for trial_id, row in self.begun().items() if row.state == TrialState.RUNNING}
 
     def begun(self) -> dict[str, FrozenTrial]:
-        """Every trial's newest row."""
+        """Return every trial's newest row, by trial id."""
         if self._begun is None:
             self._begun = newest_rows(self.study)
         return self._begun
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Around what changes rows: they are read again after it, and only then, for nobody else writes them."""
+        """Drop the cached rows after a change. They need reading again only then, as no other process writes them."""
         try:
             yield
         finally:
@@ -280,24 +281,36 @@ class Ledger:
         return self.study.get_trials(deepcopy=False, states=states)
 
 
+def state_of(row: FrozenTrial, driven: bool) -> str:
+    """Return the state of a trial from its newest row: its outcome, or "running", "waiting" or "interrupted".
+
+    driven: whether a process drives the sweep.
+    """
+    if row.state.is_finished():
+        return str(row.user_attrs.get(OUTCOME, _ENDED.get(row.state, TrialOutcome.FAILED)))
+    if not driven:
+        return "interrupted"
+    return "running" if row.state == TrialState.RUNNING else "waiting"
+
+
 def parameters_of(row: FrozenTrial) -> dict[str, Any]:
-    """What a row was asked; of one that waited, what it has to be, even where it was killed before it was asked all."""
+    """Return a row's parameters. For an attempt that waited they are all known, even if it was killed at once."""
     parameters: dict[str, Any] = row.system_attrs.get("fixed_params", row.params)
     return parameters
 
 
 def spent_s(study: optuna.Study) -> float:
-    """Seconds that a sweep has been under way, over all its starts, as far as was kept."""
+    """Return the seconds that a sweep has been under way, over all its starts, as last stored."""
     return float(study.user_attrs.get(_SPENT, 0.0))
 
 
 def newest_rows(study: optuna.Study) -> dict[str, FrozenTrial]:
-    """The newest attempt at each trial, by the trial's id, in the order in which the trials began."""
+    """Return the newest attempt at each trial, by the trial's id, in the order in which the trials began."""
     return {row.user_attrs[TRIAL]: row for row in study.get_trials(deepcopy=False) if TRIAL in row.user_attrs}
 
 
 def _searched_values(sweep: Sweep) -> list[dict[str, Value]]:
-    """Every configuration without its constants, as a study knows it."""
+    """Return every configuration without its constants, as a study stores it."""
     names = searched(sweep.space)
     return [
         {name: value for name, value in configuration.items() if name in names}

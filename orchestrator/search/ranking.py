@@ -1,8 +1,8 @@
-"""The trials of a sweep, best first: read from its study, whoever asks.
+"""Read the trials of a sweep from its study, best first.
 
-With several objectives no order is the right one; the Pareto front says which trials nothing beats. To hand out one set
-all the same, completed trials are ordered by the mean of their ranks over the objectives, which needs no exchange rate
-between them; the first objective breaks ties.
+With several objectives there is no single right order; the Pareto front holds the trials that no other beats. To choose
+one set nevertheless, completed trials are ordered by the mean of their ranks over the objectives. This needs no
+exchange rate between objectives. The first objective breaks ties.
 """
 
 import math
@@ -20,13 +20,13 @@ from orchestrator.search.ledger import (
     ENDS,
     MEMORY,
     METRICS,
-    OUTCOME,
     REASON,
     REPORTS,
     SECONDS,
     Ends,
     newest_rows,
     parameters_of,
+    state_of,
 )
 from orchestrator.spec import METRICS as METRIC_NAMES
 from orchestrator.spec import Sweep
@@ -41,7 +41,7 @@ _STATES = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned", TrialS
 
 @dataclass(frozen=True)
 class Row:
-    """One trial."""
+    """One trial, with its state, parameters, metrics and reports."""
 
     trial_id: str
     state: str
@@ -49,13 +49,13 @@ class Row:
     metrics: dict[str, float]
     iteration: int
     on_front: bool  # no completed trial is better in every objective
-    seconds: float | None = None  # of finding the set, without its evaluation
-    memory: dict[str, Any] = field(default_factory=dict)  # how it trained in the end (orchestrator.trial.attempt)
+    seconds: float | None = None  # spent on finding the set, without its evaluation
+    memory: dict[str, Any] = field(default_factory=dict)  # the final memory settings (orchestrator.trial.attempt)
     over: bool = True  # no further attempt will be made
     attempts: int = 1
     reason: str = ""
-    began: int = 0  # its place among the trials in the order in which they began, from 1
-    reports: dict[int, float] = field(default_factory=dict)  # iteration -> what it was compared by there
+    began: int = 0  # the trial's place in the order in which trials began, from 1
+    reports: dict[int, float] = field(default_factory=dict)  # iteration -> the value it was compared by
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class MethodRow:
 
 
 def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
-    """Completed trials, best first, then the others. Raises UserError where the study is missing or damaged."""
+    """Return completed trials, best first, then the others. Raises UserError where the study is missing or damaged."""
     if "study" not in folder.read():
         return []
     study = open_study(sweep.name, folder.book)
@@ -87,7 +87,10 @@ def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
 
 
 def ranked(study: optuna.Study, sweep: Sweep, driven: bool = True) -> list[Row]:
-    """The trials in a study, as `rows`; driven: whether a process runs those that the study holds running."""
+    """Return the trials in a study, ordered as by `rows`.
+
+    driven: whether a process is running the trials that the study holds as RUNNING; else they count as interrupted.
+    """
     trials = newest_rows(study)
     completed = [trial for trial in trials.values() if trial.state == TrialState.COMPLETE]
     front = _front(completed, sweep)
@@ -104,34 +107,28 @@ def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool, began:
     told = trial.user_attrs
     reports = {int(step): report["value"] for step, report in told.get(REPORTS, {}).items()}
     ends = Ends(**told.get(ENDS, {}))
-    if trial.state.is_finished():
-        state = told.get(OUTCOME, _STATES[trial.state])
-    elif not driven:
-        state = "interrupted"
-    else:
-        state = "running" if trial.state == TrialState.RUNNING else "waiting"
     return Row(
-        trial_id,
-        state,
-        trial.params or parameters_of(trial),
-        told.get(METRICS, {}),
-        int(told.get(STEP, 0)) or max(reports, default=0),
-        on_front,
-        told.get(SECONDS),
-        told.get(MEMORY, {}),
-        trial.state.is_finished(),
-        ends.attempt,
-        told.get(REASON, ""),
-        began,
-        {step: value for step, value in sorted(reports.items()) if value is not None},
+        trial_id=trial_id,
+        state=state_of(trial, driven),
+        parameters=trial.params or parameters_of(trial),
+        metrics=told.get(METRICS, {}),
+        iteration=int(told.get(STEP, 0)) or max(reports, default=0),
+        on_front=on_front,
+        seconds=told.get(SECONDS),
+        memory=told.get(MEMORY, {}),
+        over=trial.state.is_finished(),
+        attempts=ends.attempt,
+        reason=told.get(REASON, ""),
+        began=began,
+        reports={step: value for step, value in sorted(reports.items()) if value is not None},
     )
 
 
 def _front(completed: list[FrozenTrial], sweep: Sweep) -> set[int]:
-    """The numbers of the trials that no other beats: at least as good in every objective, and better in one."""
+    """Return the numbers of the trials on the front: no other is as good in every objective and better in one."""
     costs = {trial.number: _turned(trial.values, sweep) for trial in completed}
     front: list[int] = []
-    for number in sorted(costs, key=costs.__getitem__):  # whatever beats a trial comes before it
+    for number in sorted(costs, key=costs.__getitem__):  # a trial that beats another comes before it
         own = costs[number]
         if not any(costs[best] != own and all(map(le, costs[best], own)) for best in front):
             front.append(number)
@@ -144,12 +141,12 @@ def _by_mean_rank(completed: list[Row], sweep: Sweep) -> list[Row]:
 
 
 def _columns(costs: list[list[float]]) -> list[list[float]]:
-    """The costs of many trials, sorted for each objective."""
+    """Return the costs of many trials as one sorted list for each objective."""
     return [sorted(column) for column in zip(*costs, strict=True)]
 
 
 def _costs(row: Row, sweep: Sweep) -> list[float]:
-    """The objectives of a completed trial, turned so that less is better."""
+    """Return the objectives of a completed trial, with signs such that less is better."""
     return _turned([row.metrics[name] for name in sweep.objective_names], sweep)
 
 
@@ -158,12 +155,12 @@ def _turned(values: Sequence[float], sweep: Sweep) -> list[float]:
 
 
 def _ahead(costs: list[float], columns: list[list[float]]) -> int:
-    """In how many objectives of how many others these costs are beaten: the sum of the ranks, from 0."""
+    """Return the sum of the ranks, from 0: over all objectives, how many trials beat these costs."""
     return sum(bisect_left(column, cost) for cost, column in zip(costs, columns, strict=True))
 
 
 def by_method(ranked: list[Row], sweep: Sweep) -> list[MethodRow]:
-    """One row for each method of the sweep, ordered by the mean rank of its completed trials; then those with none."""
+    """Return one row for each method, by the mean rank of its completed trials; then methods without any."""
     costs = _columns([_costs(row, sweep) for row in ranked if row.state == "completed"])
     keyed: list[tuple[float, MethodRow]] = []
     for method in sweep.methods:
@@ -188,7 +185,7 @@ def _method_row(method: str, trials: int, completed: list[Row]) -> MethodRow:
 
 
 def repeated(ranked: list[Row], sweep: Sweep) -> list[Repeated]:
-    """The configurations that were completed with more than one seed, by the mean rank of their trials."""
+    """Return the configurations that were completed with more than one seed, by the mean rank of their trials."""
     completed = [row for row in ranked if row.state == "completed"]
     costs = _columns([_costs(row, sweep) for row in completed])
     groups: dict[frozenset[tuple[str, Any]], list[Row]] = {}

@@ -1,4 +1,4 @@
-"""A sweep's search space as Optuna sees it: define-by-run, so that a parameter whose `when:` fails is simply absent."""
+"""Present a sweep's search space to Optuna, define-by-run: a parameter whose `when:` fails is absent."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ _CASES = 50_000  # counted in about a second
 
 
 def suggest(trial: optuna.trial.BaseTrial, space: Space) -> dict[str, Value]:
-    """One configuration: every active parameter with its value, constants included.
+    """Return one configuration: every active parameter with its value, constants included.
 
-    Optuna is asked only about what is searched; constants are not among `trial.params`.
+    Optuna proposes only the searched parameters; constants are not in `trial.params`.
     """
     chosen: dict[str, Value] = {}
     for name in ordered(space):
@@ -26,22 +26,22 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> dict[str, Value]:
 
 
 def sample(space: Space, count: int, seed: int) -> list[dict[str, Value]]:
-    """`count` configurations drawn at random; the same for the same seed."""
+    """Return `count` configurations drawn at random; the same for the same seed."""
     with _quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         return [suggest(study.ask(), space) for _ in range(count)]
 
 
 def size(space: Space) -> int | None:
-    """How many different configurations the space holds; None where a continuous parameter can be active.
+    """Return how many different configurations the space holds; None where a continuous parameter can be active.
 
-    None too where conditions tell more than `_CASES` cases apart, which a space of few configurations cannot have.
+    Also None where conditions distinguish more than `_CASES` cases, which a space of few configurations cannot have.
     """
     return _Counting(space).count(0, {})
 
 
 def configurations(space: Space) -> list[dict[str, Value]]:
-    """Every configuration of a finite space, constants included; the values of its first names change last.
+    """Return every configuration of a finite space, constants included; the values of its first names change last.
 
     Raises ValueError where a continuous parameter can be active.
     """
@@ -49,24 +49,27 @@ def configurations(space: Space) -> list[dict[str, Value]]:
 
 
 def searched(space: Space) -> list[str]:
-    """The names that are no constants: what Optuna is asked about."""
+    """Return the names of the parameters that are no constants, which Optuna chooses."""
     return [name for name, values in space.items() if not isinstance(values, Fixed)]
 
 
 def fits(sweep: Sweep) -> bool:
-    """Is the space small enough for every configuration to have a trial? Then each one has exactly one."""
+    """Return whether every configuration of the space gets a trial within the budget; then each gets exactly one."""
     count = size(sweep.space)
     return count is not None and count <= sweep.budget.trials
 
 
 def trials(sweep: Sweep) -> int:
-    """How many trials the sweep has: its budget's, or one for every configuration where that is enough."""
+    """Return the number of trials: the budget, or the number of configurations where that is smaller."""
     count = size(sweep.space)
     return sweep.budget.trials if count is None else min(count, sweep.budget.trials)
 
 
 def ordered(space: Space) -> list[str]:
-    """The names, each after those that its `when:` asks about, otherwise in the order of the space."""
+    """Return the names, each after those in its `when:`, otherwise in the order of the space.
+
+    Raises ValueError where conditions refer to each other in a circle.
+    """
     names: list[str] = []
     waiting = list(space)
     while waiting:
@@ -79,7 +82,7 @@ def ordered(space: Space) -> list[str]:
 
 
 def whole(parameters: Mapping[str, Value], space: Space) -> dict[str, Value]:
-    """What a study has of a trial, with the constants, which it does not keep."""
+    """Return a trial's parameters with the constants, which a study does not store."""
     found: dict[str, Value] = {}
     for name in ordered(space):
         distribution = space[name]
@@ -108,7 +111,7 @@ def _value(trial: optuna.trial.BaseTrial, name: str, distribution: Distribution)
 
 
 def _every(space: Space, names: Sequence[str], chosen: dict[str, Value]) -> Iterator[dict[str, Value]]:
-    """Configurations that go on from what was chosen before `names`."""
+    """Yield the configurations that extend `chosen` by values of `names`."""
     if not names:
         yield chosen
         return
@@ -124,7 +127,7 @@ def _every(space: Space, names: Sequence[str], chosen: dict[str, Value]) -> Iter
 
 
 class _Counting:
-    """The configurations of a space, counted by the cases that its conditions tell apart, each of them once."""
+    """The number of configurations of a space, where each case that its conditions distinguish is counted once."""
 
     def __init__(self, space: Space) -> None:
         self.space, self.names = space, ordered(space)
@@ -133,13 +136,13 @@ class _Counting:
         self.known: dict[object, int | None] = {}
 
     def _asked(self, name: str) -> set[Value]:
-        """The values of a parameter that some condition asks about."""
+        """Return the values of a parameter that some condition names."""
         values = countable(self.space[name])
         wanted = {value for other in self.space.values() for value in other.when.get(name, ())}
         return wanted.intersection(values) if isinstance(values, tuple) else {v for v in wanted if v in (values or ())}
 
     def count(self, k: int, chosen: Mapping[str, Value | None]) -> int | None:
-        """Configurations of all names from the k-th on, given what was chosen before them."""
+        """Return the number of configurations of the names from the k-th on, given the values chosen before."""
         if k == len(self.names):
             return 1
         case = k, frozenset(item for item in chosen.items() if item[0] in self.later[k])
@@ -155,7 +158,7 @@ class _Counting:
         if values is None:
             return None
         total = 0
-        # Only values that a condition asks about lead to different rests; all others (None) are counted in one go.
+        # Only values in a condition change what follows; all other values (None) are counted together.
         for value, times in [*((value, 1) for value in asked), (None, len(values) - len(asked))]:
             below = self.count(k + 1, {**chosen, name: value}) if times else 0
             if below is None:
@@ -166,7 +169,7 @@ class _Counting:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's line for every new study."""
+    """Silence Optuna's log line for every new study."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -1,1 +1,1 @@
-"""What lies on disk and in databases: a sweep's folder, its study, checkpoints, locks and spool."""
+"""Keep a sweep on disk and in databases: its folder, its study, checkpoints, locks and spool."""

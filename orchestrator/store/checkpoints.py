@@ -1,11 +1,12 @@
-"""The checkpoints of one trial on disk: written whole, verified before they are believed, few at a time.
+"""Write, verify and prune the checkpoints of one trial on disk.
 
-    <trial>/checkpoint_00000100/                what a trial at step 100 wrote of itself (orchestrator.trial.run)
-    <trial>/checkpoint_00000100/manifest.json   the step, its score, and size and SHA-256 of every file beside it
-    <trial>/damaged_00000100/                   one that was found damaged, kept for a look and never read again
+    <trial>/checkpoint_00000100/                what the trial saved at step 100 (orchestrator.trial.run)
+    <trial>/checkpoint_00000100/manifest.json   the step, its score, and size and SHA-256 of every other file
+    <trial>/damaged_00000100/                   a damaged checkpoint, kept for inspection and never read again
 
-What is on its way in or out has a hidden name, so that whoever is killed leaves checkpoints that are whole, and litter
-that the next one knows. One process at a time changes a trial's folder; `whole` and `result` only look.
+A checkpoint is written whole, verified before use, and only a few are kept. A folder that is being written or removed
+has a hidden name. A process that is killed therefore leaves only whole checkpoints, and hidden folders that the next
+process removes. One process at a time changes a trial's folder; `whole` and `result` only read.
 """
 
 import hashlib
@@ -24,22 +25,22 @@ from core.files import atomic_folder, write_json
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
-_RESUMING = "engines"  # the sub-folder that only going on with a trial needs
-_RESULT = "directions"  # the sub-folder that a trial is run for
-_KEPT = 2  # the last one, and one to fall back to where that is damaged
+_RESUMING = "engines"  # the sub-folder that is needed only to resume the trial
+_RESULT = "directions"  # the sub-folder with the result of the trial
+_KEPT = 2  # the newest checkpoint, and one to fall back to where the newest is damaged
 
 
 class CheckpointError(RuntimeError):
-    """A trial has checkpoints, and none that can be used. Never answered by a silent fresh start."""
+    """A trial has checkpoints, but none that can be used. The trial is never started afresh silently instead."""
 
 
 class _Damage(Exception):
-    """Why a checkpoint is not what was written, for a bracket in a sentence."""
+    """The reason why a checkpoint is not what was written, worded for a bracket in a sentence."""
 
 
 @dataclass(frozen=True)
 class Latest:
-    """Where a trial goes on: its newest sound checkpoint, if it has any, and a sentence on each damaged newer one."""
+    """The checkpoint to resume from: the newest sound one, if any, and a sentence on each damaged newer one."""
 
     path: Path | None = None
     step: int = 0
@@ -48,15 +49,16 @@ class Latest:
 
 @dataclass(frozen=True)
 class TrialFolder:
-    """The folder of one trial. Other files in it, beside the checkpoints, are left alone."""
+    """The folder of one trial with its checkpoints. Other files in the folder are left alone."""
 
     path: Path
 
     def save(self, step: int, write: Callable[[Path], None], score: float | None = None) -> Path:
-        """Keep what `write` puts into the folder that it is given as the checkpoint of this step.
+        """Write the checkpoint of this step with `write`, and return its folder.
 
-        It takes the place of one of the same step. Where anything fails, nothing of it stays behind.
-        score: how good the trial was at this step, the larger the better; the best checkpoint outlives newer ones.
+        An older checkpoint of the same step is replaced. Where anything fails, no part of the new one stays.
+        write: called with an empty folder, into which it writes the files of the checkpoint.
+        score: how good the trial was at this step, larger is better; the best checkpoint outlives newer ones.
         """
         self._tidy()
         path = self.path / f"checkpoint_{step:08d}"
@@ -65,16 +67,16 @@ class TrialFolder:
             write(folder)
             _write_manifest(folder, step, score)
         if path.exists():
-            _move(path, old)  # a folder that is not empty cannot be renamed over; `_tidy` puts it back
+            _move(path, old)  # rename cannot replace a folder with files; `_tidy` moves it back after a kill
         _move(new, path)
         shutil.rmtree(old, ignore_errors=True)
         self.prune()
         return path
 
     def latest(self) -> Latest:
-        """The newest sound checkpoint. Newer ones that are damaged are set aside.
+        """Return the newest sound checkpoint, and set newer damaged ones aside.
 
-        Raises CheckpointError where there are checkpoints and none is sound, and leaves them as they are.
+        Raises CheckpointError where there are checkpoints and none is sound, and leaves them in place.
         """
         self._tidy()
         reasons: dict[Path, str] = {}
@@ -84,7 +86,7 @@ class TrialFolder:
                 self._set_aside(list(reasons))
                 return Latest(path, _step(path), tuple(_told(*each) for each in reasons.items()))
             reasons[path] = reason
-        # One that was set aside says that there has been a sound one as well: the trial is not new.
+        # A checkpoint set aside earlier shows that a sound one existed too: the trial is not new.
         reasons = reasons or {path: "set aside before" for path in self._damaged()}
         if reasons:
             each = "; ".join(f"{path.name}: {reason}" for path, reason in reasons.items())
@@ -92,7 +94,7 @@ class TrialFolder:
         return Latest()
 
     def prune(self) -> None:
-        """Keep the last two checkpoints, the last that was measured and the best; a trial's disk is bounded."""
+        """Remove all checkpoints but the last two, the last that was measured and the best, to bound a trial's disk."""
         paths = self._checkpoints()
         scores = {path: score for path in paths if (score := _score(path)) is not None}
         best = max(scores, key=lambda path: (scores[path], _step(path)), default=None)
@@ -102,7 +104,7 @@ class TrialFolder:
 
     @staticmethod
     def whole(path: Path) -> str | None:
-        """None where a checkpoint holds the files of its manifest and no other; else the reason, for a sentence."""
+        """Return None where a checkpoint holds exactly the files of its manifest, else the reason, for a sentence."""
         try:
             _verify(path)
         except _Damage as damage:
@@ -110,9 +112,9 @@ class TrialFolder:
         return None
 
     def ended(self) -> None:
-        """The trial is over: keep the last checkpoint, without what only resuming needs. May be asked for again.
+        """Keep one checkpoint of a trial that is over, without the files that only resuming needs. May be repeated.
 
-        The last that holds directions, if any does: a trial that fails has often saved more than once since.
+        The one kept is the last that holds directions, or else the last: a trial that fails has often saved since then.
         """
         newest = self.latest().path
         if newest is None:
@@ -125,18 +127,21 @@ class TrialFolder:
             self.save(_step(path), lambda folder: _copy_result(path, folder), _score(path))
 
     def resumable(self) -> bool:
-        """Whether anything is kept here that only going on needs."""
+        """Return whether any checkpoint has the files that only resuming needs."""
         return any((path / _RESUMING).is_dir() for path in self._checkpoints())
 
     def result(self) -> Path:
-        """The newest sound checkpoint that holds directions. It changes nothing, so a trial may be running."""
+        """Return the newest sound checkpoint that holds directions. Changes nothing, so the trial may be running.
+
+        Raises CheckpointError where there is none.
+        """
         path = self._result()
         if path is None:
             raise CheckpointError(f"no sound checkpoint in {self.path} holds {_RESULT}")
         return path
 
     def empty(self) -> None:
-        """Remove all checkpoints. The folder and the files beside them stay."""
+        """Remove all checkpoints. The folder and its other files stay."""
         self._tidy()
         for path in (*self._checkpoints(), *self._damaged()):
             _discard(path)
@@ -146,7 +151,7 @@ class TrialFolder:
         return next((path for path in holders if self.whole(path) is None), None)
 
     def _checkpoints(self) -> list[Path]:
-        """By step, the newest last."""
+        """Return the checkpoints by step, the newest last."""
         found = (path for path in self.path.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d{8,}", path.name))
         return sorted((path for path in found if path.is_dir()), key=_step)
 
@@ -154,7 +159,7 @@ class TrialFolder:
         return list(self.path.glob("damaged_*"))
 
     def _set_aside(self, damaged: Sequence[Path]) -> None:
-        """Keep the newest damaged checkpoint, which stands first, for a look."""
+        """Keep the newest damaged checkpoint, the first of `damaged`, for inspection, and remove the others."""
         if not damaged:
             return
         for path in (*self._damaged(), *damaged[1:]):
@@ -162,7 +167,7 @@ class TrialFolder:
         _move(damaged[0], self.path / damaged[0].name.replace("checkpoint", "damaged"))
 
     def _tidy(self) -> None:
-        """Put right what a process that was killed has left half done."""
+        """Repair what a killed process has left half done."""
         for old in self.path.glob(".checkpoint_*.old"):
             path = self.path / old.stem.removeprefix(".")
             if not path.exists():
@@ -173,13 +178,13 @@ class TrialFolder:
 
 
 def keep_best(trial_folders_in_order: Sequence[TrialFolder], count: int) -> None:
-    """Of trials that have ended, the best first, all beyond `count` lose their checkpoints."""
+    """Remove the checkpoints of all but the first `count` trials. The trials have ended, and the best comes first."""
     for folder in trial_folders_in_order[count:]:
         folder.empty()
 
 
 def _write_manifest(folder: Path, step: int, score: float | None) -> None:
-    finite = score if score is not None and math.isfinite(score) else None  # one that is no number is never the best
+    finite = score if score is not None and math.isfinite(score) else None  # NaN is never the best
     files = {name: _entry(folder / name) for name in sorted(_files(folder))}
     content = {"format": _FORMAT, "step": step, "score": finite, "files": files}
     write_json(folder / _MANIFEST, {**content, "sha256": _digest_of(content)})
@@ -223,7 +228,7 @@ def _verify(path: Path) -> None:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """A file that is missing, or that the disk does not give, is damage."""
+    """Raise _Damage where a file is missing or the disk cannot read it."""
     try:
         yield
     except FileNotFoundError:
@@ -233,7 +238,7 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def _files(folder: Path) -> set[str]:
-    """All but the manifest, by their path in the folder."""
+    """Return the paths of all files but the manifest, relative to the folder."""
     paths = (path for path in folder.rglob("*") if not path.is_dir())
     return {path.relative_to(folder).as_posix() for path in paths} - {_MANIFEST}
 
@@ -249,7 +254,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 
 def _copy_result(path: Path, folder: Path) -> None:
-    """All but what only resuming needs, and the manifest, which tells of it."""
+    """Copy all but the files that only resuming needs, and the manifest, which lists those files."""
 
     def left_out(at: str, names: list[str]) -> set[str]:
         return {_RESUMING, _MANIFEST} if Path(at) == path else set()
@@ -270,7 +275,7 @@ def _hidden(path: Path, what: str) -> Path:
 
 
 def _discard(path: Path) -> None:
-    """Remove a folder that is never seen half removed, which would look like damage."""
+    """Remove a folder under a hidden name: half removed under its own name, it would look damaged."""
     gone = _hidden(path, "gone")
     shutil.rmtree(gone, ignore_errors=True)
     _move(path, gone)
@@ -278,7 +283,7 @@ def _discard(path: Path) -> None:
 
 
 def _move(path: Path, to: Path) -> None:
-    """Rename, and wait until the disk knows."""
+    """Rename, and wait until the rename is on the disk."""
     os.rename(path, to)
     descriptor = os.open(to.parent, os.O_RDONLY)
     try:

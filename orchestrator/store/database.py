@@ -1,4 +1,4 @@
-"""A PostgreSQL database that holds the studies of many sweeps: its address, whether it answers, what of it passes."""
+"""Reach a PostgreSQL database that holds the studies of many sweeps, and tell which of its failures pass by waiting."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from core.errors import UserError, first_line
 from orchestrator.secrets import redacted, scrub
 
 _DRIVER = "postgresql+psycopg"
-# A server that is cut off without a word is given up after a minute; Linux alone would wait for hours.
+# A server that becomes unreachable is given up after one minute; with Linux's defaults it takes hours.
 _PATIENCE = {
     "connect_timeout": 10,
     "keepalives_idle": 20,
@@ -23,36 +23,36 @@ _PATIENCE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-# Classes of SQLSTATE where waiting helps: connections, resources such as disk space, an administrator's doing, and a
-# transaction that got into another's way; last, a standby that has not taken over yet, and a lock.
+# Classes of SQLSTATE where waiting helps: connections, resources such as disk space, an administrator's action, and
+# conflicting transactions. Then two single codes: a standby that has not taken over yet, and a lock.
 _PASSING = ("08", "53", "57", "40", "25006", "55P03")
-_MAKING_TABLES = 4_921_337_114  # the key of the lock under which Optuna's tables are made, for this database
+_MAKING_TABLES = 4_921_337_114  # the key of the advisory lock held while Optuna's tables are made
 
 
 @dataclass(frozen=True)
 class Database:
-    """A study in a database, by a name that no other sweep's has."""
+    """A study in a database, under a name that no other sweep's study has."""
 
     uri: str = field(repr=False)
     study: str
 
     @property
     def shown(self) -> str:
-        """The address without its secrets, the same however the driver and the password are given."""
+        """The address without its secrets. It does not depend on how the driver and the password are given."""
         return redacted(_plain(self.uri))
 
     @property
     def url(self) -> str:
-        """The address for SQLAlchemy, which is to use psycopg 3."""
+        """The address for SQLAlchemy, with psycopg 3 as its driver."""
         return _plain(self.uri).replace("postgresql", _DRIVER, 1)
 
     @property
     def options(self) -> dict[str, Any]:
-        """How connections are made. What the address says of them itself is left alone."""
+        """The connection options. An option that the address itself sets is left out."""
         return {name: value for name, value in _PATIENCE.items() if name not in make_url(self.url).query}
 
     def scrub(self, told: str) -> str:
-        """A library's text without the secrets of the address."""
+        """Return a library's text without the secrets of the address."""
         return str(scrub(told, self.uri))
 
     def check(self) -> None:
@@ -71,7 +71,7 @@ class Database:
                 )
 
     def holds(self) -> bool:
-        """Whether the study is there. Raises UserError where the database does not answer."""
+        """Return whether the study exists. Raises UserError where the database does not answer."""
         with self._connected() as connection:
             if not connection.scalar(text("SELECT to_regclass('studies') IS NOT NULL")):
                 return False
@@ -80,7 +80,10 @@ class Database:
 
     @contextmanager
     def making_tables(self) -> Iterator[None]:
-        """Hold a lock that the server frees when its holder is gone: of two that make the same tables one fails."""
+        """Hold a lock while tables are made: of two processes that make the same tables, one fails.
+
+        The server frees the lock when the process that holds it is gone.
+        """
         with self._connected() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MAKING_TABLES})
             yield
@@ -109,19 +112,19 @@ class Database:
         raise UserError(f"study.uri: {why}")
 
 
-Where = Path | Database  # of a study: a file, or a database that many sweeps share
+Where = Path | Database  # where a study is kept: a file, or a database that many sweeps share
 
 
 def place(where: Where) -> str:
-    """Where a study is, for people, and to tell one place from another."""
+    """Return the place of a study as text, for messages and for comparing two places."""
     return where.name if isinstance(where, Path) else where.shown
 
 
 def passing(error: BaseException) -> str | None:
-    """Why a call to a PostgreSQL server failed, where it may work the next time; None where it will not."""
+    """Return why a call to a PostgreSQL server failed if a later call may work, else None."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, DBAPIError):
-        # Optuna asks a second time, in a session that is over by then, and that is what it raises.
+        # Optuna repeats the call in a session that is already closed, and raises the error of that call.
         found = found.__cause__ or found.__context__
     if found is None or not type(found.orig).__module__.startswith("psycopg"):
         return None
@@ -131,7 +134,7 @@ def passing(error: BaseException) -> str | None:
 
 
 def reason(error: Exception) -> str:
-    """What the driver said, without SQLAlchemy's own words and addresses of help."""
+    """Return the driver's message, without SQLAlchemy's own words and links to its help."""
     return first_line(error.orig if isinstance(error, DBAPIError) and isinstance(error.orig, Exception) else error)
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full holds work up, and loses none of it."""
+"""Wait while a disk is full: work is delayed, and none is lost."""
 
 import errno
 import shutil
@@ -14,15 +14,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def full(error: BaseException) -> bool:
-    """Whether this error says that there is no space left."""
+    """Return whether this error says that there is no space left on a disk."""
     return (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error)
 
 
 def with_space(write: Callable[[], T], waiting: Callable[[], None] = lambda: None) -> T:
-    """Return what `write` returns, called again every two seconds until the disk has space for what it writes.
+    """Return what `write` returns, calling it again every two seconds until the disk has space.
 
-    write: has to clear away itself what a failed call left. waiting: called before every new try; what it raises ends
-    the waiting.
+    write: has to clear away what a failed call left.
+    waiting: called before every new try; an exception that it raises ends the waiting.
     """
     while True:
         try:
@@ -35,5 +35,5 @@ def with_space(write: Callable[[], T], waiting: Callable[[], None] = lambda: Non
 
 
 def free_bytes(path: Path) -> int:
-    """What is free where `path` is."""
+    """Return the free space of the disk that holds `path`, in bytes."""
     return shutil.disk_usage(path).free

@@ -1,15 +1,16 @@
-"""What a sweep keeps in its own folder, `<root>/<name>/`: the one place that knows the file names.
+"""Read and write a sweep's own folder, `<root>/<name>/`. Only this module knows its file names.
 
 sweep.json    the resolved specification, its identity, versions, and where its MLflow runs are
-study.db      Optuna: what has become of every trial; not there where the sweep file names a database for it
+study.db      Optuna's study: the state of every trial; absent where the sweep file names a database for it
 trials/       a folder for each trial, with its checkpoints
-outbox/       what MLflow has not got yet
+outbox/       records that MLflow has not received yet
 champion/     the exported best set
 model/        the same as a model that MLflow loads
 result.json   the champion and the baseline on the reporting seeds
-report.html   what `orchestrate report` found when it was last asked
+report.html   the page that `orchestrate report` wrote last
 tune/         Ray Tune's own files, of the last start only
-lock, stop    held by the process that drives the sweep; there when trials shall save and end
+lock          held by the process that drives the sweep
+stop          present when trials have to save and end
 
 Beside the sweeps' folders, `<root>/cache/` holds the unshifted samples that they all share (core.samples.cache); it may
 be removed at any time.
@@ -37,12 +38,13 @@ _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 
 
 def default_root() -> Path:
+    """Return the folder of all sweeps: $ORCHESTRATE_ROOT, or `runs`."""
     return Path(os.environ.get("ORCHESTRATE_ROOT", "runs"))
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """The folder of one sweep."""
+    """The folder of one sweep. Raises UserError where `name` is no valid sweep name."""
 
     root: Path
     name: str
@@ -55,19 +57,21 @@ class SweepFolder:
 
     @property
     def path(self) -> Path:
+        """The folder itself."""
         return self.root.resolve() / self.name
 
     @property
     def study(self) -> Path:
+        """The file of Optuna's study, where no database is named for it."""
         return self.path / "study.db"
 
     @property
     def book(self) -> Where:
-        """Where the study of this sweep is."""
+        """The place of this sweep's study: a file or a database."""
         return self._book(self.read()["spec"].get("study", {}).get("uri"))
 
     def book_of(self, sweep: Sweep) -> Where:
-        """Where a sweep file that goes on with it says it is. Raises UserError where that is another place."""
+        """Return the place of the study that a sweep file names. Raises UserError where the study is elsewhere."""
         before, now = self.book, self._book(sweep.study.uri)
         if "study" in self.read() and place(before) != place(now):
             raise UserError(
@@ -81,48 +85,59 @@ class SweepFolder:
 
     @property
     def lock(self) -> Path:
+        """The lock file (orchestrator.store.lock)."""
         return self.path / "lock"
 
     @property
     def stop(self) -> Path:
+        """The file that asks all trials to save and end."""
         return self.path / "stop"
 
     @property
     def outbox(self) -> Path:
+        """The folder of records for MLflow (orchestrator.tracking.outbox)."""
         return self.path / "outbox"
 
     @property
     def result(self) -> Path:
+        """The file of the champion's and the baseline's final metrics."""
         return self.path / "result.json"
 
     @property
     def report(self) -> Path:
+        """The page that `orchestrate report` writes."""
         return self.path / "report.html"
 
     @property
     def tune(self) -> Path:
+        """The folder of Ray Tune's own files."""
         return self.path / "tune"
 
     @property
     def model(self) -> Path:
+        """The champion as a model that MLflow loads."""
         return self.path / "model"
 
     @property
     def champion(self) -> Path:
+        """The bundle of the champion."""
         return self.path / "champion"
 
     @property
     def cache(self) -> Path:
+        """The folder of unshifted samples that all sweeps under `root` share."""
         return self.root.resolve() / "cache"
 
     def trial(self, trial_id: str) -> TrialFolder:
+        """Return the folder of a trial."""
         return TrialFolder(self.path / "trials" / trial_id)
 
     def exists(self) -> bool:
+        """Return whether the sweep has been created."""
         return (self.path / "sweep.json").is_file()
 
     def read(self, file: str = "sweep.json") -> dict[str, Any]:
-        """One of the folder's JSON files. Raises UserError where it is missing or damaged."""
+        """Return one of the folder's JSON files. Raises UserError where it is missing or damaged."""
         if not (self.path / file).is_file():
             there = sorted(p.parent.name for p in self.root.glob("*/sweep.json"))
             known = f"sweeps there: {', '.join(there)}" if there else "no sweep has run there"
@@ -138,11 +153,11 @@ class SweepFolder:
         return content
 
     def sweep(self) -> Sweep:
-        """The specification the sweep was started with."""
+        """Return the specification that the sweep was started with."""
         return parse(self.read()["spec"])
 
     def create(self, sweep: Sweep, weights: str) -> None:
-        """The folder of a new sweep; nothing happens where it is there."""
+        """Create the folder of a new sweep; an existing one is left alone."""
         if self.exists():
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -156,27 +171,27 @@ class SweepFolder:
         self._write(content)
 
     def remove_if_empty(self) -> None:
-        """Leave nothing behind of a sweep that was refused before it began."""
+        """Remove the lock and the empty folder of a sweep that was refused before it began."""
         if not self.exists():
             self.lock.unlink(missing_ok=True)
             with suppress(OSError):
                 self.path.rmdir()
 
     def add(self, **facts: Any) -> dict[str, Any]:
-        """Put more into sweep.json; returns what it holds then."""
+        """Add facts to sweep.json, and return its new content."""
         content = {**self.read(), **facts}
         self._write(content)
         return content
 
     def _write(self, content: dict[str, Any]) -> None:
-        """sweep.json; for its owner alone where it holds the password of a store."""
+        """Write sweep.json, readable by its owner alone where it holds the password of a store."""
         uris = [content["spec"].get(store, {}).get("uri") for store in ("tracking", "study")]
         secret = any(uri is not None and redacted(uri) != uri for uri in uris)
         with atomic_file(self.path / "sweep.json", mode=0o600 if secret else 0o644) as temporary:
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def changed(self, sweep: Sweep) -> list[str] | None:
-        """What differs between this sweep's folder and a sweep file of the same name; None where it is the same."""
+        """Return what differs between this folder's sweep and a sweep file of the same name; None if nothing does."""
         stored = self.read()
         if stored["identity"] == sweep.identity():
             return None
@@ -193,13 +208,13 @@ class SweepFolder:
             )
 
     def keep_address(self, sweep: Sweep) -> None:
-        """Go by the sweep file's address of the study from now on: it may have another password."""
+        """Store the sweep file's address of the study, which may have a new password."""
         content = self.read()
         if content["spec"].get("study", {}) != sweep.resolved()["study"]:
             self._write({**content, "spec": {**content["spec"], "study": sweep.resolved()["study"]}})
 
     def refuse_other_weights(self, weights: str) -> None:
-        """Raise UserError if the model is no longer the one that the sweep was started with."""
+        """Raise UserError if the model's weights are not those that the sweep was started with."""
         if self.exists() and self.read()["weights"] != weights:
             raise UserError(
                 f"model: the weights of '{self.sweep().model}' have changed since sweep '{self.name}' was started; "
@@ -211,5 +226,5 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
-    # Tuples become lists on the way through JSON.
+    # Compare as JSON, which stores tuples as lists.
     return [] if json.dumps(old) == json.dumps(new) else [path]

@@ -1,4 +1,4 @@
-"""One process at a time drives a sweep. The kernel keeps the lock, so that a dead process cannot hold it."""
+"""Lock a sweep so that one process at a time drives it. The kernel frees the lock of a process that has died."""
 
 import fcntl
 import json
@@ -13,12 +13,12 @@ from typing import IO
 
 from core.errors import UserError
 
-_PATIENCE_S = 1.0  # another process that only looks who holds the lock has it for a moment
+_PATIENCE_S = 1.0  # `driver` in another process holds the lock for a moment
 
 
 @dataclass(frozen=True)
 class Driver:
-    """The process that drives a sweep, or did."""
+    """The process that drives a sweep, or drove it last."""
 
     pid: int
     host: str
@@ -30,7 +30,7 @@ class Driver:
 
 @contextmanager
 def driving(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock for the duration of a block. Raises UserError, naming who has it, where another process does."""
+    """Hold the lock for the duration of a block. Raises UserError, naming the holder, where another process has it."""
     with _opened(path) as file:
         if not _taken(file):
             holder = _named(file) or "another process"
@@ -53,7 +53,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def driver(path: Path) -> Driver | None:
-    """Who holds the lock at this moment; None where nobody does."""
+    """Return the process that holds the lock at this moment, or None where no process does."""
     try:
         with open(path) as file:
             if _lock(file, fcntl.LOCK_SH):
@@ -84,5 +84,5 @@ def _named(file: IO[str]) -> Driver | None:
     file.seek(0)
     try:
         return Driver(**json.loads(file.read()))
-    except (ValueError, TypeError):  # it has only just taken the lock
+    except (ValueError, TypeError):  # the holder has the lock but has not written its name yet
         return None

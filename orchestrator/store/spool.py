@@ -1,10 +1,10 @@
-"""Records that wait on disk: each is whole or absent, has a number, and stays until it is removed or set aside.
+"""Keep numbered records on disk until they are sent. Each is whole or absent, and stays until removed or set aside.
 
 00000012.json    a record
-00000012/        the files it brings, linked where that is possible, so that they outlive what they were taken from
-refused/         records set aside, each with a text that says why. Moved back, one is the first in the queue again.
+00000012/        the files of the record, hard links where possible, so that they outlive the originals
+refused/         records set aside, each with a text that says why. A record moved back becomes the first in the queue.
 
-One process writes; any number may look on.
+One process writes; any number of processes may read.
 """
 
 import json
@@ -20,16 +20,16 @@ Record = dict[str, Any]
 
 
 class Unreadable(Exception):
-    """A record that a disk has damaged, or whose files have gone."""
+    """A record that is damaged, or whose files are missing."""
 
 
 def pending(folder: Path) -> int:
-    """How many records wait."""
+    """Return how many records wait."""
     return len(_numbers(folder))
 
 
 def refused(folder: Path) -> int:
-    """How many records were set aside."""
+    """Return how many records were set aside."""
     return len(_numbers(folder / "refused"))
 
 
@@ -43,24 +43,30 @@ class Spool:
         self._last = max([*_numbers(folder), *_numbers(folder / "refused")], default=0)
 
     def numbers(self) -> list[int]:
+        """Return the numbers of the waiting records, in order."""
         return _numbers(self.folder)
 
     def put(self, record: Record, files: Path | None = None) -> int:
-        """Its number; durable when this returns. files: a file, or a folder with those that it brings."""
+        """Write a record and return its number; the record is durable then.
+
+        files: a file, or a folder whose content belongs to the record.
+        """
         self._last += 1
         if files is not None:
             _keep(files, self.files(self._last))
-        write_json(self.file(self._last), record)  # last: the record is there when this file is
+        write_json(self.file(self._last), record)  # last: the record exists once this file does
         return self._last
 
     def file(self, number: int) -> Path:
+        """Return the path of a record."""
         return self.folder / f"{number:08}.json"
 
     def files(self, number: int) -> Path:
+        """Return the folder of a record's files."""
         return self.folder / f"{number:08}"
 
     def read(self, number: int) -> Record | None:
-        """A record; None where it has gone. Raises Unreadable."""
+        """Return a record, or None where it has been removed. Raises Unreadable."""
         try:
             record = json.loads(self.file(number).read_text())
         except FileNotFoundError:
@@ -72,12 +78,15 @@ class Spool:
         return record
 
     def remove(self, number: int) -> None:
-        """The record first: files alone are swept up, a record without its files would be damaged."""
+        """Remove a record, then its files: files alone are cleaned up, a record without its files would be damaged."""
         self.file(number).unlink(missing_ok=True)
         shutil.rmtree(self.files(number), ignore_errors=True)
 
     def set_aside(self, number: int, reason: str) -> Path:
-        """Move a record out of the way of those behind it; where it is now. Its own file goes last, as in `put`."""
+        """Move a record and its files to `refused/`, with the reason, and return its new path.
+
+        The record's own file is moved last, as in `put`.
+        """
         to = self.folder / "refused"
         (to / f"{number:08}.txt").write_text(reason + "\n")
         if self.files(number).exists():
@@ -91,7 +100,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _keep(source: Path, folder: Path) -> None:
-    """A file, or what a folder holds, into a new folder that stays as it is when the source is removed."""
+    """Link a file, or the content of a folder, into a new folder that stays when the source is removed."""
     with atomic_folder(folder) as temporary:
         if source.is_dir():
             shutil.copytree(source, temporary, copy_function=_link, dirs_exist_ok=True)
@@ -100,7 +109,7 @@ def _keep(source: Path, folder: Path) -> None:
 
 
 def _link(source: Any, to: Any) -> None:
-    """The same file under another name; a copy where the two are on different disks, or the disk has no links."""
+    """Hard-link a file; copy it where the two paths are on different disks, or the disk has no links."""
     try:
         os.link(source, to)
     except FileNotFoundError:
@@ -110,7 +119,7 @@ def _link(source: Any, to: Any) -> None:
 
 
 def _sweep_up(folder: Path) -> None:
-    """Remove what a writer that was killed had begun: its temporary files, and files whose record was not put down."""
+    """Remove what a killed writer left: its temporary files, and files whose record was never written."""
     for path in folder.glob(".*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(_NAME):

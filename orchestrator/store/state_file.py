@@ -1,9 +1,9 @@
-"""Tensors by name and a few plain facts, in a folder, without pickle.
+"""Store named tensors and plain facts in a folder, without pickle.
 
     <folder>/tensors.safetensors   every tensor, under its name
-    <folder>/facts.json            all the rest, which JSON has words for
+    <folder>/facts.json            everything that JSON can hold
 
-Reading runs nothing that a file says: a file that is damaged, or another's, is refused.
+Reading runs no code from a file. A damaged file, or one of another format, is refused.
 """
 
 import json
@@ -20,7 +20,7 @@ from core.errors import first_line
 
 _TENSORS, _FACTS = "tensors.safetensors", "facts.json"
 _FORMAT = 1
-_LIMIT = 1 << 20  # bytes of facts; an engine's take some tens
+_LIMIT = 1 << 20  # bytes allowed for facts.json; an engine writes some tens
 
 
 class StateFileError(RuntimeError):
@@ -28,20 +28,23 @@ class StateFileError(RuntimeError):
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a new folder. Raises OSError where the disk is full or fails, which is no fault of the state."""
+    """Write tensors and facts into a new folder. Raises OSError where the disk is full or fails."""
     folder.mkdir(parents=True)
     path = folder / _TENSORS
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors tells the disk's errors in words
+        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives the errno only as text
         raise OSError(int(found[1]) if found else None, first_line(error), str(path)) from error
-    path.chmod(0o644)  # safetensors keeps its files to their owner
+    path.chmod(0o644)  # safetensors makes its files readable by their owner alone
     (folder / _FACTS).write_text(json.dumps({"format": _FORMAT, **facts}, allow_nan=False))
 
 
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_state` wrote, on the CPU. Raises StateFileError, which names the file, where one cannot be read."""
+    """Return the tensors, on the CPU, and the facts that `write_state` wrote.
+
+    Raises StateFileError, which names the file, where a file cannot be read.
+    """
     path = folder / _FACTS
     try:
         if path.stat().st_size > _LIMIT:
@@ -50,7 +53,7 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
             raise ValueError(f"it is not of format {_FORMAT}")
         path = folder / _TENSORS
-        # Read as a whole: a map of the file may go while the state is used.
+        # Read the whole file: a memory map breaks if the file is removed while the state is in use.
         return load(path.read_bytes()), facts
     except (OSError, SafetensorError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise StateFileError(f"{path} is damaged: {first_line(error)}") from error

@@ -1,7 +1,8 @@
-"""A sweep's study, in a file of its own or in a database, opened so that whatever goes away for a while loses no trial.
+"""Open a sweep's Optuna study so that storage that is away for a while loses no trial.
 
-It is a SQLite file in the sweep's folder, which another process may hold and a full disk may stop, or one study of many
-in a PostgreSQL database, whose server may be restarted. One process writes it: the one that drives the sweep.
+The study is a SQLite file in the sweep's folder, or one study of many in a PostgreSQL database. Another process may
+hold the file, the disk may be full, or the server may be restarted: each call waits and is repeated. Only the process
+that drives the sweep writes to the study.
 """
 
 import sqlite3
@@ -27,11 +28,11 @@ from orchestrator.store.database import Database, Where, passing
 Tell = Callable[[str], None]
 T = TypeVar("T")
 
-_BUSY_S = 30  # SQLite itself waits so long for another process
+_BUSY_S = 30  # how long SQLite itself waits for another process
 _RETRY_S, _TOLD_S = 2.0, 60.0
-# What SQLite says where waiting helps.
+# SQLite's messages for failures where waiting helps.
 _PASSING = ("database is locked", "database table is locked", "disk is full", "disk I/O error")
-# What Optuna's cache in front of a storage calls. To do these twice is to do them once.
+# The calls of Optuna's cache that have the same effect when they are made twice.
 _CALLS = (
     *("create_new_study", "_set_trial_param", "set_trial_user_attr", "set_trial_system_attr", "set_study_user_attr"),
     *("set_study_system_attr", "get_trial", "_get_trials", "get_study_user_attrs", "get_study_system_attrs"),
@@ -41,23 +42,24 @@ _CALLS = (
 
 
 class _PatientStorage(RDBStorage):
-    """Tries again, for as long as it takes, what fails for a reason that passes.
+    """A storage that repeats a failed call for as long as the reason may pass.
 
-    Each call is one transaction. One that failed has left nothing behind, unless it is the answer that was lost: that a
-    server ends between the two is noticed where the call is made again, for nobody else writes to the study.
+    Each call is one transaction, so a failed call has changed nothing, unless the server committed it and ended before
+    it
+    answered. The repeated call detects that case, because no other process writes to the study.
     """
 
     tell: Tell = staticmethod(lambda _: None)
-    _newest: int | None = None  # the study's last row before the one that is being made
+    _newest: int | None = None  # the id of the study's last row before the new one
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         self._newest = None
         return _until_it_works(lambda: RDBStorage._create_new_trial(self, study_id, template_trial), self.tell)
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
-        """The row to be made, or the one that an attempt made whose answer was lost.
+        """Return a new row, or the row that an earlier attempt committed without an answer.
 
-        Optuna calls this at each attempt, its own included, with the study's row locked.
+        Optuna calls this at each attempt, its own repeats included, with the study's row locked.
         """
         rows = session.query(TrialModel).filter(TrialModel.study_id == study_id)
         last = rows.order_by(TrialModel.trial_id.desc()).first()
@@ -82,7 +84,7 @@ class _PatientStorage(RDBStorage):
 
         if _until_it_works(call, self.tell):
             return True
-        return attempts > 1 and self.get_trial(trial_id).state == state  # the answer was lost
+        return attempts > 1 and self.get_trial(trial_id).state == state  # committed by an attempt whose answer was lost
 
 
 def _patient(name: str) -> Callable[..., Any]:
@@ -122,7 +124,7 @@ def check_place(sweep: Sweep) -> None:
 
 
 def create_study(sweep: Sweep, where: Where) -> optuna.Study:
-    """The study of a new sweep, or what an interrupted start has left of it."""
+    """Return the study of a new sweep, or the one that an interrupted start left."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     kinds = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
     directions = [kinds[objective.mode] for objective in sweep.objectives]
@@ -133,7 +135,10 @@ def create_study(sweep: Sweep, where: Where) -> optuna.Study:
 
 
 def open_study(name: str, where: Where, tell: Tell | None = None) -> optuna.Study:
-    """The study of a sweep. Raises UserError, with nothing written, where it is missing, damaged or out of reach."""
+    """Return the study of a sweep.
+
+    Raises UserError, with nothing written, where the study is missing, damaged or out of reach.
+    """
     refuse_damaged(where, name)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = _storage(where, tell or _PatientStorage.tell)
@@ -145,7 +150,7 @@ def _name_of(sweep: str, where: Where) -> str:
 
 
 def refuse_damaged(where: Where, name: str) -> None:
-    """Raise UserError where the study of that name cannot be read from where it is kept."""
+    """Raise UserError where `where` has no readable study of this name."""
     if isinstance(where, Path):
         _refuse_damaged_file(where, name)
     elif not where.holds():
@@ -156,7 +161,7 @@ def refuse_damaged(where: Where, name: str) -> None:
 
 
 def _refuse_damaged_file(path: Path, name: str) -> None:
-    """Raise UserError where the file is not there, or is no sound database with the study of that name."""
+    """Raise UserError where the file is missing, or is no sound database with the study of this name."""
     cure = f"restore it from a copy, or remove {path.parent} to start over; nothing was written"
     if not path.is_file():
         raise UserError(f"{path} is missing; {cure}")
@@ -167,7 +172,7 @@ def _refuse_damaged_file(path: Path, name: str) -> None:
         verdict = "it does not hold the study of this sweep" if verdict == "ok" and found is None else verdict
     except sqlite3.DatabaseError as error:
         if any(word in str(error) for word in _PASSING):
-            return  # whoever opens it will wait
+            return  # not damage: `open_study` waits for it
         verdict = str(error)
     finally:
         connection.close()
@@ -180,11 +185,11 @@ def _storage(where: Where, tell: Tell = _PatientStorage.tell, make: bool = False
         if isinstance(where, Path):
             return _PatientStorage(f"sqlite:///{where}", {"connect_args": {"timeout": _BUSY_S}})
         options = {"connect_args": where.options, "pool_pre_ping": True, "pool_size": 1}
-        url = where.url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what stands in braces
+        url = where.url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what is between braces
         return _PatientStorage(url, options, skip_table_creation=not make)
 
     shown = tell if isinstance(where, Path) else lambda told: tell(where.scrub(told))
     storage = _until_it_works(opened, shown)
     storage.tell = shown
-    weakref.finalize(storage, storage.engine.dispose)  # connections are closed, not left to a server to notice
+    weakref.finalize(storage, storage.engine.dispose)  # close connections now, not when the server notices
     return storage

@@ -36,7 +36,7 @@ def check_model(sweep: Sweep) -> Checked:
     """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
     dtype = PRECISIONS[sweep.train.precision].dtype  # large models take twice the memory in another
     denoiser = Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use)
-    Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).inside(sweep.sampler.window)
+    Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).steps_in_window(sweep.sampler.window)
     attributes = classifier.load(sweep.predictor, sweep.model)
     judges_of(sweep)
     found = [

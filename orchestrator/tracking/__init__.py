@@ -1,1 +1,1 @@
-"""MLflow: what is written there, in which order, and how it is delivered exactly once."""
+"""Record a sweep in MLflow: what is written, in which order, and how each record has effect exactly once."""

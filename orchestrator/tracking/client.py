@@ -1,8 +1,8 @@
-"""MLflow: one parent run for a sweep, one child for each trial, by explicit run id.
+"""Write a sweep's runs to MLflow: one parent run for the sweep, one child run for each trial, by explicit run id.
 
-Everything goes through MlflowClient from the process that drives the sweep, the store's only writer. What a running
-sweep records comes from its outbox (orchestrator.tracking.outbox), which sends again what may not have arrived: every
-call that it makes here can be made twice and leaves what one call leaves.
+Only the process that drives the sweep writes to the store, through MlflowClient. A running sweep's records come from
+its outbox (orchestrator.tracking.outbox), which repeats a call that may not have arrived. Every method that the outbox
+calls therefore has the same effect when it is called twice.
 """
 
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-# First, for MLflow reads its environment on import.
+# Imported before MLflow, which reads the environment variables set there.
 from orchestrator.tracking.mlflow_store import (
     check_version,
     flatten,
@@ -44,13 +44,13 @@ _KIND = "mlflow.experimentKind"
 _IMAGES = "mlflow.loggedImages"  # MLflow's page shows a run's images where it has this tag
 _UNCLAIMED, _SWEEP_RUN = "unclaimed", "sweep_run"
 _PARAMETER_LIMIT = 500  # characters MLflow keeps of a parameter
-_CONTEXT = "mlflow.data.context"  # what a run had a dataset for, as MLflow's page shows it
+_CONTEXT = "mlflow.data.context"  # the purpose of a dataset, as MLflow's page shows it
 _BATCH = 1000  # metrics that MLflow takes in one request
-_THUMBNAIL = 256  # pixels, of the small picture that MLflow's page shows first
+_THUMBNAIL = 256  # pixels, the longer side of the preview that MLflow's page shows first
 
 
 def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate["Tracking", P], T]:
-    """A call whose failure is one sentence without a secret; an error of MLflow may name the whole address."""
+    """Make a method raise a UserError of one sentence without secrets: errors of MLflow may show the whole address."""
 
     @functools.wraps(call)
     def told(self: "Tracking", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -60,14 +60,14 @@ def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate
             raise
         except Exception as error:
             why = self.scrub(first_line(error))
-        # Outside of the handler: a traceback would show the library's own text.
+        # Raised outside of the handler, else the traceback would show MLflow's own text.
         raise UserError(f"tracking.uri: the MLflow store {self.shown} failed ({why})")
 
     return told
 
 
 class Tracking:
-    """One sweep's runs in an MLflow store."""
+    """The runs of one sweep in an MLflow store."""
 
     def __init__(self, uri: str | None, root: Path) -> None:
         self.uri, self.root, self.embedded = store_uri(uri, root), root.resolve(), uri is None
@@ -76,7 +76,7 @@ class Tracking:
 
     @functools.cached_property
     def client(self) -> "MlflowClient":
-        """Opened when it is first needed, for a database that is away would hold up whoever opens it."""
+        """The client, opened when first needed: opening waits for a database that is away."""
         return self._open()
 
     @_told
@@ -84,13 +84,13 @@ class Tracking:
         return open_store(self.uri, self.root, self.embedded)
 
     def scrub(self, value: Any) -> Any:
-        """A text, or what holds texts, without the secrets of the store's address."""
+        """Return a text, or a container of texts, without the secrets of the store's address."""
         return scrub(value, self.uri)
 
     def check(self) -> str | None:
-        """What to tell the user of a store that can be used, if anything.
+        """Return a warning on a usable store, or None.
 
-        Raises UserError, in one sentence, where it cannot: it does not answer, refuses us, or is of another version.
+        Raises UserError, in one sentence, where the store does not answer, refuses this user, or is of another version.
         """
         told = check_version(self.uri)
         try:
@@ -106,12 +106,12 @@ class Tracking:
         )
 
     def reach(self, run_id: str) -> None:
-        """Raise what the store answers with where it does not know a run, deleted ones included."""
+        """Raise the store's error where it has no run of this id. A deleted run is still found."""
         self.client.get_run(run_id)
 
     @_told
     def experiment(self, name: str) -> str:
-        """The id of the experiment `name`, made if it is not there."""
+        """Return the id of the experiment `name`, creating it if it is missing."""
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
@@ -124,21 +124,24 @@ class Tracking:
             found = self.client.get_experiment_by_name(name)
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
                 raise
-            return str(found.experiment_id)  # another sweep has made it just now
+            return str(found.experiment_id)  # another sweep has created it at the same time
 
     @_told
     def tag_experiment(self, experiment_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of an experiment."""
         for name, value in tags.items():
             patiently(functools.partial(self.client.set_experiment_tag, experiment_id, name, value))
 
     @_told
     def experiment_tags(self, experiment_id: str) -> dict[str, str]:
+        """Return the tags of an experiment."""
         return dict(self.client.get_experiment(experiment_id).tags)
 
     @_told
     def start_parent(self, experiment_id: str, name: str, tags: Mapping[str, str], spec: Mapping[str, Any]) -> str:
+        """Return the id of the sweep's own run, creating it if needed, with its parameters and sweep.json."""
         shown, tagged = self.scrub(dict(spec)), self.scrub({"role": "sweep", **tags})
-        run_id = self._parent(experiment_id, tagged.get("sweep_id"))  # of a start that was killed right here
+        run_id = self._parent(experiment_id, tagged.get("sweep_id"))  # of a start that was killed here
         if run_id is None:
             run = patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
             run_id = str(run.info.run_id)
@@ -147,7 +150,7 @@ class Tracking:
         return run_id
 
     def _parent(self, experiment_id: str, sweep_id: str | None) -> str | None:
-        """The run that was made for a sweep, if there is one."""
+        """Return the id of the run that was created for a sweep, if there is one."""
         if sweep_id is None:
             return None
         rule = f"tags.role = 'sweep' and tags.sweep_id = '{sweep_id}'"
@@ -163,9 +166,9 @@ class Tracking:
         tags: Mapping[str, str] | None = None,
         milliseconds: int | None = None,
     ) -> str:
-        """The run of a trial: the one it already has, or a new one; it is RUNNING and has these parameters and tags.
+        """Return the id of a trial's run, an existing one or a new one, RUNNING and with these parameters and tags.
 
-        A parameter that the run has stays as it is, for MLflow does not let one change.
+        A parameter that the run already has is left alone, because MLflow does not let it change.
         """
         found = self.child(experiment_id, parent, trial_id)
         if found is None:
@@ -178,12 +181,15 @@ class Tracking:
         return run_id
 
     def _claimed(self, experiment_id: str, parent: str, trial_id: str, milliseconds: int | None) -> str:
-        """A new run that is a trial's own.
+        """Create a run and claim it for a trial.
 
-        A server that hangs carries out a request after its sender has given it up and sent another. A run is therefore
-        the trial's only when a second request has claimed it, which may arrive twice; the others are deleted.
+        A server that hangs may carry out a request after the client has given up and sent another one, and so create
+        two
+        runs. A run therefore belongs to the trial only after a second request has claimed it; that request may arrive
+        twice.
+        The other runs are deleted.
         """
-        self.reach(parent)  # or it is another sweep's store, in which nothing is made
+        self.reach(parent)  # raises where this is not the sweep's store, so that nothing is created in it
         name, tags = f"trial {trial_id}", {"role": _UNCLAIMED, _SWEEP_RUN: parent}
         unclaimed = [run for run in self._unclaimed(experiment_id, parent) if run.info.run_name == name]
         run = unclaimed[0] if unclaimed else self.client.create_run(experiment_id, milliseconds, tags, name)
@@ -197,36 +203,40 @@ class Tracking:
         return list(self.client.search_runs([experiment_id], rule))
 
     def delete_unclaimed(self, experiment_id: str, parent: str) -> None:
-        """Delete the runs that were made for a sweep's trials twice."""
+        """Delete surplus runs, which were created twice for a trial of this sweep."""
         for run in self._unclaimed(experiment_id, parent):
             self.client.delete_run(run.info.run_id)
 
-    def restart(self, run_id: str) -> None:  # whatever it was
+    def restart(self, run_id: str) -> None:
+        """Set a run to RUNNING, whatever its status."""
         self.client.update_run(run_id, status="RUNNING")
 
     @_told
     def status(self, run_id: str) -> str:
-        """RUNNING, FINISHED, FAILED or KILLED, as the store has it."""
+        """Return the status of a run in the store: RUNNING, FINISHED, FAILED or KILLED."""
         return str(self.client.get_run(run_id).info.status)
 
     @_told
     def running(self, experiment_id: str, parent: str) -> list[tuple[str, str]]:
-        """Run id and trial id of the trials that the store holds RUNNING."""
+        """Return (run id, trial id) of the trials that are RUNNING in the store."""
         rule = f"tags.`{PARENT}` = '{parent}' and attributes.status = 'RUNNING'"
         runs = self.client.search_runs([experiment_id], rule, max_results=5000)
         return [(str(run.info.run_id), str(run.data.tags["trial_id"])) for run in runs if "trial_id" in run.data.tags]
 
     def child(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:
+        """Return the oldest run of a trial, or None. Raises MLflow's own errors."""
         rule = f"tags.`{PARENT}` = '{parent}' and tags.trial_id = '{trial_id}'"
         runs = self.client.search_runs([experiment_id], rule, max_results=1, order_by=["attributes.start_time ASC"])
         return runs[0] if runs else None
 
     @_told
-    def find(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:  # for whoever tells a person
+    def find(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:
+        """Return the oldest run of a trial, or None. Raises UserError where the store fails."""
         return self.child(experiment_id, parent, trial_id)
 
     @_told
     def children(self, experiment_id: str, parent: str) -> list[Run]:
+        """Return the runs of all trials, at most 5000."""
         return list(self.client.search_runs([experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=5000))
 
     def _params(self, run_id: str, values: Mapping[str, Any]) -> None:
@@ -235,16 +245,16 @@ class Tracking:
             self.client.log_batch(run_id, params=params, synchronous=True)
 
     def points(self, run_id: str, points: Sequence[Point], milliseconds: int) -> None:
-        """Values of metrics at many steps. A point that the store has, to the same millisecond, is not added again.
+        """Log values of metrics. A point that the store has, to the same millisecond, is not added again.
 
-        milliseconds: the time of those points that have none of their own.
+        milliseconds: the time of the points that have no time of their own.
         """
         metrics = [Metric(name, value, at or milliseconds, step) for name, value, step, at in points]
         for start in range(0, len(metrics), _BATCH):
             self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH], synchronous=True)
 
     def inputs(self, run_id: str, datasets: Sequence[Mapping[str, str]]) -> None:
-        """Log what a run has worked on (orchestrator.tracking.lineage); a dataset of the same name and digest stays."""
+        """Log the datasets of a run (orchestrator.tracking.lineage); a dataset of the same name and digest is kept."""
         found = [
             DatasetInput(
                 Dataset(each["name"], each["digest"], each["source_type"], each["source"], profile=each.get("profile")),
@@ -256,10 +266,11 @@ class Tracking:
             self.client.log_inputs(run_id, found)
 
     def image(self, run_id: str, picture: Path, key: str, step: int, milliseconds: int) -> None:
-        """A picture of a step, for the slider on a run's page.
+        """Log the picture of a step, for the slider on a run's page.
 
-        MLflow's own log_image draws a new name each time; here the name follows from what is recorded, so that a
-        picture sent twice, or by halves, is there once.
+        MLflow's own log_image makes up a new file name for each call. Here the name follows from the arguments, so a
+        picture
+        that is sent twice, or half sent before, is stored once.
         """
         own = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{key}/{step}/{milliseconds}")
         name = f"{key.replace('/', '~')}+step+{step}+timestamp+{milliseconds}+{own}"
@@ -271,20 +282,28 @@ class Tracking:
         self.client.set_tag(run_id, _IMAGES, True, synchronous=True)
 
     def folder(self, run_id: str, folder: Path, name: str) -> None:
+        """Log the files of a folder as the artifact folder `name`."""
         self.client.log_artifacts(run_id, str(folder), name)
 
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
+        """Set tags of a run."""
         if values:
             tags = [RunTag(name, value) for name, value in values.items()]
             self.client.log_batch(run_id, tags=tags, synchronous=True)
 
     def end(self, run_id: str, status: str, tags: Mapping[str, str], milliseconds: int | None = None) -> None:
-        """FINISHED, FAILED or KILLED, with the tags that say why; at the given time, or now."""
+        """Set the tags of a run, and its status to FINISHED, FAILED or KILLED.
+
+        milliseconds: when the run ended; None means now.
+        """
         self.tags(run_id, tags)
         self.client.set_terminated(run_id, status, milliseconds)
 
     def register(self, name: str, run_id: str, artifact: str, description: str = "") -> str:
-        """The version of the registered model `name` that is this artifact, made if need be, now champion."""
+        """Register an artifact folder as a version of the model `name`, make it the champion, and return its version.
+
+        The model and the version are created only if they are missing.
+        """
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -300,7 +319,7 @@ class Tracking:
         return version
 
     def download(self, run_id: str, artifact: str, to: Path) -> Path:
-        """Fetch an artifact folder of a run. Raises UserError where the run or the artifact is not there."""
+        """Download an artifact folder of a run. Raises UserError where the run or the artifact is missing."""
         try:
             return Path(self.client.download_artifacts(run_id, artifact, str(to)))
         except Exception as error:

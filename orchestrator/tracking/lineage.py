@@ -1,6 +1,6 @@
-"""What a run has worked on, as MLflow's datasets: the model, the samples drawn from it, and real images.
+"""Describe what a run has worked on as MLflow datasets: the model, the samples drawn from it, and real images.
 
-Latents are not stored anywhere: a sample follows from the weights, the chain and its seed, so these are its digest.
+Latents are not stored. A sample follows from the weights, the chain and its seed, so its digest is made from these.
 """
 
 import hashlib
@@ -14,28 +14,28 @@ from core.errors import UserError
 from core.model.catalogue import origin_of
 from orchestrator.spec import Sweep
 
-Dataset = dict[str, str]  # name, digest, source_type, source, context, and a profile where there is more to say
+Dataset = dict[str, str]  # name, digest, source_type, source, context, and for samples a profile
 
-_DIGEST = 16  # characters, as many as a card shows of the weights'
-_DRAWN_BY = ("prompts", "negative_prompt", "classes", "guidance", "size")  # beside the chain
+_DIGEST = 16  # characters of a digest, as many as a card shows of the weights' digest
+_DRAWN_BY = ("prompts", "negative_prompt", "classes", "guidance", "size")  # what samples depend on beside the chain
 
 
 def of_model(sweep: Sweep, weights: str) -> list[Dataset]:
-    """The pretrained model. weights: their digest."""
+    """Return the pretrained model as a dataset. weights: the digest of its weights."""
     source = {"model": sweep.model, "weight_digest": weights}
     return [_dataset(_name(sweep), weights[:_DIGEST], "model", source, "model")]
 
 
 def of_trial(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> list[Dataset]:
-    """The model, what the trial's method looks at, and what its directions are measured on."""
-    from core.randomness import SELECT_SEEDS  # torch, which a look at a sweep does without
+    """Return the model, the data that the trial's method learns from, and the samples that measure its directions."""
+    from core.randomness import SELECT_SEEDS  # imports torch, which looking at a sweep does not need
 
     measured = _samples(sweep, weights, SELECT_SEEDS[: 5 * sweep.evaluate.seeds], "evaluation")
     return [*of_model(sweep, weights), *_training(sweep, weights, parameters), measured]
 
 
 def of_result(sweep: Sweep, weights: str, trials: list[dict[str, Any]]) -> list[Dataset]:
-    """All that the trials of a sweep looked at, and what its champion is reported on."""
+    """Return the datasets of all trials, and the samples that the champion is reported on."""
     from core.randomness import REPORT_SEEDS
 
     reported = _samples(sweep, weights, REPORT_SEEDS[: 5 * sweep.evaluate.seeds], "report")
@@ -44,7 +44,7 @@ def of_result(sweep: Sweep, weights: str, trials: list[dict[str, Any]]) -> list[
 
 
 def _training(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> Iterator[Dataset]:
-    """What the method finds its directions on; nothing where that cannot be read, of which the trial will tell."""
+    """Yield the data that the method finds its directions in; nothing where it cannot be read: the trial reports it."""
     from core.samples.training import training_seeds
     from orchestrator.trial.settings import samples_of, settings_of
 
@@ -61,7 +61,7 @@ def _training(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> Iter
 
 
 def _samples(sweep: Sweep, weights: str, seeds: range, context: str) -> Dataset:
-    """Images that the model draws, each from a seed of its own."""
+    """Return images that the model draws, one for each seed, as a dataset."""
     chain = {"steps": sweep.sampler.steps, "eta": sweep.sampler.eta}
     told = {name: value for name, value in sweep.denoiser.use.items() if name in _DRAWN_BY and value}
     source = {"weight_digest": weights, **chain, **told, "first_seed": seeds[0], "samples": len(seeds)}
@@ -71,7 +71,7 @@ def _samples(sweep: Sweep, weights: str, seeds: range, context: str) -> Dataset:
 
 
 def _name(sweep: Sweep) -> str:
-    """The model's, without the way to its folder or file."""
+    """Return the model's name, without the path to its folder or file."""
     return Path(sweep.model).name if origin_of(sweep.model) in ("folder", "file") else sweep.model
 
 
@@ -84,7 +84,7 @@ def _dataset(
 
 @lru_cache
 def _of_folder(folder: Path) -> str:
-    """A digest of what the files in a folder are called and hold. Raises OSError."""
+    """Return a digest of the names and contents of the files in a folder. Raises OSError."""
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""An MLflow store as such: how it is opened, which version it is of, and what its answers mean."""
+"""Open an MLflow store, check its version, and classify its errors."""
 
 import fcntl
 import logging
@@ -26,20 +26,20 @@ from orchestrator.secrets import redacted
 
 T = TypeVar("T")
 
-_BUSY_S = 60.0  # how long another process may hold the embedded store
+_BUSY_S = 60.0  # how long to wait for another process that holds the embedded store
 _VERSION = re.compile(r"(\d+)\.(\d+)\S*")
 
-# What the store will say again however often it is asked. Rights, limits and a server's own faults can be mended.
+# Errors that a repeated call gets again. Missing rights, limits and faults of the server can be repaired meanwhile.
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
-_PERMANENT_STATUS = (400, 413, 414, 422)  # the same in HTTP, from what stores artifacts
+_PERMANENT_STATUS = (400, 413, 414, 422)  # the same as HTTP status, from the artifact store
 
 
 def permanent(error: Exception) -> bool:
-    """Whether the same call would fail for ever, though the store answers."""
+    """Return whether the same call would fail for ever, although the store answers."""
     if isinstance(error, UserError):  # the store could not be opened
         return False
     if isinstance(error, MlflowException):
-        if error.error_code == "BAD_REQUEST":  # also what a proxy says, and a server with too few connections
+        if error.error_code == "BAD_REQUEST":  # a proxy says so too, and a server without a free connection
             return "QueuePool" not in str(error) and (
                 isinstance(error, RestException) or "API request" not in str(error)
             )
@@ -51,7 +51,7 @@ def permanent(error: Exception) -> bool:
 
 
 def refusal(error: Exception, shown: str) -> str | None:
-    """What a server wants that answers and will not serve us, and what to do; None where it is another failure."""
+    """Return why a server that answers refuses this client, and what to do; None where the error is another one."""
     said, code = str(error), getattr(error, "error_code", "")
     if "Invalid Host header" in said:
         host = urlsplit(shown).netloc.rpartition("@")[2]
@@ -70,12 +70,12 @@ def refusal(error: Exception, shown: str) -> str | None:
 
 
 def store_uri(uri: str | None, root: Path) -> str:
-    """A server's address, or the embedded store under `root`."""
+    """Return the server's address, or that of the embedded store under `root` where `uri` is None."""
     return uri or f"sqlite:///{root.resolve()}/mlflow.db"
 
 
 def open_store(uri: str, root: Path, embedded: bool) -> mlflow.MlflowClient:
-    """A client of a store; the embedded one is made where it is not there."""
+    """Return a client of a store; the embedded store is created if it is missing."""
     if not embedded:
         return mlflow.MlflowClient(uri, uri)
     root.mkdir(parents=True, exist_ok=True)
@@ -84,9 +84,9 @@ def open_store(uri: str, root: Path, embedded: bool) -> mlflow.MlflowClient:
 
 
 def quieten() -> None:
-    """Keep from the screen what MLflow tells of its own work.
+    """Keep MLflow's log messages off the screen.
 
-    Its stores tell of every attempt, with the address; whoever makes the last one says what came of it.
+    MLflow's stores log every attempt, with the address. The caller of the last attempt reports the result itself.
     """
     for name in ("alembic", "mlflow.pyfunc"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -95,9 +95,9 @@ def quieten() -> None:
 
 
 def check_version(uri: str) -> str | None:
-    """What to tell of a server whose version is not ours; None where there is nothing to say.
+    """Return a warning where the server's version is not the client's, else None.
 
-    Raises UserError where it is of another generation, whose requests and answers are not those of this client.
+    Raises UserError where the major version differs, because requests and answers then have another form.
     """
     if urlsplit(uri).scheme not in ("http", "https"):
         return None
@@ -124,9 +124,9 @@ def check_version(uri: str) -> str | None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel frees when its holder dies.
+    """Hold a lock that the kernel frees when the process dies.
 
-    Two processes that open a new store at once would both make its tables, and one of them would fail.
+    Two processes that open a new store at once would both create its tables, and one of them would fail.
     """
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -134,7 +134,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Call again while another process holds the embedded store; SQLite gives up sooner than a sweep may."""
+    """Repeat a call for up to a minute while another process holds the embedded store: SQLite gives up sooner."""
     until = time.monotonic() + _BUSY_S
     while True:
         try:
@@ -146,7 +146,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Parameters as a store has them: {"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    """Return nested parameters with dotted names: {"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:

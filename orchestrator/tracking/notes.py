@@ -1,4 +1,4 @@
-"""What a person reads and filters by on the MLflow pages of a sweep and of its trials: tags, and notes in Markdown."""
+"""Write the tags and Markdown notes that the MLflow pages of a sweep and its trials show and are filtered by."""
 
 import getpass
 import json
@@ -18,13 +18,13 @@ from orchestrator.trial.state import Report
 NOTE = "mlflow.note.content"
 MODEL = "model"  # the artifact folder that MLflow loads as a model (orchestrator.tracking.pyfunc)
 UNDER_WAY = {"outcome": "running"}
-_SHOWN = 5  # trials in a note
+_SHOWN = 5  # trials in the table of a note
 _GIT_S = 5.0
 _SPACE = "\N{NO-BREAK SPACE}" * 3
 
 
 def sweep_tags(sweep: Sweep, sweep_id: str) -> dict[str, str]:
-    """What the sweep's own run can be found by from its beginning on."""
+    """Return the tags that the sweep's own run has from its beginning on."""
     return {
         "sweep": sweep.name,
         "sweep_id": sweep_id,
@@ -38,7 +38,7 @@ def sweep_tags(sweep: Sweep, sweep_id: str) -> dict[str, str]:
 
 
 def _source() -> dict[str, str]:
-    """Who started it with what, in the tags in which MLflow's own `start_run` says so."""
+    """Return user and git commit, in the tags that MLflow's own `start_run` uses."""
     found = {"mlflow.source.name": "orchestrate sweep", "mlflow.source.type": "LOCAL"}
     try:
         found["mlflow.user"] = getpass.getuser()
@@ -48,7 +48,7 @@ def _source() -> dict[str, str]:
         command = ["git", "rev-parse", "--verify", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=True)
         found["mlflow.source.git.commit"] = done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, or nothing of it here
+    except (OSError, subprocess.SubprocessError):  # git is not installed, or this is no git repository
         pass
     return found
 
@@ -56,7 +56,7 @@ def _source() -> dict[str, str]:
 def trial_note(
     sweep: Sweep, trial_id: str, parameters: Mapping[str, Any], outcome: str, reason: str, report: Report | None
 ) -> str:
-    """What became of a trial. report: its last one."""
+    """Return the note on a trial that has ended. report: its last report."""
     reached = report.global_step if report else 0
     lines = [
         f"Trial `{trial_id}` of sweep `{_plain(sweep.name)}`, method `{method_of(parameters, sweep)}`: "
@@ -74,7 +74,10 @@ def trial_note(
 def sweep_note(
     sweep: Sweep, ranked: Sequence[Row], champion: Mapping[str, float], baseline: Mapping[str, float], spent_s: float
 ) -> str:
-    """What a sweep came to: its champion beside the random directions, the best trials, how to take it away."""
+    """Return the note on a finished sweep: champion beside random directions, best trials, how to export the champion.
+
+    champion, baseline: metrics on the reporting seeds; spent_s: seconds that the trials took.
+    """
     best, states = ranked[0], Counter(row.state.replace("_", " ") for row in ranked)
     compared = [
         [name, _number(champion[name]), _number(baseline[name]), _better(name)] for name in METRICS if name in champion
@@ -102,7 +105,7 @@ def sweep_note(
 
 
 def loading(name: str) -> list[str]:
-    """How a registered model is loaded."""
+    """Return Markdown lines with the Python that loads a registered model."""
     return [
         "```python",
         f"model = mlflow.pyfunc.load_model({json.dumps(f'models:/{name}@champion')})",
@@ -112,7 +115,7 @@ def loading(name: str) -> list[str]:
 
 
 def counts(ranked: Sequence[Row]) -> dict[str, float]:
-    """How many trials ended in which way, as metrics."""
+    """Return how many trials ended with each outcome, as metrics."""
     found = Counter(row.state for row in ranked)
     return {f"trials/{state}": float(found[state]) for state in TrialOutcome if found[state]}
 
@@ -137,7 +140,7 @@ def _spent(seconds: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown. MLflow's page sets no space between columns, so that the cells bring it."""
+    """Return a table in Markdown. MLflow's page sets no space between columns, so each cell ends with spaces."""
     spaced = [[f"{cell}{_SPACE}" for cell in cells] for cells in (head, *rows)]
     return [f"| {' | '.join(cells)} |" for cells in (spaced[0], ["---"] * len(head), *spaced[1:])]
 
@@ -147,7 +150,7 @@ def _code(sweep: Sweep, more: str) -> list[str]:
 
 
 def method_of(parameters: Mapping[str, Any], sweep: Sweep) -> str:
-    """The method of a trial; a study does not keep it where all have the same."""
+    """Return the method of a trial; a study does not store it where all trials have the same."""
     return str(parameters.get("method", sweep.methods[0]))
 
 
@@ -166,11 +169,11 @@ def _number(value: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text that stays inside its backticks, and inside a table."""
+    """Return a text that cannot break out of its backticks or its table cell."""
     return " ".join(text.replace("`", "'").replace("|", "/").split())
 
 
 def _escaped(text: str) -> str:
-    """A text without what Markdown or HTML would make of it."""
+    """Return a text with the special characters of Markdown and HTML escaped."""
     plain = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
     return "".join(f"\\{letter}" if letter in "\\`*_[]|#>!~" else letter for letter in plain)

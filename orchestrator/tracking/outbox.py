@@ -1,12 +1,12 @@
-"""What a sweep has to tell its MLflow store: on disk first, sent in order, removed when the store has it.
+"""Send a sweep's records to its MLflow store: write them to disk first, send them in order, remove those received.
 
-So a store that is down, slow or full holds up no trial and loses no record, and a driver that is killed leaves to the
-next one what it had not sent. The records lie in a spool (orchestrator.store.spool); beside them
+A store that is down, slow or full therefore delays no trial and loses no record. A driver that is killed leaves its
+unsent records to the next driver. The records lie in a spool (orchestrator.store.spool), and beside them
 
-steps/<trial>.json    the last step of every metric and picture that the store has of a trial
+steps/<trial>.json    the last step of every metric and picture of a trial that the store has
 
-A record goes again until the store has answered, so it may arrive twice; each kind of them leaves what one arrival
-leaves (orchestrator.tracking.client). A trial that is resumed repeats steps: those put down before are not put down
+A record is sent again until the store has answered, so it may arrive twice. Each kind of record has the same effect
+when it arrives twice (orchestrator.tracking.client). A resumed trial repeats steps: recorded steps are not recorded
 again.
 """
 
@@ -34,15 +34,15 @@ Tell = Callable[[str], None]
 Steps = dict[str, dict[str, int]]  # trial -> metric -> last step
 
 _LONGEST_WAIT_S = 30.0
-_TOLD_AFTER = 2  # failures in a row: a single one may be a moment's
-_OF_POINTS = ("step", "milliseconds")  # what a point has beside its values
-_PARENT = "sweep"  # stands for the sweep's own run where a trial's id would
+_TOLD_AFTER = 2  # failures in a row before the user is told: a single one may be momentary
+_OF_POINTS = ("step", "milliseconds")  # keys of a point that are no metrics
+_PARENT = "sweep"  # in place of a trial's id, for the sweep's own run
 
 
 class Outbox:
-    """The outbox of one sweep. One process has it at a time: the one that drives the sweep, under its lock.
+    """The records of one sweep for its MLflow store. Only the process that drives the sweep, under its lock, has one.
 
-    In what follows None as the trial stands for the sweep's own run, and no time for now.
+    In all methods, trial_id None means the sweep's own run, and milliseconds None means now.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Outbox:
         self._delivery = Delivery(tracking, experiment_id, parent_run)
         self._told: set[str] = set()
         self._sender: threading.Thread | None = None
-        self._alone = threading.Lock()  # held by who sends; one that was given up may still wait for an answer
-        self._changed = threading.Condition()  # guards what follows
+        self._alone = threading.Lock()  # held by the sending thread, also while it waits for a late answer
+        self._changed = threading.Condition()  # guards the fields below
         self._closing = self._hurry = self._given_up = False
         self._queue = deque(self._spool.numbers())
         self._steps = self._recorded()
@@ -68,7 +68,7 @@ class Outbox:
         milliseconds: int | None = None,
         inputs: Sequence[Dataset] = (),
     ) -> None:
-        """The trial's run is there and RUNNING; a resumed trial keeps the one it has. inputs: what it works on."""
+        """Record that a trial's run is RUNNING; a resumed trial keeps its run. inputs: the datasets it works on."""
         plain = {name: str(value) for name, value in (parameters or {}).items()}
         values = {"parameters": plain, "tags": dict(tags or {}), "inputs": list(inputs)}
         self._put("start", trial_id, values, milliseconds)
@@ -76,12 +76,14 @@ class Outbox:
     def metrics(
         self, trial_id: str | None, points: Sequence[Mapping[str, float]], milliseconds: int | None = None
     ) -> None:
-        """Values at steps, [{"step": 5, "loss": 0.1}, ...]. A metric's steps increase; one that is there stays.
+        """Record values at steps, [{"step": 5, "loss": 0.1}, ...].
 
-        A point may have a time of its own, as "milliseconds".
+        The steps of a metric increase; a value at a step already recorded is left out. A point may contain its own time
+        as
+        "milliseconds".
         """
         values = [
-            # JSON knows no NaN.
+            # JSON has no NaN.
             [name, value if math.isfinite(value) else str(value), int(point["step"]), point.get("milliseconds")]
             for point in points
             for name, value in ((name, float(value)) for name, value in point.items() if name not in _OF_POINTS)
@@ -91,27 +93,28 @@ class Outbox:
             self._put("metrics", trial_id, {"points": values}, milliseconds)
 
     def usage(self, trial_id: str, samples: Sequence[Mapping[str, float]]) -> None:
-        """Put down what a trial took of its machine (orchestrator.workers.usage), a step each sample."""
+        """Record what a trial used of its machine (orchestrator.workers.usage), one step for each sample."""
         first = 1 + max((self.last_step(trial_id, name) for sample in samples for name in sample), default=0)
         self.metrics(trial_id, [{**sample, "step": first + n} for n, sample in enumerate(samples)])
 
     def inputs(self, trial_id: str | None, datasets: Sequence[Dataset]) -> None:
-        """What the run has worked on, beside what it was started with (orchestrator.tracking.lineage)."""
+        """Record more datasets that the run has worked on (orchestrator.tracking.lineage)."""
         self._put("inputs", trial_id, {"inputs": list(datasets)})
 
     def tags(self, trial_id: str | None, values: Mapping[str, str]) -> None:
+        """Record tags of the run."""
         self._put("tags", trial_id, {"tags": dict(values)})
 
     def folder(self, trial_id: str | None, folder: Path, name: str) -> None:
-        """The files of a folder as the artifact folder `name`, over those that it has."""
+        """Record the files of a folder as the artifact folder `name`; they replace files of the same names."""
         self._put("folder", trial_id, {"name": name}, files=folder)
 
     def file(self, trial_id: str | None, file: Path, name: str) -> None:
-        """One file in the artifact folder `name`, over the one of that name that it has."""
+        """Record one file in the artifact folder `name`; it replaces a file of the same name."""
         self._put("folder", trial_id, {"name": name}, files=file)
 
     def image(self, trial_id: str | None, picture: Path, key: str, step: int, milliseconds: int | None = None) -> None:
-        """A picture of a step. Its steps increase; one that is there stays."""
+        """Record the picture of a step. Steps increase; a picture at a step already recorded is left out."""
         if step > self.last_step(trial_id, _image(key)):
             values = {"key": key, "step": step, "name": picture.name}
             self._put("image", trial_id, values, milliseconds, files=picture)
@@ -119,24 +122,25 @@ class Outbox:
     def end(
         self, trial_id: str | None, status: str, tags: Mapping[str, str] | None = None, milliseconds: int | None = None
     ) -> None:
-        """FINISHED, FAILED or KILLED."""
+        """Record the end of a run. status: FINISHED, FAILED or KILLED."""
         self._put("end", trial_id, {"status": status, "tags": dict(tags or {})}, milliseconds)
 
     def register(self, name: str, artifact: str, description: str = "") -> None:
-        """An artifact folder of the sweep's run as the champion of the registered model `name`."""
+        """Record an artifact folder of the sweep's run as the champion of the registered model `name`."""
         self._put("register", None, {"name": name, "artifact": artifact, "description": description})
 
     def last_step(self, trial_id: str | None, name: str) -> int:
-        """The last step at which a metric was put down; -1 where it never was."""
+        """Return the last step at which a metric was recorded; -1 where it never was."""
         with self._changed:
             return self._steps.get(trial_id or _PARENT, {}).get(name, -1)
 
     def pending(self) -> int:
+        """Return how many records wait to be sent."""
         return pending(self.path)
 
     @contextmanager
     def sending(self, seconds: float) -> Iterator[None]:
-        """Send for the duration of a block, and for at most `seconds` after it; `pending` says what is left."""
+        """Send for the duration of a block, and for at most `seconds` after it; `pending` then counts what is left."""
         self.open()
         try:
             yield
@@ -144,13 +148,13 @@ class Outbox:
             self.close(seconds)
 
     def open(self) -> None:
-        """Begin to send in the background. The thread dies with its process, whatever the store does."""
+        """Start sending in a background thread, which ends with its process even while the store hangs."""
         self._closing = self._hurry = self._given_up = False
         self._sender = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._sender.start()
 
     def close(self, seconds: float) -> bool:
-        """Send what is left for at most `seconds`; whether all of it is gone."""
+        """Send the rest for at most `seconds`, stop, and return whether everything was sent."""
         with self._changed:
             self._closing = self._hurry = True
             self._changed.notify_all()
@@ -169,7 +173,7 @@ class Outbox:
         milliseconds: int | None = None,
         files: Path | None = None,
     ) -> None:
-        """Put one record down. Raises OSError, with nothing put down, where the disk is full."""
+        """Write one record to the spool. Raises OSError, with nothing written, where the disk is full."""
         now = milliseconds or int(time.time() * 1000)
         record = self.tracking.scrub({"kind": kind, "trial": trial_id, "time": now, **values})
         with self._changed:
@@ -178,8 +182,8 @@ class Outbox:
             self._changed.notify_all()
 
     def _recorded(self) -> Steps:
-        """The last steps that the store has, or will have when what waits is sent."""
-        for path in self.path.glob(f"steps/{TEMPORARY}*"):  # of a driver that was killed
+        """Return the last steps that the store has, or will have when the waiting records are sent."""
+        for path in self.path.glob(f"steps/{TEMPORARY}*"):  # left by a driver that was killed
             shutil.rmtree(path, ignore_errors=True)
         steps: Steps = {}
         for path in self.path.glob("steps/*.json"):
@@ -193,11 +197,11 @@ class Outbox:
     def _work(self) -> None:
         with self._alone:
             self._send_all()
-            with suppress(Exception):  # only tidies up; the next trial to start does it too
+            with suppress(Exception):  # only cleans up; the next trial that starts does so too
                 self.tracking.delete_unclaimed(self.experiment_id, self.parent_run)
 
     def _send_all(self) -> None:
-        """Send what comes, in order, until the outbox is closed and empty, or given up."""
+        """Send records in order until the outbox is closed and empty, or given up."""
         failures, away = 0, False
         store = f"tracking: the MLflow store {self.tracking.shown}"
         while (number := self._head()) is not None:
@@ -216,25 +220,25 @@ class Outbox:
                 failures = 0
 
     def _head(self) -> int | None:
-        """The record to send next, waiting for one; None when it is time to end."""
+        """Wait for the next record and return its number; None when sending has to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
             return self._queue[0] if self._queue and not self._given_up else None
 
     def _pause(self, seconds: float) -> bool:
-        """Wait before the next attempt; True where whoever closes the outbox cut it short."""
+        """Wait before the next attempt. Return True where `close` cut the wait short."""
         with self._changed:
             self._changed.wait_for(lambda: self._hurry or self._given_up, seconds)
             hurried, self._hurry = self._hurry, False
             return hurried
 
     def _deliver(self, number: int) -> Exception | None:
-        """Send one record and remove it, or set it aside; what went wrong where it has to be sent again."""
+        """Send one record and remove it, or set it aside. Return the error where it has to be sent again."""
         try:
             record = None
             try:
                 record = self._spool.read(number)
-                if record is not None:  # else another process has sent it since this one gave up
+                if record is not None:  # else another process has sent it after this one gave up
                     self._delivery.send(record, self._spool.files(number))
             except Exception as error:
                 if not self._hopeless(error):
@@ -247,10 +251,11 @@ class Outbox:
         return None
 
     def _hopeless(self, error: Exception) -> bool:
-        """Whether a record would be refused for ever.
+        """Return whether the store would refuse a record for ever.
 
-        Raises what the store answers where it does not know the sweep's own run: it is another store then, or one that
-        is half up, and its refusals mean nothing.
+        Raises the store's error where it does not know the sweep's own run: then it is another store, or only half
+        started,
+        and its refusals mean nothing.
         """
         if isinstance(error, Unreadable):
             return True
@@ -260,7 +265,7 @@ class Outbox:
         return True
 
     def _acknowledge(self, number: int, record: Record) -> None:
-        """Remove a record that the store has. The steps that it recorded are put down first, lest they be repeated."""
+        """Remove a record that the store has, after writing down its steps: else a resumed trial would repeat them."""
         trial = record.get("trial") or _PARENT
         if record.get("kind") in ("metrics", "image"):
             with self._changed:
@@ -272,18 +277,18 @@ class Outbox:
             self._queue.popleft()
 
     def _complain(self, text: str, reason: str) -> None:
-        """Tell something bad, once for each reason: a deleted run refuses every record of its trial."""
+        """Tell the user of a problem, once for each reason: a deleted run refuses every record of its trial."""
         if reason not in self._told:
             self._told.add(reason)
             self._say(f"{text}: {reason}")
 
     def _say(self, text: str) -> None:
-        with suppress(Exception):  # nobody may be left to read it; what is told also stands in the folder
+        with suppress(Exception):  # the output may be closed; the reason is in the folder too
             self.tell(text)
 
 
 def _advance(steps: Steps, record: Record) -> None:
-    """Take the steps of a record for recorded."""
+    """Enter the steps of a record into `steps`."""
     points = record.get("points", [])
     if record.get("kind") == "image":
         points = [(_image(record["key"]), None, record["step"])]
@@ -297,22 +302,25 @@ def _image(key: str) -> str:
 
 
 class Refused(Exception):
-    """A record that no sending again can help."""
+    """A record that the store would refuse however often it is sent."""
 
 
 class Delivery:
-    """Records of one sweep, made into calls of its store. Each may be sent twice."""
+    """The sender of one sweep's records: it turns each into calls of the store. Each record may be sent twice."""
 
     def __init__(self, tracking: Tracking, experiment_id: str, parent_run: str) -> None:
         self.tracking, self.experiment_id, self.parent_run = tracking, experiment_id, parent_run
         self._runs: dict[str, str] = {}  # trial id -> run id
 
     def send(self, record: Record, files: Path) -> None:
-        """Raises Refused, or Unreadable, where no sending again can help, and what the store answers."""
+        """Send a record with its files.
+
+        Raises Refused or Unreadable where no repetition can help, and else the store's own errors.
+        """
         run, time_ms = self._run(record), record["time"]
         match record["kind"]:
             case "start":
-                self.tracking.inputs(run, record.get("inputs", []))  # `_run` has seen to the rest
+                self.tracking.inputs(run, record.get("inputs", []))  # `_run` has started the run
             case "inputs":
                 self.tracking.inputs(run, record["inputs"])
             case "metrics":
@@ -331,7 +339,7 @@ class Delivery:
                 raise Refused(f"a record of an unknown kind, {kind}")
 
     def _run(self, record: Record) -> str:
-        """The run that a record is about; one that starts a run has done so after this."""
+        """Return the id of the run that a record is about, after starting it where the record says so."""
         trial, starts = record["trial"], record["kind"] == "start"
         if trial is None:
             if starts:
@@ -355,7 +363,7 @@ def _point(name: str, value: float | str, step: int, milliseconds: int | None = 
 
 
 def _there(path: Path) -> Path:
-    """A path of a record's files. Raises Unreadable where it has gone."""
+    """Return a path of a record's files. Raises Unreadable where it is missing."""
     if not path.exists():
         raise Unreadable(f"its files have gone: {path.name}")
     return path

@@ -1,9 +1,9 @@
-"""The champion as a model that MLflow loads: rows of seed, direction and scale in, images out.
+"""Make the champion a model that MLflow loads: rows of seed, direction and scale in, images out.
 
-`mlflow.pyfunc.load_model("models:/NAME@champion")` comes here (`_load_pyfunc`). The model's folder holds the bundle and
-this module's name, so nothing is pickled; it needs this package, and the diffusion model where `model_config` says.
-`model_config` also says what the model is run in (`precision`) and where its weights are kept (`weights`, "device" or
-"cpu"): as in the sweep, unless `load_model` is given others.
+`mlflow.pyfunc.load_model("models:/NAME@champion")` calls `_load_pyfunc`. The model's folder holds the bundle and this
+module's name, so nothing is pickled. Loading needs this package, and the diffusion model at the place that
+`model_config` names. `model_config` also says the precision of the model (`precision`) and where its weights are kept
+(`weights`, "device" or "cpu"): as in the sweep, unless `load_model` is given other values.
 """
 
 import math
@@ -31,16 +31,19 @@ if TYPE_CHECKING:
     from core.chain.schedule import Schedule
 
 PACKAGE = "h-space-orchestrator"
-_BATCH = 16  # samples drawn at a time, where memory suffices
-_LESS = ("model_config={'weights': 'cpu'}", "model_config={'precision': 'bf16'}")  # of a device's memory
+_BATCH = 16  # samples drawn at a time; fewer where memory does not suffice
+_LESS = ("model_config={'weights': 'cpu'}", "model_config={'precision': 'bf16'}")  # ways to save a device's memory
 
 
 def save(bundle: Path, sweep: Sweep, to: Path, made_ms: int, run_id: str, identity: str) -> None:
-    """Write the model's folder, in place of what was there; the same again for the same bundle, time, run and id."""
+    """Write the model's folder, replacing an old one. The same arguments give the same folder.
+
+    made_ms: the time to store, in milliseconds; identity: the id to store for the model.
+    """
     shutil.rmtree(to, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(to) as folder:
         data = Path(temporary) / "bundle"
-        shutil.copytree(bundle, data, ignore=shutil.ignore_patterns("*.html"))  # for people, and long
+        shutil.copytree(bundle, data, ignore=shutil.ignore_patterns("*.html"))  # large, and not needed for loading
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns of its own type hints when it is imported
             _write(data, sweep, folder, datetime.fromtimestamp(made_ms / 1000, UTC), run_id, identity)
@@ -52,7 +55,7 @@ def _write(data: Path, sweep: Sweep, to: Path, made: datetime, run_id: str, iden
     from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     directions, sampler = DirectionSet.load(data), sweep.sampler
-    direction = ColSpec(AnyType(), "direction")  # type: ignore[no-untyped-call]  # of MLflow's
+    direction = ColSpec(AnyType(), "direction")  # type: ignore[no-untyped-call]  # an untyped class of MLflow
     rows = Schema([ColSpec("long", "seed"), direction, ColSpec("double", "scale", required=False)])
     images = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3), "images")
     steps = ParamSpec("steps", "long", sampler.steps)
@@ -76,24 +79,24 @@ def _write(data: Path, sweep: Sweep, to: Path, made: datetime, run_id: str, iden
 
 
 def _from_anywhere(model: str) -> str:
-    """A model's name, that of a folder or a file as it is called from every working folder."""
+    """Return a model's name; the absolute path where the model is a folder or a file."""
     here = origin_of(model) in ("folder", "file")
     return str(Path(model).expanduser().resolve()) if here else model
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> "Editor":
-    """What MLflow calls. Raises UserError, in one sentence, where the diffusion model is not there or another one."""
+    """Load the model for MLflow. Raises UserError, in one sentence, where the diffusion model is missing or wrong."""
     return Editor(DirectionSet.load(path), model_config)
 
 
 class Editor:
-    """A direction set on its model."""
+    """A direction set with its model loaded."""
 
     def __init__(self, directions: DirectionSet, config: Mapping[str, Any]) -> None:
         from core.model.use import Use
         from orchestrator.trial.loading import own_device, placed, told_of_memory
 
-        self.precision = config.get("precision", "fp32")  # an older version's model does not say
+        self.precision = config.get("precision", "fp32")  # models saved by older versions do not name it
         device, weights = own_device(), config.get("weights", "device")
         use = Use.of(directions.provenance.get("use", {})).to_json()
         with told_of_memory(*_LESS):
@@ -112,11 +115,11 @@ class Editor:
         self.directions, self.config = directions.to(device), config
 
     def predict(self, rows: Any, params: Mapping[str, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Images [N, H, W, 3], 0 to 255, one for each row; PIL.Image.fromarray makes a picture of each.
+        """Return images [N, H, W, 3], 0 to 255, one for each row; PIL.Image.fromarray makes a picture of each.
 
         rows: a data frame, or a mapping of lists: seed, direction (name or number), scale (1.0 where it is missing).
-        params: steps, of the chain (its own where it is missing).
-        Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no number.
+        params: steps, of the chain (those of the set where it is missing).
+        Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no finite number.
         """
         from core.chain.schedule import Schedule
         from orchestrator.trial.attempt import as_fits
@@ -128,7 +131,7 @@ class Editor:
         scales = [_scale(each) for each in (table["scale"] if "scale" in table else [1.0] * len(seeds))]
         steps = int((params or {}).get("steps") or len(self.directions.timesteps))
         schedule = Schedule.ddim(self.denoiser, steps, float(self.config["eta"]))
-        use_precision(self.precision)  # the switches are the process's, and another model may have set them since
+        use_precision(self.precision)  # the switches are global to the process, and another model may have set them
 
         def draw(batch: int) -> list[np.ndarray[Any, Any]]:
             cuts = [slice(start, start + batch) for start in range(0, len(seeds), batch)]
@@ -160,14 +163,14 @@ class Editor:
         return np.stack([np.asarray(to_picture(image)) for image in drawn])
 
     def _shift(self, schedule: "Schedule", numbers: Any, scales: Any) -> "Shift":
-        """The set's shift on a chain of any number of steps, as `DirectionSet.applied` has it."""
+        """Return the set's shift on a chain of any number of steps, as `DirectionSet.applied` does."""
         own = self.directions.timesteps
         shift = self.directions.shift(numbers, scales * (len(own) / len(schedule)))
         nearest = [min(range(len(own)), key=lambda i: abs(own[i] - t)) for t in schedule.timesteps]
         return lambda i: shift(nearest[i])
 
     def _number(self, direction: Any) -> int:
-        """The number of a direction, however a table holds it."""
+        """Return the number of a direction that a table holds as a name or as any kind of number."""
         if isinstance(direction, str):
             named = direction in self.directions.names or not direction.strip().isdigit()
             return self.directions.index(direction if named else int(direction))

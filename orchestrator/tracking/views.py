@@ -1,7 +1,8 @@
-"""A view of a sweep's trials for MLflow's experiment page: pictures side by side, then what they were compared by.
+"""Build a view of a sweep's trials for MLflow's experiment page: pictures side by side, then parameters and objectives.
 
-The page by itself opens with the trials folded away, and its picture grid at step 0, where there is none. A view is
-what its "Save as new view" puts into a tag of the experiment; an MLflow that does not know it shows the plain page.
+Without a view the page opens with the trials folded away, and with its picture grid at step 0, where there are no
+pictures. A view is what the page's "Save as new view" stores in a tag of the experiment. A version of MLflow without
+such views shows the plain page.
 """
 
 import base64
@@ -21,26 +22,29 @@ _AT_ONCE = 10  # runs in a chart
 
 
 def key(parent_run: str) -> str:
-    """What the view of a sweep is called in the page's address."""
+    """Return the name of a sweep's view in the page's address."""
     return f"sweep-{parent_run}"
 
 
 def tag(sweep: Sweep, parent_run: str, made_ms: int) -> dict[str, str]:
-    """The experiment's tag that holds it. made_ms: when."""
+    """Return the experiment's tag that holds the view. made_ms: when it was made."""
     state = base64.b64encode(zlib.compress(json.dumps(_state(sweep, parent_run)).encode())).decode()
     view = {"name": f"{sweep.name}: trials", "createdAt": made_ms, "updatedAt": made_ms, "state": f"deflate;{state}"}
     return {_TAG + key(parent_run): json.dumps(view)}
 
 
 def query(parent_run: str, tags: Mapping[str, str]) -> str:
-    """The part of the page's address that opens the view; the plain charts where the experiment's tags have none."""
+    """Return the part of the page's address that opens the view; the plain charts where `tags` has no view.
+
+    tags: the experiment's tags.
+    """
     there = _TAG + key(parent_run) in tags
     chosen = {"viewStateShareKey": key(parent_run)} if there else {"searchFilter": _filter(parent_run)}
     return urlencode({"compareRunsMode": "CHART", **chosen, **TRAINING}, quote_via=quote)
 
 
 def _filter(parent_run: str) -> str:
-    """The trials without their parent, under which they are folded."""
+    """Return a filter for the trials without their parent run: under it the page folds them away."""
     return f"tags.sweep_run = '{parent_run}'"
 
 
@@ -73,14 +77,14 @@ def _state(sweep: Sweep, parent_run: str) -> dict[str, Any]:
             _section("Parameters and objectives", cardHeight=420, columns=1),
             _section("Objectives", cardHeight=360, columns=2),
         ],
-        "isAccordionReordered": True,  # or the sections are sorted by name
+        "isAccordionReordered": True,  # else the page sorts the sections by name
         "hideEmptyCharts": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
 
 
 def _section(name: str, **layout: int) -> dict[str, Any]:
-    """layout: cardHeight in pixels, columns."""
+    """Return a section of the page. layout: cardHeight in pixels, columns."""
     return {"uuid": _uuid(name), "name": name, "display": True, "isReordered": False, "deleted": False, **layout}
 
 
@@ -97,7 +101,7 @@ def _chart(kind: str, section: str, **values: Any) -> dict[str, Any]:
 
 
 def _line(metric: str) -> dict[str, Any]:
-    """A metric over the trials' iterations, which are MLflow's steps."""
+    """Return a chart of a metric over the trials' iterations, which are MLflow's steps."""
     return _chart(
         "LINE",
         "Objectives",

@@ -18,7 +18,7 @@ from itertools import chain
 import psutil
 import torch
 
-from core.chain.gradient import GradientPolicy, KeepSteps, Prediction, free_memory, predict
+from core.chain.gradient import GradientPolicy, KeepSteps, PredictedMemory, free_memory, predict
 from core.chain.schedule import Schedule
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
@@ -42,7 +42,7 @@ class Footprint:
     gradient: GradientPolicy  # with the memory that kept steps may take
     micro_batch: int
     draw_batch: int  # unshifted samples, and those that are measured, at a time
-    chain: Prediction
+    chain: PredictedMemory
     trained: int  # shift control, reconstructor and discriminator; their optimisers; their losses on a micro-batch
     pool: int
     drawing: int  # the peak while samples are drawn
@@ -161,11 +161,11 @@ def footprint(case: Case, policy: str, micro_batch: int, device: int) -> Footpri
         gradient = KeepSteps(found.graphs)
     beside = found.network + trained + pool
     batch, drawing = _drawing(case, usable(device) - beside)
-    steps = len(schedule) - schedule.inside(settings.window).index(True)
+    steps = len(schedule) - schedule.steps_in_window(settings.window).index(True)
     return Footprint(policy, gradient, micro_batch, batch, found, trained, pool, beside + drawing, steps, device)
 
 
-def _chain(case: Case, micro_batch: int, gradient: GradientPolicy, memory: int | None = None) -> Prediction:
+def _chain(case: Case, micro_batch: int, gradient: GradientPolicy, memory: int | None = None) -> PredictedMemory:
     settings = case.settings
     return predict(
         case.denoiser, case.schedule, micro_batch, gradient, None, settings.injection, settings.window, memory

@@ -13,7 +13,7 @@ from core.execution.streaming import offloaded, partitioned
 from core.methods import random
 from core.metrics import Evaluation, calibrate, evaluate
 from core.metrics.calibration import STRENGTH, Calibrated, with_dials
-from core.metrics.judges import NOBODY, Judges
+from core.metrics.judges import NO_JUDGES, Judges
 from core.model.denoiser import Denoiser
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors import classifier
@@ -34,7 +34,7 @@ class TrialModel:
     schedule: Schedule
     attributes: Attributes | None
     cache: SampleCache | None = None
-    judges: Judges = NOBODY
+    judges: Judges = NO_JUDGES
 
     @classmethod
     def load(cls, sweep: Sweep, cache: SampleCache | None = None, ranks: Ranks = ALONE) -> "TrialModel":

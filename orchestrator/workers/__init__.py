@@ -1,1 +1,1 @@
-"""A trial's processes under Ray: where they run, how they are started, how they end."""
+"""Run the processes of a trial under Ray: where they run, how they start, how they end."""

@@ -1,4 +1,4 @@
-"""What a trial holds of a cluster, and how many fit: all processes of a trial, or none."""
+"""Compute the resources of a trial, and how many trials fit a cluster: all processes of a trial run, or none."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,33 +18,36 @@ from orchestrator.spec import Sweep
 from orchestrator.text import counted
 
 _LOOK_S = 2.0
-_ANSWER_S = 90.0  # for a machine to say that it is there; Ray finds one that is gone sooner
-HELD = "held"  # in a trial's folder: what its processes hold together, by Ray's name
-HEAD = {"node:__internal_head__": 0.0001}  # a resource that Ray gives to the head of a cluster alone
+_ANSWER_S = 90.0  # how long a machine may take to answer; Ray notices sooner that one is gone
+HELD = "held"  # file in a trial's folder: the id of the placement group that its processes hold together
+HEAD = {"node:__internal_head__": 0.0001}  # a resource that only the head of a Ray cluster has
 
 
 def of_worker(sweep: Sweep) -> dict[str, float]:
-    """What one process of a trial holds, by Ray's names."""
+    """Return the resources that one process of a trial holds, by Ray's names."""
     gpus = sweep.resources.gpus_per_trial / sweep.resources.workers
     return {"CPU": float(sweep.resources.cpus_per_worker), **({"GPU": gpus} if gpus else {})}
 
 
 def of_trial(sweep: Sweep) -> PlacementGroupFactory:
-    """What Ray Tune holds for a trial.
+    """Return the resources that Ray Tune reserves for a trial.
 
-    Where several processes share it, only that of the process which looks after them
-    (orchestrator.workers.worker_group): it is on the head and takes nothing that workers wait for.
+    Where several processes share the trial, these are only the resources of the process that starts them
+    (orchestrator.workers.worker_group). It runs on the head of the cluster and takes nothing that workers wait for.
     """
     return PlacementGroupFactory([HEAD if sweep.resources.workers > 1 else of_worker(sweep)])
 
 
 def fitting(sweep: Sweep) -> int:
-    """How many trials the machines that are there now hold at a time."""
+    """Return how many trials the machines present now hold at a time."""
     return trials_on(sweep, _machines())
 
 
 def expected(sweep: Sweep) -> int:
-    """How many trials `cluster.nodes` machines like the largest one will hold, for which an autoscaler may be asked."""
+    """Return how many trials `cluster.nodes` machines like the largest one present would hold.
+
+    An autoscaler may add machines up to that number.
+    """
     largest = max(_machines(), key=lambda machine: _places(sweep, machine), default={})
     return trials_on(sweep, [largest] * (sweep.cluster.nodes or 0))
 
@@ -55,24 +58,24 @@ def _machines() -> list[Mapping[str, float]]:
 
 
 def trials_on(sweep: Sweep, machines: Iterable[Mapping[str, float]]) -> int:
-    """How many trials fit on machines with these resources; the processes of one may be on several."""
+    """Return how many trials fit on machines with these resources; the processes of one may be on several."""
     return sum(_places(sweep, machine) for machine in machines) // sweep.resources.workers
 
 
 def hosts(sweep: Sweep, nodes: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of a cluster's nodes those that have room for a process of a trial."""
+    """Return the nodes of a cluster that have room for a process of a trial."""
     return [node for node in nodes if _places(sweep, node["Resources"])]
 
 
 def _places(sweep: Sweep, machine: Mapping[str, float]) -> int:
-    """How many processes of trials a machine holds."""
+    """Return how many processes of trials a machine holds."""
     return min(_times(machine.get(kind, 0), amount) for kind, amount in of_worker(sweep).items())
 
 
 class Capacity:
-    """How many trials may be under way: as many as fit at the moment, for machines come and go.
+    """The number of trials that may be under way: as many as fit at the moment, because machines come and go.
 
-    scales: machines that are not there yet come when a trial waits for them.
+    scales: machines that are not there yet are added when a trial waits for them.
     """
 
     def __init__(self, sweep: Sweep, tell: Callable[[str], object], scales: bool = False) -> None:
@@ -91,7 +94,7 @@ class Capacity:
 
 
 def refuse_unfit(sweep: Sweep) -> None:
-    """Raise UserError where not one trial fits the cluster."""
+    """Raise UserError where the cluster cannot hold one trial."""
     if fitting(sweep):
         return
     workers, have, each = sweep.resources.workers, ray.cluster_resources(), of_worker(sweep)
@@ -104,36 +107,36 @@ def refuse_unfit(sweep: Sweep) -> None:
 
 
 def give_back(folder: Path) -> None:
-    """Free what the processes of an attempt hold that has ended, and end those that are left.
+    """Free the resources that an ended attempt still holds, and so end its remaining processes.
 
-    Ray frees it only where the process that asked for it ends by itself, or with the whole sweep.
+    Ray frees them by itself only where the process that asked for them ends by itself, or at the end of the sweep.
     """
     with suppress(OSError):
         name = (folder / HELD).read_text()
-        with suppress(Exception):  # it may be free already, or of another cluster
+        with suppress(Exception):  # already freed, or of another cluster
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
         (folder / HELD).unlink()
 
 
 def alive() -> list[dict[str, Any]]:
-    """The machines of the cluster, as Ray describes them."""
+    """Return the machines of the cluster, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def leaving() -> set[str]:
-    """The ids of machines that are about to go: a spot instance that is reclaimed, a node that is drained."""
-    # What Ray Train asks, too; nothing public says it.
+    """Return the ids of machines about to go: a spot instance that is reclaimed, a node that is drained."""
+    # Ray Train uses the same private call; Ray has no public one.
     draining: Mapping[str, int] = ray._private.state.state.get_draining_nodes()
     return set(draining)
 
 
 def is_there(node: str) -> bool:
-    """Whether a machine answers; the only one does."""
+    """Return whether a machine answers. The only machine of a cluster counts as answering."""
     return len(alive()) == 1 and alive()[0]["NodeID"] == node or answer([node])
 
 
 def answer(nodes: Iterable[str]) -> bool:
-    """Whether these machines are there. Each is asked, for Ray takes a while to find that one is gone."""
+    """Return whether all these machines answer. Each is asked, because Ray is slow to notice that one is gone."""
     here = ray.remote(num_cpus=0, max_retries=0)(_nothing)
     asked = [
         here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
@@ -151,5 +154,5 @@ def _nothing() -> None:
 
 
 def _times(there: float, amount: float) -> int:
-    """How often an amount fits; 0.2 fits five times into 1."""
+    """Return how often an amount fits; 0.2 fits five times into 1."""
     return int(there / amount + 1e-9)

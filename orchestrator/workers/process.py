@@ -1,11 +1,11 @@
-"""The process that makes an attempt at a trial: where it is, how it ended, and how it is ended.
+"""Record, watch and end the processes that make an attempt at a trial.
 
 In the trial's folder, beside its checkpoints:
 
-    process.json   which process it is; of a trial that several processes share the first, others process.<rank>.json
-    steps          changed with every step; where the process was ended for making none, the stacks of its threads
-    stop.<n>       there when attempt n shall save and end, though the sweep goes on
-    ended.json     how the attempt ended, by its own account; missing where it was killed
+    process.json   the process of the attempt; of several that share the trial the first, others process.<rank>.json
+    steps          changed with every step; holds the stacks of all threads where the process was ended for hanging
+    stop.<n>       present when attempt n has to save and end although the sweep goes on
+    ended.json     how the attempt ended, written by its own process; missing where that was killed
 """
 
 import faulthandler
@@ -32,7 +32,7 @@ _PROCESS, _ENDED = "process.json", "ended.json"
 
 @dataclass(frozen=True)
 class Process:
-    """A process that may be on another machine, told from any that has its number later."""
+    """A process, possibly on another machine, with what tells it from a later process of the same pid."""
 
     pid: int
     host: str
@@ -43,11 +43,12 @@ class Process:
 
     @classmethod
     def this(cls, attempt: int, rank: int = 0, node: str | None = None) -> "Process":
+        """Return the record of the calling process."""
         return cls(os.getpid(), socket.gethostname(), _born(os.getpid()), attempt, rank, node)
 
     @classmethod
     def of(cls, folder: Path, rank: int = 0) -> "Process | None":
-        """The process that makes the attempt at a trial, or made it."""
+        """Return the process that makes the attempt at a trial, or made the last one; None where none is recorded."""
         try:
             return cls(**json.loads((folder / _file(rank)).read_text()))
         except (OSError, ValueError, TypeError):
@@ -55,21 +56,22 @@ class Process:
 
     @classmethod
     def all_of(cls, folder: Path) -> list["Process"]:
-        """All processes that share the attempt, or shared one before."""
+        """Return all processes recorded for a trial: those of this attempt, and of earlier ones."""
         ranks = (int(path.suffixes[0][1:]) for path in folder.glob("process.*.json") if path.suffixes[0][1:].isdigit())
         found = (cls.of(folder, rank) for rank in sorted({0, *ranks}))
         return [process for process in found if process is not None]
 
     def write(self, folder: Path) -> None:
+        """Write the record into the trial's folder, waiting while the disk is full."""
         with_space(lambda: write_json(folder / _file(self.rank), asdict(self)))
 
     def remove(self, folder: Path) -> None:
-        """Its record, where that is still its own."""
+        """Remove the record, unless another process has replaced it."""
         if Process.of(folder, self.rank) == self:
             (folder / _file(self.rank)).unlink(missing_ok=True)
 
     def find(self) -> psutil.Process | None:
-        """The process, where it is alive and on this machine."""
+        """Return the process where it is alive and on this machine, else None."""
         try:
             if self.host == socket.gethostname() and _born(self.pid) == self.born:
                 return psutil.Process(self.pid)
@@ -83,18 +85,21 @@ def _file(rank: int) -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process began, in ticks since this machine did: no clock that is set changes that."""
+    """Return when a process began, in ticks since this machine booted, which setting the clock does not change."""
     stat = Path(f"/proc/{pid}/stat").read_text()
     return f"{stat.rpartition(')')[2].split()[19]} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
 
 
 def stop_file(folder: Path, attempt: int) -> Path:
-    """The file that asks an attempt to save and end."""
+    """Return the file that asks an attempt to save and end."""
     return folder / f"stop.{attempt}"
 
 
 def end_process(folder: Path) -> None:
-    """End what still makes an attempt at a trial, on this machine, and see it gone."""
+    """Kill the processes on this machine that still make an attempt at a trial, and wait until they are gone.
+
+    Raises RuntimeError where one has not ended after 30 seconds.
+    """
     for process in filter(None, (recorded.find() for recorded in Process.all_of(folder))):
         try:
             process.kill()
@@ -106,18 +111,19 @@ def end_process(folder: Path) -> None:
 
 
 def take_back(folder: Path, attempt: int, processes: int) -> None:
-    """Have the processes that share an attempt end with their next step, on whatever machine they are.
+    """Make the processes of an attempt end at their next step, on whatever machine they are.
 
-    Each of them sees that the trial is another's now: this one's.
+    Their records are overwritten with this process, and each of them ends when it finds its own record replaced.
     """
     for rank in range(processes):
         Process.this(attempt, rank).write(folder)
 
 
 class Hanging:
-    """Finds processes that have made no step for `limit_s`, though they should have ended themselves: suspended, say.
+    """A check that ends processes without a step for `limit_s` seconds, whose own watchdog failed: suspended ones, say.
 
-    Measured by how long a last step stays the last, so that no clock that is set, and no sleep of the machine, counts.
+    The check measures how long the last step has stayed the last, so that neither setting the clock nor a sleep of the
+    machine counts.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -134,14 +140,14 @@ class Hanging:
         last, since = self.seen.get(folder, (None, now))
         if step != last:
             self.seen[folder] = step, now
-        elif step > 0 and now - since > self.limit_s:  # 0: it waits for the driver
+        elif step > 0 and now - since > self.limit_s:  # 0: the process waits for the driver
             with suppress(RuntimeError):
                 end_process(folder)
 
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended; final: another one would end in the same way."""
+    """How an attempt ended; final: another attempt would end in the same way."""
 
     outcome: TrialOutcome
     reason: str
@@ -149,21 +155,22 @@ class End:
 
 
 def write_end(folder: Path, attempt: int, error: Exception) -> None:
-    """The account that a process gives of the error that it ends with."""
+    """Write how an attempt ended, from the error that ends its process."""
     final = isinstance(error, UserError | CheckpointError)
     end = {"attempt": attempt, "outcome": classify(error), "reason": sentence(error), "final": final}
     with_space(lambda: write_json(folder / _ENDED, end))
 
 
 def lost_machine(told: str) -> bool:
-    """Whether this is how Ray tells that the machine of a process is gone."""
+    """Return whether Ray's message `told` says that the machine of a process is gone."""
     return "node has died" in told or "node was terminated" in told
 
 
 def end_of(folder: Path, attempt: int, error_file: str | None, there: Callable[[str], bool] = lambda node: True) -> End:
-    """How this attempt ended, by what it left behind.
+    """Return how this attempt ended, from the files that it left.
 
-    error_file: Ray's own account of it; there: whether a machine that a silent process ran on still answers.
+    error_file: Ray's own account of the error; there: tells whether the machine of a process that left no account
+    answers.
     """
     try:
         found = json.loads((folder / _ENDED).read_text())
@@ -187,17 +194,19 @@ def end_of(folder: Path, attempt: int, error_file: str | None, there: Callable[[
     return End(TrialOutcome.FAILED, "its process ended without a word (killed, or crashed in a library)")
 
 
-_RATE_S = 1.0  # a step may be counted thousands of times a second; the timer is wound up this often
+_RATE_S = 1.0  # the timer is restarted at most this often, because a step may be counted thousands of times a second
 
 
 class Watchdog:
-    """Ends the process when no `step` has come for `limit_s` seconds, and says where it stood.
+    """A timer that ends the process when no `step` has come for `limit_s` seconds, and writes where the process was.
 
-    A hang is a call that does not return: nothing that waits its turn in Python can end it. faulthandler's timer needs
-    no turn, and writes what every thread was doing before it ends the process.
+    A hang is a call that does not return, and other Python code may not get its turn to end it. faulthandler's timer
+    needs
+    no turn. It writes the stack of every thread and then ends the process.
 
-    report: the file that then holds the stack of every thread, and is empty otherwise; the time of its last change is
-    that of the last step, which a process beside this one can look at.
+    report: the file for these stacks, empty otherwise. The time of its last change is that of the last step, which
+    other
+    processes can read.
     """
 
     def __init__(self, limit_s: float, report: Path) -> None:
@@ -207,7 +216,7 @@ class Watchdog:
         self.step()
 
     def step(self, *_: object) -> None:
-        """Something moved. Extra arguments are ignored, so that it can serve as a hook."""
+        """Restart the timer. Extra arguments are ignored, so that this can serve as a hook."""
         now = time.monotonic()
         if now - self.last >= min(_RATE_S, self.limit_s / 4):
             self.last = now
@@ -215,24 +224,25 @@ class Watchdog:
             os.utime(self.file.fileno())
 
     def rest(self) -> None:
-        """From now until the next step it waits for somebody else, for however long; time 0 says so."""
+        """Stop the timer until the next step, while the process waits for another one; the file's time is set to 0."""
         faulthandler.cancel_dump_traceback_later()
         os.utime(self.file.fileno(), (0, 0))
         self.last = 0.0
 
     def close(self) -> None:
+        """Stop the timer and close the file."""
         faulthandler.cancel_dump_traceback_later()
         self.file.close()
 
 
 def stood(report: Path) -> str | None:
-    """Where a process that was ended stood, as `file, line N in function`; None where none was ended."""
+    """Return where a process was when its watchdog ended it, as `file, line N in function`; None if none was ended."""
     try:
         lines = report.read_text(errors="replace").splitlines()
     except OSError:
         return None
     if not any(line.startswith("Timeout") for line in lines):
         return None
-    main = max((i for i, line in enumerate(lines) if line.startswith("Thread ")), default=0)  # the first thread is last
+    main = max((i for i, line in enumerate(lines) if line.startswith("Thread ")), default=0)  # the main thread is last
     frame = next((line.strip() for line in lines[main:] if line.strip().startswith("File ")), "")
     return frame.removeprefix("File ").replace('"', "") or "an unknown place"

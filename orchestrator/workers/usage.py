@@ -1,7 +1,7 @@
-"""What a trial takes of its machine, under the names that MLflow gives to system metrics.
+"""Measure what a trial uses of its machine, under the names that MLflow gives to system metrics.
 
-Looked at beside the trial's own work, and told with its reports. MLflow has monitors of its own, which would bring the
-whole of MLflow into the process of every trial.
+Samples are taken beside the trial's own work, and sent with its reports. MLflow's own monitors would import the whole
+of MLflow into the process of every trial.
 """
 
 import os
@@ -11,9 +11,9 @@ from typing import Any
 
 import psutil
 
-_EVERY_S = 10.0  # as MLflow looks by default
+_EVERY_S = 10.0  # MLflow's default interval
 _MB = 1e6
-_FULL = 360  # samples kept between two reports; of more, every other one goes
+_FULL = 360  # samples kept between two reports; where there are more, every other one is dropped
 
 Sample = dict[str, float]
 
@@ -25,17 +25,17 @@ class Usage:
         self.samples: list[Sample] = []
         self.every_s, self.looked = _EVERY_S, time.monotonic()
         self.process, self.gpus = psutil.Process(), _gpus()
-        psutil.cpu_percent()  # both tell what was used since they were asked last
+        psutil.cpu_percent()  # both return the use since their last call
         self.process.cpu_percent()
         self.sent, self.received = _network()
 
     def look(self) -> None:
-        """Take a sample where it is time to; called with every step of the trial, for which it costs nothing."""
+        """Take a sample if it is time for one. Called with every step of the trial; costs nothing between samples."""
         if time.monotonic() - self.looked >= self.every_s:
             self._sample()
 
     def taken(self) -> list[Sample]:
-        """The samples since the last report, at least one; from now on they are somebody else's."""
+        """Return the samples since the last report, at least one, and forget them."""
         if not self.samples:
             self._sample()
         taken, self.samples, self.every_s = self.samples, [], _EVERY_S
@@ -45,7 +45,7 @@ class Usage:
         self.looked = time.monotonic()
         sample: Sample = {"milliseconds": int(time.time() * 1000)}
         for part in (self._cpu, self._memory, self._disk, self._net, self._gpu):
-            with suppress(OSError, psutil.Error):  # a machine that does not tell, or not us
+            with suppress(OSError, psutil.Error):  # the machine does not offer the value, or not to this user
                 sample |= {f"system/{name}": round(value, 1) for name, value in part().items()}
         self.samples.append(sample)
         if len(self.samples) > _FULL:
@@ -85,13 +85,13 @@ class Usage:
 
 
 def _network() -> tuple[float, float]:
-    """Bytes sent and received by the machine; 0 where it has no network."""
+    """Return the bytes that the machine has sent and received; 0 where it has no network."""
     counted: Any = psutil.net_io_counters()
     return (counted.bytes_sent, counted.bytes_recv) if counted else (0.0, 0.0)
 
 
 def _gpus() -> list[Any]:
-    """NVIDIA's handles of the GPUs that this process may use; none where there is none, or nobody who knows them."""
+    """Return NVIDIA's handles of the GPUs that this process may use; empty without a GPU or without pynvml."""
     try:
         import pynvml
 
@@ -99,7 +99,7 @@ def _gpus() -> list[Any]:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = list(range(pynvml.nvmlDeviceGetCount())) if seen is None else [n for n in seen.split(",") if n.strip()]
         return [_handle(pynvml, str(name).strip()) for name in names]
-    except Exception:  # no pynvml, no driver, a part of a GPU: the trial needs none of this
+    except Exception:  # no pynvml, no driver, a part of a GPU: the trial runs without these samples
         return []
 
 

@@ -1,6 +1,6 @@
-"""A trial in a process of its own, as Ray Tune runs it: asked for the next report, it works until it has one.
+"""Run trials in a process of their own under Ray Tune, which asks for one report at a time.
 
-The process runs one trial after the other, as long as none fails: the model stays loaded.
+The process runs one trial after the other, as long as none fails, so that the model stays loaded.
 """
 
 import gc
@@ -26,14 +26,14 @@ from orchestrator.workers.usage import Usage
 if TYPE_CHECKING:
     from orchestrator.trial.model import TrialModel
 
-_LOOK_S = 5.0  # between two looks at whether the attempt is still this process's
-_ASK_S = 0.5  # between two looks at whether it shall end
+_LOOK_S = 5.0  # seconds between two checks whether another process has taken the attempt over
+_ASK_S = 0.5  # seconds between two checks whether the process has to end
 
 
 class AttemptProcess:
-    """One process at one attempt: it says that it is there, sees whether it shall end, and ends where it is replaced.
+    """One process of one attempt: it records itself, sees whether it has to end, and ends where it is replaced.
 
-    rank: of the processes that share the trial (orchestrator.workers.worker_group).
+    rank: the rank among the processes that share the trial (orchestrator.workers.worker_group).
     """
 
     def __init__(self, sweep: Sweep, folder: SweepFolder, config: dict[str, Any], rank: int = 0) -> None:
@@ -58,44 +58,47 @@ class AttemptProcess:
                 os._exit(1)
 
     def shall_stop(self) -> bool:
-        """Whether somebody asked this process, or all of the sweep's, to end; asked after every call of the network."""
+        """Return whether this attempt, or the whole sweep, has to end. Called after every call of the network."""
         if not self.stopped and time.monotonic() - self.asked > _ASK_S:
             self.asked = time.monotonic()
             self.stopped = self.folder.stop.exists() or stop_file(self.path, self.process.attempt).exists()
         return self.stopped
 
     def with_usage(self, report: Report) -> Report:
-        """Return the report with what the trial has taken of this machine since the last one."""
+        """Return the report with what the trial has used of this machine since the last report."""
         return replace(report, usage=self.usage.taken()) if self.usage else report
 
     def leave(self) -> None:
-        """The attempt is over for this process, which may live on."""
+        """End this process's part in the attempt; the process itself may go on with another trial."""
         self.watchdog.close()
         stop_file(self.path, self.process.attempt).unlink(missing_ok=True)
         self.process.remove(self.path)
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """One attempt at a trial after the other. Each `step` is the way to the next report.
+    """A process that Ray Tune runs, making attempts at one trial after the other. Each `step` runs to the next report.
 
-    home: the folder in which relative paths of the sweep file are meant.
+    home: the folder that relative paths of the sweep file start from.
     """
 
     def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
+        """Prepare the process and begin the first attempt."""
         at_home(home)
         self.sweep, self.folder = sweep, folder
         self.trial_model: TrialModel | None = None
         self.reports: Iterator[Report] | None = None
-        # In this process's first thread, where Python handles signals; Ray's own handler would end it at once.
+        # This is the main thread, the only one that may set handlers. Ray's own handler would end the process at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the attempt and begin one at another trial, in the same process."""
         self.cleanup()
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
+        """Run the trial to its next report, and return that as a result for Ray Tune."""
         self.post.watchdog.step()
         try:
             if self.reports is None:
@@ -108,17 +111,18 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         return as_result(self.post.with_usage(report), self.sweep)
 
     def cleanup(self) -> None:
+        """End the attempt and free the trial's networks."""
         if self.reports is not None:
             self.reports.close()  # type: ignore[attr-defined]  # a generator
             self.reports = None
-        gc.collect()  # the networks of the trial, which know each other
+        gc.collect()  # the networks of the trial refer to each other
         self.post.leave()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self.post = AttemptProcess(self.sweep, self.folder, config)
 
     def _reports(self) -> Iterator[Report]:
-        from orchestrator.trial.run import TrialContext, run_trial  # torch and all: it takes a while
+        from orchestrator.trial.run import TrialContext, run_trial  # imports torch, which takes a while
 
         around = TrialContext(self.post.shall_stop, self.post.moved)
         cache = SampleCache(self.folder.cache, waiting=around.step)
@@ -136,11 +140,11 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
 
 def at_home(home: Path) -> None:
-    """Go where the sweep was started, if there is such a folder on this machine."""
+    """Change to the folder where the sweep was started, if this machine has it."""
     with suppress(OSError):
         os.chdir(home)
 
 
 def as_result(report: Report, sweep: Sweep) -> dict[str, Any]:
-    """Return a trial's report as Ray Tune wants it: its metrics at the top level too, and whether the trial is done."""
+    """Return a report as Ray Tune wants it: with its metrics at the top level too, and whether the trial is done."""
     return {**report.to_json(), **report.metrics, "done": report.global_step >= sweep.train.iterations}

@@ -1,9 +1,9 @@
-"""A trial that several processes share, on one machine or on several: Ray Train runs them, all or none.
+"""Run a trial in several processes, on one machine or on several. Ray Train starts all of them, or none.
 
-Ray Tune starts one `WorkerGroup` for each attempt, on the head of the cluster, where it takes next to nothing, so that
-no driver ever holds what workers wait for. It passes on the reports of the first worker. A process or a machine that is
-lost ends the attempt; the next one, which the ledger counts, goes on from the trial's checkpoint, on as many processes
-as before and not necessarily the same machines.
+Ray Tune starts one `WorkerGroup` for each attempt, on the head of the cluster. It takes next to nothing there, so it
+never holds resources that workers wait for. It passes on the reports of the first worker. A process or a machine that
+is lost ends the attempt. The next attempt, which the ledger counts, goes on from the trial's checkpoint, on as many
+processes as before and not necessarily the same machines.
 """
 
 import os
@@ -31,26 +31,27 @@ from orchestrator.workers.process import Process, lost_machine, stop_file, take_
 from orchestrator.workers.worker import AttemptProcess, as_result, at_home
 
 _ASK_S = 0.5
-_FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have done their work; that are told to end at once
-_COLLECTIVE_S = 24 * 3600  # a worker that hangs is ended by its own watchdog
+_FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have finished; for processes told to end at once
+_COLLECTIVE_S = 24 * 3600  # long, because a worker that hangs is ended by its own watchdog
 _SILENT = "one of its processes ended without a word (killed, or crashed in a library)"
-_CUT = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset by peer")  # how the others see that
-# Of the errors of several workers the first of these is the cause; the others end because one has.
+_CUT = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset by peer")  # how others see it
+# Of the errors of several workers, the first in this order is the cause; the other workers end because of it.
 _TELLING = (TrialOutcome.OUT_OF_MEMORY, TrialOutcome.DIVERGED, TrialOutcome.PREEMPTED, TrialOutcome.FAILED)
 
 
 class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """One attempt at a trial. Each `step` waits for the next report."""
+    """One attempt at a trial by several processes, as Ray Tune runs it. Each `step` waits for the next report."""
 
     def setup(self, config: dict[str, Any], sweep: Sweep, folder: SweepFolder, home: Path) -> None:
+        """Start the processes in a background thread."""
         self.sweep, self.folder, self.trial = sweep, folder, folder.trial(config["trial_id"])
         self.machines = {node["NodeID"] for node in alive()}
         self.trial.path.mkdir(parents=True, exist_ok=True)
-        # Outside of what Tune holds for this process, which has no room for another.
+        # Outside of what Tune reserves for this process, which has no room for the queue's process.
         options = {"num_cpus": 0, "resources": HEAD, "scheduling_strategy": "DEFAULT"}
         self.reports = Queue(actor_options=options)
         self.error: Exception | None = None
-        self.complete = False  # the last report has come
+        self.complete = False  # the last report has arrived
         trainer = _Trainer(
             _share,
             train_loop_config={"config": dict(config), "sweep": sweep, "folder": folder, "home": home},
@@ -73,8 +74,9 @@ class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self.error = error
 
     def step(self) -> dict[str, Any]:
+        """Wait for the next report and return it as a result for Ray Tune. Raises the error that ended the attempt."""
         while True:
-            running = self.thread.is_alive()  # asked before the queue, which then holds all that came
+            running = self.thread.is_alive()  # asked before the queue, so that no report is missed
             try:
                 result = as_result(Report.from_json(self.reports.get(timeout=_ASK_S)), self.sweep)
                 self.complete = result["done"]
@@ -83,31 +85,31 @@ class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
                 if not running or self._is_to_wait_no_more():
                     break
         error = Preempted() if running else self._cause()
-        if not isinstance(error, RayActorError):  # one that was killed gives no reason
+        if not isinstance(error, RayActorError):  # a killed process leaves no reason
             write_end(self.trial.path, self.config["attempt"], error)
         raise error
 
     def _cause(self) -> Exception:
-        """What the attempt ended of. Of a machine that is lost the others know only that it does not answer."""
+        """Return the error that ended the attempt. Where a machine is lost, the other workers' errors do not say so."""
         error = _cause(self.error or RuntimeError("its processes ended without a report"))
         if classify(error) != TrialOutcome.FAILED:
             return error
         nodes = {each.node for each in self._processes() if each.node}
-        if not answer(nodes or self.machines):  # before its processes have said where they are, it may be any
+        if not answer(nodes or self.machines):  # any machine, before the processes have recorded theirs
             return MachineLost()
         return RuntimeError(_SILENT) if any(word in str(error) for word in _CUT) else error
 
     def _processes(self) -> list[Process]:
-        """The processes of this attempt that have begun."""
+        """Return the processes of this attempt that have begun."""
         return [each for each in Process.all_of(self.trial.path) if each.attempt == self.config["attempt"]]
 
     def _is_to_wait_no_more(self) -> bool:
-        """Whether the attempt shall end before there was room for any of its processes, which would see that."""
+        """Return whether the attempt has to end before its first process has begun; a running one ends by itself."""
         stops = self.folder.stop, stop_file(self.trial.path, self.config["attempt"])
         return any(each.exists() for each in stops) and not self._processes()
 
     def cleanup(self) -> None:
-        """See all processes gone, for Ray Train gives back what they hold only where it ends by itself."""
+        """Wait until all processes are gone: Ray Train frees their resources only where it ends by itself."""
         self.thread.join(_FAREWELL_S if self.complete else 0)
         if self.thread.is_alive() and self._processes():
             take_back(self.trial.path, self.config["attempt"], self.sweep.resources.workers)
@@ -124,9 +126,9 @@ def _scaling(sweep: Sweep) -> ScalingConfig:
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Without the process that Ray Train leaves behind, for each attempt, where no dashboard runs.
+    """A TorchTrainer without the process that Ray Train leaves behind for each attempt where no dashboard runs.
 
-    It would free what an attempt holds that was killed; the recorder does (orchestrator.workers.placement).
+    That process would free the resources of a killed attempt; `give_back` does so (orchestrator.workers.placement).
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -144,7 +146,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 @dataclass
 class _Torch(TorchConfig):  # type: ignore[misc]
-    """torch.distributed over the network that Ray uses. held: the file that says what the attempt holds."""
+    """torch.distributed over the network that Ray uses. held: the file for the id of the attempt's placement group."""
 
     held: Path = Path(HELD)
 
@@ -154,7 +156,7 @@ class _Torch(TorchConfig):  # type: ignore[misc]
 
 
 def _use_network() -> None:
-    """Name it to gloo, which asks what the name of its host stands for otherwise: often for the loopback."""
+    """Tell gloo which network Ray uses: by itself it looks up the host's name, which often means the loopback."""
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address == address for each in addresses):
@@ -162,7 +164,7 @@ def _use_network() -> None:
 
 
 class _PassOn(UserCallback):  # type: ignore[misc]
-    """From the first worker's reports to the driver's queue."""
+    """A callback that puts the first worker's reports into the driver's queue."""
 
     def __init__(self, reports: Queue) -> None:
         self.reports = reports
@@ -172,7 +174,7 @@ class _PassOn(UserCallback):  # type: ignore[misc]
 
 
 def _share(given: Mapping[str, Any]) -> None:
-    """One process's share of a trial."""
+    """Run one process's share of a trial."""
     from core.samples.cache import SampleCache
     from orchestrator.trial.model import TrialModel
     from orchestrator.trial.ranks import Ranks
@@ -193,13 +195,13 @@ def _share(given: Mapping[str, Any]) -> None:
 
 
 def _cause(error: Exception) -> Exception:
-    """Of what the workers ended with, that which the others ended for."""
+    """Return the error that made the other workers end: of all workers' errors, the first in the order of _TELLING."""
     errors = [_bare(each) for each in getattr(error, "worker_failures", {}).values()] or [error]
     return min(errors, key=lambda each: _TELLING.index(classify(each)))
 
 
 def _bare(error: Exception) -> Exception:
-    """A worker's error without what Ray Train wraps it in."""
+    """Return a worker's error without Ray Train's wrapping; MachineLost where its machine is gone."""
     error = getattr(error, "_base_exc", getattr(error, "health_check_failure", error))
     if isinstance(error, RayActorError) and lost_machine(str(error)):
         return MachineLost()

@@ -19,7 +19,7 @@ from core.chain.sampling import trajectory
 from core.chain.step import one_step
 from core.errors import UserError
 from core.execution.lean import lean
-from core.model.cuts import Given
+from core.model.cuts import NetworkInputs
 from core.model.cuts.hooked import HookedCut
 from core.randomness import step_noise
 from core.samples.draw import draw_h
@@ -32,26 +32,26 @@ STEPS = 3
 DETERMINISTIC = [name for name in FAMILIES if name != "lcm"]
 
 
-def _unet(network: Any, x: Tensor, t: Tensor, given: Given) -> Tensor:
+def _unet(network: Any, x: Tensor, t: Tensor, given: NetworkInputs) -> Tensor:
     added = {name: given[name] for name in ("text_embeds", "time_ids") if name in given}
     told = {name: rows for name, rows in given.items() if name not in added}
     return network(x, t, **told, **({"added_cond_kwargs": added} if added else {})).sample
 
 
-def _dit(network: Any, x: Tensor, t: Tensor, given: Given) -> Tensor:
+def _dit(network: Any, x: Tensor, t: Tensor, given: NetworkInputs) -> Tensor:
     return network(x, timestep=t, **given).sample.chunk(2, dim=1)[0]  # the variance comes second
 
 
-def _pixart(network: Any, x: Tensor, t: Tensor, given: Given) -> Tensor:
+def _pixart(network: Any, x: Tensor, t: Tensor, given: NetworkInputs) -> Tensor:
     none = {"resolution": None, "aspect_ratio": None}
     return network(x, timestep=t, added_cond_kwargs=none, **given).sample.chunk(2, dim=1)[0]
 
 
-def _sd3(network: Any, x: Tensor, t: Tensor, given: Given) -> Tensor:
+def _sd3(network: Any, x: Tensor, t: Tensor, given: NetworkInputs) -> Tensor:
     return network(x, timestep=t, **given).sample
 
 
-def _flux(network: Any, x: Tensor, t: Tensor, given: Given) -> Tensor:
+def _flux(network: Any, x: Tensor, t: Tensor, given: NetworkInputs) -> Tensor:
     n, c, h, w = x.shape
     where = {
         "img_ids": FluxPipeline._prepare_latent_image_ids(n, h // 2, w // 2, x.device, x.dtype),
@@ -256,7 +256,7 @@ def test_without_weights_every_shape_is_the_same(folder: Folder, name: str) -> N
     empty, denoiser = (
         make(folder(name), **USES[name]) for make in (Denoiser.without_weights, Denoiser.from_pretrained)
     )
-    for shape in ("sample_shape", "image_shape", "h_shape", "seen_shape", "tokens", "even_sigmas"):
+    for shape in ("sample_shape", "image_shape", "h_shape", "judged_shape", "tokens", "even_sigmas"):
         assert getattr(empty, shape) == getattr(denoiser, shape)
     assert empty.cut.tap == denoiser.cut.tap and empty.device.type == "meta"
     assert Schedule.ddim(empty, STEPS) == Schedule.ddim(denoiser, STEPS)

@@ -14,7 +14,7 @@ import core.model.codec
 from core import Denoiser, Schedule, noise
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, predict
 from core.chain.step import one_step
-from core.chain.step_memory import Ledger, StepCost, costs
+from core.chain.step_memory import MemoryCounter, StepCost, costs
 from core.execution.lean import lean
 from tests.contracts.conftest import (
     LATENT,
@@ -143,9 +143,9 @@ def test_the_graph_that_is_counted_is_the_graph_that_is_held(
     x, delta = start(denoiser).requires_grad_(), torch.zeros(2, *denoiser.h_shape, requires_grad=True)
     (counted,) = costs(denoiser, schedule, x, injection, [True] * STEPS, range(last, STEPS))
     denoiser(x, 0.0, delta)  # what a first call makes for good is not the graph's
-    with Ledger([*denoiser.tensors(), x, delta]) as ledger:
+    with MemoryCounter([*denoiser.tensors(), x, delta]) as counter:
         x_prev = one_step(denoiser, schedule, last, x, delta, injection)
-        held = ledger.live - x_prev.nbytes
+        held = counter.live - x_prev.nbytes
     assert counted.graph == pytest.approx(held, rel=0.025)
 
 

@@ -88,7 +88,7 @@ def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(load
     before = weight_digest(*parts)
     learner = Learner(denoiser, Schedule.ddim(denoiser, STEPS), SETTINGS["learned"])
     start, critic = learner.directions().table, [weight.clone() for weight in learner.discriminator.parameters()]
-    assert learner.explorer.reconstructor.body[0].weight.shape[1] == 2 * denoiser.seen_shape[0]
+    assert learner.explorer.reconstructor.body[0].weight.shape[1] == 2 * denoiser.judged_shape[0]
     terms = learner.iterate(0)
     assert all(math.isfinite(value) for value in terms.values()) and "fidelity_loss" in terms
     assert learner.directions().table.sub(start).flatten(1).norm(dim=1).min() > 1e-4

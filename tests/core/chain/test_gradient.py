@@ -14,13 +14,13 @@ from core.chain.gradient import (
     FullGraph,
     GradientPolicy,
     KeepSteps,
-    fitting,
+    count_fitting,
     free_memory,
     predict,
 )
 from core.chain.schedule import Schedule
 from core.chain.step import one_step
-from core.chain.step_memory import Ledger, StepCost
+from core.chain.step_memory import MemoryCounter, StepCost
 from core.errors import UserError
 from core.execution.lean import lean
 from core.model.denoiser import Denoiser
@@ -147,8 +147,8 @@ def test_starting_late_is_the_same_chain(tiny_denoiser: Denoiser) -> None:
 
 
 def test_how_many_graphs_fit() -> None:
-    assert [fitting([7, 5, 5], memory) for memory in (0, 4, 5, 9, 10, 16, 17, 99)] == [1, 1, 1, 1, 2, 2, 3, 3]
-    assert fitting([], 10) == 0
+    assert [count_fitting([7, 5, 5], memory) for memory in (0, 4, 5, 9, 10, 16, 17, 99)] == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert count_fitting([], 10) == 0
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_is_free_is_kept_but_for_a_tenth_and_the_work_of_a_step(
     costs = [StepCost(graph, work, 0) for graph, work in ((100, 210), (200, 10), (300, 0), (400, 20))]
     asked: list[torch.device] = []
     monkeypatch.setattr("core.chain.gradient.free_memory", lambda device: asked.append(device) or free)
-    assert KeepSteps("auto").kept(lambda: costs, 4, torch.device("meta")) == kept
+    assert KeepSteps("auto").kept_steps(lambda: costs, 4, torch.device("meta")) == kept
     assert asked == [torch.device("meta")]
 
 
@@ -210,11 +210,11 @@ def taken(denoiser: Denoiser, steps: int, policy: GradientPolicy, injection: str
     """Bytes held when the way back begins and at the most, weights aside, followed storage by storage."""
     schedule = Schedule.ddim(denoiser, steps)
     shift = control(denoiser, schedule)
-    with Ledger([*denoiser.tensors(), *shift.parameters(), *shift.buffers()]) as ledger:
+    with MemoryCounter([*denoiser.tensors(), *shift.parameters(), *shift.buffers()]) as counter:
         loss = loss_of(denoiser, schedule, shift, policy, injection)
-        held = ledger.live
+        held = counter.live
         loss.backward()
-    return held, ledger.peak
+    return held, counter.peak
 
 
 @pytest.mark.slow
@@ -270,10 +270,10 @@ def test_the_prediction_for_a_model_that_is_mostly_attention(policy: str, dtype:
     schedule = Schedule.ddim(denoiser, 3)
     x = noise(range(2), denoiser.sample_shape)
     delta = torch.zeros(2, *denoiser.h_shape, requires_grad=True)
-    with Ledger([*denoiser.tensors(), x, delta]) as ledger:
+    with MemoryCounter([*denoiser.tensors(), x, delta]) as counter:
         sample(denoiser, schedule, x, lambda i: delta, "asymmetric", chosen).sum().backward()
     said = predict(denoiser, schedule, 2, chosen, None, "asymmetric")
-    assert said.peak - said.network == pytest.approx(ledger.peak, rel=0.1)
+    assert said.peak - said.network == pytest.approx(counter.peak, rel=0.1)
 
 
 def test_the_noise_of_a_stochastic_chain_counts(tiny_denoiser: Denoiser) -> None:

@@ -19,7 +19,7 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling
 from torch import Tensor
 
 from core import Denoiser, Schedule, noise
-from core.chain.schedule import PREDICTIONS, late_level
+from core.chain.schedule import PREDICTIONS, level_at
 from core.errors import UserError
 from core.model.condition import Condition
 
@@ -236,10 +236,10 @@ def test_a_chain_has_as_many_steps_as_were_asked_for(spacing: str) -> None:
 
 
 def test_what_is_looked_at_for_features_is_late() -> None:
-    t, a = late_level(model(DDIM()), 0.05)
+    t, a = level_at(model(DDIM()), 0.05)
     assert (t, a) == (50, pytest.approx(float(DDIM().alphas_cumprod[50]) ** 0.5))
-    assert late_level(model(DDIM()), 1.0)[0] == 999, "there is none after the last"
-    assert late_level(model(FlowMatchEulerDiscreteScheduler(shift=3.0)), 0.05) == (50, 0.95)
+    assert level_at(model(DDIM()), 1.0)[0] == 999, "there is none after the last"
+    assert level_at(model(FlowMatchEulerDiscreteScheduler(shift=3.0)), 0.05) == (50, 0.95)
 
 
 @pytest.mark.parametrize(
@@ -302,4 +302,4 @@ def test_what_cannot_be_is_told_in_one_sentence(scheduler: Any, steps: int, eta:
 def test_a_window_holds_both_its_ends(window: tuple[int, int] | None, chosen: list[int]) -> None:
     schedule = Schedule.ddim(model(DDIM()), 5)
     assert schedule.timesteps == (800, 600, 400, 200, 0)
-    assert [int(inside) for inside in schedule.inside(window)] == chosen
+    assert [int(inside) for inside in schedule.steps_in_window(window)] == chosen

@@ -20,7 +20,7 @@ import core.chain.step_memory
 from core import Denoiser, Schedule, noise, sample
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, predict
 from core.chain.step import Injection
-from core.chain.step_memory import Ledger
+from core.chain.step_memory import MemoryCounter
 from core.errors import UserError
 from core.execution.lean import LeanUNet, lean
 from core.execution.linearised import DecoderJacobian
@@ -193,9 +193,9 @@ def held(denoiser: Denoiser, policy: GradientPolicy) -> int:
     """Bytes at the most beside the weights, after a first call, which makes what is there for good."""
     with torch.no_grad():
         denoiser(noise(range(2), denoiser.sample_shape, torch.float64), 0.0)
-    with Ledger(denoiser.tensors()) as ledger:
+    with MemoryCounter(denoiser.tensors()) as counter:
         taken(denoiser, policy)
-    return int(ledger.peak)
+    return int(counter.peak)
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_what_is_remembered_is_what_would_be_worked_out(load: Load, name: str, m
     for kind in (lambda one: one, partial(offloaded, device="meta")):
         quick = [predict(kind(load(name).blueprint()), schedule, 2, policy) for policy in POLICIES]
         with monkeypatch.context() as patched:
-            patched.setattr(core.chain.step_memory, "Remembering", Ledger)
+            patched.setattr(core.chain.step_memory, "CachingMemoryCounter", MemoryCounter)
             core.chain.step_memory._cost.cache_clear()
             assert [predict(kind(load(name).blueprint()), schedule, 2, policy) for policy in POLICIES] == quick
 
@@ -285,8 +285,8 @@ def test_the_decoders_derivative(load: Load) -> None:
     x_t = noise([0], whole.sample_shape, torch.float64)
     v, u = noise([1, 2], whole.h_shape, torch.float64), noise([3, 4], whole.sample_shape, torch.float64)
     expected, found = (DecoderJacobian(one, x_t, 300.0) for one in (whole, offloaded(whole, "cpu")))
-    assert torch.allclose(found.push(v), expected.push(v), rtol=1e-9, atol=1e-12)
-    assert torch.allclose(found.pull(u), expected.pull(u), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found.jvp(v), expected.jvp(v), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(found.vjp(u), expected.vjp(u), rtol=1e-9, atol=1e-12)
 
 
 def test_a_network_that_runs_whole_is_refused(load: Load) -> None:

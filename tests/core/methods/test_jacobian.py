@@ -14,7 +14,7 @@ from core.chain.schedule import Schedule
 from core.errors import NonFiniteError, UserError
 from core.execution.linearised import DecoderJacobian
 from core.methods import jacobian as jacobian_module
-from core.methods.jacobian import Settings, Spectrum, find, followed, spectrum
+from core.methods.jacobian import Settings, Spectrum, aligned_to, find, spectrum
 from core.model.denoiser import Denoiser
 from core.pictures.masks import find_mask
 from core.randomness import generator, noise, step_noise
@@ -109,15 +109,15 @@ def test_products_are_those_of_the_explicit_jacobian(denoiser: Denoiser, mask: T
     expected = explicit(denoiser, x_t, mask)
     jacobian = DecoderJacobian(denoiser, x_t, T, mask)
     v, u = normal(5, *denoiser.h_shape), normal(5, *denoiser.sample_shape, purpose="u")
-    assert torch.allclose(jacobian.push(v).flatten(1), v.flatten(1) @ expected.T, rtol=1e-10, atol=1e-12)
-    assert torch.allclose(jacobian.pull(u).flatten(1), u.flatten(1) @ expected, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(jacobian.jvp(v).flatten(1), v.flatten(1) @ expected.T, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(jacobian.vjp(u).flatten(1), u.flatten(1) @ expected, rtol=1e-10, atol=1e-12)
 
 
 def test_forward_and_reverse_mode_are_transposes(denoiser: Denoiser, mask: Tensor | None) -> None:
     """<u, J v> = <J^T u, v>"""
     jacobian = DecoderJacobian(denoiser, image(denoiser), T, mask)
     v, u = normal(4, *denoiser.h_shape), normal(4, *denoiser.sample_shape, purpose="u")
-    forward, reverse = (u * jacobian.push(v)).flatten(1).sum(1), (jacobian.pull(u) * v).flatten(1).sum(1)
+    forward, reverse = (u * jacobian.jvp(v)).flatten(1).sum(1), (jacobian.vjp(u) * v).flatten(1).sum(1)
     assert torch.allclose(forward, reverse, rtol=1e-10, atol=0)
 
 
@@ -128,8 +128,8 @@ def test_central_finite_differences(denoiser: Denoiser, mask: Tensor | None) -> 
         difference = (denoiser(x_t, T, step * v) - denoiser(x_t, T, -step * v)) / (2 * step)
     difference = difference if mask is None else difference * mask
     jacobian = DecoderJacobian(denoiser, x_t, T, mask)
-    assert torch.allclose(jacobian.push(v), difference, rtol=1e-6, atol=1e-8)
-    assert float((jacobian.pull(u) * v).sum()) == pytest.approx(float((u * difference).sum()), rel=1e-6)
+    assert torch.allclose(jacobian.jvp(v), difference, rtol=1e-6, atol=1e-8)
+    assert float((jacobian.vjp(u) * v).sum()) == pytest.approx(float((u * difference).sum()), rel=1e-6)
 
 
 # --- the spectrum -----------------------------------------------------------------------------------------------------
@@ -184,10 +184,10 @@ class Stretched:
     def __init__(self, matrix: Tensor) -> None:
         self.matrix = matrix
 
-    def push(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         return v.flatten(1) @ self.matrix.T
 
-    def pull(self, u: Tensor) -> Tensor:
+    def vjp(self, u: Tensor) -> Tensor:
         return u @ self.matrix
 
 
@@ -263,7 +263,7 @@ def test_a_mask_turns_the_directions_to_what_it_shows(denoiser: Denoiser) -> Non
     jacobian = DecoderJacobian(denoiser, x_t, T)
 
     def share_inside(vectors: Tensor) -> Tensor:
-        change = jacobian.push(vectors).square()
+        change = jacobian.jvp(vectors).square()
         return (change * mask).flatten(1).sum(1) / change.flatten(1).sum(1)
 
     masked, unmasked = spectrum(denoiser, x_t, T, 1, mask), spectrum(denoiser, x_t, T, 1)
@@ -340,7 +340,7 @@ def test_following_undoes_exchanged_numbers_and_turned_signs() -> None:
     before = torch.linalg.qr(normal(6, 3)).Q.T.reshape(3, 6, 1, 1)
     numbers = torch.arange(3).double()
     turned = torch.stack([before[2], -before[0], -before[1]])
-    again = followed(Spectrum(numbers, turned, numbers, True, 1, 1), before)
+    again = aligned_to(Spectrum(numbers, turned, numbers, True, 1, 1), before)
     assert torch.equal(again.vectors, before)
     assert again.values.tolist() == again.residuals.tolist() == [1.0, 2.0, 0.0]
 
@@ -350,7 +350,7 @@ def test_following_loses_no_vector() -> None:
     # The first new vector leans to both old ones, the second is nearly the first old one, the third is like none.
     mixed = torch.stack([0.7 * basis[0] + 0.6 * basis[1], -0.9 * basis[0], basis[3]])
     numbers = torch.arange(3).double()
-    again = followed(Spectrum(numbers, mixed, numbers, True, 1, 1), basis[:3])
+    again = aligned_to(Spectrum(numbers, mixed, numbers, True, 1, 1), basis[:3])
     assert again.values.tolist() == [1.0, 0.0, 2.0]
     assert torch.equal(again.vectors, torch.stack([0.9 * basis[0], mixed[0], basis[3]]))
 

@@ -103,7 +103,7 @@ def test_components_may_be_looked_at_on_the_way(height: int) -> None:
     for part in rows.split(50):
         running.add(part)
         found = running.components(6)
-    assert running.shown == 500
+    assert running.rows_added == 500
     assert_components(found, rows)
     again = running.components(6)
     assert torch.equal(again.vectors, found.vectors) and torch.equal(again.mean, found.mean)
@@ -164,7 +164,7 @@ def test_no_more_rows_are_held_than_the_store_is_high() -> None:
         running.add(part)
         held = [value for value in vars(running).values() if isinstance(value, Tensor)]
         assert sum(tensor.numel() for tensor in held) == (STREAMED + 1) * 90
-    assert running.shown == 2000
+    assert running.rows_added == 2000
 
 
 def test_half_precision_is_not_summed_in_half_precision() -> None:

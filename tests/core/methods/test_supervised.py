@@ -11,13 +11,13 @@ from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.chain.sampling import trajectory
 from core.errors import DirectionSetError, UserError
 from core.methods import supervised
-from core.methods.supervised import Settings, disentangled, extremes_of, mean_h, weighted_h
+from core.methods.supervised import Settings, extremes_of, mean_h, projected, weighted_h
 from core.metrics.attributes import effects
 from core.metrics.traversals import draw_traversals
 from core.pictures.images import load_images
 from core.pictures.traversal_grid import to_picture
 from core.predictors.attributes import Attributes
-from core.predictors.embedded import embedded
+from core.predictors.embedded import embedded_predictor
 from core.randomness import REPORT_SEEDS
 from core.samples.training import training_seeds
 
@@ -151,7 +151,7 @@ def test_project_refuses_what_leaves_nothing(tiny_denoiser: Denoiser, schedule: 
     twice = Attributes(("one", "same"), lambda images: brightness(images)[:, [0, 0]])
     plain = supervised.find(tiny_denoiser, schedule, SMALL, twice)
     with pytest.raises(DirectionSetError, match="nothing is left of 'one': the other directions span it"):
-        disentangled(plain)
+        projected(plain)
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_pairs_can_be_chosen_scaled_and_projected(tiny_denoiser: Denoiser, sched
 
 @pytest.mark.slow
 def test_a_direction_moves_its_attribute_on_fresh_samples() -> None:
-    denoiser, attributes = Denoiser.from_pretrained("digits"), embedded("digits")
+    denoiser, attributes = Denoiser.from_pretrained("digits"), embedded_predictor("digits")
     assert attributes is not None
     schedule = Schedule.ddim(denoiser, 10)
     settings = Settings(attributes=("slant", "digit_2"), samples=128, extremes=16)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from core.metrics.distances import fid, kid
+from core.metrics.distances import fid, kid_over_subsets
 from core.randomness import generator
 
 
@@ -72,7 +72,7 @@ def test_kid_is_the_unbiased_estimator_of_each_subset() -> None:
     for _ in range(4):
         first, second = (torch.randperm(len(x), generator=drawing)[:12] for x in (a, b))
         expected.append(mmd_by_pairs(a[first], b[second]))
-    mean, deviation = kid(a, b, subsets=4, subset_size=12, seed=3)
+    mean, deviation = kid_over_subsets(a, b, subsets=4, subset_size=12, seed=3)
     assert mean == pytest.approx(np.mean(expected), rel=1e-10)
     assert deviation == pytest.approx(np.std(expected), rel=1e-10)
 
@@ -80,23 +80,28 @@ def test_kid_is_the_unbiased_estimator_of_each_subset() -> None:
 def test_kid_depends_on_its_seed_and_on_nothing_else() -> None:
     a, b = features(30, 8, "a"), features(30, 8, "b")
     torch.manual_seed(1)
-    first = kid(a, b, subsets=3, subset_size=10)
+    first = kid_over_subsets(a, b, subsets=3, subset_size=10)
     torch.manual_seed(2)
-    assert kid(a, b, subsets=3, subset_size=10) == first != kid(a, b, subsets=3, subset_size=10, seed=1)
-    assert kid(a, b, subsets=3, subset_size=2)[1] > 0, "two are enough"
-    assert kid(a, b, subsets=5, subset_size=30)[1] == pytest.approx(0, abs=1e-12), "all subsets are the whole set"
+    assert (
+        kid_over_subsets(a, b, subsets=3, subset_size=10)
+        == first
+        != kid_over_subsets(a, b, subsets=3, subset_size=10, seed=1)
+    )
+    assert kid_over_subsets(a, b, subsets=3, subset_size=2)[1] > 0, "two are enough"
+    assert kid_over_subsets(a, b, subsets=5, subset_size=30)[1] == pytest.approx(0, abs=1e-12), (
+        "all subsets are the whole set"
+    )
 
 
 def test_half_precision_is_no_excuse() -> None:
     a, b = features(60, 8, "a").bfloat16(), features(60, 8, "b").bfloat16()
     assert fid(a, b) == fid(a.double(), b.double())
-    assert kid(a, b, 2, 30) == kid(a.double(), b.double(), 2, 30)
+    assert kid_over_subsets(a, b, 2, 30) == kid_over_subsets(a.double(), b.double(), 2, 30)
 
 
 def test_sets_that_do_not_fit_are_told() -> None:
     a = features(10, 4, "a")
-    for measure in (fid, kid):
-        name = measure.__name__
+    for name, measure in (("fid", fid), ("kid", kid_over_subsets)):
         with pytest.raises(UserError) as told:
             measure(a[:1], a)
         assert str(told.value) == f"{name} needs 2 or more images in each set; got 1 and 10"
@@ -105,8 +110,8 @@ def test_sets_that_do_not_fit_are_told() -> None:
         assert str(told.value) == f"{name} needs features of one network; got 4 and 3 of an image"
     for size in (1, 11):
         with pytest.raises(UserError) as told:
-            kid(a, features(20, 4, "b"), subset_size=size)
+            kid_over_subsets(a, features(20, 4, "b"), subset_size=size)
         assert str(told.value) == f"kid: subset_size is {size}; allowed: 2 to 10, the smaller set"
     with pytest.raises(UserError) as told:
-        kid(a, a, subsets=0, subset_size=5)
+        kid_over_subsets(a, a, subsets=0, subset_size=5)
     assert str(told.value) == "kid: subsets is 0; allowed: 1 and more"

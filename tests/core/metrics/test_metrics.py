@@ -18,7 +18,7 @@ from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity, spearman
 from core.metrics.distances import fid
 from core.metrics.features import denoiser_features, features_of, standardise
-from core.metrics.fidelity import kid
+from core.metrics.fidelity import kid_by_sample
 from core.metrics.identifiability import identifiability
 from core.metrics.judges import Judges
 from core.metrics.networks import Extractor, Lpips
@@ -246,16 +246,16 @@ def test_kid_of_three_points_by_hand() -> None:
     # k(x, y) = (x.y / 2 + 1)^3 = (v w + 1)^3 for x = (v, v), y = (w, w); here v = 0, 1, 2 and w = 0, 1, 3:
     # within v: 1, 1, 27; within w: 1, 1, 64; across: 1, 1, 1, 1, 8, 64, 1, 27, 343.
     x, y = (torch.tensor(values)[:, None].expand(3, 2) for values in ((0.0, 1.0, 2.0), (0.0, 1.0, 3.0)))
-    assert kid(x[:, None], y) == pytest.approx(29 / 3 + 66 / 3 - 2 * 447 / 9, rel=1e-12)
+    assert kid_by_sample(x[:, None], y) == pytest.approx(29 / 3 + 66 / 3 - 2 * 447 / 9, rel=1e-12)
 
 
 def test_kid_of_one_distribution_is_zero_on_average_however_many_images_a_sample_has() -> None:
     x = normal(400, 6, 1, 3, purpose="kid x").expand(400, 6, 5, 3)  # five equal images of each of six samples
     y = normal(400, 8, 3, purpose="kid y")
-    values = torch.tensor([kid(a, b) for a, b in zip(x, y, strict=True)])
+    values = torch.tensor([kid_by_sample(a, b) for a, b in zip(x, y, strict=True)])
     assert values.min() < 0 < values.max()
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(400)
-    moved = torch.tensor([kid(a + 1.5, b) for a, b in zip(x, y, strict=True)])
+    moved = torch.tensor([kid_by_sample(a + 1.5, b) for a, b in zip(x, y, strict=True)])
     assert moved.mean() > 10 * values.std() / math.sqrt(400)
 
 
@@ -267,7 +267,7 @@ def test_kid_of_more_images_than_fit_in_a_block() -> None:
     by_definition = (
         (kernel.sum() - kernel.trace()) / (1100 * 1099) + (own.sum() - own.trace()) / (30 * 29) - 2 * across.mean()
     )
-    assert kid(x, y) == pytest.approx(float(by_definition), rel=1e-9)
+    assert kid_by_sample(x, y) == pytest.approx(float(by_definition), rel=1e-9)
 
 
 # --- globality, monotonicity, diversity -------------------------------------------------------------------------------
@@ -471,7 +471,7 @@ def test_evaluate_measures_features_in_deviations_of_the_reference(tiny_denoiser
     )
     ends = torch.cat([low.reshape(3, 2, -1), high.reshape(3, 2, -1)], dim=1)  # [M, 2 K, F]
     expected = {
-        "fidelity_kid": kid(ends, standardise(unshifted, unshifted)),
+        "fidelity_kid": kid_by_sample(ends, standardise(unshifted, unshifted)),
         "globality": globality(plain, high.reshape(3, 2, -1)),
         "monotonicity": monotonicity(plain, own.reshape(3, 2, 4, -1), SCALES),
     }

@@ -95,7 +95,7 @@ def test_calibration_follows_a_secant(
         seen.append(directions.sigma[:, 0].double())
         return 0.3 * seen[-1] ** power
 
-    monkeypatch.setattr("core.metrics.strength._Unit.moved", response)
+    monkeypatch.setattr("core.metrics.strength._DistanceUnit.moved", response)
     found = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0))
     found.sigma.copy_(torch.tensor([1.0, 0.7])[:, None].expand_as(found.sigma))
     calibrated = calibrate(tiny_denoiser, schedule, found, 0.5)
@@ -114,7 +114,7 @@ def test_calibration_ends_when_it_is_close_and_after_six_rounds_at_the_most(
         seen.append(directions.sigma[:, 0])
         return torch.full((2,), 0.3, dtype=torch.float64)
 
-    monkeypatch.setattr("core.metrics.strength._Unit.moved", deaf)
+    monkeypatch.setattr("core.metrics.strength._DistanceUnit.moved", deaf)
     found = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0))
     calibrate(tiny_denoiser, schedule, found, 0.5, close=close)
     assert len(seen) == rounds
@@ -131,7 +131,7 @@ def test_a_secant_is_followed_no_farther_than_its_slope_can_be_believed(
         seen.append(float(directions.sigma[0, 0].log()))
         return 0.5 * directions.sigma[:, 0].double() ** power
 
-    monkeypatch.setattr("core.metrics.strength._Unit.moved", response)
+    monkeypatch.setattr("core.metrics.strength._DistanceUnit.moved", response)
     found = random.find(tiny_denoiser, schedule, random.Settings(1, 1.0))
     found.sigma.fill_(1.0)
     calibrate(tiny_denoiser, schedule, found, 0.6)
@@ -149,7 +149,7 @@ def test_images_that_are_not_finite_have_moved_as_far_as_there_is(
     def response(self: object, directions: DirectionSet, *_: object) -> torch.Tensor:
         return torch.tensor([value, 0.5], dtype=torch.float64)
 
-    monkeypatch.setattr("core.metrics.strength._Unit.moved", response)
+    monkeypatch.setattr("core.metrics.strength._DistanceUnit.moved", response)
     found = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0))
     calibrated = calibrate(tiny_denoiser, schedule, found, 0.5)
     assert torch.allclose(calibrated.sigma, found.sigma * torch.tensor([[1 / 16], [1.0]]))

@@ -56,8 +56,8 @@ def test_guidance_has_the_unconditional_rows_first() -> None:
 
 def test_guidance_leads_away_from_the_unconditional_output() -> None:
     output = torch.tensor([[1.0], [2.0], [5.0], [7.0]])
-    assert GUIDED.combined(output).tolist() == [[1 + 3 * 4.0], [2 + 3 * 5.0]]
-    assert torch.equal(replace(GUIDED, guidance=1.0).combined(output), output[2:])
+    assert GUIDED.guided_output(output).tolist() == [[1 + 3 * 4.0], [2 + 3 * 5.0]]
+    assert torch.equal(replace(GUIDED, guidance=1.0).guided_output(output), output[2:])
 
 
 @pytest.mark.parametrize(("guidance", "guided"), [(3.0, True), (0.0, True), (1.0, False)])

@@ -21,7 +21,7 @@ from core.errors import ModelError, UserError
 from core.execution.streaming import offloaded
 from core.model.architecture import empty_network
 from core.model.condition import Condition
-from core.model.cuts import CUTS, FORMS, Cut, Given, Tap, cut_of, halved
+from core.model.cuts import CUTS, FORMS, Cut, NetworkInputs, Tap, cut_of, halved
 from core.model.cuts.hooked import HookedCut
 from core.model.cuts.unet import UNetCut
 from core.randomness import noise
@@ -32,7 +32,7 @@ LAYOUTS = {"maps": MAPS, "tokens": TOKENS}
 
 
 def tap(layout: str, form: str, grid: tuple[int, int] | None = (2, 4)) -> Tap:
-    return Tap.seen("here", form, LAYOUTS[layout], grid)  # type: ignore[arg-type]
+    return Tap.from_hidden("here", form, LAYOUTS[layout], grid)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -84,7 +84,7 @@ def test_tokens_on_no_grid_are_a_sequence() -> None:
 )
 def test_forms_that_a_tap_cannot_have_are_told(hidden: Tensor, form: Any, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
-        Tap.seen("here", form, hidden)
+        Tap.from_hidden("here", form, hidden)
     assert str(caught.value) == sentence
 
 
@@ -214,12 +214,12 @@ def test_a_unet_that_learned_its_timesteps_is_told_whole_ones() -> None:
         assert not torch.equal(denoiser(x, 16), network(x, 17).sample)
 
 
-def looked(cut: Cut, shape: tuple[int, int, int], given: Given) -> Tap:
-    cut.look(cut.on(empty_network(cut.network)), shape, given, "tiny")
+def looked(cut: Cut, shape: tuple[int, int, int], given: NetworkInputs) -> Tap:
+    cut.read_tap(cut.with_network(empty_network(cut.network)), shape, given, "tiny")
     return cut.tap
 
 
-def flux() -> tuple[Any, tuple[int, int, int], Given]:
+def flux() -> tuple[Any, tuple[int, int, int], NetworkInputs]:
     """As Flux Fill: what it draws comes with a mask and an image to begin with."""
     sizes: dict[str, Any] = {"attention_head_dim": 8, "num_attention_heads": 1, "axes_dims_rope": (4, 2, 2)}
     network = FluxTransformer2DModel(
@@ -234,7 +234,7 @@ def flux() -> tuple[Any, tuple[int, int, int], Given]:
     return network, (3, 4, 4), {"encoder_hidden_states": torch.zeros(1, 5, 6), "pooled_projections": torch.zeros(1, 6)}
 
 
-def sd3() -> tuple[Any, tuple[int, int, int], Given]:
+def sd3() -> tuple[Any, tuple[int, int, int], NetworkInputs]:
     """Asked for images larger than it has positions for."""
     network = SD3Transformer2DModel(
         sample_size=4,
@@ -255,7 +255,7 @@ def sd3() -> tuple[Any, tuple[int, int, int], Given]:
     )
 
 
-def odd() -> tuple[Any, tuple[int, int, int], Given]:
+def odd() -> tuple[Any, tuple[int, int, int], NetworkInputs]:
     return unet(levels=2, sample_size=9), (3, 9, 9), {}
 
 
@@ -272,7 +272,7 @@ def odd() -> tuple[Any, tuple[int, int, int], Given]:
     ],
 )
 def test_networks_that_do_not_give_what_they_take_are_told(
-    made: Callable[[], tuple[Any, tuple[int, int, int], Given]], sentence: str
+    made: Callable[[], tuple[Any, tuple[int, int, int], NetworkInputs]], sentence: str
 ) -> None:
     network, shape, given = made()
     with pytest.raises(ModelError) as caught:
@@ -303,7 +303,7 @@ class Pair(nn.Module):
         return (image + text.mean(1, keepdim=True)).mT.reshape(x.shape)
 
 
-def call_pair(network: nn.Module, x: Tensor, t: Tensor, given: Given) -> Tensor:
+def call_pair(network: nn.Module, x: Tensor, t: Tensor, given: NetworkInputs) -> Tensor:
     found: Tensor = network(x, given["text"])
     return found
 

@@ -96,13 +96,13 @@ def test_loading_a_flat_folder_with_a_ddpm_scheduler(saved: Path, tmp_path: Path
 @pytest.mark.slow
 def test_every_model_is_looked_at_once(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
-    look = UNetCut.look
+    look = UNetCut.read_tap
 
     def counted(cut: UNetCut, *told: Any) -> None:
         looks.append(told[-1])
         look(cut, *told)
 
-    monkeypatch.setattr(UNetCut, "look", counted)
+    monkeypatch.setattr(UNetCut, "read_tap", counted)
     Denoiser.from_pretrained(saved).blueprint()
     Denoiser.without_weights(saved).blueprint(torch.bfloat16)
     assert looks == [str(saved)] * 2

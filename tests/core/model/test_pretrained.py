@@ -386,7 +386,12 @@ def test_a_package_registers_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     register("examples.own_family:load")
     found = Denoiser.from_pretrained("colours", torch.float64, form="pooled")
-    assert (found.name, found.dtype, found.h_shape, found.cut.shares) == ("colours", torch.float64, (48, 1, 1), False)
+    assert (found.name, found.dtype, found.h_shape, found.cut.splits_at_tap) == (
+        "colours",
+        torch.float64,
+        (48, 1, 1),
+        False,
+    )
     assert Denoiser.without_weights("colours").device.type == "meta"
     with pytest.raises(UserError, match="tap: got 'x'; a Sequential has no submodule of that name"):
         Denoiser.from_pretrained("colours", tap="x")

@@ -11,7 +11,7 @@ import torch
 from core.chain.schedule import Schedule
 from core.errors import ModelError
 from core.model.denoiser import Denoiser
-from core.model.pretrained import Found, load_scheduler
+from core.model.pretrained import ModelFolder, load_scheduler
 from core.model.schedulers import as_run
 from tests.core.model.test_denoiser import tiny_unet
 
@@ -27,7 +27,7 @@ OLD_NUMPY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of how d
 def read(folder: Path, kind: object, **told: object) -> Any:
     """The scheduler of a file that says this and no more."""
     (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": kind, **told}))
-    return load_scheduler(Found("tiny", folder))
+    return load_scheduler(ModelFolder("tiny", folder))
 
 
 @OLD_NUMPY
@@ -72,7 +72,7 @@ def test_a_scheduler_that_is_given_by_hand_is_the_one_of_a_file(tmp_path: Path, 
     scheduler = getattr(diffusers, given)(beta_end=0.03)
     by_hand = Denoiser(tiny_unet(), scheduler, "tiny")
     scheduler.save_config(tmp_path)
-    of_file = Denoiser(tiny_unet(), load_scheduler(Found("tiny", tmp_path)), "tiny")
+    of_file = Denoiser(tiny_unet(), load_scheduler(ModelFolder("tiny", tmp_path)), "tiny")
     assert Schedule.ddim(by_hand, 4) == Schedule.ddim(of_file, 4)
 
 

@@ -12,7 +12,7 @@ from core.pictures.traversal_grid import to_picture
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.predictors.classifier import log_odds, unique_names
-from core.predictors.embedded import embedded
+from core.predictors.embedded import embedded_predictor
 
 LABELS = ("smile", "hat", "smile")
 
@@ -125,7 +125,7 @@ def test_labels_that_occur_twice_get_their_number() -> None:
 
 
 def test_without_a_name_it_is_the_models_own() -> None:
-    own, expected = classifier.load(None, "digits"), embedded("digits")
+    own, expected = classifier.load(None, "digits"), embedded_predictor("digits")
     assert own is not None and expected is not None and own.names == expected.names
     assert classifier.load(None, "google/ddpm-celebahq-256") is None
 

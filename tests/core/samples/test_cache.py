@@ -49,18 +49,18 @@ def cache(tmp_path: Path) -> SampleCache:
 
 def test_what_was_computed_once_is_read_from_then_on(cache: SampleCache) -> None:
     source = Source("x", "h")
-    first = cache.get(entry("aa", "x", "h"), source)
-    again = SampleCache(cache.folder).get(entry("aa", "h"), source)
+    first = cache.get_or_compute(entry("aa", "x", "h"), source)
+    again = SampleCache(cache.folder).get_or_compute(entry("aa", "h"), source)
     assert source.calls == 1 and torch.equal(again["h"], first["h"]) and again.keys() == {"h"}
-    assert cache.get(entry("ab", "x", "h"), source)["h"][0, 0] == 2
+    assert cache.get_or_compute(entry("ab", "x", "h"), source)["h"][0, 0] == 2
     assert cache.read(entry("ac")) is None
 
 
 def test_only_what_is_missing_of_an_entry_is_written(cache: SampleCache) -> None:
-    cache.get(entry("aa", "h"), Source("h"))
+    cache.get_or_compute(entry("aa", "h"), Source("h"))
     [before] = files(cache)
     stamp = before.stat().st_ino
-    both = cache.get(entry("aa", "h", "x"), Source("h", "x"))
+    both = cache.get_or_compute(entry("aa", "h", "x"), Source("h", "x"))
     assert both.keys() == {"h", "x"} and len(files(cache)) == 2 and before.stat().st_ino == stamp
 
 
@@ -68,20 +68,20 @@ def test_only_what_is_missing_of_an_entry_is_written(cache: SampleCache) -> None
 def test_every_precision_comes_back_to_the_last_bit(cache: SampleCache, dtype: torch.dtype) -> None:
     value = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     wanted = Entry("aa", {"h": ((3, 5), dtype)})
-    cache.get(wanted, lambda: {"h": value})
+    cache.get_or_compute(wanted, lambda: {"h": value})
     read = cache.read(wanted)
     assert read is not None and torch.equal(read["h"], value) and read["h"].dtype == dtype
 
 
 def test_tensors_are_mapped_and_writing_to_one_does_not_reach_the_file(cache: SampleCache) -> None:
     wanted = Entry("aa", {"h": ((1 << 16,), torch.float32)})
-    cache.get(wanted, lambda: {"h": torch.ones(1 << 16)})
+    cache.get_or_compute(wanted, lambda: {"h": torch.ones(1 << 16)})
     mapped, other = cache.read(wanted), cache.read(wanted)
     assert mapped is not None and other is not None
     if sys.platform == "linux":
         assert str(files(cache)[0]) in Path("/proc/self/maps").read_text()
     mapped["h"].zero_()
-    assert other["h"].sum() == cache.get(wanted, Source())["h"].sum() == 1 << 16
+    assert other["h"].sum() == cache.get_or_compute(wanted, Source())["h"].sum() == 1 << 16
 
 
 def truncated(path: Path) -> None:
@@ -105,37 +105,37 @@ def other_header(path: Path) -> None:
 def other_shape(path: Path) -> None:
     """A sound file of something else."""
     elsewhere = SampleCache(path.parent / "elsewhere")
-    elsewhere.get(Entry("aa", {"h": ((2,), torch.float32)}), lambda: {"h": torch.zeros(2)})
+    elsewhere.get_or_compute(Entry("aa", {"h": ((2,), torch.float32)}), lambda: {"h": torch.zeros(2)})
     shutil.copy(files(elsewhere)[0], path)
 
 
 @pytest.mark.parametrize("damage", [truncated, empty, one_bit_off, other_header, other_shape])
 def test_what_is_damaged_is_thrown_away_and_computed_again(cache: SampleCache, damage: Callable[[Path], None]) -> None:
     source = Source()
-    cache.get(entry("aa"), source)
+    cache.get_or_compute(entry("aa"), source)
     damage(files(cache)[0])
     assert cache.read(entry("aa")) is None and not files(cache)
-    assert (cache.get(entry("aa"), source)["h"] == 2).all()
-    assert (cache.get(entry("aa"), source)["h"] == 2).all() and source.calls == 2
+    assert (cache.get_or_compute(entry("aa"), source)["h"] == 2).all()
+    assert (cache.get_or_compute(entry("aa"), source)["h"] == 2).all() and source.calls == 2
 
 
 def test_the_bound_holds_and_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     size = entry("aa").nbytes
     cache, source = SampleCache(tmp_path, int(3.5 * size)), Source()
     for n, name in enumerate(("aa", "bb", "cc")):
-        cache.get(entry(name), source)
+        cache.get_or_compute(entry(name), source)
         os.utime(files(cache)[n], ns=(n, n))
     assert cache.read(entry("aa")) is not None  # used again
     reading = cache.read(entry("bb"))
     assert reading is not None
     os.utime(tmp_path / "bb.h.safetensors", ns=(1, 1))
-    cache.get(entry("dd"), source)
+    cache.get_or_compute(entry("dd"), source)
     assert {path.name[:2] for path in files(cache)} == {"aa", "cc", "dd"} and held(cache) <= cache.limit_bytes
     assert (reading["h"] == 2).all()  # removed while it was read
     exact = SampleCache(tmp_path / "exact", 3 * files(cache)[0].stat().st_size - 1)  # the files' headers count too
     for name in ("ee", "ff", "gg"):
         for bounded in (cache, exact):
-            bounded.get(entry(name), source)
+            bounded.get_or_compute(entry(name), source)
             assert held(bounded) <= bounded.limit_bytes
     assert {path.name[:2] for path in files(cache)} == {"ee", "ff", "gg"}
 
@@ -143,11 +143,11 @@ def test_the_bound_holds_and_what_was_used_longest_ago_goes_first(tmp_path: Path
 def test_what_does_not_fit_is_computed_and_nothing_goes_for_it(tmp_path: Path) -> None:
     size = entry("aa").nbytes
     cache, source = SampleCache(tmp_path, size + 1000), Source("h", "x")
-    cache.get(entry("aa"), source)
-    assert cache.get(entry("bb", "h", "x"), source).keys() == {"h", "x"}
-    assert not cache.prepare(entry("bb", "h", "x"), source)
+    cache.get_or_compute(entry("aa"), source)
+    assert cache.get_or_compute(entry("bb", "h", "x"), source).keys() == {"h", "x"}
+    assert not cache.compute_if_free(entry("bb", "h", "x"), source)
     assert [path.name[:2] for path in files(cache)] == ["aa"]
-    assert cache.worthwhile(size // 2) and not cache.worthwhile(size)
+    assert cache.has_room_for(size // 2) and not cache.has_room_for(size)
 
 
 def test_half_of_a_small_disk_is_left_to_others(cache: SampleCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_half_of_a_small_disk_is_left_to_others(cache: SampleCache, monkeypatch:
         "core.samples.cache.shutil.disk_usage", lambda _: type("Usage", (), {"free": 6 * size - held(cache)})
     )
     for name in ("aa", "bb", "cc", "dd", "ee"):
-        cache.get(entry(name), Source())
+        cache.get_or_compute(entry(name), Source())
         assert held(cache) <= 3 * size
     assert len(files(cache)) == 2  # with their headers, three are more than half
 
@@ -168,14 +168,14 @@ def test_a_disk_that_refuses_costs_time_only(cache: SampleCache, monkeypatch: py
     source = Source()
     with monkeypatch.context() as patched:
         patched.setattr("core.samples.cache.save_file", full)
-        assert cache.get(entry("aa"), source)["h"].shape == SHAPE
-        assert not cache.prepare(entry("aa"), source)
+        assert cache.get_or_compute(entry("aa"), source)["h"].shape == SHAPE
+        assert not cache.compute_if_free(entry("aa"), source)
     assert source.calls == 2 and not files(cache) and not list(cache.folder.glob(".*"))
     blocked = SampleCache(cache.folder / "locks" / "writer" / "cache")  # a file where a folder would have to be
-    assert blocked.get(entry("aa"), source)["h"].shape == SHAPE and not blocked.worthwhile(1)
+    assert blocked.get_or_compute(entry("aa"), source)["h"].shape == SHAPE and not blocked.has_room_for(1)
     with monkeypatch.context() as patched:
         patched.setattr("core.samples.cache.fcntl.flock", full)
-        assert cache.get(entry("aa"), source)["h"].shape == SHAPE
+        assert cache.get_or_compute(entry("aa"), source)["h"].shape == SHAPE
     assert not files(cache)
 
 
@@ -184,8 +184,8 @@ def test_an_error_of_the_computation_leaves_no_lock(cache: SampleCache) -> None:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        cache.get(entry("aa"), fails)
-    assert cache.prepare(entry("aa"), Source()) and entry("aa") in cache
+        cache.get_or_compute(entry("aa"), fails)
+    assert cache.compute_if_free(entry("aa"), Source()) and entry("aa") in cache
 
 
 @contextmanager
@@ -216,13 +216,13 @@ HALF_WRITTEN = """
         Path(path).write_bytes(b"half of it")
         wait()
     core.samples.cache.save_file = half
-    cache.get(entry, lambda: {"h": torch.zeros(4, 1000)})
+    cache.get_or_compute(entry, lambda: {"h": torch.zeros(4, 1000)})
 """
 WRITTEN_BUT_NOT_RENAMED = """
     core.files.os.replace = wait
-    cache.get(entry, lambda: {"h": torch.zeros(4, 1000)})
+    cache.get_or_compute(entry, lambda: {"h": torch.zeros(4, 1000)})
 """
-COMPUTING = "cache.get(entry, wait)"
+COMPUTING = "cache.get_or_compute(entry, wait)"
 
 
 @pytest.mark.slow
@@ -233,11 +233,11 @@ def test_a_process_killed_on_the_way_leaves_nothing_wrong(cache: SampleCache, mo
     source = Source()
     with other_process(cache, moment) as process:
         assert cache.read(entry("aa")) is None
-        assert cache.prepare(entry("aa"), source) and source.calls == 0  # the other one is at it
+        assert cache.compute_if_free(entry("aa"), source) and source.calls == 0  # the other one is at it
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not files(cache)
-    assert (cache.get(entry("aa"), source)["h"] == 1).all() and entry("aa") in cache
+    assert (cache.get_or_compute(entry("aa"), source)["h"] == 1).all() and entry("aa") in cache
     assert not list(cache.folder.glob(".*"))  # what was half written is gone too
 
 
@@ -248,9 +248,9 @@ def test_who_comes_second_waits_for_the_first(cache: SampleCache) -> None:
             print("there", flush=True)
             time.sleep(0.5)
             return {"h": torch.full((4, 1000), 7.0)}
-        cache.get(entry, compute)
+        cache.get_or_compute(entry, compute)
     """
     source = Source()
     with other_process(cache, script):
-        assert (cache.get(entry("aa"), source)["h"] == 7).all()
+        assert (cache.get_or_compute(entry("aa"), source)["h"] == 7).all()
     assert source.calls == 0

@@ -280,7 +280,7 @@ def test_the_pool_starts_where_the_window_does(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, 4, eta=0.5)
     window = (schedule.timesteps[2], schedule.timesteps[3])
     pool, h = draw_pool(tiny_denoiser, schedule, 6, first=2)
-    assert pool.first == 2 and h.shape[:2] == (4, 6)
+    assert pool.first_step == 2 and h.shape[:2] == (4, 6)
     x_T = noise(pool.seeds, tiny_denoiser.sample_shape, torch.float64)
     z = step_noise(pool.seeds, tiny_denoiser.sample_shape, 4, torch.float64)
     assert torch.equal(sample(tiny_denoiser, schedule, x_T, step_noise=z), pool.x_0)
@@ -304,7 +304,7 @@ def test_a_learner_never_runs_the_steps_before_its_window(
     encode = Denoiser.encode
     monkeypatch.setattr(Denoiser, "encode", lambda self, x, t: (seen.append(t), encode(self, x, t))[1])
     learner.iterate(0)
-    assert learner.pool.first == 1 and set(seen) == set(schedule.timesteps[1:])
+    assert learner.pool.first_step == 1 and set(seen) == set(schedule.timesteps[1:])
 
 
 def test_the_spread_is_the_same_with_a_cache(denoiser: Denoiser, schedule: Schedule, cache: SampleCache) -> None:

@@ -5,9 +5,9 @@ import torch
 
 from core import Schedule, noise, sample
 from core.predictors.digit_measures import measure
-from core.predictors.embedded import embedded
+from core.predictors.embedded import embedded_predictor
 from core.zoo import MODELS, faces, model_folder
-from core.zoo.measures import autoencoder_quality, load, obedience, predictor_quality
+from core.zoo.measures import autoencoder_quality, load, predictor_quality, prompt_accuracy
 
 
 def test_rendering_is_deterministic_and_in_range() -> None:
@@ -45,7 +45,7 @@ def test_measures_of_drawn_strokes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_embedded_models_draw_images(name: str) -> None:
-    denoiser, attributes = load(name), embedded(name)
+    denoiser, attributes = load(name), embedded_predictor(name)
     assert attributes is not None
     with torch.no_grad():
         x_0 = sample(denoiser, Schedule.ddim(denoiser, 6), noise(range(4), denoiser.sample_shape))
@@ -79,7 +79,7 @@ def test_latents_keep_the_face(name: str) -> None:
 @pytest.mark.slow
 def test_what_sentences_say_of_colours_is_obeyed() -> None:
     """The card says how little hair length and glasses are."""
-    obeyed = obedience("toyfaces-text", guidance=2.0, prompts=48)
+    obeyed = prompt_accuracy("toyfaces-text", guidance=2.0, prompts=48)
     assert obeyed["hair_colour"] >= 0.9 and obeyed["background"] >= 0.9
 
 
@@ -93,4 +93,4 @@ def test_the_digit_predictor_recognises_digits_it_has_not_seen() -> None:
 
 
 def test_other_models_have_no_predictor() -> None:
-    assert embedded("google/ddpm-celebahq-256") is None
+    assert embedded_predictor("google/ddpm-celebahq-256") is None

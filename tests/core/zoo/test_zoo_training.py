@@ -13,7 +13,7 @@ from torch import Tensor
 from core.zoo import autoencoders, faces
 from core.zoo.autoencoders import encode, place_codebook, train_autoencoder
 from core.zoo.recipes import RECIPES, Phase
-from core.zoo.sentences import MAX_TOKENS, UNTOLD, WORDS, describe, make_tokenizer, sentence, tokens_of, word
+from core.zoo.sentences import MAX_TOKENS, UNPROMPTED, WORDS, describe, make_tokenizer, sentence, tokens_of, word
 from core.zoo.skips import dropped_skips
 from core.zoo.train import autoencoder_folder, train_denoiser
 
@@ -42,7 +42,7 @@ def _run(unet: Any, x: Tensor) -> Tensor:
     return eps
 
 
-def _skips(unet: Any, x: Tensor, dropped: Tensor, input_only: bool, blind: Tensor | None = None) -> list[Tensor]:
+def _skips(unet: Any, x: Tensor, dropped: Tensor, input_only: bool, drop_all: Tensor | None = None) -> list[Tensor]:
     """What the decoder gets through skips, in its own order, while some samples' are dropped."""
     seen: list[Tensor] = []
     taken = [
@@ -52,7 +52,7 @@ def _skips(unet: Any, x: Tensor, dropped: Tensor, input_only: bool, blind: Tenso
     ]
     for resnet, channels in taken:
         resnet.register_forward_pre_hook(lambda _m, inputs, c=channels: seen.append(inputs[0][:, -c:].detach()))
-    with dropped_skips(unet, dropped, input_only, blind):
+    with dropped_skips(unet, dropped, input_only, drop_all):
         _run(unet, x)
     return seen
 
@@ -69,8 +69,8 @@ def test_skips_of_the_dropped_samples_are_zero(kind: str, input_only: bool, kept
 @pytest.mark.parametrize("kind", ("plain", "told"))
 @pytest.mark.parametrize("input_only", (False, True))
 def test_blind_samples_have_none_if_they_are_dropped(kind: str, input_only: bool) -> None:
-    x, dropped, blind = torch.randn(3, 3, 8, 8), torch.tensor([True, True, False]), torch.tensor([True, False, True])
-    skips = _skips(_unet(kind), x, dropped, input_only, blind)
+    x, dropped, drop_all = torch.randn(3, 3, 8, 8), torch.tensor([True, True, False]), torch.tensor([True, False, True])
+    skips = _skips(_unet(kind), x, dropped, input_only, drop_all)
     assert [bool(part.abs().sum() > 0) for part in skips[-1]] == [False, True, True]
     assert not any(bool(skip[0].abs().sum() > 0) for skip in skips)
 
@@ -115,7 +115,7 @@ def test_faces_are_described_truly_and_sometimes_not_at_all() -> None:
     factors = faces.sample_factors(2000, torch.Generator().manual_seed(0))
     told = describe(factors, torch.Generator().manual_seed(1))
     assert told == describe(factors, torch.Generator().manual_seed(1))
-    assert abs(told.count("") / len(told) - UNTOLD) < 0.03
+    assert abs(told.count("") / len(told) - UNPROMPTED) < 0.03
     blond = factors[[i for i, text in enumerate(told) if "blond" in text], faces.FACTORS.index("hair_colour")]
     assert len(blond) > 200 and (blond > 1 / 3).all()
     assert Counter("background" in text for text in told)[True] / len(told) == pytest.approx(0.6 * 0.88, abs=0.05)
@@ -155,7 +155,7 @@ def _hasty(name: str) -> tuple[Any, tuple[Tensor, Tensor]]:
         recipe,
         samples=8,
         batch=2,
-        phases=(Phase(2, 0.012, 1e-3, input_only=True, blind_from=400),),
+        phases=(Phase(2, 0.012, 1e-3, input_only=True, no_skips_from=400),),
         autoencoder=replace(recipe.autoencoder, config=config, steps=2, batch=2),
     )
     return recipe, recipe.data(recipe.samples, torch.Generator().manual_seed(0))

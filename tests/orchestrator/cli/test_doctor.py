@@ -27,7 +27,7 @@ def needs(monkeypatch: pytest.MonkeyPatch, *texts: str) -> None:
 def test_a_missing_and_an_old_package_are_named_with_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     needs(monkeypatch, "torch>=99", "no-such-package>=1", "pyyaml", "gradio>=6; extra == 'explore'")
     torch, missing = doctor._packages(Path())
-    assert torch.standing == missing.standing == "fix"
+    assert torch.verdict == missing.verdict == "fix"
     assert torch.found.startswith("torch 2.") and torch.found.endswith("is not >=99")
     assert missing.found == "no-such-package is missing"
     assert missing.cure == "pip install --constraint constraints.txt 'no-such-package>=1'"
@@ -50,7 +50,7 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     check = one(doctor._devices(Path()))
-    assert check.standing == "fix" and "built without CUDA" in check.found
+    assert check.verdict == "fix" and "built without CUDA" in check.found
     assert "install torch's CUDA build" in check.cure
 
 
@@ -74,13 +74,13 @@ def test_a_ray_that_does_not_start_is_told_with_its_reason(monkeypatch: pytest.M
 
     monkeypatch.setattr(cluster, "Cluster", Broken)
     check = list(doctor._ray(Path()))[-1]
-    assert (check.standing, check.found) == ("fix", "Ray does not start: no port")
+    assert (check.verdict, check.found) == ("fix", "Ray does not start: no port")
     assert "ray stop" in check.cure
 
 
 @pytest.mark.slow
 def test_a_store_of_another_mlflow_is_told_with_the_command(tmp_path: Path) -> None:
-    assert one(doctor._mlflow(tmp_path)).standing == "ok"
+    assert one(doctor._mlflow(tmp_path)).verdict == "ok"
     Tracking(None, tmp_path).check()
     assert one(doctor._mlflow(tmp_path)).found == f"MLflow: the store in {tmp_path} opens"
     other = tmp_path / "other"  # MLflow looks at a store once a process
@@ -90,11 +90,11 @@ def test_a_store_of_another_mlflow_is_told_with_the_command(tmp_path: Path) -> N
         store.execute("update alembic_version set version_num = 'from another version'")
     store.close()
     check = one(doctor._mlflow(other))
-    assert check.standing == "fix" and f"mlflow db upgrade sqlite:///{other}/mlflow.db" in check.cure
+    assert check.verdict == "fix" and f"mlflow db upgrade sqlite:///{other}/mlflow.db" in check.cure
 
 
 def test_disk_that_is_full_or_not_ours_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert one(doctor._disk(tmp_path / "runs")).standing in ("ok", "fix")
+    assert one(doctor._disk(tmp_path / "runs")).verdict in ("ok", "fix")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9))
     full = one(doctor._disk(tmp_path / "not" / "there"))
     assert full == Check("fix", f"disk: 1 GB free at {tmp_path}", "free some space, or move the sweeps with --root")
@@ -105,12 +105,12 @@ def test_disk_that_is_full_or_not_ours_is_told(tmp_path: Path, monkeypatch: pyte
 def test_little_memory_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(available=2e9))
     check = one(doctor._memory(Path()))
-    assert check.standing == "note" and check.found == "memory: 2 GB free" and "end other programs" in check.cure
+    assert check.verdict == "note" and check.found == "memory: 2 GB free" and "end other programs" in check.cure
 
 
-@pytest.mark.parametrize(("standing", "code"), [("fix", 1), ("note", 0)])
+@pytest.mark.parametrize(("verdict", "code"), [("fix", 1), ("note", 0)])
 def test_only_what_must_be_mended_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], standing: str, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verdict: str, code: int
 ) -> None:
     def looks(found: list[Check]) -> Callable[[Path], Iterator[Check]]:
         return lambda _: iter(found)
@@ -118,6 +118,6 @@ def test_only_what_must_be_mended_fails(
     for name in ("_python", "_packages", "_extras", "_devices", "_memory", "_ray", "_mlflow"):
         monkeypatch.setattr(doctor, name, looks([]))
     monkeypatch.setattr(doctor, "_operators_of", lambda *_: looks([]))
-    monkeypatch.setattr(doctor, "_disk", looks([Check(standing, "[x] full", "make room")]))  # type: ignore[arg-type]  # one of its words
+    monkeypatch.setattr(doctor, "_disk", looks([Check(verdict, "[x] full", "make room")]))  # type: ignore[arg-type]  # one of its words
     assert doctor.show(tmp_path, False, Console(markup=False, width=40)) == code
-    assert f"{standing:<5}[x] full -> make room" in capsys.readouterr().out
+    assert f"{verdict:<5}[x] full -> make room" in capsys.readouterr().out

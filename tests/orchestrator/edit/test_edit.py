@@ -16,7 +16,7 @@ from core.pictures.traversal_grid import to_picture
 from orchestrator.cli import main as cli
 from orchestrator.edit.edit import EditRequest, edit
 from orchestrator.edit.files import picture_name, sample_names
-from orchestrator.edit.session import Edit, EditSession
+from orchestrator.edit.session import Edit, EditSession, ModelOptions
 from orchestrator.edit.settings import Frames
 from tests.orchestrator.bundles import tiny_bundle
 
@@ -56,7 +56,7 @@ def test_a_picture_of_each_seed_that_says_what_it_is(run: Run, bundle: Path) -> 
     assert (code, out) == (0, "out\n") and err == "yaw +1.5, hair colour -0.5 (symmetric)\n"
     names = [f"seed_{seed}__yaw+1.5_hair_colour-0.5.png" for seed in (3, 4, 5)]
     assert sorted(path.name for path in Path("out").iterdir()) == [*names, "settings.json"]
-    session = EditSession.open(bundle, device="cpu")
+    session = EditSession.open(bundle, ModelOptions(device="cpu"))
     drawn = session.draw(session.from_seeds([4]), Edit({"yaw": 1.5, "hair colour": -0.5}))[0, 0]
     assert np.abs(pixels(Path("out") / names[1]) - np.asarray(to_picture(drawn)).astype(int)).max() <= 1
     with Image.open(Path("out") / names[1]) as picture:
@@ -86,7 +86,7 @@ def test_settings_of_no_edit_draw_the_sample_itself(run: Run, bundle: Path) -> N
     saved = json.loads(Path("s.json").read_text())
     Path("s.json").write_text(json.dumps({**saved, "directions": {}}))
     assert run("--settings", "s.json", "--to", "b.png")[0] == 0
-    session = EditSession.open(bundle, device="cpu")
+    session = EditSession.open(bundle, ModelOptions(device="cpu"))
     assert np.abs(pixels(Path("b.png")) - np.asarray(to_picture(session.from_seeds([2]).plain[0]))).max() <= 1
 
 
@@ -119,7 +119,7 @@ def test_an_animation_swings_back_and_forth_for_ever(run: Run, suffix: str) -> N
 def test_a_grid_has_samples_down_and_scales_across(run: Run, bundle: Path) -> None:
     more = ("--frames", "3", "--from", "-2", "--until", "2", "--grid")
     assert run("--seeds", "0-1", "--direction", "yaw", *more, "--to", "grid.png")[0] == 0
-    grid, session = pixels(Path("grid.png")), EditSession.open(bundle, device="cpu")
+    grid, session = pixels(Path("grid.png")), EditSession.open(bundle, ModelOptions(device="cpu"))
     drawn = session.draw(session.from_seeds([0, 1]), Edit({"yaw": 1.0}), (-2.0, 0.0, 2.0))
     left, top, cell, gap = 8 + 7 * len("seed_0"), 18, 96, 2
     for r in range(2):

@@ -20,7 +20,7 @@ from PIL import Image
 from benchmarks.servers import free_port
 from orchestrator.cli import main as cli
 from orchestrator.edit.explore_state import ExploreState, dialled, difference
-from orchestrator.edit.session import Edit, EditSession
+from orchestrator.edit.session import Edit, EditSession, ModelOptions
 from orchestrator.edit.settings import read_settings
 from tests.orchestrator.bundles import tiny_bundle
 
@@ -32,7 +32,7 @@ def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def state(bundle: Path, tmp_path: Path) -> ExploreState:
-    return ExploreState(EditSession.open(bundle, device="cpu"), tmp_path / "drawn")
+    return ExploreState(EditSession.open(bundle, ModelOptions(device="cpu")), tmp_path / "drawn")
 
 
 def pixels(picture: Path) -> Any:
@@ -83,11 +83,11 @@ def test_the_difference_is_brightest_where_most_changes() -> None:
 
 @pytest.mark.slow
 def test_the_directions_that_do_one_thing_come_first(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
-    first, folded = dialled(EditSession.open(bundle, device="cpu"))
+    first, folded = dialled(EditSession.open(bundle, ModelOptions(device="cpu")))
     assert [dial.name for dial in first] == ["yaw", "hair colour", "smile", "a=b"] and folded == []
     assert (first[0].low, first[0].high, first[0].about) == (-1.5, 2.5, "interpretability 0.90")
     many = tiny_bundle(tiny_model, tmp_path / "many", names=[f"direction_{k}" for k in range(11)], dials=False)
-    first, folded = dialled(EditSession.open(many, device="cpu"))
+    first, folded = dialled(EditSession.open(many, ModelOptions(device="cpu")))
     assert [dial.name for dial in first] == [f"direction_{k}" for k in range(8)] and len(folded) == 3
     assert (first[0].low, first[0].high, first[0].about) == (-2.0, 2.0, "")
 

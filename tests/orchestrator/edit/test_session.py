@@ -17,7 +17,7 @@ from core.execution.streaming import Streamed
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.randomness import noise
-from orchestrator.edit.session import REACH, Edit, EditSession, StartingSamples, recovered
+from orchestrator.edit.session import REACH, Edit, EditSession, ModelOptions, StartingSamples, recovered
 from orchestrator.trial.attempt import as_fits
 from orchestrator.trial.loading import WEIGHTS, told_of_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
@@ -25,7 +25,9 @@ from tests.orchestrator.bundles import tiny_bundle, tiny_set
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> EditSession:
-    return EditSession.open(tiny_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny set"), device="cpu")
+    return EditSession.open(
+        tiny_bundle(tiny_model, tmp_path_factory.mktemp("bundles") / "tiny set"), ModelOptions(device="cpu")
+    )
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -77,7 +79,7 @@ def test_a_sample_is_the_same_in_every_batch(tiny: EditSession) -> None:
 
 @pytest.mark.slow
 def test_a_noisy_chain_draws_its_noise_from_the_seed(tiny_model: Path, tmp_path: Path) -> None:
-    noisy = EditSession.open(tiny_bundle(tiny_model, tmp_path / "set", eta=0.5), device="cpu")
+    noisy = EditSession.open(tiny_bundle(tiny_model, tmp_path / "set", eta=0.5), ModelOptions(device="cpu"))
     edit = noisy.edit({"yaw": 1.0})
     alone, together = noisy.draw(noisy.from_seeds([7]), edit), noisy.draw(noisy.from_seeds([3, 7]), edit, batch=1)
     assert close(alone[0], together[1])
@@ -113,7 +115,7 @@ def test_images_of_another_size_are_told_of(tiny: EditSession, tmp_path: Path) -
 @pytest.mark.slow
 def test_other_steps_take_the_nearest_shift_in_proportion(tiny_model: Path, tmp_path: Path) -> None:
     bundle = tiny_bundle(tiny_model, tmp_path / "set")
-    other = EditSession.open(bundle, device="cpu", steps=6)
+    other = EditSession.open(bundle, ModelOptions(device="cpu", steps=6))
     (warning,) = other.warnings
     assert warning.startswith("the set was made with 3 steps: with 6 its shifts are scaled in proportion")
     shift = other._shift({"yaw": 1.0}, torch.ones(1))
@@ -137,7 +139,7 @@ def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: EditSessi
 
 @pytest.mark.slow
 def test_without_dials_the_range_is_a_guess_and_nothing_is_beyond(tiny_model: Path, tmp_path: Path) -> None:
-    plain = EditSession.open(tiny_bundle(tiny_model, tmp_path / "set", dials=False), device="cpu")
+    plain = EditSession.open(tiny_bundle(tiny_model, tmp_path / "set", dials=False), ModelOptions(device="cpu"))
     assert plain.range_of("yaw") == plain.reach({"yaw": 1.0}) == REACH and plain.beyond({"yaw": 99.0}) == []
 
 
@@ -175,13 +177,13 @@ def test_what_does_not_belong_together_is_refused(
     change(description["provenance"])
     (bundle / "directions.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=message):
-        EditSession.open(bundle, device="cpu")
+        EditSession.open(bundle, ModelOptions(device="cpu"))
 
 
 @pytest.mark.slow
 def test_other_weights_may_be_used_where_one_asks_for_it(tiny_model: Path, tmp_path: Path) -> None:
     other = EditSession.open(
-        tiny_bundle(tiny_model, tmp_path / "set", weight_digest="f" * 64), any_model=True, device="cpu"
+        tiny_bundle(tiny_model, tmp_path / "set", weight_digest="f" * 64), ModelOptions(any_model=True, device="cpu")
     )
     (warning,) = other.warnings
     assert warning.startswith("the set was made for weights 'ffffffffffff', model ")
@@ -192,7 +194,7 @@ def test_other_weights_may_be_used_where_one_asks_for_it(tiny_model: Path, tmp_p
 def test_the_model_may_have_moved(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "moved")
     bundle = tiny_bundle(tiny_model, tmp_path / "set", model="gone/away/long")
-    assert EditSession.open(bundle, str(tmp_path / "moved"), device="cpu").warnings == ()
+    assert EditSession.open(bundle, ModelOptions(model=str(tmp_path / "moved"), device="cpu")).warnings == ()
 
 
 def test_a_bundle_that_is_not_there_and_scales_that_are_none(tiny: EditSession, tmp_path: Path) -> None:
@@ -212,7 +214,10 @@ def test_a_set_is_opened_in_the_precision_that_it_was_found_in(
     """An older set does not say: float32, as it was opened before."""
     assert (tiny.precision, tiny.denoiser.dtype) == ("fp32", torch.float32)
     bundle = tiny_bundle(tiny_model, tmp_path / "set", precision="bf16")
-    half, whole = EditSession.open(bundle, device="cpu"), EditSession.open(bundle, device="cpu", precision="fp32")
+    half, whole = (
+        EditSession.open(bundle, ModelOptions(device="cpu")),
+        EditSession.open(bundle, ModelOptions(device="cpu", precision="fp32")),
+    )
     assert (half.precision, half.denoiser.dtype, half.warnings) == ("bf16", torch.bfloat16, ())
     assert (whole.precision, whole.denoiser.dtype) == ("fp32", torch.float32)
     edit = half.edit({"yaw": 1.0})
@@ -225,7 +230,7 @@ def test_a_set_is_opened_in_the_precision_that_it_was_found_in(
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_in_the_cpus_memory_draw_the_same(tiny_model: Path, tmp_path: Path, precision: str) -> None:
     bundle = tiny_bundle(tiny_model, tmp_path / "set", precision=precision)
-    resident, away = (EditSession.open(bundle, device="cpu", weights=weights) for weights in WEIGHTS)
+    resident, away = (EditSession.open(bundle, ModelOptions(device="cpu", weights=weights)) for weights in WEIGHTS)
     assert isinstance(away.denoiser.cut, Streamed) and not isinstance(resident.denoiser.cut, Streamed)
     edit = away.edit({"yaw": 1.0})
     drawn, expected = (session.draw(session.from_seeds([1]), edit) for session in (away, resident))
@@ -246,7 +251,7 @@ def test_a_precision_and_a_place_that_there_are_not(
     tiny_model: Path, tmp_path: Path, given: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        EditSession.open(tiny_bundle(tiny_model, tmp_path / "set"), device="cpu", **given)
+        EditSession.open(tiny_bundle(tiny_model, tmp_path / "set"), ModelOptions(device="cpu", **given))
     assert str(error.value) == told
 
 

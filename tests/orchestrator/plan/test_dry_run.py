@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.cli.main import main
 from orchestrator.plan.disk_use import free_at
-from orchestrator.plan.dry_run import describe, show
+from orchestrator.plan.dry_run import PlanOptions, describe, show
 from orchestrator.spec import Sweep, load, parse
 from orchestrator.text import nbytes
 
@@ -180,7 +180,7 @@ def test_it_fits_the_terminal_and_nothing_is_cut(width: int, name: str, whole: b
 
 def test_disk_downloads_and_time_are_told() -> None:
     console = Console(width=160, file=io.StringIO(), record=True)
-    show(sweep_with(method="random", model="toyfaces"), console, price_per_hour=2.0)
+    show(sweep_with(method="random", model="toyfaces"), console, options=PlanOptions(price_per_hour=2.0))
     text = console.export_text()
     assert row_of(text, "nothing")[1] == "the model and its predictor are on this machine"
     assert row_of(text, "a trial") == ["a trial", "unknown; --probe measures it on this machine"]

@@ -46,7 +46,7 @@ def test_a_trial_is_the_sum_of_its_parts() -> None:
 def test_windows_and_injection_make_chains_longer_and_shorter() -> None:
     plain = predicted(sweep_with(), forward=1.0).trial["learned"]
     late = sweep_with(sampler={"steps": 5, "window": [500, 0]})
-    steps = 5 - schedule_of(late).inside((500, 0)).index(True)
+    steps = 5 - schedule_of(late).steps_in_window((500, 0)).index(True)
     assert predicted(late, forward=1.0).trial["learned"] == plain - 32 * (5 - steps)
     twice = sweep_with(sampler={"steps": 5, "injection": "asymmetric"})
     shifted = 24 * 8 * 4 + 7 * 8

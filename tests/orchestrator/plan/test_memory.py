@@ -10,7 +10,7 @@ from rich.console import Console
 from core.errors import UserError
 from orchestrator.cli.main import main
 from orchestrator.plan import memory as forecast
-from orchestrator.plan.dry_run import show
+from orchestrator.plan.dry_run import PlanOptions, show
 from orchestrator.plan.memory import Device, again, case_of, devices_of, memory_table, refuse_unfit, unet_passes
 from orchestrator.spec import Sweep, load, parse
 from orchestrator.trial.footprint import choose
@@ -27,7 +27,7 @@ def sweep_with(**sections: Any) -> Sweep:
 
 def text_of(sweep: Sweep, width: int = 160, device_memory: str | None = None) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    show(sweep, console, device_memory=device_memory)
+    show(sweep, console, options=PlanOptions(device_memory=device_memory))
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 
@@ -41,7 +41,7 @@ def test_passes_of_training_are_exact() -> None:
     sampler = {"steps": 5, "injection": "asymmetric", "window": [900, 300]}
     sweep = sweep_with(sampler=sampler, train={"iterations": 10, "batch": 4})
     schedule = case_of(sweep).schedule
-    assert schedule.inside((900, 300)) == (True, True, True, False, False)
+    assert schedule.steps_in_window((900, 300)) == (True, True, True, False, False)
     late = sweep_with(sampler=sampler | {"window": [500, 300]}, train={"iterations": 10, "batch": 4})
     for given, steps, shifted in ((sweep, 5, 3), (late, 3, 1)):
         passes = unet_passes(given, schedule)

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
 from orchestrator.report import live
 from orchestrator.report.live import Screen, screen, summary, table
-from orchestrator.report.progress import SweepProgress, TrialProgress, ends_at, standing
+from orchestrator.report.progress import SweepProgress, TrialProgress, ends_at, progress_of
 from orchestrator.spec import parse
 
 NOW = 10_000.0
@@ -119,10 +120,8 @@ SWEEP = parse(
 
 def row(state: str, **attributes: Any) -> SimpleNamespace:
     """As Optuna gives it."""
-    over = state in ("COMPLETE", "PRUNED", "FAIL")
-    is_finished = lambda: over  # noqa: E731
     return SimpleNamespace(
-        state=SimpleNamespace(name=state, is_finished=is_finished),
+        state=TrialState[state],
         user_attrs=attributes,
         datetime_start=None,
         datetime_complete=None,
@@ -137,7 +136,7 @@ def test_what_the_book_says_of_a_trial() -> None:
         "carried over": row("COMPLETE", metrics={"identifiability": 0.4}),
         "next": row("WAITING"),
     }
-    found = standing(SWEEP, rows, {"on its way": [(0, 1.0), (120, 2.0)]}, 4, 1, 0.0).trials
+    found = progress_of(SWEEP, rows, {"on its way": [(0, 1.0), (120, 2.0)]}, 1, 0.0).trials
     assert [(each.state, each.over, each.iteration, each.value, each.best) for each in found] == [
         ("running", False, 120, 0.3, 0.7),
         ("out of memory", True, 20, None, None),
@@ -145,7 +144,7 @@ def test_what_the_book_says_of_a_trial() -> None:
         ("waiting", False, 0, None, None),
     ]
     assert found[0].ends is not None
-    assert [each.state for each in standing(SWEEP, rows, {}, 4, 1, 0.0, driven=False).trials][::3] == [
+    assert [each.state for each in progress_of(SWEEP, rows, {}, 1, 0.0, driven=False).trials][::3] == [
         "interrupted"
     ] * 2
 

@@ -81,7 +81,7 @@ def test_one_sweep_with_its_trials(folder: SweepFolder, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_that_runs_says_how_long_it_will(folder: SweepFolder, tmp_path: Path) -> None:
-    running = next(iter(read(folder).standing.of(over=False)))
+    running = next(iter(read(folder).progress.of(over=False)))
     began = running.began or 0.0
     for step, when in ((50, began - 1), (100, began + 20), (120, began + 30)):
         file = folder.trial(running.trial_id).path / f"checkpoint_{step:08d}" / "state.json"
@@ -89,7 +89,7 @@ def test_a_sweep_that_runs_says_how_long_it_will(folder: SweepFolder, tmp_path: 
         file.write_text("{}")
         os.utime(file, (when, when))
     with driving(folder.lock, "sweep 'a'"):
-        found, text = read(folder).standing, text_of(tmp_path, "a")
+        found, text = read(folder).progress, text_of(tmp_path, "a")
     assert found.trials[1].iteration == 120 and found.trials[1].ends == pytest.approx(began + 30 + 280 / 2)
     assert rows_of(text)[0][:4] == ["running", "120/400", "0.500", "0.500"]
     assert rows_of(text)[1] == ["waiting", "0/400", "-", "-"]
@@ -109,7 +109,7 @@ def test_it_fits_the_terminal(folder: SweepFolder, tmp_path: Path, width: int, d
     assert max(len(line.rstrip()) for line in lines) <= width
     text = " ".join(" ".join(lines).split())
     assert text.count("3 of 4 trials: 1 completed, ") == 2
-    for trial in read(folder).standing.trials:
+    for trial in read(folder).progress.trials:
         [row] = [line for line in lines if line.split()[:1] == [trial.trial_id] and len(line.split()) > 2]
         assert ("0.750" in row) == (trial.state == "completed")
 

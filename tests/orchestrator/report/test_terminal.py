@@ -183,9 +183,9 @@ def test_a_sweep_without_trials_says_so(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_that_runs_says_so_with_the_time(tmp_path: Path) -> None:
     folder = fabricated(tmp_path, 2)
-    assert text_of(folder)[0].startswith("Sweep 'made' is not complete: the same command goes on with it; 2 of 2")
+    assert text_of(folder)[0].startswith("Sweep 'made' is interrupted, the same command goes on; 2 of 2")
     with driving(folder.lock, "it"):
-        assert text_of(folder, 300)[0].startswith("Sweep 'made' is still running (process ")
+        assert text_of(folder, 300)[0].startswith("Sweep 'made' is running (process ")
 
 
 @pytest.mark.slow

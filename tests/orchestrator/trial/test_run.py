@@ -12,7 +12,7 @@ from core.methods import random
 from core.metrics import evaluate, moved
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
-from orchestrator.edit.session import EditSession
+from orchestrator.edit.session import EditSession, ModelOptions
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.checkpoints import CheckpointError, TrialFolder
 from orchestrator.trial import model as model_module
@@ -66,7 +66,7 @@ def test_a_set_is_opened_in_the_precision_that_its_trial_ran_in(
     sweep = sweep_with(tiny_model, method="random", train={"iterations": 7, "precision": precision})
     reports_of(tmp_path, PARAMETERS[0], sweep)
     assert set_of(tmp_path).provenance["precision"] == precision
-    session = EditSession.open(TrialFolder(tmp_path).result() / "directions", device="cpu")
+    session = EditSession.open(TrialFolder(tmp_path).result() / "directions", ModelOptions(device="cpu"))
     assert (session.precision, session.denoiser.dtype) == (precision, dtype)
 
 

@@ -20,14 +20,14 @@ def test_strength_loss_is_in_the_ancestors_unit() -> None:
 def test_adversarial_losses_of_an_undecided_critic() -> None:
     undecided = torch.zeros(3)
     assert float(losses.fidelity_loss(undecided)) == pytest.approx(math.log(2))
-    assert float(losses.critic_loss(undecided, undecided)) == pytest.approx(2 * math.log(2))
+    assert float(losses.discriminator_loss(undecided, undecided)) == pytest.approx(2 * math.log(2))
 
 
 def test_adversarial_losses_of_a_critic_that_is_right_are_small() -> None:
     """softplus(-x) = log(1 + exp(-x)): of plain samples at 2 and -1, mean over samples, and of shifted ones at -3."""
     plain, shifted = torch.tensor([2.0, -1.0]), torch.tensor([-3.0])
     right = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
-    assert float(losses.critic_loss(plain, shifted)) == pytest.approx(right + math.log(1 + math.exp(-3)))
+    assert float(losses.discriminator_loss(plain, shifted)) == pytest.approx(right + math.log(1 + math.exp(-3)))
     assert float(losses.fidelity_loss(plain)) == pytest.approx(right)
 
 
@@ -42,7 +42,7 @@ def test_consistency_compares_where_and_not_which_pixel() -> None:
 def test_adversarial_losses_pull_in_opposite_directions() -> None:
     logit = torch.tensor([0.3], requires_grad=True)
     (up,) = torch.autograd.grad(losses.fidelity_loss(logit), logit)
-    (down,) = torch.autograd.grad(losses.critic_loss(torch.zeros(1), logit), logit)
+    (down,) = torch.autograd.grad(losses.discriminator_loss(torch.zeros(1), logit), logit)
     assert up < 0 < down
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core import Denoiser, Schedule
-from core.chain.step_memory import Ledger
+from core.chain.step_memory import MemoryCounter
 from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
 from core.methods.learned.training import Learner, Settings
 
@@ -45,10 +45,10 @@ def test_losses_grow_with_the_micro_batch(denoiser: Denoiser) -> None:
         x = torch.randn(batch, 3, 8, 8)
         k, magnitude = torch.zeros(batch, dtype=torch.long), torch.ones(batch)
         shifted = torch.randn(batch, 3, 8, 8, requires_grad=True)
-        with Ledger([*own, x, shifted, k, magnitude]) as ledger:
+        with MemoryCounter([*own, x, shifted, k, magnitude]) as counter:
             loss, _ = learner._explorer_loss(x, shifted, k, magnitude)
             loss.backward()
-        return int(ledger.peak)
+        return int(counter.peak)
 
     many, few = counted(denoiser, 256) - counted(denoiser, 128), real(256) - real(128)
     assert 0.9 * few < many < 2 * few  # the discriminator's own step is in it too

@@ -66,7 +66,7 @@ def explorer_loss_by_hand(learner: Learner, x_0: Tensor, shifted: Tensor, k: Ten
 
 def test_the_loss_is_the_formula(denoiser: Denoiser, schedule: Schedule) -> None:
     learner = Learner(denoiser, schedule, replace(SETTINGS, discriminator_weight=0.7, consistency_weight=0.4))
-    x_0, shifted = (noise(range(first, first + 4), denoiser.seen_shape) for first in (0, 10))
+    x_0, shifted = (noise(range(first, first + 4), denoiser.judged_shape) for first in (0, 10))
     batch = x_0, shifted, torch.tensor([0, 0, 2, 2]), torch.tensor([0.5, -1.0, 0.25, 0.75])
     loss, _ = learner._explorer_loss(*batch)
     assert loss.item() == pytest.approx(explorer_loss_by_hand(learner, *batch).item(), rel=1e-5)
@@ -90,7 +90,7 @@ def test_an_iteration_descends_the_formula_and_then_the_discriminators_own(
         optimiser.update.side_effect = update
         return optimiser
 
-    learner.explorer_optimiser, learner.critic_optimiser = keeping("explorer"), keeping("discriminator")
+    learner.explorer_optimiser, learner.discriminator_optimiser = keeping("explorer"), keeping("discriminator")
     terms = learner.iterate(5)
     rows = torch.randint(32, (4,), generator=generator("rows", 0, 5))
     k, magnitude = learner._draw(5, 4)
@@ -277,14 +277,14 @@ def test_workers_share_a_batch(denoiser: Denoiser, schedule: Schedule) -> None:
 
 def test_without_a_weight_there_is_no_discriminator(denoiser: Denoiser, schedule: Schedule) -> None:
     learner, terms = run(denoiser, schedule, replace(SETTINGS, discriminator_weight=0.0), 1)
-    assert learner.critic_optimiser is None
+    assert learner.discriminator_optimiser is None
     assert terms[0].keys() == {"direction_loss", "strength_loss", "consistency_loss", "training_accuracy"}
 
 
 def test_the_discriminator_only_learns_from_its_own_loss(denoiser: Denoiser, schedule: Schedule) -> None:
     learner = Learner(denoiser, schedule, SETTINGS)
     before = [p.detach().clone() for p in learner.discriminator.parameters()]
-    learner.critic_optimiser = type("Idle", (), {"update": lambda self, losses: None})()
+    learner.discriminator_optimiser = type("Idle", (), {"update": lambda self, losses: None})()
     learner.iterate(0)
     assert all(p.grad is None for p in learner.discriminator.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, learner.discriminator.parameters(), strict=True))
