@@ -22,7 +22,7 @@ from core import Denoiser, Schedule
 from core.methods import learned
 from core.metrics import METRICS, calibrate, evaluate
 from core.metrics.attributes import coverage
-from core.predictors.embedded import embedded
+from core.predictors.embedded import embedded_predictor
 from core.randomness import SELECT_SEEDS
 
 STEPS, STRENGTH, SEEDS = 6, 0.5, 24
@@ -51,7 +51,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def measure(denoiser: Denoiser, settings: learned.Settings) -> Record:
     """Learn one set and measure it."""
-    schedule, attributes = Schedule.ddim(denoiser, STEPS), embedded(denoiser.name, denoiser.device)
+    schedule, attributes = Schedule.ddim(denoiser, STEPS), embedded_predictor(denoiser.name, denoiser.device)
     started = time.perf_counter()
     directions = learned.find(denoiser, schedule, settings)
     seconds = time.perf_counter() - started

@@ -193,7 +193,7 @@ def along_chain(denoiser: Denoiser, count: int = 3, tolerance: float = 1e-4) -> 
 
 
 def _both(jacobian: DecoderJacobian, v: Tensor) -> Tensor:
-    return jacobian.pull(jacobian.push(v[None]))[0].double()
+    return jacobian.vjp(jacobian.jvp(v[None]))[0].double()
 
 
 def timed(run: Callable[[], Found], clock: list[float]) -> Found:

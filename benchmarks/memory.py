@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.common import RESULTS
 from core import Denoiser, Schedule
-from core.chain.gradient import CheckpointBlocks, CheckpointSteps, GradientPolicy, KeepSteps, Prediction, predict
+from core.chain.gradient import CheckpointBlocks, CheckpointSteps, GradientPolicy, KeepSteps, PredictedMemory, predict
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
 from orchestrator.plan.memory import VENDED
@@ -50,7 +50,7 @@ class Row:
 
     name: str
     micro_batch: int
-    said: Prediction
+    said: PredictedMemory
     verdicts: tuple[str, ...]
 
     def __str__(self) -> str:

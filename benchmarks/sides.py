@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core import Denoiser, Schedule, noise, sample
 from core.chain.gradient import GradientPolicy
-from core.chain.step_memory import Ledger
+from core.chain.step_memory import MemoryCounter
 from core.execution.lean import lean
 from core.model.catalogue import architecture_folder
 
@@ -110,9 +110,9 @@ def held(case: Case, denoiser: Denoiser, policy: GradientPolicy) -> int:
     """Peak bytes of a training step beside the weights."""
     known = [*denoiser.tensors(), case.x_T, case.shift]
     run = ours(case, policy, denoiser)
-    with Ledger(known) as ledger:
+    with MemoryCounter(known) as counter:
         run()
-    return int(ledger.peak)
+    return int(counter.peak)
 
 
 def seconds(runs: Sequence[Run], repeats: int) -> list[float]:

@@ -55,7 +55,7 @@ class Timed(TrialWorker):
     def _begin(self, config: dict[str, Any]) -> None:
         super()._begin(config)
         self._mark("begins", config)
-        self._once("called", self.post, "moved")
+        self._once("called", self.process, "moved")
 
     def _reports(self) -> Iterator[Report]:
         from orchestrator.trial import model

@@ -26,7 +26,7 @@ def load(dtype: torch.dtype = torch.float32, device: str = "cpu", use: Use = Use
         (network(noisy) - images).square().mean().backward()
         adam.step()
     network = network.to(device, dtype)
-    cut = HookedCut(network, use.tap or "1", use.form, call=lambda network, x, t, given: network(x))
+    cut = HookedCut(network, use.tap or "1", use.form, call=lambda network, x, t, inputs: network(x))
     return Denoiser(network, scheduler, "colours", cut=cut, use=use, sample_shape=(3, 16, 16))
 
 

@@ -43,7 +43,7 @@ class GradientPolicy(Protocol):
 
     by_blocks: ClassVar[bool] = False
 
-    def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+    def kept_steps(self, costs: Costs, steps: int, device: torch.device) -> int:
         """Return how many of the last steps keep their graph, for a chain of `steps` steps on `device`."""
 
     def checkpoint(self, step: Step, i: int, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class GradientPolicy(Protocol):
 class FullGraph(GradientPolicy):
     """The policy that keeps every step's graph: fastest, memory T A. Use it too where nothing is differentiated."""
 
-    def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+    def kept_steps(self, costs: Costs, steps: int, device: torch.device) -> int:
         """Return `steps`."""
         return steps
 
@@ -70,7 +70,7 @@ class CheckpointSteps(GradientPolicy):
     memory of a single step.
     """
 
-    def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+    def kept_steps(self, costs: Costs, steps: int, device: torch.device) -> int:
         """Return 1, or 0 for a chain without steps."""
         return min(1, steps)
 
@@ -89,12 +89,12 @@ class KeepSteps(GradientPolicy):
         if self.memory != "auto" and self.memory < 0:
             raise UserError(f"memory: got {self.memory}; allowed: bytes, 0 or more, or 'auto'")
 
-    def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+    def kept_steps(self, costs: Costs, steps: int, device: torch.device) -> int:
         """Return how many of the last graphs fit in the memory, at least one."""
         memory = self.memory
         if memory == "auto":
-            memory = int(0.9 * free_memory(device)) - max(cost.work for cost in costs())
-        return fitting([cost.graph for cost in costs()], memory)
+            memory = int(0.9 * free_memory(device)) - max(cost.extra_peak for cost in costs())
+        return count_fitting([cost.graph for cost in costs()], memory)
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class CheckpointBlocks(GradientPolicy):
 
     by_blocks: ClassVar[bool] = True
 
-    def kept(self, costs: Costs, steps: int, device: torch.device) -> int:
+    def kept_steps(self, costs: Costs, steps: int, device: torch.device) -> int:
         """Return 0."""
         return 0
 
 
-def fitting(graphs: Sequence[int], memory: int) -> int:
+def count_fitting(graphs: Sequence[int], memory: int) -> int:
     """Return how many of the last `graphs` fit in `memory`, both in bytes: at least one, which is needed anyway."""
     kept, total = 0, 0
     for graph in reversed(graphs):
@@ -124,7 +124,7 @@ def run(policy: GradientPolicy, step: Step, x: Tensor, steps: range, costs: Cost
     if not torch.is_grad_enabled():
         recomputed = 0
     else:
-        recomputed = len(steps) - policy.kept(costs, len(steps), x.device)
+        recomputed = len(steps) - policy.kept_steps(costs, len(steps), x.device)
     for i in steps[:recomputed]:
         x = policy.checkpoint(step, i, x)
     for i in steps[recomputed:]:
@@ -143,7 +143,7 @@ def free_memory(device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedMemory:
     """The peak bytes of one forward and backward pass through the chain, by parts.
 
     Not included: the rounding of a GPU's allocator and the workspace of cuDNN.
@@ -170,7 +170,7 @@ def predict(
     injection: Injection = "symmetric",
     window: tuple[int, int] | None = None,
     memory: int | None = None,
-) -> Prediction:
+) -> PredictedMemory:
     """Return the memory that the gradient of a chain with a shift in `window` takes, without running the chain.
 
     Each kind of step is run on tensors without data (torch's meta device), where the creation and the end of every
@@ -184,19 +184,19 @@ def predict(
     network, state = blueprint.weight_bytes(), _state_bytes(blueprint, batch)
     if policy.by_blocks:
         blueprint = _by_blocks(blueprint)
-    inside = schedule.inside(window)
+    inside = schedule.steps_in_window(window)
     first = inside.index(True)
     costs = chain_costs(blueprint, schedule, batch, injection, inside, range(first, len(schedule)))
     states = state * (len(costs) + 1 + (len(schedule) if schedule.stochastic else 0))
     if policy == KeepSteps() and memory is not None:
-        policy = KeepSteps(max(memory - network - states - max(cost.work for cost in costs), 0))
-    kept = policy.kept(lambda: costs, len(costs), denoiser.device)
-    again = costs[: len(costs) - kept]
-    graphs = sum(cost.graph for cost in costs[len(again) :])
+        policy = KeepSteps(max(memory - network - states - max(cost.extra_peak for cost in costs), 0))
+    kept = policy.kept_steps(lambda: costs, len(costs), denoiser.device)
+    rerun = costs[: len(costs) - kept]
+    graphs = sum(cost.graph for cost in costs[len(rerun) :])
     # The peak is when the backward pass begins, with all kept graphs, or when these are freed and a step runs again.
-    work = max((cost.work for cost in costs[len(again) :]), default=0)
-    alone = max((cost.again for cost in again), default=0)
-    return Prediction(network, states, graphs, max(work, alone - graphs), kept)
+    work = max((cost.extra_peak for cost in costs[len(rerun) :]), default=0)
+    alone = max((cost.rerun_peak for cost in rerun), default=0)
+    return PredictedMemory(network, states, graphs, max(work, alone - graphs), kept)
 
 
 @lru_cache(maxsize=16)

@@ -37,7 +37,7 @@ def sample(
     Raises UserError where the shapes, the devices, the injection or the noise do not fit the chain.
     """
     _check(denoiser, schedule, x_T, injection, step_noise)
-    shifted = schedule.inside(window)
+    shifted = schedule.steps_in_window(window)
 
     def step(i: int, x_t: Tensor) -> Tensor:
         delta_h = shift(i) if shift is not None and shifted[i] else None
@@ -90,9 +90,9 @@ def _check(denoiser: Denoiser, schedule: Schedule, x: Tensor, injection: str, st
         raise UserError(
             f"x has shape {list(x.shape)}; model '{denoiser.name}' draws [N, {str(denoiser.sample_shape)[1:-1]}]"
         )
-    for what, given in (("x", x), ("step_noise", step_noise)):
-        if given is not None and given.device != denoiser.device:
-            raise UserError(f"{what} is on {given.device}; model '{denoiser.name}' is on {denoiser.device}")
+    for what, tensor in (("x", x), ("step_noise", step_noise)):
+        if tensor is not None and tensor.device != denoiser.device:
+            raise UserError(f"{what} is on {tensor.device}; model '{denoiser.name}' is on {denoiser.device}")
     if injection not in INJECTIONS:
         raise UserError(f"injection: got '{injection}'; allowed: {', '.join(INJECTIONS)}")
     if schedule.stochastic and step_noise is None:

@@ -31,7 +31,7 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 _TINY = 1e-12
-_STEEP = 0.1  # the smallest |p| that `inverse_step` divides by
+_SMALLEST_SLOPE = 0.1  # the smallest |p| that `inverse_step` divides by
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class Schedule:
     @classmethod
     def _flow(cls, denoiser: Denoiser, steps: int) -> "Schedule":
         scheduler = denoiser.scheduler
-        asked: dict[str, Any] = {"num_inference_steps": steps}
+        arguments: dict[str, Any] = {"num_inference_steps": steps}
         if denoiser.even_sigmas:
-            asked = {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+            arguments = {"sigmas": np.linspace(1.0, 1 / steps, steps)}
         if scheduler.config["use_dynamic_shifting"]:
-            asked["mu"] = _mu(scheduler.config, denoiser.tokens)
-        scheduler.set_timesteps(**asked)
+            arguments["mu"] = _mu(scheduler.config, denoiser.tokens)
+        scheduler.set_timesteps(**arguments)
         sigmas = scheduler.sigmas.double().tolist()
         return cls(tuple(scheduler.timesteps.tolist()), tuple(1 - s for s in sigmas), tuple(sigmas), "flow")
 
@@ -194,7 +194,7 @@ class Schedule:
         network that predicts the image), the result is composed of the image and the noise at the guess instead.
         """
         (p, q), a, s = self._linear(i), self.signal[i], self.noise[i]
-        if abs(p) >= _STEEP:
+        if abs(p) >= _SMALLEST_SLOPE:
             return (x_prev - q * output) / p
         noise = self.predicted_noise(i, x_t, output)
         return a * (x_prev - self.noise[i + 1] * noise) / self.signal[i + 1] + s * noise
@@ -212,7 +212,7 @@ class Schedule:
             case "flow":
                 return a_prev + s_prev, s_prev * a - a_prev * s
 
-    def inside(self, window: tuple[int, int] | None) -> tuple[bool, ...]:
+    def steps_in_window(self, window: tuple[int, int] | None) -> tuple[bool, ...]:
         """Return for each step whether it lies in a window [high, low] of training timesteps, both ends included.
 
         All steps do where `window` is None. Raises UserError where no step does.
@@ -226,7 +226,7 @@ class Schedule:
         return chosen
 
 
-def late_level(denoiser: Denoiser, fraction: float) -> tuple[float, float]:
+def level_at(denoiser: Denoiser, fraction: float) -> tuple[float, float]:
     """Return (training timestep, signal a) at this fraction of the model's training timesteps.
 
     A small fraction is a late level of the chain: little noise, all detail.

@@ -29,16 +29,16 @@ class StepCost:
     """The bytes that one differentiated step takes.
 
     graph: bytes held from the end of the forward pass until the backward pass.
-    work: the most that is held beyond `graph` at any time during the two passes.
-    again: the most that is held in all where the step keeps x_t only and is run again in the backward pass.
+    extra_peak: the most that is held beyond `graph` at any time during the two passes.
+    rerun_peak: the most that is held in all where the step keeps x_t only and is run again in the backward pass.
     """
 
     graph: int
-    work: int
-    again: int
+    extra_peak: int
+    rerun_peak: int
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own stub
+class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own stub
     """A dispatch mode that counts the bytes of the storages created while it is active.
 
     live: bytes now; peak: most bytes so far. The storages of the tensors in `known` do not count.
@@ -72,8 +72,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.live -= size
 
 
-class Remembering(Ledger):  # type: ignore[no-untyped-call]  # torch's own stub
-    """A ledger that infers the shape of each operation's result on the meta device once and remembers it.
+class CachingMemoryCounter(MemoryCounter):  # type: ignore[no-untyped-call]  # torch's own stub
+    """A memory counter that infers the shape of each operation's result on the meta device once and remembers it.
 
     torch spends most of a step's time on this inference, and a network repeats the same few operations many times.
     """
@@ -83,13 +83,13 @@ class Remembering(Ledger):  # type: ignore[no-untyped-call]  # torch's own stub
         self._results: dict[Any, Any] = {}
 
     def _done(self, func: Any, args: Any, kwargs: Any) -> Any:
-        asked = func, _asked(args), _asked(kwargs)
-        if asked in self._results:
-            return tree_map_only(_Shape, _Shape.empty, self._results[asked])
+        key = func, _key_of(args), _key_of(kwargs)
+        if key in self._results:
+            return tree_map_only(_Shape, _Shape.empty, self._results[key])
         result = super()._done(func, args, kwargs)
         tensors = [leaf for leaf in tree_leaves(result) if leaf is not None]
         if tensors and all(isinstance(leaf, Tensor) and self._is_new(leaf) for leaf in tensors):
-            self._results[asked] = tree_map_only(Tensor, _Shape.of, result)
+            self._results[key] = tree_map_only(Tensor, _Shape.of, result)
         return result
 
     def _is_new(self, tensor: Tensor) -> bool:
@@ -115,19 +115,19 @@ class _Shape:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
 
 
-def _asked(value: Any) -> Any:
+def _key_of(value: Any) -> Any:
     """Return a hashable key of an operation's arguments, with all that the shapes of its results depend on."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, list | tuple):
-        return tuple(map(_asked, value))
+        return tuple(map(_key_of, value))
     if isinstance(value, dict):
-        return tuple((name, _asked(each)) for name, each in value.items())
+        return tuple((name, _key_of(each)) for name, each in value.items())
     return type(value), value
 
 
 @contextmanager
-def followed(known: Sequence[Tensor]) -> Iterator[Ledger]:
+def counting_memory(known: Sequence[Tensor]) -> Iterator[MemoryCounter]:
     """Count the storages created on the meta device, with attention replaced by a fused kernel as CPUs and GPUs run it.
 
     On the meta device torch uses the plain formula of attention. It keeps a matrix of all tokens by all tokens, which
@@ -136,8 +136,8 @@ def followed(known: Sequence[Tensor]) -> Iterator[Ledger]:
     plain = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = partial(_attention, plain)
     try:
-        with Remembering(known) as ledger:
-            yield ledger
+        with CachingMemoryCounter(known) as counter:
+            yield counter
     finally:
         F.scaled_dot_product_attention = plain
 
@@ -178,11 +178,11 @@ def chain_costs(
 
     Steps before the first shift keep nothing, unless x itself is `differentiable`.
     """
-    found = []
+    step_costs = []
     for i in steps:
-        found.append(_cost(blueprint, schedule, batch, injection, shifted[i], differentiable))
+        step_costs.append(_cost(blueprint, schedule, batch, injection, shifted[i], differentiable))
         differentiable = differentiable or shifted[i]
-    return found
+    return step_costs
 
 
 @lru_cache(maxsize=256)
@@ -198,14 +198,14 @@ def _cost(
     step = partial(one_step, denoiser, schedule, len(schedule) - 1, delta_h=delta_h, injection=injection)
     known = [x, *denoiser.tensors(), *([] if delta_h is None else [delta_h])]
     graph, peak = _there_and_back(step, x, known)
-    _, again = _there_and_back(partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False), x, known)
-    return StepCost(graph, peak - graph, again)
+    _, rerun_peak = _there_and_back(partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False), x, known)
+    return StepCost(graph, peak - graph, rerun_peak)
 
 
 def _there_and_back(step: Callable[[Tensor], Tensor], x: Tensor, known: Sequence[Tensor]) -> tuple[int, int]:
     """Return (bytes held between a step's forward and backward pass, the most bytes held at any time)."""
-    with torch.enable_grad(), followed(known) as ledger:
+    with torch.enable_grad(), counting_memory(known) as counter:
         x_prev = step(x)
-        graph = ledger.live - x_prev.nbytes
+        graph = counter.live - x_prev.nbytes
         x_prev.backward(torch.empty_like(x_prev))  # type: ignore[no-untyped-call]  # torch's own stub
-    return graph, ledger.peak
+    return graph, counter.peak

@@ -48,8 +48,8 @@ def applied(
     the network twice.
     """
     tensors = load_file(Path(folder) / "directions.safetensors")
-    told = json.loads((Path(folder) / "directions.json").read_text())
-    names, timesteps, origin = told["names"], told["timesteps"], told["provenance"]
+    description = json.loads((Path(folder) / "directions.json").read_text())
+    names, timesteps, origin = description["names"], description["timesteps"], description["provenance"]
     edit = direction if isinstance(direction, Mapping) else {direction: 1.0}
     rows = {names.index(k) if isinstance(k, str) else k: own for k, own in edit.items()}
     ratio = len(timesteps) / steps if steps else 1.0
@@ -63,7 +63,7 @@ def applied(
         yield
 
 
-class Place(NamedTuple):
+class ShiftSite(NamedTuple):
     """The place in a network where a set shifts it, and how.
 
     tap: the submodule whose output is shifted; output: the number of that output where the submodule has several.
@@ -77,8 +77,8 @@ class Place(NamedTuple):
     clock: tuple[float, float] | None = None
 
 
-def place_of(origin: Mapping[str, Any], error: type[Exception] = ValueError) -> Place:
-    """Return the Place that a set's provenance describes. Raises `error` where it holds invalid values.
+def place_of(origin: Mapping[str, Any], error: type[Exception] = ValueError) -> ShiftSite:
+    """Return the ShiftSite that a set's provenance describes. Raises `error` where it holds invalid values.
 
     The provenance is checked because the set may come from anyone.
     """
@@ -91,7 +91,7 @@ def place_of(origin: Mapping[str, Any], error: type[Exception] = ValueError) -> 
             raise error(f"clock: got {clock!r}; allowed: (a, b) of a t + b, with an a other than 0")
         clock = float(clock[0]), float(clock[1])
     both = not (isinstance(use, Mapping) and use.get("shifted") == "conditional")
-    return Place(str(origin.get("tap", MID_BLOCK)), output, both, clock)
+    return ShiftSite(str(origin.get("tap", MID_BLOCK)), output, both, clock)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def shifted(
     timesteps: Sequence[float],
     asymmetric: Any = None,
     error: type[Exception] = ValueError,
-    place: Place = Place(),  # noqa: B008  # cannot change
+    place: ShiftSite = ShiftSite(),  # noqa: B008  # cannot change
 ) -> Iterator[None]:
     """Add shift(i) [1 or N, C, H, W] to the output of the submodule of `place`, inside the `with` block.
 
@@ -114,8 +114,8 @@ def shifted(
     if module is None:
         kind = type(network).__name__
         raise error(f"a {kind} has no {place.tap} to shift: give the pipeline's unet, or its transformer")
-    if asymmetric is not None and type(asymmetric).__name__ not in _MIXED:
-        raise error(f"asymmetric: got a {type(asymmetric).__name__}; allowed: {', '.join(_MIXED)}, with eta 0")
+    if asymmetric is not None and type(asymmetric).__name__ not in _LEVELS_OF:
+        raise error(f"asymmetric: got a {type(asymmetric).__name__}; allowed: {', '.join(_LEVELS_OF)}, with eta 0")
     if asymmetric is not None and (clips := [name for name in _CLIPS if asymmetric.config.get(name)]):
         kind = type(asymmetric).__name__
         raise error(
@@ -129,8 +129,8 @@ def shifted(
     first = kind.startswith("DiT")
 
     def remember_timestep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        told = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        now["timestep"] = (float(torch.as_tensor(told).reshape(-1)[0]) - zero) / pace
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        now["timestep"] = (float(torch.as_tensor(timestep).reshape(-1)[0]) - zero) / pace
 
     def add_shift(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
         nearest = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - now["timestep"]))
@@ -157,7 +157,7 @@ def shifted(
             plain = module(*args, **kwargs)
         finally:
             now["shifts"] = True
-        share = _share(asymmetric, now["timestep"])
+        share = _shifted_weight(asymmetric, now["timestep"])
         mixed = share * output[0] + (1 - share) * plain[0]
         return (mixed, *output[1:]) if isinstance(output, tuple) else type(output)(sample=mixed)
 
@@ -192,14 +192,14 @@ def _laid_out(delta_h: Tensor, h: Tensor, error: type[Exception]) -> Tensor:
     return delta_h
 
 
-def _share(scheduler: Any, t: float) -> float:
+def _shifted_weight(scheduler: Any, t: float) -> float:
     """Return the weight of the shifted output, against the plain one, for a step that shifts only its predicted image.
 
     The network's output enters a step as c_p output + c_d output: the first term comes from the predicted image, the
     second from the noise of x_prev. Asymmetric injection needs c_p shifted + c_d plain. One mixed output has the same
     effect where the weight of the shifted output is c_p / (c_p + c_d).
     """
-    (a, s), (a_prev, s_prev), prediction = _MIXED[type(scheduler).__name__](scheduler, t)
+    (a, s), (a_prev, s_prev), prediction = _LEVELS_OF[type(scheduler).__name__](scheduler, t)
     c_p, c_d = {
         "epsilon": (-a_prev * s / a if a else -math.inf, s_prev),
         "v_prediction": (-a_prev * s, s_prev * a),
@@ -226,4 +226,4 @@ def _of_flow(scheduler: Any, t: float) -> tuple[Level, Level, str]:
 
 
 _CLIPS = ("clip_sample", "thresholding")  # scheduler options that make a step nonlinear in the network's output
-_MIXED = {"DDIMScheduler": _of_ddim, "FlowMatchEulerDiscreteScheduler": _of_flow}
+_LEVELS_OF = {"DDIMScheduler": _of_ddim, "FlowMatchEulerDiscreteScheduler": _of_flow}

@@ -196,9 +196,9 @@ class DirectionSet:
 
     def renamed(self, names: Mapping[int | str, str]) -> "DirectionSet":
         """Return the set with names given by hand: number or old name -> new name."""
-        given = {self.index(direction): name for direction, name in names.items()}
-        every = tuple(given.get(k, name) for k, name in enumerate(self.names))
-        dials = tuple(replace(dial, named_by="hand") if k in given else dial for k, dial in enumerate(self.dials))
+        new_names = {self.index(direction): name for direction, name in names.items()}
+        every = tuple(new_names.get(k, name) for k, name in enumerate(self.names))
+        dials = tuple(replace(dial, named_by="hand") if k in new_names else dial for k, dial in enumerate(self.dials))
         return replace(self, names=every, dials=dials)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "DirectionSet":
@@ -239,8 +239,8 @@ class DirectionSet:
         """
         folder = Path(folder)
         description = read_description(folder / _DESCRIPTION)
-        if (found := description.get("format")) != FORMAT:
-            raise DirectionSetError(f"{folder / _DESCRIPTION} has format {shown(found)}, not '{FORMAT}'")
+        if (file_format := description.get("format")) != FORMAT:
+            raise DirectionSetError(f"{folder / _DESCRIPTION} has format {shown(file_format)}, not '{FORMAT}'")
         version = description.get("version")
         if type(version) is not int or not 1 <= version <= VERSION:
             raise DirectionSetError(f"{folder} has format version {shown(version)}; this one reads up to {VERSION}")

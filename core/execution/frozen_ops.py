@@ -83,8 +83,8 @@ def convolution(
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     n, c = x.shape[:2]
-    found: tuple[Tensor, Tensor, Tensor] = torch.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), groups, eps)
-    return found
+    result: tuple[Tensor, Tensor, Tensor] = torch.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), groups, eps)
+    return result
 
 
 def _dense(tensor: Tensor, like: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ from diffusers.models.unets.unet_2d_blocks import (
 from torch import Tensor, nn
 
 from core.execution import frozen_ops
-from core.execution.split_resnet import Entrance, Module, entrances_of, weights_of
+from core.execution.split_resnet import Module, ResnetPart, resnet_parts, weights_of
 from core.execution.streaming import Streamed
-from core.model.cuts import Features, Form, Given
+from core.model.cuts import Features, Form, NetworkInputs
 from core.model.cuts.unet import Context, UNetCut, UNetFeatures, down_block, middle_block, up_block
 from core.model.denoiser import Denoiser
 
@@ -46,7 +46,7 @@ _UP = (UpBlock2D, AttnUpBlock2D, CrossAttnUpBlock2D)
 _MIDDLE = (UNetMidBlock2D, UNetMidBlock2DCrossAttn)
 
 
-class Shared(NamedTuple):
+class SkipContribution(NamedTuple):
     """The contribution of one skip to its up-resnet, as far as it is independent of h."""
 
     head: Tensor | None  # the skip's channels that are normalised together with h; all where nothing is shared
@@ -55,10 +55,10 @@ class Shared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SharedFeatures(UNetFeatures):
+class SkipContributionFeatures(UNetFeatures):
     """The features of a UNet with the contribution of each skip to its up-resnet."""
 
-    shared: tuple[Shared, ...]  # one for each skip
+    shared: tuple[SkipContribution, ...]  # one for each skip
 
 
 def lean(denoiser: Denoiser) -> Denoiser:
@@ -87,7 +87,7 @@ class LeanUNet(UNetCut):
     ) -> None:
         super().__init__(network, tap, form)
         self.share_skips = share_skips
-        self._entrances = entrances_of(network, _UP if share_skips else ())
+        self._resnet_parts = resnet_parts(network, _UP if share_skips else ())
         self._doubling = {
             module: frozen_ops.upsampling_weight(module.conv.weight) for module in network.modules() if _doubles(module)
         }
@@ -99,7 +99,7 @@ class LeanUNet(UNetCut):
         twin.tap, twin._run = plain.tap, plain._run
         return twin
 
-    def on(self, network: Module) -> Self:
+    def with_network(self, network: Module) -> Self:
         """Return the same cut through another network of the same architecture."""
         twin = type(self)(network, self.name, self.form, self.share_skips)
         twin.tap = self.tap
@@ -109,18 +109,18 @@ class LeanUNet(UNetCut):
         """Return the same cut, keeping only the inputs of each block when it is differentiated."""
         # Shared contributions would be kept for every block. This mode is for scarce memory, so nothing is shared.
         twin = super().by_blocks()
-        twin.share_skips, twin._entrances = False, entrances_of(self.network)
+        twin.share_skips, twin._resnet_parts = False, resnet_parts(self.network)
         return twin
 
     def tensors(self) -> list[Tensor]:
         """Return every weight and buffer that the cut holds, its rearranged copies included."""
-        copies = [weight for parts in self._entrances.values() if len(parts) > 1 for weight in weights_of(parts)]
+        copies = [weight for parts in self._resnet_parts.values() if len(parts) > 1 for weight in weights_of(parts)]
         return [*super().tensors(), *copies, *self._doubling.values()]
 
-    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> SharedFeatures:
+    def encode(self, x_t: Tensor, t: Tensor, inputs: NetworkInputs) -> SkipContributionFeatures:
         """Run everything up to the tap, and the contributions of the skips. x_t: [N, *sample_shape], t: [N]."""
         unet = self.network
-        sample, time, context = self.embed(x_t, t, given)
+        sample, time, context = self.embed(x_t, t, inputs)
         sample = self._conv(unet.conv_in, sample)
         skips = [sample]
         for block in unet.down_blocks:
@@ -135,13 +135,19 @@ class LeanUNet(UNetCut):
                 sample = self._run(self._downsample, downsampler, sample, time)
                 skips.append(sample)
         hidden = self._run(self._middle, sample, time, context)
-        return SharedFeatures(hidden, self.tap, tuple(skips), time, context, tuple(self._shared(skips, time)))
+        return SkipContributionFeatures(
+            hidden, self.tap, tuple(skips), time, context, tuple(self._skip_contributions(skips, time))
+        )
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
         """Run everything after the tap, with delta_h [N or 1, *h_shape] added: the output [N, *sample_shape]."""
         assert isinstance(features, UNetFeatures)
         time, context = features.time, features.context
-        shared = features.shared if isinstance(features, SharedFeatures) else self._shared(features.skips, time)
+        shared = (
+            features.shared
+            if isinstance(features, SkipContributionFeatures)
+            else self._skip_contributions(features.skips, time)
+        )
         sample = self.tap.shifted(features.hidden, delta_h)
         remaining = list(zip(features.skips, shared, strict=True))
         for block in self.network.up_blocks:
@@ -149,8 +155,8 @@ class LeanUNet(UNetCut):
             if type(block) not in _UP:
                 sample = self._run(up_block, block, sample, time, context, *(skip for skip, _ in own))
                 continue
-            for (resnet, attention), (_, given) in zip(_layers(block), reversed(own), strict=True):
-                sample = self._run(self._up_resnet, resnet, attention, sample, time, context, *given)
+            for (resnet, attention), (_, contribution) in zip(_layers(block), reversed(own), strict=True):
+                sample = self._run(self._up_resnet, resnet, attention, sample, time, context, *contribution)
             for upsampler in block.upsamplers or ():
                 sample = self._run(self._upsample, upsampler, sample, time)
         return self.finish(sample)
@@ -173,20 +179,21 @@ class LeanUNet(UNetCut):
             sample = self._resnet(resnet, None, sample, time, context)
         return sample
 
-    def _shared(self, skips: Sequence[Tensor], time: Tensor) -> list[Shared]:
+    def _skip_contributions(self, skips: Sequence[Tensor], time: Tensor) -> list[SkipContribution]:
         """Return the contribution of each skip to its up-resnet, in the order of the skips."""
         resnets = [resnet for block in self.network.up_blocks for resnet in block.resnets]
         return [
-            self._run(self._share, resnet, skip, time) for resnet, skip in zip(reversed(resnets), skips, strict=True)
+            self._run(self._skip_contribution, resnet, skip, time)
+            for resnet, skip in zip(reversed(resnets), skips, strict=True)
         ]
 
-    def _share(self, resnet: Module, skip: Tensor, time: Tensor) -> Shared:
-        entrances = self._entrances.get(resnet, ())
-        if len(entrances) < 2:
-            return Shared(skip)
-        border = skip.shape[1] - entrances[1].weight.shape[1]
-        inner, outer = self._enter(entrances[1], skip[:, border:], time)
-        return Shared(skip[:, :border] if border else None, inner, outer)
+    def _skip_contribution(self, resnet: Module, skip: Tensor, time: Tensor) -> SkipContribution:
+        parts = self._resnet_parts.get(resnet, ())
+        if len(parts) < 2:
+            return SkipContribution(skip)
+        border = skip.shape[1] - parts[1].weight.shape[1]
+        inner, outer = self._enter(parts[1], skip[:, border:], time)
+        return SkipContribution(skip[:, :border] if border else None, inner, outer)
 
     def _up_resnet(
         self,
@@ -213,11 +220,11 @@ class LeanUNet(UNetCut):
         shared_inner: Tensor | None = None,
         shared_outer: Tensor | None = None,
     ) -> Tensor:
-        entrances = self._entrances.get(resnet)
-        if entrances is None:
+        parts = self._resnet_parts.get(resnet)
+        if parts is None:
             sample = resnet(sample, time)
         else:
-            inner, outer = self._enter(entrances[0], sample, time)
+            inner, outer = self._enter(parts[0], sample, time)
             # In place is safe: no operation keeps the result of a convolution.
             if shared_inner is not None and shared_outer is not None:
                 inner, outer = inner.add_(shared_inner), outer.add_(shared_outer)
@@ -226,15 +233,15 @@ class LeanUNet(UNetCut):
                 sample = sample / resnet.output_scale_factor
         return sample if attention is None else _attend(attention, sample, None, context)
 
-    def _enter(self, entrance: Entrance, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    def _enter(self, part: ResnetPart, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the channels of `x` add to (a resnet's first convolution, its output)."""
-        inner = self._norm_silu(x, *entrance.norm, entrance.groups, entrance.eps)
-        inner = self._convolve(inner, entrance.weight, entrance.bias, 1, 1, False)
-        if entrance.time is not None:
-            inner = inner.add_(entrance.time(F.silu(time))[:, :, None, None])
-        if entrance.shortcut is None:
+        inner = self._norm_silu(x, *part.norm, part.groups, part.eps)
+        inner = self._convolve(inner, part.weight, part.bias, 1, 1, False)
+        if part.time is not None:
+            inner = inner.add_(part.time(F.silu(time))[:, :, None, None])
+        if part.shortcut is None:
             return inner, x
-        return inner, self._convolve(x, entrance.shortcut, entrance.shortcut_bias, 1, 0, False)
+        return inner, self._convolve(x, part.shortcut, part.shortcut_bias, 1, 0, False)
 
     def _downsample(self, module: Module, sample: Tensor, time: Tensor) -> Tensor:
         if type(module) is not Downsample2D:  # a resnet
@@ -282,5 +289,5 @@ def _doubles(module: Module) -> bool:
 
 
 def _tensor(value: Any) -> Tensor:
-    found: Tensor = value
-    return found
+    tensor: Tensor = value
+    return tensor

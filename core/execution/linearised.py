@@ -40,11 +40,11 @@ class DecoderJacobian:
             self._cotangent = torch.zeros_like(eps).requires_grad_()
             (self._back,) = torch.autograd.grad(self._eps, self._origin, self._cotangent, create_graph=True)
 
-    def push(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """Return J v in the denoiser's precision. v: [B, *h_shape] -> [B, *sample_shape]."""
         return _one_by_one(self._back, self._cotangent, v)
 
-    def pull(self, u: Tensor) -> Tensor:
+    def vjp(self, u: Tensor) -> Tensor:
         """Return J^T u in the denoiser's precision. u: [B, *sample_shape] -> [B, *h_shape]."""
         return _one_by_one(self._eps, self._origin, u)
 

@@ -15,10 +15,10 @@ Module = Any  # diffusers' modules, whose parts are not typed
 
 
 @dataclass(frozen=True)
-class Entrance:
+class ResnetPart:
     """The weights of a resnet up to its first convolution, and of its shortcut, for a range of its input channels.
 
-    The results of all entrances of a resnet are added. `time` and the biases are in the last one only. Where
+    The results of all parts of a resnet are added. `time` and the biases are in the last one only. Where
     `shortcut` is None, the input itself takes the place of the shortcut.
     """
 
@@ -32,22 +32,22 @@ class Entrance:
     time: nn.Linear | None
 
 
-def entrances_of(unet: Module, sharing: tuple[type, ...] = ()) -> dict[Module, tuple[Entrance, ...]]:
-    """Return the entrances of every resnet of a known kind: one, or two in up blocks whose type is in `sharing`.
+def resnet_parts(unet: Module, sharing: tuple[type, ...] = ()) -> dict[Module, tuple[ResnetPart, ...]]:
+    """Return the parts of every resnet of a known kind: one, or two in up blocks whose type is in `sharing`.
 
     The second one takes the channels of the skip that are not normalised together with h.
     """
-    found: dict[Module, tuple[Entrance, ...]] = {
-        resnet: (_entrance(resnet, 0, resnet.in_channels),) for resnet in unet.modules() if _is_plain(resnet)
+    parts: dict[Module, tuple[ResnetPart, ...]] = {
+        resnet: (_resnet_part(resnet, 0, resnet.in_channels),) for resnet in unet.modules() if _is_plain(resnet)
     }
     ups = [(resnet, type(block) in sharing) for block in unet.up_blocks for resnet in block.resnets]
     for (resnet, known), skip in zip(reversed(ups), _skip_channels(unet), strict=True):
-        if known and resnet in found and resnet.conv_shortcut is not None:
+        if known and resnet in parts and resnet.conv_shortcut is not None:
             border = _border(resnet.norm1, resnet.in_channels - skip)
             if border < resnet.in_channels:
-                first = _entrance(resnet, 0, border)
-                found[resnet] = (first, _entrance(resnet, border, resnet.in_channels))
-    return found
+                first = _resnet_part(resnet, 0, border)
+                parts[resnet] = (first, _resnet_part(resnet, border, resnet.in_channels))
+    return parts
 
 
 def _border(norm: Module, channels: int) -> int:
@@ -58,22 +58,22 @@ def _border(norm: Module, channels: int) -> int:
 
 def _skip_channels(unet: Module) -> list[int]:
     """Return the number of channels of every skip, in the order in which the encoder makes them."""
-    found = [unet.conv_in.out_channels]
+    channels = [unet.conv_in.out_channels]
     for block in unet.down_blocks:
-        found += [resnet.out_channels for resnet in block.resnets]
-        found += [block.resnets[-1].out_channels for _ in block.downsamplers or ()]
-    return found
+        channels += [resnet.out_channels for resnet in block.resnets]
+        channels += [block.resnets[-1].out_channels for _ in block.downsamplers or ()]
+    return channels
 
 
-def _entrance(resnet: Module, start: int, stop: int) -> Entrance:
-    """Return the entrance for input channels `start` to `stop`; the last one has the biases and the time layer."""
+def _resnet_part(resnet: Module, start: int, stop: int) -> ResnetPart:
+    """Return the part for input channels `start` to `stop`; the last one has the biases and the time layer."""
     norm, shortcut, last = resnet.norm1, resnet.conv_shortcut, stop == resnet.in_channels
 
     def part(weight: Tensor) -> Tensor:
         # A whole weight is not copied. A part of one is: convolutions need contiguous weights.
         return weight if (start, stop) == (0, weight.shape[1]) else weight[:, start:stop].contiguous()
 
-    return Entrance(
+    return ResnetPart(
         (stop - start) * norm.num_groups // norm.num_channels,
         norm.eps,
         (norm.weight[start:stop], norm.bias[start:stop]),
@@ -85,9 +85,9 @@ def _entrance(resnet: Module, start: int, stop: int) -> Entrance:
     )
 
 
-def weights_of(entrances: Sequence[Entrance]) -> list[Tensor]:
-    """Return the weights of the convolutions and shortcuts of some entrances."""
-    return [weight for part in entrances for weight in (part.weight, part.shortcut) if weight is not None]
+def weights_of(parts: Sequence[ResnetPart]) -> list[Tensor]:
+    """Return the weights of the convolutions and shortcuts of some parts."""
+    return [weight for part in parts for weight in (part.weight, part.shortcut) if weight is not None]
 
 
 def _is_plain(module: Module) -> bool:

@@ -46,16 +46,16 @@ _READ_EARLY = {"DiTTransformer2DModel": "transformer_blocks.0.norm1.emb."}  # we
 
 
 @dataclass(frozen=True)
-class Way:
-    """The way in which the weights of blocks are kept: on the CPU or the device; whole, or part `rank` of `world`."""
+class Storage:
+    """How the weights of blocks are kept: on the CPU or the device; whole, or part `rank` of `world`."""
 
     cpu: bool
     rank: int = 0
     world: int = 1
     gather: Gather | None = None
 
-    def on_meta(self) -> "Way":
-        """Return the same way for the meta device, where gathering needs no other process."""
+    def on_meta(self) -> "Storage":
+        """Return the same storage for the meta device, where gathering needs no other process."""
         return replace(self, gather=partial(_without_data, self.world) if self.world > 1 else None)
 
 
@@ -64,7 +64,7 @@ def offloaded(denoiser: Denoiser, device: torch.device | str) -> Denoiser:
 
     Raises UserError for a network that is not run block by block.
     """
-    return _streamed(denoiser, torch.device(device), Way(cpu=True))
+    return _streamed(denoiser, torch.device(device), Storage(cpu=True))
 
 
 def partitioned(
@@ -81,13 +81,13 @@ def partitioned(
     cpu: keep the part in the CPU's memory, so that the processes of a machine hold one copy there together.
     Raises UserError for a network that is not run block by block.
     """
-    return _streamed(denoiser, torch.device(device), Way(cpu, rank, world, gather))
+    return _streamed(denoiser, torch.device(device), Storage(cpu, rank, world, gather))
 
 
-def _streamed(denoiser: Denoiser, device: torch.device, way: Way) -> Denoiser:
+def _streamed(denoiser: Denoiser, device: torch.device, storage: Storage) -> Denoiser:
     """Return a new denoiser with streamed weights; the given one is unchanged. The meta device never holds data."""
     device = torch.empty(0, device=device).device  # with its index
-    cut = _kind(denoiser.cut)(denoiser.cut, device, way.on_meta() if device.type == "meta" else way)
+    cut = _kind(denoiser.cut)(denoiser.cut, device, storage.on_meta() if device.type == "meta" else storage)
     twin = denoiser.with_cut(cut)
     twin.network, twin.listeners = cut.network, []
     twin.condition = denoiser.condition.to(device)
@@ -116,16 +116,16 @@ def _moved(codec: Codec, device: torch.device) -> Codec:
 class Streamed(Cut):
     """The common part of streamed cuts: a network without the weights of its blocks, and a way to fetch them."""
 
-    def __init__(self, cut: Cut, device: torch.device, way: Way) -> None:
-        away = _away(cut.network)
-        gone = {id(tensor) for part in away.values() for tensor in part.values()}
+    def __init__(self, cut: Cut, device: torch.device, storage: Storage) -> None:
+        streamed = _streamed_tensors(cut.network)
+        gone = {id(tensor) for part in streamed.values() for tensor in part.values()}
         network = rebuilt(cut.network, lambda tensor: tensor.to("meta" if id(tensor) in gone else device))
         super().__init__(network, cut.name, cut.form)
-        self.tap, self._device, self._way = cut.tap, device, way
-        blocks = {network.get_submodule(name): part for name, part in away.items()}
+        self.tap, self._device, self._storage = cut.tap, device, storage
+        blocks = {network.get_submodule(name): part for name, part in streamed.items()}
         lacking = {id(own[name]) for block, part in blocks.items() for own in [_tensors(block)] for name in part}
         self._resident = [tensor for tensor in _tensors(network).values() if id(tensor) not in lacking]
-        self._run = self._fetched = _Fetched(blocks, device, way)
+        self._run = self._fetched = _Fetched(blocks, device, storage)
 
     @property
     def device(self) -> torch.device:
@@ -140,11 +140,11 @@ class Streamed(Cut):
         """Return this cut, which keeps only the inputs of its blocks in any case."""
         return self
 
-    def on(self, network: Network) -> Self:
+    def with_network(self, network: Network) -> Self:
         """Return the same cut on the meta device, through another network of the same architecture."""
         whole = copy.copy(self)
         whole.network = network
-        return type(self)(whole, torch.device("meta"), self._way.on_meta())
+        return type(self)(whole, torch.device("meta"), self._storage.on_meta())
 
 
 class StreamedUNet(Streamed, UNetCut):
@@ -158,8 +158,10 @@ class StreamedTransformer(Streamed, TransformerCut):
 class _Fetched:
     """A callable that runs a block with its weights, fetched for the call, and holds the weights of all blocks."""
 
-    def __init__(self, blocks: Mapping[nn.Module, Mapping[str, Tensor]], device: torch.device, way: Way) -> None:
-        self._blocks = {block: _Block(block, _Weights(part, device, way)) for block, part in blocks.items()}
+    def __init__(
+        self, blocks: Mapping[nn.Module, Mapping[str, Tensor]], device: torch.device, storage: Storage
+    ) -> None:
+        self._blocks = {block: _Block(block, _Weights(part, device, storage)) for block, part in blocks.items()}
 
     def __call__(self, function: Callable[..., Any], block: nn.Module, *inputs: Any) -> Any:
         return checkpointed(self._once, function, block, *inputs)
@@ -184,7 +186,7 @@ class _Block(nn.Module):
         return function(self.block, *inputs)
 
 
-class _Place(NamedTuple):
+class BufferSlice(NamedTuple):
     """The place of a tensor in a buffer of bytes."""
 
     start: int
@@ -199,14 +201,14 @@ class _Place(NamedTuple):
 class _Weights:
     """The weights of one block as bytes in one buffer, or this process's part of that buffer."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, way: Way) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device, storage: Storage) -> None:
         self._places = dict(_places(tensors))
-        self._device, self._way = device, way
-        part = _part(self._packed(tensors), way.rank, way.world)
+        self._device, self._storage = device, storage
+        part = _part(self._packed(tensors), storage.rank, storage.world)
         self._size = len(part)
-        self._pieces = list(_kept(part, device, way.cpu))
-        own = self._copied if way.cpu else partial(self._pieces.__getitem__, 0)
-        self._whole: Bytes = own if way.gather is None else way.gather(own)
+        self._pieces = list(_kept(part, device, storage.cpu))
+        own = self._copied if storage.cpu else partial(self._pieces.__getitem__, 0)
+        self._whole: Bytes = own if storage.gather is None else storage.gather(own)
 
     def _packed(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the bytes of all tensors in one buffer, on the device of the tensors."""
@@ -229,17 +231,17 @@ class _Weights:
 
     def resident(self) -> list[Tensor]:
         """Return the bytes that are on the device all the time."""
-        return [] if self._way.cpu else self._pieces
+        return [] if self._storage.cpu else self._pieces
 
 
-def _places(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, _Place]]:
+def _places(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, BufferSlice]]:
     start = 0
     for name, tensor in tensors.items():
-        yield name, _Place(start, start + tensor.nbytes, tensor.dtype, tensor.shape)
+        yield name, BufferSlice(start, start + tensor.nbytes, tensor.dtype, tensor.shape)
         start = _aligned(start + tensor.nbytes)
 
 
-def _end(places: Mapping[str, _Place]) -> int:
+def _end(places: Mapping[str, BufferSlice]) -> int:
     return max((place.end for place in places.values()), default=0)
 
 
@@ -250,8 +252,8 @@ def _aligned(size: int) -> int:
 def _part(buffer: Tensor, rank: int, world: int) -> Tensor:
     """Return part `rank` of `world` equal parts of `buffer`; the last is filled up with zeros."""
     size = _aligned(-(-len(buffer) // world)) if world > 1 else len(buffer)
-    found = buffer[rank * size : (rank + 1) * size]
-    return torch.cat([found, found.new_zeros(size - len(found))])
+    part = buffer[rank * size : (rank + 1) * size]
+    return torch.cat([part, part.new_zeros(size - len(part))])
 
 
 def _kept(part: Tensor, device: torch.device, cpu: bool) -> Iterator[Tensor]:
@@ -273,14 +275,14 @@ def _without_data(world: int, part: Bytes) -> Bytes:
     return whole
 
 
-def _away(network: Network) -> dict[str, dict[str, Tensor]]:
+def _streamed_tensors(network: Network) -> dict[str, dict[str, Tensor]]:
     """Return for each block, by name, the tensors that are fetched, by their names in the block."""
     kept = _READ_EARLY.get(type(network).__name__)
-    found = {}
+    streamed = {}
     for name in _block_names(network):
         tensors = _tensors(network.get_submodule(name))
-        found[name] = {own: t for own, t in tensors.items() if not (kept and f"{name}.{own}".startswith(kept))}
-    return found
+        streamed[name] = {own: t for own, t in tensors.items() if not (kept and f"{name}.{own}".startswith(kept))}
+    return streamed
 
 
 def _block_names(network: Network) -> Iterator[str]:

@@ -110,7 +110,7 @@ def spectrum(
     for passes in itertools.count(1):
         added = _orthonormal(added, basis)
         basis = torch.cat([basis, added], dim=1)
-        back = jacobian.pull(jacobian.push(added.T.reshape(-1, *denoiser.h_shape)))
+        back = jacobian.vjp(jacobian.jvp(added.T.reshape(-1, *denoiser.h_shape)))
         if not torch.isfinite(back).all():
             raise NonFiniteError(f"the Jacobian of eps at timestep {t} holds NaN or infinite numbers")
         returned = torch.cat([returned, back.flatten(1).T.double()], dim=1)
@@ -158,19 +158,19 @@ def find(
     seeds = training_seeds(SPREAD_SAMPLES, settings.seed)
     x, z = _image(denoiser, schedule, seeds[settings.image], x_T, step_noise)
     seen = denoiser.for_samples([seeds[settings.image]])  # with this sample's own prompt, where there are several
-    found = _along_chain(seen, schedule, settings, x, z)
+    spectra = _along_chain(seen, schedule, settings, x, z)
     spread = measured_spread(denoiser, schedule, seeds, batch, cache)
-    table = torch.stack([at.vectors for at in found], dim=1).float().cpu().expand(-1, len(schedule), -1, -1, -1)
+    table = torch.stack([at.vectors for at in spectra], dim=1).float().cpu().expand(-1, len(schedule), -1, -1, -1)
     sigma = (settings.shift_scale * spread.float()).expand(settings.directions, len(schedule)).clone()
     origin = {
         **provenance("jacobian", denoiser, schedule, asdict(settings)),
         "image_seed": seeds[settings.image] if x_T is None else None,
         "jacobian_steps": _steps(settings, len(schedule)),
-        "singular_values": [at.values.tolist() for at in found],
-        "residuals": [at.residuals.tolist() for at in found],
-        "passes": [at.passes for at in found],
-        "products": [at.products for at in found],
-        "converged": all(at.converged for at in found),
+        "singular_values": [at.values.tolist() for at in spectra],
+        "residuals": [at.residuals.tolist() for at in spectra],
+        "passes": [at.passes for at in spectra],
+        "products": [at.products for at in spectra],
+        "converged": all(at.converged for at in spectra),
     }
     return DirectionSet(table.clone(), sigma, schedule.timesteps, provenance=origin)
 
@@ -184,17 +184,17 @@ def _along_chain(
     check_count(denoiser, settings.directions, mask)
     effort = (settings.seed, settings.block, settings.tolerance, settings.max_passes)
     network = linearised(denoiser)
-    found: list[Spectrum] = []
+    spectra: list[Spectrum] = []
     for i in range(steps[-1] + 1):
         if i in steps:
-            start = found[-1].vectors if found else None
+            start = spectra[-1].vectors if spectra else None
             at_step = spectrum(network, x, schedule.timesteps[i], settings.directions, mask, start, *effort)
-            found.append(at_step if start is None else followed(at_step, start))
+            spectra.append(at_step if start is None else aligned_to(at_step, start))
         x = one_step(denoiser, schedule, i, x, None, "symmetric", None if z is None else z[i])
-    return found
+    return spectra
 
 
-def followed(after: Spectrum, before: Tensor) -> Spectrum:
+def aligned_to(after: Spectrum, before: Tensor) -> Spectrum:
     """Return the spectrum in the order and with the signs of `before`: row k continues before[k]."""
     order, signs = matched(after.vectors, before)
     vectors = after.vectors[order] * signs[:, None, None, None]

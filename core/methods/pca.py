@@ -141,7 +141,7 @@ def _components(
     height = store_height(width, count, settings.samples, stores, max(4, denoiser.dtype.itemsize))
     running = [RunningComponents(width, height, denoiser.dtype, denoiser.device) for _ in range(stores)]
     for part in draw_h(denoiser, schedule, seeds, batch, cache):
-        _refuse_non_finite(part, denoiser, running[0].shown)
+        _refuse_non_finite(part, denoiser, running[0].rows_added)
         h = part.flatten(2)  # [T, n, D]
         rows = h.transpose(0, 1).flatten(1)[None] if settings.joint else h
         for one, its_rows in zip(running, rows, strict=True):

@@ -90,7 +90,7 @@ def find(
             )
         names, difference = _of_samples(denoiser, schedule, settings, attributes, batch, cache)
     directions = _as_set(denoiser, schedule, settings, names, difference)
-    return disentangled(directions) if settings.project else directions
+    return projected(directions) if settings.project else directions
 
 
 def extremes_of(score: Tensor, count: int, balance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 
     return total / len(images)
 
 
-def disentangled(directions: DirectionSet) -> DirectionSet:
+def projected(directions: DirectionSet) -> DirectionSet:
     """Return the set with all other directions, as found, projected out of each direction (Haas et al., section 3.3).
 
     The result of each is orthogonal to the others as found, not to the results of the others.

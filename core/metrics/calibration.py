@@ -31,8 +31,10 @@ from core.samples.cache import SampleCache
 STRENGTH = 0.5  # scale 1.0 moves an image half as far as another sample is
 SCALES = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
 SEEDS = CALIBRATION_SEEDS[72:78]
-CLOSE = 0.1  # relative error of the strength; too small to be seen in the images
-TYPICAL = 0.9  # share of unshifted samples whose distance to the nearest other one is within the limit of `_Seen`
+STRENGTH_TOLERANCE = 0.1  # relative error of the strength; too small to be seen in the images
+TYPICAL_QUANTILE = (
+    0.9  # share of unshifted samples whose distance to the nearest other one is within the limit of `_DialFeatures`
+)
 _UNNAMED = re.compile(r"direction_\d+")
 
 
@@ -64,7 +66,7 @@ def with_dials(
 
         consistency   mean cosine, over pairs of samples, of the change from scale -1 to 1; 0 where it is negative
         distinctness  1 less the largest |cosine| of its mean change with that of another direction
-        low, high     the scales up to which the median sample is as near to an unshifted sample as TYPICAL of all
+        low, high     the scales up to which the median sample is as near to an unshifted sample as TYPICAL_QUANTILE of all
                       unshifted samples are to another one; interpolated between the SCALES that were drawn
         effects       how far scale 1 moves each attribute (`core.metrics.attributes.effects`)
 
@@ -79,29 +81,31 @@ def with_dials(
     own). Raises UserError for a strength that is not positive, and DirectionSetError where the set does not fit the
     model or the chain. Source: ours.
     """
-    stretched = calibrate(denoiser, schedule, directions, strength, injection, window, batch, cache, CLOSE, extractor)
+    stretched = calibrate(
+        denoiser, schedule, directions, strength, injection, window, batch, cache, STRENGTH_TOLERANCE, extractor
+    )
     drawn = draw_traversals(denoiser, schedule, stretched, SEEDS, SCALES, injection, window, batch, cache)
     reference = draw_plain(denoiser, schedule, REFERENCE, batch, cache)
-    seen = _Seen.of(drawn, reference, partial(features_of, denoiser, batch=batch, extractor=extractor))
+    features = _DialFeatures.of(drawn, reference, partial(features_of, denoiser, batch=batch, extractor=extractor))
     effect = _effects(denoiser, drawn, attributes, reference, batch)
     names, sources = names_from(directions, effect, attributes, named_by)
-    turned = _signs(names, effect, attributes, seen.change)
-    dials = _dials(seen, turned, effect, attributes, _own(directions, stretched), sources)
-    found = replace(_turned(stretched, turned), names=names, metrics=directions.metrics, dials=dials)
-    return Calibrated(found, _turned_images(drawn, turned))
+    turned = _signs(names, effect, attributes, features.change)
+    dials = _dials(features, turned, effect, attributes, _own(directions, stretched), sources)
+    calibrated = replace(_turned(stretched, turned), names=names, metrics=directions.metrics, dials=dials)
+    return Calibrated(calibrated, _turned_images(drawn, turned))
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _DialFeatures:
     """The features of a set's images that its dials are read from."""
 
     change: Tensor  # [M, K, F], from scale -1 to 1
     distance: Tensor  # [K, A], from the shifted samples to the nearest sample of the reference, median over samples
     still: float  # the same distance at scale 0, where nothing is shifted
-    limit: float  # the TYPICAL quantile of the distance from a sample of the reference to the nearest other one
+    limit: float  # the TYPICAL_QUANTILE of the distance from a sample of the reference to the nearest other one
 
     @classmethod
-    def of(cls, drawn: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]) -> "_Seen":
+    def of(cls, drawn: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]) -> "_DialFeatures":
         unshifted = features(reference)
         plain = standardise(features(drawn.plain), unshifted)
         flat = standardise(features(drawn.shifted.flatten(0, 2)), unshifted)
@@ -113,7 +117,7 @@ class _Seen:
             (shifted[:, :, high] - shifted[:, :, low]).double(),
             torch.cdist(flat, others).amin(dim=1).reshape(shifted.shape[:3]).median(dim=0).values,
             float(torch.cdist(plain, others).amin(dim=1).median()),
-            float(apart.amin(dim=1).quantile(TYPICAL)),
+            float(apart.amin(dim=1).quantile(TYPICAL_QUANTILE)),
         )
 
 
@@ -184,19 +188,19 @@ def _signs(names: Sequence[str], effect: Tensor | None, attributes: Attributes |
 
 
 def _dials(
-    seen: _Seen,
+    features: _DialFeatures,
     turned: Tensor,
     effect: Tensor | None,
     attributes: Attributes | None,
     own: Sequence[float],
     sources: Sequence[str],
 ) -> tuple[Dial, ...]:
-    alike, apart = agreement(seen.change).clamp(0, 1), distinctness(seen.change)
+    alike, apart = agreement(features.change).clamp(0, 1), distinctness(features.change)
     positive = [scale for scale in SCALES if scale > 0]
     dials = []
-    for k, distance in enumerate(seen.distance.tolist()):
-        up = reach(distance[len(positive) :], positive, seen.still, seen.limit)
-        down = reach(distance[: len(positive)][::-1], positive, seen.still, seen.limit)
+    for k, distance in enumerate(features.distance.tolist()):
+        up = reach(distance[len(positive) :], positive, features.still, features.limit)
+        down = reach(distance[: len(positive)][::-1], positive, features.still, features.limit)
         low, high = (-down, up) if turned[k] > 0 else (-up, down)
         moved = {} if effect is None or attributes is None else _by_name(attributes, effect[k] * turned[k])
         dials.append(Dial(low, high, float(alike[k]), float(apart[k]), own[k], moved, sources[k]))

@@ -33,7 +33,9 @@ def fid(a: Tensor, b: Tensor) -> float:
     return float(apart + rows_a.square().sum() + rows_b.square().sum() - 2 * shared)
 
 
-def kid(a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
+def kid_over_subsets(
+    a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """Return the kernel distance of features a [N, F] and b [M, F]: mean and standard deviation over random subsets.
 
     The unbiased squared MMD with the kernel (x.y / F + 1)^3, in float64; smaller is better. It is slightly negative by
@@ -48,9 +50,9 @@ def kid(a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, seed:
     drawing, values = generator("kid", seed), []
     for _ in range(subsets):
         part_a, part_b = (x[torch.randperm(len(x), generator=drawing)[:subset_size].to(x.device)] for x in (a, b))
-        values.append(fidelity.kid(part_a[:, None], part_b))
-    found = torch.tensor(values, dtype=torch.float64)
-    return float(found.mean()), float(found.std(correction=0))
+        values.append(fidelity.kid_by_sample(part_a[:, None], part_b))
+    distances = torch.tensor(values, dtype=torch.float64)
+    return float(distances.mean()), float(distances.std(correction=0))
 
 
 def _spread(x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from core.errors import NonFiniteError, UserError
 from core.metrics.attributes import coverage, disentanglement, effects
 from core.metrics.consistency import diversity, globality, monotonicity
 from core.metrics.features import features_of, standardise
-from core.metrics.fidelity import kid
+from core.metrics.fidelity import kid_by_sample
 from core.metrics.identifiability import identifiability
-from core.metrics.judges import NOBODY, Judges
+from core.metrics.judges import NO_JUDGES, Judges
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
 from core.predictors.attributes import Attributes
@@ -46,7 +46,7 @@ def evaluate(
     batch: int = 64,
     seed: int = 0,
     cache: SampleCache | None = None,
-    judges: Judges = NOBODY,
+    judges: Judges = NO_JUDGES,
 ) -> Evaluation:
     """Measure a direction set on samples that were not used in training.
 
@@ -65,7 +65,7 @@ def evaluate(
     )
     reference = draw_plain(denoiser, schedule, reference_seeds, batch, cache)
     _check_finite(traversals, reference, directions.names)
-    recognised, error = identifiability(_seen(denoiser, traversals, batch), seed, device=denoiser.device)
+    recognised, error = identifiability(_for_judges(denoiser, traversals, batch), seed, device=denoiser.device)
     metrics = {"identifiability": recognised, "strength_error": error, "diversity": diversity(directions)}
     features = partial(features_of, denoiser, batch=batch, extractor=judges.features)
     metrics |= _feature_metrics(traversals, reference, features) | judges.measure(traversals, reference, batch)
@@ -87,22 +87,22 @@ def _feature_metrics(
     shifted = standardise(flat, unshifted).reshape(*traversals.shifted.shape[:3], -1)  # [M, K, A, F]
     ends = shifted[:, :, [0, -1]].flatten(1, 2)  # [M, 2 K, F]
     return {
-        "fidelity_kid": kid(ends, standardise(unshifted, unshifted)),
+        "fidelity_kid": kid_by_sample(ends, standardise(unshifted, unshifted)),
         "globality": globality(plain, shifted[:, :, -1]),
         "monotonicity": monotonicity(plain, shifted, traversals.scales),
     }
 
 
 @torch.no_grad()
-def _seen(denoiser: Denoiser, traversals: Traversals, batch: int) -> Traversals:
-    """Return the traversals in the space of `denoiser.seen`: latents, or images where `use.space` is "pixels"."""
+def _for_judges(denoiser: Denoiser, traversals: Traversals, batch: int) -> Traversals:
+    """Return the traversals in the space of `denoiser.for_judges`: latents, or images where `use.space` is "pixels"."""
     if denoiser.codec is None or denoiser.use.space == "latents":
         return traversals
 
     def seen(samples: Tensor) -> Tensor:
         parts = torch.split(samples.flatten(0, -4), batch)
-        shown = torch.cat([denoiser.seen(part.to(denoiser.device)).cpu() for part in parts])
-        return shown.reshape(*samples.shape[:-3], *denoiser.seen_shape)
+        converted = torch.cat([denoiser.for_judges(part.to(denoiser.device)).cpu() for part in parts])
+        return converted.reshape(*samples.shape[:-3], *denoiser.judged_shape)
 
     return replace(traversals, plain=seen(traversals.plain), shifted=seen(traversals.shifted))
 

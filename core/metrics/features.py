@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from core.chain.schedule import late_level
+from core.chain.schedule import level_at
 from core.metrics.networks.extractor import Extractor
 from core.model.denoiser import Denoiser
 
@@ -35,7 +35,7 @@ def denoiser_features(denoiser: Denoiser, samples: Tensor, batch: int = 64) -> T
     have equal features, whatever their prompts. F covers h and, for a UNet, the skips of h's resolution, each channel
     as a 2x2 grid of means. Source: ours.
     """
-    t, signal = late_level(denoiser, NOISE_FRACTION)
+    t, signal = level_at(denoiser, NOISE_FRACTION)
     parts = (part.to(denoiser.device) for part in torch.split(samples, batch))
     if denoiser.codec is not None and denoiser.use.space == "pixels":  # drop what decoded images do not show
         parts = (denoiser.x_0(denoiser.images(part)) for part in parts)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def kid(shifted: Tensor, reference: Tensor) -> float:
+def kid_by_sample(shifted: Tensor, reference: Tensor) -> float:
     """Return the kernel inception distance: the unbiased squared MMD of features of shifted and unshifted images.
 
     shifted: [M, R, F], R images of each of M samples; reference: [N, F], other samples, unshifted; both standardised.

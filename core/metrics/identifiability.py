@@ -34,10 +34,10 @@ def identifiability(
     changed.
     Source: RCA of Voynov & Babenko, arXiv 2002.03754; fresh reconstructor, held-out test and chance correction: ours.
     """
-    held_out = max(1, int(len(traversals.plain) * TRAIN_SHARE))
+    training_samples = max(1, int(len(traversals.plain) * TRAIN_SHARE))
     network = _fresh_reconstructor(traversals, seed, device)
-    _train(network, traversals, held_out, seed, iterations, device)
-    right, error = _test(network, traversals, held_out, device)
+    _train(network, traversals, training_samples, seed, iterations, device)
+    right, error = _test(network, traversals, training_samples, device)
     directions = traversals.shifted.shape[1]
     chance = 1 / directions
     return (right - chance) / (1 - chance) if directions > 1 else 0.0, error

@@ -52,8 +52,8 @@ class Judges:
     @property
     def names(self) -> dict[str, str]:
         """The names of the networks that are present, by field: "features", "inception", "lpips", "identity"."""
-        asked = {name: getattr(self, name) for name in ("features", "inception", "lpips", "identity")}
-        return {name: network.name for name, network in asked.items() if network is not None}
+        networks = {name: getattr(self, name) for name in ("features", "inception", "lpips", "identity")}
+        return {name: network.name for name, network in networks.items() if network is not None}
 
     def measure(self, traversals: Traversals, reference: Tensor, batch: int) -> dict[str, float]:
         """Return the metrics of the networks that are present, for the images at the largest and smallest scales.
@@ -62,35 +62,37 @@ class Judges:
         compare all images at both ends with the reference, and depend on the number of images. lpips and identity
         compare each image at the largest scale with its own unshifted sample, mean over samples and directions.
         """
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         plain, positive = traversals.plain, traversals.positive
         if self.inception is not None:
             ends = torch.cat([traversals.negative, positive]).flatten(0, 1)
-            shifted = embedded(self.inception, ends, traversals.images, batch)
-            unshifted = embedded(self.inception, reference, traversals.images, batch)
+            shifted = features_in_batches(self.inception, ends, traversals.images, batch)
+            unshifted = features_in_batches(self.inception, reference, traversals.images, batch)
             size = min(_SUBSET, len(shifted), len(unshifted))
-            found["fid"] = distances.fid(shifted, unshifted)
-            found["inception_kid"] = distances.kid(shifted, unshifted, subset_size=size)[0]
+            metrics["fid"] = distances.fid(shifted, unshifted)
+            metrics["inception_kid"] = distances.kid_over_subsets(shifted, unshifted, subset_size=size)[0]
         if self.lpips is not None:
             apart = [self.lpips(*pair).mean() for pair in _pairs(plain, positive, traversals.images)]
-            found["lpips"] = float(torch.stack(apart).mean())
+            metrics["lpips"] = float(torch.stack(apart).mean())
         if self.identity is not None:
-            before = embedded(self.identity, plain, traversals.images, batch)  # [M, F]
-            after = embedded(self.identity, positive.flatten(0, 1), traversals.images, batch)
+            before = features_in_batches(self.identity, plain, traversals.images, batch)  # [M, F]
+            after = features_in_batches(self.identity, positive.flatten(0, 1), traversals.images, batch)
             alike = torch.cosine_similarity(after.reshape(*positive.shape[:2], -1), before[:, None], dim=2)
-            found["identity"] = float(alike.mean())
-        return found
+            metrics["identity"] = float(alike.mean())
+        return metrics
 
 
-NOBODY = Judges()
+NO_JUDGES = Judges()
 
 
-def embedded(extractor: Extractor, samples: Tensor, images: Callable[[Tensor], Tensor], batch: int) -> Tensor:
+def features_in_batches(
+    extractor: Extractor, samples: Tensor, images: Callable[[Tensor], Tensor], batch: int
+) -> Tensor:
     """Return the features [N, F] of samples [N, *sample_shape]."""
     return torch.cat([extractor.embed(images(part)) for part in torch.split(samples, batch)])
 
 
 def _pairs(plain: Tensor, positive: Tensor, images: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return for each sample (its unshifted image, repeated K times; its shifted images), both [K, ...]."""
-    shown = [(images(one[None]), images(shifted)) for one, shifted in zip(plain, positive, strict=True)]
-    return [(own.expand_as(shifted), shifted) for own, shifted in shown]
+    pairs = [(images(one[None]), images(shifted)) for one, shifted in zip(plain, positive, strict=True)]
+    return [(own.expand_as(shifted), shifted) for own, shifted in pairs]

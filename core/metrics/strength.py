@@ -27,9 +27,9 @@ from core.samples.cache import SampleCache
 SEEDS = CALIBRATION_SEEDS[:8]
 REFERENCE = CALIBRATION_SEEDS[8:72]
 ROUNDS = 6  # at most, of drawing and measuring
-CLOSE = 0.02  # default relative error of the strength at which the search ends
+STRENGTH_TOLERANCE = 0.02  # default relative error of the strength at which the search ends
 _VERY_FAR = 1e6
-FARTHEST = 16.0  # sigma is multiplied or divided by at most this, which a direction that moves nothing reaches
+MAX_STRETCH = 16.0  # sigma is multiplied or divided by at most this, which a direction that moves nothing reaches
 
 
 def calibrate(
@@ -41,7 +41,7 @@ def calibrate(
     window: tuple[int, int] | None = None,
     batch: int = 64,
     cache: SampleCache | None = None,
-    close: float = CLOSE,
+    close: float = STRENGTH_TOLERANCE,
     extractor: Extractor | None = None,
 ) -> DirectionSet:
     """Return the directions with sigma such that scale 1.0 moves images by `strength`; their signs do not change.
@@ -55,8 +55,8 @@ def calibrate(
     """
     if not strength > 0:
         raise UserError(f"strength: got {strength:g}; it must be above 0 (1 is the distance of two unshifted samples)")
-    unit = _Unit(denoiser, schedule, batch, cache=cache, extractor=extractor)
-    goal, limit = math.log(strength), math.log(FARTHEST)
+    unit = _DistanceUnit(denoiser, schedule, batch, cache=cache, extractor=extractor)
+    goal, limit = math.log(strength), math.log(MAX_STRETCH)
     stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of the factor of sigma
     slope = torch.ones_like(stretch)
     before: tuple[Tensor, Tensor] | None = None
@@ -90,10 +90,10 @@ def moved(
     The root mean square change of standardised features, over samples and both signs, divided by the root mean square
     difference of two independent samples. Source: ours.
     """
-    return _Unit(denoiser, schedule, batch, seeds, cache).moved(directions, injection, window)
+    return _DistanceUnit(denoiser, schedule, batch, seeds, cache).moved(directions, injection, window)
 
 
-class _Unit:
+class _DistanceUnit:
     """The samples and the feature space in which distances are measured, computed once for several rounds."""
 
     def __init__(

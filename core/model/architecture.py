@@ -34,13 +34,15 @@ def own_shape(network: Any, size: int | None = None, factor: int = 1) -> tuple[i
     return channels, *_sides(128 if flux else config["sample_size"])  # Flux's size is in its pipeline, not its network
 
 
-def _sides(told: object) -> tuple[int, int]:
+def _sides(sample_size: object) -> tuple[int, int]:
     """Return the height and width that a configuration's sample_size gives."""
-    if told is None:
+    if sample_size is None:
         raise UserError("size: the model's configuration names none: give the side of its images in pixels")
-    sides = told if isinstance(told, list | tuple) else (told, told)
+    sides = sample_size if isinstance(sample_size, list | tuple) else (sample_size, sample_size)
     if len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
-        raise ModelError(f"the model's configuration has the sample_size {told!r}; allowed: a whole number, or two")
+        raise ModelError(
+            f"the model's configuration has the sample_size {sample_size!r}; allowed: a whole number, or two"
+        )
     height, width = sides
     return height, width
 
@@ -72,6 +74,8 @@ def rebuilt(network: Any, moved: Callable[[Tensor], Tensor]) -> Any:
     """
     replaced: dict[int, Any] = {}
     for tensor in (*network.parameters(), *network.buffers()):
-        found = moved(tensor).detach()
-        replaced[id(tensor)] = nn.Parameter(found, requires_grad=False) if isinstance(tensor, nn.Parameter) else found
+        replacement = moved(tensor).detach()
+        replaced[id(tensor)] = (
+            nn.Parameter(replacement, requires_grad=False) if isinstance(tensor, nn.Parameter) else replacement
+        )
     return copy.deepcopy(network, replaced)

@@ -79,8 +79,8 @@ class Codec:
         return images.to(x_0.dtype)
 
     def _encode(self, images: Tensor) -> Tensor:
-        found = self.network.encode(images.to(self.network.dtype), return_dict=False)[0]
-        latents: Tensor = (found if isinstance(found, Tensor) else found.mode()).to(images.dtype)
+        encoded = self.network.encode(images.to(self.network.dtype), return_dict=False)[0]
+        latents: Tensor = (encoded if isinstance(encoded, Tensor) else encoded.mode()).to(images.dtype)
         scaling, shift = self._units(latents)
         return (latents - shift) * scaling
 

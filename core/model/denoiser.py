@@ -25,11 +25,11 @@ from core.model.pretrained import (
     codec_factor,
     combined_digest,
     empty_codec,
+    empty_network_of,
     find_model,
     load_codec,
     load_network,
     load_scheduler,
-    network_alone,
     refuse_incomplete,
     weight_digest,
 )
@@ -75,7 +75,7 @@ class Denoiser:
         self.digest = digest or weight_digest(network)
         self.sample_shape = sample_shape or (codec.sample_shape if codec else own_shape(network, self.use.size))
         if not self.cut.tap.channels:
-            self.cut.look(self._on_meta(), self.sample_shape, self.condition.plain().rows(1), name)
+            self.cut.read_tap(self._on_meta(), self.sample_shape, self.condition.plain().rows(1), name)
         self.listeners: list[Callable[[], object]] = []  # called at the start of every pass
         self._blueprints: dict[torch.dtype, Denoiser] = {}
 
@@ -96,21 +96,21 @@ class Denoiser:
         """
         if own := registered(str(model), Use.of(use), dtype, device):
             return own
-        asked, found = Use.of(use), find_model(model)
-        network, *digests = load_network(found, dtype)
-        scheduler = load_scheduler(found)
-        refuse_unsupported(network, found.name)
-        refuse_incomplete(found)
-        shape = own_shape(network, asked.size, codec_factor(found))
+        options, model_folder = Use.of(use), find_model(model)
+        network, *digests = load_network(model_folder, dtype)
+        scheduler = load_scheduler(model_folder)
+        refuse_unsupported(network, model_folder.name)
+        refuse_incomplete(model_folder)
+        shape = own_shape(network, options.size, codec_factor(model_folder))
         codec = None
-        if (loaded := load_codec(found, shape, dtype)) is not None:
+        if (loaded := load_codec(model_folder, shape, dtype)) is not None:
             codec, digest = loaded
             digests.append(digest)
         side = (codec.image_shape if codec else shape)[1]
-        condition = condition_of(found, network, codec, asked, side, dtype, device)
+        condition = condition_of(model_folder, network, codec, options, side, dtype, device)
         for part in (network, *([codec.network] if codec else [])):
             torch.nn.Module.to(part, device=device)  # diffusers' own override only adds a warning
-        parts: dict[str, Any] = {"condition": condition, "codec": codec, "use": asked, "sample_shape": shape}
+        parts: dict[str, Any] = {"condition": condition, "codec": codec, "use": options, "sample_shape": shape}
         return cls(network, scheduler, str(model), combined_digest(digests), **parts)
 
     @classmethod
@@ -121,19 +121,19 @@ class Denoiser:
         """
         if own := registered(str(model), Use.of(use), dtype, "cpu"):
             return own.blueprint(dtype)
-        asked, found = Use.of(use), find_model(model, weights=False)
-        network, scheduler = network_alone(found, dtype), load_scheduler(found)
-        refuse_unsupported(network, found.name)
-        check_use(network, asked, found.name)
-        shape = own_shape(network, asked.size, codec_factor(found))
+        options, model_folder = Use.of(use), find_model(model, weights=False)
+        network, scheduler = empty_network_of(model_folder, dtype), load_scheduler(model_folder)
+        refuse_unsupported(network, model_folder.name)
+        check_use(network, options, model_folder.name)
+        shape = own_shape(network, options.size, codec_factor(model_folder))
         return cls(
             network,
             scheduler,
             str(model),
             "no weights",
-            condition=unknown_condition(network, asked, text_length(found)),
-            codec=empty_codec(found, shape, dtype),
-            use=asked,
+            condition=unknown_condition(network, options, text_length(model_folder)),
+            codec=empty_codec(model_folder, shape, dtype),
+            use=options,
             sample_shape=shape,
         )
 
@@ -157,7 +157,7 @@ class Denoiser:
 
     def _on_meta(self, dtype: torch.dtype | None = None) -> Cut:
         """Return the cut through a network of the same architecture that has no data."""
-        return self.cut.on(empty_network(self.network, dtype or self.cut.dtype))
+        return self.cut.with_network(empty_network(self.network, dtype or self.cut.dtype))
 
     def with_cut(self, cut: Cut) -> Self:
         """Return the same model with another cut."""
@@ -177,10 +177,10 @@ class Denoiser:
         twin.condition = self.condition.for_samples(seeds)
         return twin
 
-    def picked(self, rows: Sequence[int]) -> Self:
+    def at_rows(self, rows: Sequence[int]) -> Self:
         """Return this denoiser for the samples at `rows` of its batch; without a batch, nothing changes."""
         twin = copy.copy(self)
-        twin.condition = self.condition.picked(rows)
+        twin.condition = self.condition.at_rows(rows)
         return twin
 
     def tensors(self) -> list[Tensor]:
@@ -225,13 +225,13 @@ class Denoiser:
 
     def encode(self, x_t: Tensor, t: float | Tensor) -> Features:
         """Run the network up to the tap. x_t: [N, *sample_shape]; t: a training timestep, or one per sample [N]."""
-        for told in self.listeners:
-            told()
+        for listener in self.listeners:
+            listener()
         rows, timesteps = len(x_t), torch.as_tensor(t, device=x_t.device).reshape(-1).expand(len(x_t))
-        given = self.condition.rows(rows)
+        inputs = self.condition.rows(rows)
         if not self.condition.guided:
-            return self.cut.encode(x_t, timesteps, given)
-        return self.cut.encode(torch.cat([x_t, x_t]), timesteps.repeat(2), given).as_guided()
+            return self.cut.encode(x_t, timesteps, inputs)
+        return self.cut.encode(torch.cat([x_t, x_t]), timesteps.repeat(2), inputs).as_guided()
 
     def decode(self, features: Features, delta_h: Tensor | None = None) -> Tensor:
         """Run the rest of the network, with delta_h [N or 1, *h_shape] added; return the output [N, *sample_shape].
@@ -240,8 +240,8 @@ class Denoiser:
         """
         if not features.guided:
             return self.cut.decode(features, delta_h)
-        return self.condition.combined(
-            self.cut.decode(features, halved(delta_h, features.rows // 2, self.condition.both))
+        return self.condition.guided_output(
+            self.cut.decode(features, halved(delta_h, features.rows // 2, self.condition.shift_both_rows))
         )
 
     def __call__(self, x_t: Tensor, t: float | Tensor, delta_h: Tensor | None = None) -> Tensor:
@@ -257,11 +257,11 @@ class Denoiser:
         return x_0 if self.codec is None else self.codec.images(x_0)
 
     @property
-    def seen_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what `seen` returns."""
+    def judged_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what `for_judges` returns."""
         return self.image_shape if self.use.space == "pixels" else self.sample_shape
 
-    def seen(self, x_0: Tensor) -> Tensor:
+    def for_judges(self, x_0: Tensor) -> Tensor:
         """Return samples as trained parts and judges get them: latents, or images if `use.space` is "pixels".
 
         Differentiable.
@@ -278,17 +278,17 @@ def registered(name: str, use: Use, dtype: torch.dtype, device: str | torch.devi
 
     Raises ModelError where its loading fails, UserError where the loaded denoiser ignores a part of `use`.
     """
-    found = entry_points(group=GROUP, name=name)
-    if not found:
+    entries = entry_points(group=GROUP, name=name)
+    if not entries:
         return None
     try:
-        denoiser: Denoiser = next(iter(found)).load()(dtype, device, use)
+        denoiser: Denoiser = next(iter(entries)).load()(dtype, device, use)
     except UserError:
         raise
     except Exception as error:
         raise ModelError(f"model '{name}' of an installed package cannot be loaded: {first_line(error)}") from error
-    asked, own = use.to_json(), denoiser.use.to_json()
-    if ignored := [field for field, value in asked.items() if own.get(field) != value]:
+    requested, own = use.to_json(), denoiser.use.to_json()
+    if ignored := [field for field, value in requested.items() if own.get(field) != value]:
         raise UserError(
             f"{', '.join(ignored)}: model '{name}' of an installed package does not say that it is used so: its load "
             "has to heed the use that it is told, and give it to its Denoiser"

@@ -24,10 +24,10 @@ def weights_at(part: Path, stem: str = WEIGHTS) -> Path | None:
 
 def weight_files(part: Path) -> list[Path]:
     """Return the files with a part's weights. Raises OSError, KeyError or ValueError where the index cannot be read."""
-    found = weights_at(part)
-    if found is None or found.suffix != ".json":
-        return [found or part / f"{WEIGHTS}.safetensors"]
-    return [part / Path(name).name for name in sorted(set(json.loads(found.read_text())["weight_map"].values()))]
+    stored = weights_at(part)
+    if stored is None or stored.suffix != ".json":
+        return [stored or part / f"{WEIGHTS}.safetensors"]
+    return [part / Path(name).name for name in sorted(set(json.loads(stored.read_text())["weight_map"].values()))]
 
 
 def only_pickles(name: str, files: list[str], where: str, source: Path | str, revision: str | None = None) -> str:
@@ -36,16 +36,16 @@ def only_pickles(name: str, files: list[str], where: str, source: Path | str, re
     source: the model's folder, or its hub id. For a hub id the command first downloads all parts, because diffusers by
     itself would skip those that are stored only as safetensors.
     """
-    load, given = "", f"'{source}'"
+    load, load_from = "", f"'{source}'"
     if isinstance(source, str):
         pinned = f"revision='{revision}', " if revision else ""
         load = "from huggingface_hub import snapshot_download as D; "
-        given = (
+        load_from = (
             f"D('{source}', {pinned}allow_patterns=['*/*', '*.json', '*.bin'], "
             "ignore_patterns=['*fp16*', '*non_ema*', '*.onnx*', '*.msgpack'])"
         )
     return (
         f"model '{name}' has only {', '.join(files)} {where}, and pickles are not read: they can run code; if you "
         f'trust it, convert it once: python -c "from diffusers import DiffusionPipeline as P; {load}'
-        f"P.from_pretrained({given}).save_pretrained('{source}-safetensors')\""
+        f"P.from_pretrained({load_from}).save_pretrained('{source}-safetensors')\""
     )

@@ -62,8 +62,8 @@ def _fetched(hub_id: str, revision: str | None, patterns: list[str], ignored: li
 
 def _without_weights(folder: Path) -> list[str]:
     """Return the parts that lack weights; "" is the root, which counts where no folder holds a network."""
-    found = [part for part in _STEMS if (folder / part).is_dir()]
-    parts = found if set(found) & set(NETWORKS) else ["", *found]
+    folders = [part for part in _STEMS if (folder / part).is_dir()]
+    parts = folders if set(folders) & set(NETWORKS) else ["", *folders]
     return [part for part in parts if weights_at(folder / part, _STEMS.get(part, WEIGHTS)) is None]
 
 
@@ -96,15 +96,15 @@ def _unreachable(what: str, error: Exception) -> str:
         RevisionNotFoundError,
     )
 
-    told = f"model '{what}' is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
+    beginning = (
+        f"model '{what}' is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
+    )
     if isinstance(error, GatedRepoError):
         return f"model '{what}' is gated: ask for access on its page of the hub, then `hf auth login` here"
     if isinstance(error, RevisionNotFoundError):
         return f"model '{what}': the hub has no such revision; give a branch, a tag or a commit after @"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{told}no such model, or a private one: check the spelling and your access"
+        return f"{beginning}no such model, or a private one: check the spelling and your access"
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-        return (
-            f"{told}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
-        )
-    return f"{told}check the spelling, your access and the network, or give a local folder"
+        return f"{beginning}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
+    return f"{beginning}check the spelling, your access and the network, or give a local folder"

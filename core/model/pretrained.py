@@ -19,7 +19,8 @@ from torch import Tensor
 
 from core.errors import AbsentModelError, ModelError, first_line
 from core.model.architecture import class_of, empty_network
-from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, model_folder, origin_of
+from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, origin_of
+from core.model.catalogue import model_folder as built_in_folder
 from core.model.codec import Codec
 from core.model.cuts import CUTS
 from core.model.file_names import (
@@ -39,7 +40,7 @@ from core.quiet import quiet_diffusers
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelFolder:
     """A model's folder, and the name by which it was asked for."""
 
     name: str
@@ -62,7 +63,7 @@ class Found:
         return "fp16" if any(".fp16" in file.name for file in stored if file) else None
 
 
-def find_model(model: str | Path, weights: bool = True) -> Found:
+def find_model(model: str | Path, weights: bool = True) -> ModelFolder:
     """Return the folder of a built-in name, a local folder, a single file, or a hub id (downloaded once).
 
     "id@revision" is a hub id at a branch, tag or commit. With weights=False only configuration files are read or
@@ -72,19 +73,21 @@ def find_model(model: str | Path, weights: bool = True) -> Found:
     """
     name, there = str(model), at_path(str(model))
     if name in MODELS:
-        return Found(name, model_folder(name))
+        return ModelFolder(name, built_in_folder(name))
     if there == "folder":
-        return Found(name, Path(name).expanduser())
+        return ModelFolder(name, Path(name).expanduser())
     if there == "file":
         path = Path(name).expanduser()
-        return Found(name, unpacked(path) if weights else unpacked_before(path) or _of_hub(configured_as(path), False))
+        return ModelFolder(
+            name, unpacked(path) if weights else unpacked_before(path) or _of_hub(configured_as(path), False)
+        )
     if origin_of(name) != "hub":
         raise AbsentModelError(
             f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
             "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "
             "@REVISION pins it"
         )
-    return Found(name, _of_hub(name, weights))
+    return ModelFolder(name, _of_hub(name, weights))
 
 
 def _of_hub(name: str, weights: bool) -> Path:
@@ -101,8 +104,8 @@ def weight_digest(network: torch.nn.Module, *others: torch.nn.Module) -> str:
 
 def combined_digest(digests: Iterable[str]) -> str:
     """Return the digest of a model of several parts; for one part, that part's own digest."""
-    found = list(digests)
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+    listed = list(digests)
+    return listed[0] if len(listed) == 1 else hashlib.sha256("".join(listed).encode()).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -114,62 +117,70 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_network(found: Found, dtype: torch.dtype) -> tuple[Any, str]:
+def load_network(model_folder: ModelFolder, dtype: torch.dtype) -> tuple[Any, str]:
     """Load the network on the CPU, and return it with the digest of its weights.
 
     Weights that are stored in `dtype` are mapped from their file, so that the processes of a machine share one copy.
     """
-    config = read_config(found)
-    return _loaded(found, found.network, config, dtype)
+    config = read_config(model_folder)
+    return _loaded(model_folder, model_folder.network, config, dtype)
 
 
-def network_alone(found: Found, dtype: torch.dtype) -> Any:
+def empty_network_of(model_folder: ModelFolder, dtype: torch.dtype) -> Any:
     """Return the network's architecture, without its weights."""
-    return _empty(found, found.network, read_config(found, weights=False), dtype)
+    return _empty(model_folder, model_folder.network, read_config(model_folder, weights=False), dtype)
 
 
-def load_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Codec, str] | None:
+def load_codec(
+    model_folder: ModelFolder, sample_shape: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[Codec, str] | None:
     """Load the autoencoder of a latent model, and return it with its digest; None for a pixel model."""
-    if found.codec is None:
+    if model_folder.codec is None:
         return None
-    config = _codec_config(found, found.codec, weights=True)
-    network, digest = _loaded(found, found.codec, config, _codec_dtype(config, dtype))
-    return _codec(found, network, sample_shape), digest
+    config = _codec_config(model_folder, model_folder.codec, weights=True)
+    network, digest = _loaded(model_folder, model_folder.codec, config, _codec_dtype(config, dtype))
+    return _codec(model_folder, network, sample_shape), digest
 
 
-def empty_codec(found: Found, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> Codec | None:
+def empty_codec(model_folder: ModelFolder, sample_shape: tuple[int, int, int], dtype: torch.dtype) -> Codec | None:
     """Return the autoencoder's architecture, without its weights; None for a pixel model."""
-    if found.codec is None:
+    if model_folder.codec is None:
         return None
-    config = _codec_config(found, found.codec, weights=False)
-    return _codec(found, _empty(found, found.codec, config, _codec_dtype(config, dtype)), sample_shape)
+    config = _codec_config(model_folder, model_folder.codec, weights=False)
+    return _codec(
+        model_folder, _empty(model_folder, model_folder.codec, config, _codec_dtype(config, dtype)), sample_shape
+    )
 
 
-def codec_factor(found: Found) -> int:
+def codec_factor(model_folder: ModelFolder) -> int:
     """Return the number of pixels across one place of a sample: 1 for a pixel model."""
-    return 1 if found.codec is None else Codec.factor(_codec_config(found, found.codec, weights=False))
+    return (
+        1
+        if model_folder.codec is None
+        else Codec.factor(_codec_config(model_folder, model_folder.codec, weights=False))
+    )
 
 
-def _codec_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
+def _codec_config(model_folder: ModelFolder, part: Path, weights: bool) -> dict[str, Any]:
     """Return an autoencoder's configuration.
 
     A VQModel saved without a scaling factor was trained without one, but diffusers would give it Stable Diffusion's.
     """
-    config = _checked_config(found, part, weights)
-    _refuse_silent(found, config, "block_out_channels")
+    config = _checked_config(model_folder, part, weights)
+    _refuse_without_entry(model_folder, config, "block_out_channels")
     return {"scaling_factor": 1.0, **config} if config["_class_name"] == "VQModel" else config
 
 
-def _codec(found: Found, network: Any, sample_shape: tuple[int, int, int]) -> Codec:
-    _refuse_silent(found, {**network.config, "_class_name": type(network).__name__}, "out_channels")
+def _codec(model_folder: ModelFolder, network: Any, sample_shape: tuple[int, int, int]) -> Codec:
+    _refuse_without_entry(model_folder, {**network.config, "_class_name": type(network).__name__}, "out_channels")
     return Codec(network, sample_shape)
 
 
-def _refuse_silent(found: Found, config: Mapping[str, Any], needed: str) -> None:
+def _refuse_without_entry(model_folder: ModelFolder, config: Mapping[str, Any], needed: str) -> None:
     """Raise ModelError for an autoencoder whose configuration lacks an entry that gives the size of its images."""
     if not config.get(needed):
         raise ModelError(
-            f"model '{found.name}' has a {config['_class_name']} whose configuration names no {needed}: autoencoders "
+            f"model '{model_folder.name}' has a {config['_class_name']} whose configuration names no {needed}: autoencoders "
             "are supported that do, such as AutoencoderKL and VQModel"
         )
 
@@ -179,7 +190,7 @@ def _codec_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 and config.get("force_upcast", True) else dtype
 
 
-def _loaded(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
+def _loaded(model_folder: ModelFolder, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
     try:
         with init_empty_weights(include_buffers=False), quiet_diffusers():  # buffers may be computed, and in no file
             network = class_of(config).from_config(config)
@@ -197,61 +208,61 @@ def _loaded(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.
             raise ValueError(f"it lacks {missing[0]}")
         return network.eval(), tensors_digest(stored)
     except Exception as error:
-        raise ModelError(f"model '{found.name}' cannot be read from {folder}: {first_line(error)}") from error
+        raise ModelError(f"model '{model_folder.name}' cannot be read from {folder}: {first_line(error)}") from error
 
 
-def _empty(found: Found, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+def _empty(model_folder: ModelFolder, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     try:
         return empty_network(config, dtype)
     except Exception as error:
         raise ModelError(
-            f"model '{found.name}' cannot be built as {folder / 'config.json'} has it: {first_line(error)}"
+            f"model '{model_folder.name}' cannot be built as {folder / 'config.json'} has it: {first_line(error)}"
         ) from error
 
 
-def read_config(found: Found, weights: bool = True) -> dict[str, Any]:
+def read_config(model_folder: ModelFolder, weights: bool = True) -> dict[str, Any]:
     """Return the network's configuration. Raises ModelError where its kind has no cut, or its weights are missing."""
-    config = _checked_config(found, found.network, weights)
+    config = _checked_config(model_folder, model_folder.network, weights)
     kind = config["_class_name"]
     if kind not in CUTS:
         raise ModelError(
-            f"model '{found.name}' is a {kind}; its h-space cannot be opened: {', '.join(CUTS)} can be, and a network "
+            f"model '{model_folder.name}' is a {kind}; its h-space cannot be opened: {', '.join(CUTS)} can be, and a network "
             "of your own (docs/models.md)"
         )
     return config
 
 
-def _checked_config(found: Found, part: Path, weights: bool) -> dict[str, Any]:
+def _checked_config(model_folder: ModelFolder, part: Path, weights: bool) -> dict[str, Any]:
     """Return the configuration of a part. Raises ModelError where it is missing, or weights are needed and missing."""
     missing = [] if (part / "config.json").is_file() else ["config.json"]
     if weights and weights_at(part) is None:
         if (pickled := _pickled(part)) and not missing:
-            raise ModelError(only_pickles(found.name, pickled, f"in {part}", found.folder))
+            raise ModelError(only_pickles(model_folder.name, pickled, f"in {part}", model_folder.folder))
         missing.append(f"{WEIGHTS}.safetensors")
     if missing:
-        raise _incomplete(found, part, missing)
-    return _current(_read_json(part / "config.json", found.name))
+        raise _incomplete(model_folder, part, missing)
+    return _current(_read_json(part / "config.json", model_folder.name))
 
 
-def _incomplete(found: Found, where: Path, missing: Iterable[str]) -> ModelError:
+def _incomplete(model_folder: ModelFolder, where: Path, missing: Iterable[str]) -> ModelError:
     return ModelError(
-        f"model '{found.name}' is incomplete: {where} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
+        f"model '{model_folder.name}' is incomplete: {where} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
     )
 
 
-def refuse_incomplete(found: Found) -> None:
+def refuse_incomplete(model_folder: ModelFolder) -> None:
     """Raise ModelError where tokenizers or text encoders that the model's index names are missing or only pickles."""
     try:
-        index = json.loads((found.folder / "model_index.json").read_text()).items()
+        index = json.loads((model_folder.folder / "model_index.json").read_text()).items()
     except (OSError, ValueError, AttributeError):  # the code that needs the index reports it
         return
     listed = [name for name, kind in index if isinstance(kind, list) and any(kind)]
     named = [name for name in listed if name.startswith(("tokenizer", "text_encoder"))]
-    if missing := [f"{name}/" for name in named if not (found.folder / name).is_dir()]:
-        raise _incomplete(found, found.folder, missing)
-    for part in (found.folder / name for name in named if name.startswith("text_encoder")):
+    if missing := [f"{name}/" for name in named if not (model_folder.folder / name).is_dir()]:
+        raise _incomplete(model_folder, model_folder.folder, missing)
+    for part in (model_folder.folder / name for name in named if name.startswith("text_encoder")):
         if weights_at(part, TRANSFORMERS_WEIGHTS) is None and (pickled := _pickled(part)):
-            raise ModelError(only_pickles(found.name, pickled, f"in {part}", found.folder))
+            raise ModelError(only_pickles(model_folder.name, pickled, f"in {part}", model_folder.folder))
 
 
 def _pickled(part: Path) -> list[str]:
@@ -266,22 +277,22 @@ def _current(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "_class_name": kinds.get(config.get("norm_type", ""), "Transformer2DModel")}
 
 
-def load_scheduler(found: Found) -> Any:
+def load_scheduler(model_folder: ModelFolder) -> Any:
     """Load the scheduler that this package runs for the model (core.model.schedulers)."""
-    part = found.folder / "scheduler" if (found.folder / "scheduler").is_dir() else found.folder
+    part = model_folder.folder / "scheduler" if (model_folder.folder / "scheduler").is_dir() else model_folder.folder
     if not (part / "scheduler_config.json").is_file():
-        raise ModelError(f"model '{found.name}' is incomplete: {part} lacks scheduler_config.json")
-    told = _read_json(part / "scheduler_config.json", found.name)
-    refuse_kind(told["_class_name"], found.name)
+        raise ModelError(f"model '{model_folder.name}' is incomplete: {part} lacks scheduler_config.json")
+    config = _read_json(part / "scheduler_config.json", model_folder.name)
+    refuse_kind(config["_class_name"], model_folder.name)
     try:
         with quiet_diffusers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from diffusers' own computation of tables
-            scheduler = class_of(told).from_pretrained(part, **PLAIN)
+            scheduler = class_of(config).from_pretrained(part, **PLAIN)
     except Exception as error:
         raise ModelError(
-            f"model '{found.name}': the scheduler in {part} cannot be read: {first_line(error)}"
+            f"model '{model_folder.name}': the scheduler in {part} cannot be read: {first_line(error)}"
         ) from error
-    return as_run(scheduler, found.name)
+    return as_run(scheduler, model_folder.name)
 
 
 def _read_json(config: Path, name: str) -> dict[str, Any]:

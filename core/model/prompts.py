@@ -15,7 +15,7 @@ from torch import Tensor
 from core.errors import ModelError, UserError, first_line
 from core.model.codec import Codec
 from core.model.condition import Condition
-from core.model.pretrained import Found
+from core.model.pretrained import ModelFolder
 from core.model.use import DISTILLED_GUIDANCE, Use
 from core.quiet import quiet_diffusers, quiet_transformers
 
@@ -26,7 +26,7 @@ _TEXT_LENGTH = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120, "SD
 
 
 def condition_of(
-    found: Found,
+    model_folder: ModelFolder,
     network: Any,
     codec: Codec | None,
     use: Use,
@@ -39,25 +39,25 @@ def condition_of(
     Raises ModelError where the text encoders cannot be read, UserError for prompts, classes or guidance that the model
     does not take.
     """
-    check_use(network, use, found.name)
+    check_use(network, use, model_folder.name)
     if not reads_text(network):
         return _of_classes(network, use)
     prompts = list(use.prompts) or [""]
-    weight, guided = _weight(network, use), _led(network, use)
+    weight, guided = _weight(network, use), _uses_two_rows(network, use)
     with quiet_diffusers(), quiet_transformers(), torch.no_grad():
-        pipeline = _pipeline(found, network, codec, dtype, device)
+        pipeline = _pipeline(model_folder, network, codec, dtype, device)
         _refuse_long(pipeline, (*prompts, use.negative_prompt), network)
-        _refuse_refiner(pipeline, found.name)
+        _refuse_refiner(pipeline, model_folder.name)
         try:
-            given, other = _ENCODERS[_kind(network, pipeline)](
+            inputs, other = _ENCODERS[_kind(network, pipeline)](
                 pipeline, prompts, use.negative_prompt, guided, image_size
             )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise ModelError(f"model '{found.name}' cannot read its prompts: {first_line(error)}") from error
-        given |= _told(network, pipeline, weight, len(prompts))
-    rows = {name: rows.detach().cpu() for name, rows in given.items()}
+            raise ModelError(f"model '{model_folder.name}' cannot read its prompts: {first_line(error)}") from error
+        inputs |= _guidance_input(network, pipeline, weight, len(prompts))
+    rows = {name: rows.detach().cpu() for name, rows in inputs.items()}
     unconditional = {name: row.detach().cpu()[:1] for name, row in other.items()}
     return Condition(rows, unconditional, weight if guided else 1.0, use.shifted == "both")
 
@@ -67,7 +67,7 @@ def check_use(network: Any, use: Use, name: str) -> None:
     text, classes = reads_text(network), _classes(network)
     if use.prompts and not text:
         raise UserError(f"prompts: model '{name}' reads no text")
-    if use.negative_prompt and not (text and _led(network, use)):
+    if use.negative_prompt and not (text and _uses_two_rows(network, use)):
         raise UserError(f"negative_prompt: it needs a model that reads text, and a guidance other than 1 ('{name}')")
     if use.classes and not classes:
         raise UserError(f"classes: model '{name}' has no classes")
@@ -75,9 +75,13 @@ def check_use(network: Any, use: Use, name: str) -> None:
         raise UserError(f"classes: got {wrong[0]}; model '{name}' has 0 to {(classes or 0) - 1}")
     if use.guidance not in (None, 1) and not (text or type(network).__name__ == "DiTTransformer2DModel"):
         raise UserError(f"guidance: got {use.guidance}; model '{name}' is told nothing that could be led away from: 1")
-    if use.guidance not in (None, 1) and type(network).__name__.startswith("Flux") and not _is_told_guidance(network):
+    if (
+        use.guidance not in (None, 1)
+        and type(network).__name__.startswith("Flux")
+        and not _takes_guidance_input(network)
+    ):
         raise UserError(f"guidance: got {use.guidance}; model '{name}' was distilled to draw without: 1")
-    if use.shifted != "both" and not _led(network, use):
+    if use.shifted != "both" and not _uses_two_rows(network, use):
         raise UserError(f"shifted: got '{use.shifted}'; without guidance a sample has one half: both")
     if classes and not use.classes and type(network).__name__ == "UNet2DModel":
         raise UserError(f"classes: model '{name}' draws one of {classes} classes: name some, from 0")
@@ -125,20 +129,22 @@ def unknown_condition(network: Any, use: Use, length: int | None = None) -> Cond
             shapes["pooled_projections"] = (config["pooled_projection_dim"],)
             if config["guidance_embeds"]:
                 shapes["guidance"] = ()
-    given = {name: torch.empty(count, *shape, device="meta") for name, shape in shapes.items()}
-    guided = _led(network, use)
-    other = {name: rows[:1] for name, rows in given.items()} if guided else {}
-    return Condition(given, other, _weight(network, use) if guided else 1.0, use.shifted == "both")
+    inputs = {name: torch.empty(count, *shape, device="meta") for name, shape in shapes.items()}
+    guided = _uses_two_rows(network, use)
+    other = {name: rows[:1] for name, rows in inputs.items()} if guided else {}
+    return Condition(inputs, other, _weight(network, use) if guided else 1.0, use.shifted == "both")
 
 
-def text_length(found: Found) -> int | None:
+def text_length(model_folder: ModelFolder) -> int | None:
     """Return the number of tokens of a prompt, by the model's pipeline or tokenizer; None where neither gives it."""
     try:
-        kind = json.loads((found.folder / "model_index.json").read_text())["_class_name"]
+        kind = json.loads((model_folder.folder / "model_index.json").read_text())["_class_name"]
         if kind in _PROMPT_LENGTH:
             return _PROMPT_LENGTH[kind]
-        told = json.loads((found.folder / "tokenizer" / "tokenizer_config.json").read_text())["model_max_length"]
-        return int(told) if told < 10_000 else None
+        length = json.loads((model_folder.folder / "tokenizer" / "tokenizer_config.json").read_text())[
+            "model_max_length"
+        ]
+        return int(length) if length < 10_000 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -147,17 +153,17 @@ def _weight(network: Any, use: Use) -> float:
     """Return the weight of guidance: as asked for, else the default of a network that takes it as an input, else 1."""
     if use.guidance is not None:
         return float(use.guidance)
-    return DISTILLED_GUIDANCE[type(network).__name__] if _is_told_guidance(network) else 1.0
+    return DISTILLED_GUIDANCE[type(network).__name__] if _takes_guidance_input(network) else 1.0
 
 
-def _led(network: Any, use: Use) -> bool:
+def _uses_two_rows(network: Any, use: Use) -> bool:
     """Return whether guidance takes a second row for every sample."""
     able = reads_text(network) or type(network).__name__ == "DiTTransformer2DModel"
-    distilled = _is_told_guidance(network) or type(network).__name__ == "FluxTransformer2DModel"
+    distilled = _takes_guidance_input(network) or type(network).__name__ == "FluxTransformer2DModel"
     return able and not distilled and _weight(network, use) != 1
 
 
-def _is_told_guidance(network: Any) -> bool:
+def _takes_guidance_input(network: Any) -> bool:
     config = network.config
     return bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
 
@@ -178,32 +184,36 @@ def _of_classes(network: Any, use: Use) -> Condition:
         return Condition()
     null = min(_NULL_CLASS, classes)
     device = next(network.parameters()).device
-    guided = _led(network, use)
-    given = {"class_labels": torch.tensor(list(use.classes) or [null], device=device)}
+    guided = _uses_two_rows(network, use)
+    inputs = {"class_labels": torch.tensor(list(use.classes) or [null], device=device)}
     other = {"class_labels": torch.tensor([null], device=device)} if guided else {}
-    return Condition(given, other, _weight(network, use) if guided else 1.0, use.shifted == "both")
+    return Condition(inputs, other, _weight(network, use) if guided else 1.0, use.shifted == "both")
 
 
-def _pipeline(found: Found, network: Any, codec: Codec | None, dtype: torch.dtype, device: torch.device | str) -> Any:
+def _pipeline(
+    model_folder: ModelFolder, network: Any, codec: Codec | None, dtype: torch.dtype, device: torch.device | str
+) -> Any:
     """Return the model's own pipeline with its text encoders, around the network and the autoencoder already loaded."""
     try:
-        index = json.loads((found.folder / "model_index.json").read_text())
+        index = json.loads((model_folder.folder / "model_index.json").read_text())
         parts = {name: None for name, kind in index.items() if isinstance(kind, list) and not _reads(name, kind)}
-        parts[found.network.name] = network
-        if codec is not None and found.codec is not None:
-            parts[found.codec.name] = codec.network
+        parts[model_folder.network.name] = network
+        if codec is not None and model_folder.codec is not None:
+            parts[model_folder.codec.name] = codec.network
         if "scheduler" in parts:
             del parts["scheduler"]
         pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
-            found.folder,
+            model_folder.folder,
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
-            variant=found.variant,
+            variant=model_folder.variant,
             **parts,
         )
     except Exception as error:
-        raise ModelError(f"model '{found.name}': its text encoders cannot be read: {first_line(error)}") from error
+        raise ModelError(
+            f"model '{model_folder.name}': its text encoders cannot be read: {first_line(error)}"
+        ) from error
     for name in pipeline.components:
         if name.startswith("text_encoder") and getattr(pipeline, name) is not None:
             getattr(pipeline, name).to(device)
@@ -251,10 +261,10 @@ def _encode_sdxl(pipeline: Any, prompts: list[str], negative: str, guided: bool,
         negative_prompt=[negative] * len(prompts) if negative else None,
     )
     sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=text.dtype)  # original size, crop, target size
-    given = {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": sizes.expand(len(prompts), -1)}
+    inputs = {"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": sizes.expand(len(prompts), -1)}
     if not guided:
-        return given, {}
-    return given, {"encoder_hidden_states": other, "text_embeds": other_pooled, "time_ids": sizes}
+        return inputs, {}
+    return inputs, {"encoder_hidden_states": other, "text_embeds": other_pooled, "time_ids": sizes}
 
 
 def _encode_pixart(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
@@ -271,11 +281,11 @@ def _encode_pixart(pipeline: Any, prompts: list[str], negative: str, guided: boo
             "resolution": torch.tensor([[size, size]], dtype=text.dtype),
             "aspect_ratio": torch.ones(1, 1, dtype=text.dtype),
         }
-    given = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
-    given |= {name: row.expand(len(prompts), -1) for name, row in sizes.items()}
+    inputs = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+    inputs |= {name: row.expand(len(prompts), -1) for name, row in sizes.items()}
     if not guided:
-        return given, {}
-    return given, {"encoder_hidden_states": other, "encoder_attention_mask": other_mask, **sizes}
+        return inputs, {}
+    return inputs, {"encoder_hidden_states": other, "encoder_attention_mask": other_mask, **sizes}
 
 
 def _encode_sd3(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
@@ -287,8 +297,8 @@ def _encode_sd3(pipeline: Any, prompts: list[str], negative: str, guided: bool, 
         do_classifier_free_guidance=guided,
         negative_prompt=[negative] * len(prompts) if guided else None,
     )
-    given = {"encoder_hidden_states": text, "pooled_projections": pooled}
-    return given, {"encoder_hidden_states": other, "pooled_projections": other_pooled} if guided else {}
+    inputs = {"encoder_hidden_states": text, "pooled_projections": pooled}
+    return inputs, {"encoder_hidden_states": other, "pooled_projections": other_pooled} if guided else {}
 
 
 def _encode_flux(pipeline: Any, prompts: list[str], negative: str, guided: bool, size: int) -> tuple[Rows, Rows]:
@@ -305,14 +315,14 @@ _ENCODERS: Mapping[str, Callable[[Any, list[str], str, bool, int], tuple[Rows, R
 }
 
 
-def _told(network: Any, pipeline: Any, weight: float, count: int) -> Rows:
+def _guidance_input(network: Any, pipeline: Any, weight: float, count: int) -> Rows:
     """Return the guidance as an input, for networks that take it as one."""
     config = network.config
     if config.get("guidance_embeds"):
         return {"guidance": torch.full((count,), weight)}
     if width := config.get("time_cond_proj_dim"):
-        told = torch.full((count,), weight - 1)
-        return {"timestep_cond": pipeline.get_guidance_scale_embedding(told, embedding_dim=width)}
+        scale = torch.full((count,), weight - 1)
+        return {"timestep_cond": pipeline.get_guidance_scale_embedding(scale, embedding_dim=width)}
     return {}
 
 

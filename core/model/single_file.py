@@ -106,14 +106,14 @@ def _folder(file: Path) -> Path:
 
 def _stamp(file: Path) -> dict[str, int]:
     """Return the size and time of a file, which tell it from an earlier one without reading it."""
-    found = file.stat()
-    return {"bytes": found.st_size, "changed_ns": found.st_mtime_ns}
+    status = file.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
 
 
 def _read_stamp(folder: Path) -> dict[str, int] | None:
     try:
-        found: dict[str, int] = json.loads((folder / _STAMP).read_text())
-        return found
+        stamp: dict[str, int] = json.loads((folder / _STAMP).read_text())
+        return stamp
     except (OSError, ValueError):
         return None
 

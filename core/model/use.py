@@ -62,24 +62,24 @@ class Use:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from the defaults, as plain JSON."""
-        told = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, (v, default) in told.items() if v != default}
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, (v, default) in values.items() if v != default}
 
     @classmethod
-    def of(cls, told: object) -> "Use":
+    def of(cls, values: object) -> "Use":
         """Return a Use from names and values, such as `to_json` wrote.
 
         Raises UserError for an unknown name or a wrong value: the file with them may come from a stranger.
         """
-        if not isinstance(told, Mapping):
-            raise UserError(f"a model's use: got {told!r}; allowed: names and values")
+        if not isinstance(values, Mapping):
+            raise UserError(f"a model's use: got {values!r}; allowed: names and values")
         names = [field.name for field in fields(cls)]
-        for name in told:
+        for name in values:
             if name not in names:
                 near = difflib.get_close_matches(str(name), names, 1)
                 meant = f"; did you mean '{near[0]}'?" if near else ""
                 raise UserError(f"{name}: not what a model can be told; allowed: {', '.join(names)}{meant}")
-        return cls(**told)
+        return cls(**values)
 
 
 def _several(name: str, value: object, kind: type, allowed: str) -> tuple[Any, ...]:

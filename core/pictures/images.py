@@ -46,13 +46,13 @@ def load_pairs(
     Raises UserError where the folder has another layout, or a picture has no partner.
     """
     folder = Path(folder).expanduser()
-    found = _subfolders(folder)
+    subfolders = _subfolders(folder)
     for name in attributes:
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=1)
+        if name not in subfolders:
+            near = difflib.get_close_matches(name, subfolders, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"attribute '{name}' is not one that {folder} has pairs of: {', '.join(found)}{hint}")
-    matched = {name: _matched(folder / name) for name in attributes or found}
+            raise UserError(f"attribute '{name}' is not one that {folder} has pairs of: {', '.join(subfolders)}{hint}")
+    matched = {name: _matched(folder / name) for name in attributes or subfolders}
     return {
         name: (load_images(negative, sample_shape), load_images(positive, sample_shape))
         for name, (negative, positive) in matched.items()

@@ -31,11 +31,11 @@ def find_mask(denoiser: Denoiser, box: Sequence[int] | None = None, path: str | 
 def _on_samples(denoiser: Denoiser, mask: Tensor) -> Tensor:
     if denoiser.codec is None:
         return mask
-    found = (adaptive_avg_pool2d(mask, denoiser.sample_shape[1:]) >= 0.5).float()
-    if not found.any():
+    latent_mask = (adaptive_avg_pool2d(mask, denoiser.sample_shape[1:]) >= 0.5).float()
+    if not latent_mask.any():
         factor = denoiser.image_shape[1] // denoiser.sample_shape[1]
         raise UserError(f"what is looked at is smaller than a place of the latents, which has {factor}x{factor} pixels")
-    return found
+    return latent_mask
 
 
 def box_mask(denoiser: Denoiser, box: Sequence[int]) -> Tensor:

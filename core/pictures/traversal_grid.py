@@ -45,8 +45,8 @@ def traversal(
         shift = directions.shift(k[rows], scale[rows].to(denoiser.device))
         many = None if z is None else z.expand(-1, len(rows), -1, -1, -1)
         x = x_T.expand(len(rows), -1, -1, -1)
-        shown = denoiser.for_samples([seed] * len(rows))
-        drawn = sample(shown, schedule, x, shift, injection, window=window, step_noise=many)
+        repeated = denoiser.for_samples([seed] * len(rows))
+        drawn = sample(repeated, schedule, x, shift, injection, window=window, step_noise=many)
         parts.append(denoiser.images(drawn).cpu())
     return torch.cat(parts).reshape(len(directions), len(scales), *denoiser.image_shape)
 
@@ -77,8 +77,8 @@ def grid(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), 
 
 def to_picture(image: Tensor) -> Image.Image:
     """Return an image [C, H, W] in [-1, 1] as an RGB picture: of its first three channels, or of the first as grey."""
-    shown = image[: 3 if len(image) >= 3 else 1].float().cpu()
-    pixels = ((shown.expand(3, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
+    channels = image[: 3 if len(image) >= 3 else 1].float().cpu()
+    pixels = ((channels.expand(3, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

@@ -18,7 +18,7 @@ from core.errors import ModelError, UserError, first_line
 from core.pictures.traversal_grid import to_picture
 from core.predictors import clip
 from core.predictors.attributes import Attributes
-from core.predictors.embedded import embedded
+from core.predictors.embedded import embedded_predictor
 from core.quiet import quiet_transformers
 
 _EXAMPLE = "google/vit-base-patch16-224"
@@ -47,13 +47,13 @@ def load(
             f"words: predictor '{predictor or model}' has attributes of its own; only a CLIP model takes words"
         )
     if folder is None or predictor is None:
-        return embedded(model, device)
+        return embedded_predictor(model, device)
     _refuse_other_kinds(folder, predictor)
-    found = (
+    attributes = (
         _clip(folder, predictor, words or clip.WORDS, device) if reads_words else classifier(folder, predictor, device)
     )
-    _try_out(found, predictor)
-    return found
+    _try_out(attributes, predictor)
+    return attributes
 
 
 def is_clip(predictor: str) -> bool:

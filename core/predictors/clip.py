@@ -45,13 +45,13 @@ WORDS = {
 }
 
 
-def parse_words(given: str) -> dict[str, tuple[str, str]]:
+def parse_words(text: str) -> dict[str, tuple[str, str]]:
     """`smile, a red car|a blue car` -> name -> texts: known words by name, others against the text behind the bar.
 
     A text without an opposite is held against "a photo". Raises UserError where nothing is named, or one twice.
     """
     words: dict[str, tuple[str, str]] = {}
-    for part in filter(None, map(str.strip, given.split(","))):
+    for part in filter(None, map(str.strip, text.split(","))):
         name, _, opposite = map(str.strip, part.partition("|"))
         if not name or name in words:
             raise UserError(f"words: got '{part}'; allowed: different words, as in 'smile, a red car|a blue car'")
@@ -71,9 +71,9 @@ def attributes(
     """
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-    here: Any = {"local_files_only": True, "trust_remote_code": False}
-    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **here)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **here)
+    options: Any = {"local_files_only": True, "trust_remote_code": False}
+    processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
     net: Any = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
     net = net.to(device).eval().requires_grad_(False)
     texts = [text for pair in words.values() for text in pair]

@@ -56,7 +56,7 @@ def predictor_folder(model: str) -> Path:
     return model_folder("toyfaces" if model.startswith("toyfaces") else model) / "attributes"
 
 
-def embedded(model: str, device: torch.device | str = "cpu") -> Attributes | None:
+def embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attributes | None:
     """Return the predictor of an embedded model, or None for any other model. It takes images, never latents."""
     if model not in MODELS:
         return None

@@ -68,7 +68,7 @@ class SampleCache:
         """Return whether all files of the entry exist. Their content is not checked."""
         return all(self._path(entry, name).is_file() for name in entry.tensors)
 
-    def worthwhile(self, nbytes: int) -> bool:
+    def has_room_for(self, nbytes: int) -> bool:
         """Return whether `nbytes` more should be kept: at most half of the allowed size, so that others remain."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,25 +80,25 @@ class SampleCache:
         """Return the entry's tensors on the CPU, mapped from their files; None where one is missing or damaged."""
         if entry not in self:
             return None
-        found = {name: self._read(entry, name) for name in entry.tensors}
-        whole = {name: tensor for name, tensor in found.items() if tensor is not None}
-        return whole if len(whole) == len(found) else None
+        tensors = {name: self._read(entry, name) for name in entry.tensors}
+        whole = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return whole if len(whole) == len(tensors) else None
 
-    def get(self, entry: Entry, compute: Compute) -> Mapping[str, Tensor]:
+    def get_or_compute(self, entry: Entry, compute: Compute) -> Mapping[str, Tensor]:
         """Return the entry's tensors: read, waited for where another process computes them, or computed and kept."""
-        found = self.read(entry)
-        if found is not None:
-            return found
+        kept = self.read(entry)
+        if kept is not None:
+            return kept
         with self._locked(entry.key[:2]) as held:
-            found = self.read(entry)
-            if found is not None:
-                return found
+            kept = self.read(entry)
+            if kept is not None:
+                return kept
             computed = compute()
             if held:
                 self._keep(entry, computed)
             return computed
 
-    def prepare(self, entry: Entry, compute: Compute) -> bool:
+    def compute_if_free(self, entry: Entry, compute: Compute) -> bool:
         """Compute and keep a missing entry, unless another process holds its lock.
 
         Returns False where the computed tensors could not be kept.

@@ -66,17 +66,17 @@ def draw(
     blocks = _cut(seeds, cache.block)
     chains = [partial(_block, denoiser, schedule, block, names, batch) for block in blocks]
     entries = [_entry(denoiser, schedule, block, names) for block in blocks]
-    keep = cache.worthwhile(sum(entry.nbytes for entry in entries if entry not in cache))
+    keep = cache.has_room_for(sum(entry.nbytes for entry in entries if entry not in cache))
     if keep:
         # Processes that start together share the work: each draws blocks that no other draws, and reads the rest below.
         for entry, chain in zip(entries, chains, strict=True):
-            if not cache.prepare(entry, chain):
+            if not cache.compute_if_free(entry, chain):
                 break
     for block, entry, chain in zip(blocks, entries, chains, strict=True):
-        found = cache.get(entry, chain) if keep else cache.read(entry) or chain()
+        tensors = cache.get_or_compute(entry, chain) if keep else cache.read(entry) or chain()
         for start in range(0, len(block), batch):
             cut = slice(start, start + batch)
-            yield {name: (t[:, cut] if name == H else t[cut]).to(denoiser.device) for name, t in found.items()}
+            yield {name: (t[:, cut] if name == H else t[cut]).to(denoiser.device) for name, t in tensors.items()}
 
 
 def _cut(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -97,18 +97,18 @@ def _chain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: 
     dtype, device, shape = _chain_dtype(denoiser), denoiser.device, denoiser.sample_shape
     x = noise(seeds, shape, dtype, device)
     z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None
-    denoiser, given, states = denoiser.for_samples(seeds), {}, []
+    denoiser, tensors, states = denoiser.for_samples(seeds), {}, []
     for i, t in enumerate(schedule.timesteps):
         if before_step(i) in names:
-            given[before_step(i)] = x
+            tensors[before_step(i)] = x
         features = denoiser.encode(x, t)
         if H in names:
             states.append(features.h)
         output = denoiser.decode(features).to(dtype)
         x = schedule.step(i, x, output, output, None if z is None else z[i])
     if H in names:
-        given[H] = torch.stack(states)
-    return {**given, IMAGES: x} if IMAGES in names else given
+        tensors[H] = torch.stack(states)
+    return {**tensors, IMAGES: x} if IMAGES in names else tensors
 
 
 def _entry(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str]) -> Entry:

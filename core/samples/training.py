@@ -55,8 +55,8 @@ class Pool:
     """The P training samples of a run, drawn once, with the states from which shifted chains start."""
 
     seeds: range
-    first: int  # the first step to run from x_t
-    x_t: Tensor  # [P, *sample_shape], the states before step `first`; x_T where first is 0
+    first_step: int  # the first step to run from x_t
+    x_t: Tensor  # [P, *sample_shape], the states before step `first_step`; x_T where that is 0
     x_0: Tensor  # [P, *sample_shape], the unshifted samples
 
     def to(self, device: torch.device | str) -> "Pool":

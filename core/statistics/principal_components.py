@@ -81,7 +81,7 @@ class RunningComponents:
         self._kept = self._filled = 0  # rows of the store that are merged; merged and raw rows together
 
     @property
-    def shown(self) -> int:
+    def rows_added(self) -> int:
         """Return how many rows were added so far."""
         return self._merged + self._filled - self._kept
 
@@ -97,10 +97,10 @@ class RunningComponents:
 
     def components(self, count: int) -> Components:
         """Return the first `count` components of all rows added so far. Raises UserError where there are fewer."""
-        most = min(self.shown - 1, len(self.mean), len(self.store) // 2)
+        most = min(self.rows_added - 1, len(self.mean), len(self.store) // 2)
         if not 1 <= count <= most:
             raise UserError(
-                f"count: got {count}; {self.shown} rows of {len(self.mean)} columns give 1 to {most} components"
+                f"count: got {count}; {self.rows_added} rows of {len(self.mean)} columns give 1 to {most} components"
             )
         self._centre()
         # Some more than requested, so that the precision of the Gram matrix matters less for where the last ones end.

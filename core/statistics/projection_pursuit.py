@@ -29,10 +29,10 @@ def flattest_sources(rows: Tensor, count: int, components: int, seed: int = 0) -
     varying = leading.deviations > 0
     white = (rows.double() - leading.mean) @ (leading.vectors[varying].T / leading.deviations[varying])  # [N, P]
     random = generator("pursuit", seed)
-    found = white.new_zeros(0, white.shape[1])
+    projections = white.new_zeros(0, white.shape[1])
     for _ in range(min(count, white.shape[1])):
-        found = torch.cat([found, _flattest(white, found, random)])
-    sources: Tensor = white @ found.T
+        projections = torch.cat([projections, _flattest(white, projections, random)])
+    sources: Tensor = white @ projections.T
     return sources
 
 
@@ -41,20 +41,20 @@ def kurtosis(sources: Tensor) -> Tensor:
     return sources.pow(4).mean(dim=0) - 3
 
 
-def _flattest(white: Tensor, found: Tensor, random: torch.Generator) -> Tensor:
-    """Return the unit vector [1, P] of least kurtosis orthogonal to those in `found`, by projected gradient descent."""
+def _flattest(white: Tensor, projections: Tensor, random: torch.Generator) -> Tensor:
+    """Return the unit vector [1, P] of least kurtosis orthogonal to `projections`, by projected gradient descent."""
     candidates = torch.randn(_CANDIDATES, white.shape[1], generator=random, dtype=torch.float64).to(white)
     for _ in range(_ITERATIONS):
-        candidates = _inside(candidates, found)
+        candidates = _inside(candidates, projections)
         slope = (white @ candidates.T).pow(3).T @ white / len(white)  # [candidates, P]
         along = (slope * candidates).sum(dim=1, keepdim=True)
         candidates = candidates - _RATE * (slope - along * candidates)
-    candidates = _inside(candidates, found)
+    candidates = _inside(candidates, projections)
     best = kurtosis(white @ candidates.T).argmin()
     return candidates[best : best + 1]
 
 
-def _inside(candidates: Tensor, found: Tensor) -> Tensor:
-    left = candidates - (candidates @ found.T) @ found
+def _inside(candidates: Tensor, projections: Tensor) -> Tensor:
+    left = candidates - (candidates @ projections.T) @ projections
     unit: Tensor = left / left.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return unit

@@ -13,19 +13,19 @@ import torch
 from core import Denoiser, Schedule, noise, sample
 from core.pictures.traversal_grid import grid
 from core.predictors.digit_measures import MEASURES
-from core.predictors.embedded import embedded
+from core.predictors.embedded import embedded_predictor
 from core.randomness import REPORT_SEEDS
 from core.zoo import model_folder
-from core.zoo.measures import GUIDANCE, STEPS, autoencoder_quality, load, obedience, predictor_quality, steering
+from core.zoo.measures import GUIDANCE, STEPS, autoencoder_quality, load, predictor_quality, prompt_accuracy, steering
 from core.zoo.recipes import RECIPES, Recipe
-from core.zoo.sentences import UNTOLD, WORDS
+from core.zoo.sentences import UNPROMPTED, WORDS
 
 _FACES = "Faces drawn by `core/zoo/faces.py` with nine independent, uniform factors; no person is shown."
 _DATA = {
     "digits": "scikit-learn's `load_digits` (1,797 handwritten digits; UCI Optical Recognition of Handwritten Digits), "
     "enlarged from 8x8 to 16x16.",
 }
-_OBEYED = 0.75  # a factor is obeyed where at least this share of samples is on the named side
+_ACCURATE = 0.75  # a factor is obeyed where at least this share of samples is on the named side
 
 
 def card(name: str) -> str:
@@ -72,9 +72,9 @@ def _latents(name: str, recipe: Recipe) -> str:
     """Return the paragraph on the quality of the autoencoder; an empty text for a pixel model."""
     if recipe.autoencoder is None:
         return ""
-    quality, made = autoencoder_quality(name), recipe.autoencoder
-    text = f"""**Latents** have half the resolution, by `{made.make.__name__}` ({made.steps:,} steps, batch
-        {made.batch}). Of fresh faces, encoded and decoded, the root mean square error is {quality["error"]:.3f} on the
+    quality, autoencoder = autoencoder_quality(name), recipe.autoencoder
+    text = f"""**Latents** have half the resolution, by `{autoencoder.make.__name__}` ({autoencoder.steps:,} steps, batch
+        {autoencoder.batch}). Of fresh faces, encoded and decoded, the root mean square error is {quality["error"]:.3f} on the
         range from -1 to 1, and the predictor still reads every factor with R^2 of at least {quality["read"]:.3f}."""
     return _wrapped(text) + "\n\n"
 
@@ -84,15 +84,15 @@ def _sentences(name: str, recipe: Recipe) -> str:
     if not recipe.sentences:
         return ""
     strengths = (1.0, GUIDANCE, 4.0)
-    obeyed = [obedience(name, guidance) for guidance in strengths]
-    ignored = [factor for factor in WORDS if obeyed[1][factor] < _OBEYED]
+    accuracies = [prompt_accuracy(name, guidance) for guidance in strengths]
+    ignored = [factor for factor in WORDS if accuracies[1][factor] < _ACCURATE]
     unheard = f"What is said of {' and '.join(ignored)} is not obeyed.\n\n" if ignored else ""
     rows = "\n".join(
-        f"| {factor} ({', '.join(WORDS[factor])}) | {' | '.join(f'{one[factor]:.2f}' for one in obeyed)} |"
+        f"| {factor} ({', '.join(WORDS[factor])}) | {' | '.join(f'{one[factor]:.2f}' for one in accuracies)} |"
         for factor in WORDS
     )
     text = f"""**Sentences** name hair length, hair colour, glasses and background, each or not, as in "a face with
-        short blond hair, no glasses and a blue background"; "a face" names nothing, and {UNTOLD:.0%} of the training
+        short blond hair, no glasses and a blue background"; "a face" names nothing, and {UNPROMPTED:.0%} of the training
         had no sentence at all. How often a sample is on the named side of the middle, by guidance (200 sentences,
         {STEPS} steps; 0.50 is chance):"""
     return f"""{_wrapped(text)}
@@ -106,7 +106,7 @@ def _sentences(name: str, recipe: Recipe) -> str:
 
 def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
     """Return the steering table and its explanation."""
-    attributes, quality = embedded(name), predictor_quality(name)
+    attributes, quality = embedded_predictor(name), predictor_quality(name)
     assert attributes is not None
     rows = "\n".join(
         f"| {attribute} | {effect:.2f} | {spread:.2f} | {quality.get(attribute, quality.get('accuracy', 0)):.3f} |"
@@ -114,13 +114,13 @@ def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
         else f"| {attribute} | {effect:.2f} | {spread:.2f} | measured on the image |"
         for attribute, (effect, spread) in steering(denoiser, attributes).items()
     )
-    told = f', told "a face" with guidance {GUIDANCE:g}' if recipe.sentences else ""
+    prompted = f', told "a face" with guidance {GUIDANCE:g}' if recipe.sentences else ""
     of_data = "" if recipe.classify else " (over the data: 0.58)"
     text = f"""**h steers.** During training the skip connections below full resolution (with `input_only`: all but that
-        of the first convolution; from timestep `blind_from` on: all) are dropped for a random
+        of the first convolution; from timestep `no_skips_from` on: all) are dropped for a random
         {recipe.skip_dropout:.0%} of each batch, so that what the model draws travels through h. Inference is the
         unmodified UNet. `effect`: how far the attribute moves, in standard deviations, when h is moved along its
-        difference of means at scale 1 ({STEPS} steps, symmetric injection, held-out seeds{told}). `spread`: that
+        difference of means at scale 1 ({STEPS} steps, symmetric injection, held-out seeds{prompted}). `spread`: that
         standard deviation, over samples{of_data}."""
     return f"""{_wrapped(text)}
 

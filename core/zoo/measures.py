@@ -7,7 +7,7 @@ from torch import Tensor
 from core import Denoiser, Schedule, noise, sample
 from core.chain.sampling import trajectory
 from core.predictors.attributes import Attributes
-from core.predictors.embedded import AttributeNet, embedded, predictor_folder
+from core.predictors.embedded import AttributeNet, embedded_predictor, predictor_folder
 from core.randomness import REPORT_SEEDS, SELECT_SEEDS
 from core.zoo import digits, faces, model_folder
 from core.zoo.autoencoders import decode, encode
@@ -89,12 +89,12 @@ def autoencoder_quality(name: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def obedience(name: str, guidance: float, prompts: int = 200) -> dict[str, float]:
+def prompt_accuracy(name: str, guidance: float, prompts: int = 200) -> dict[str, float]:
     """Return for each factor of `WORDS` the share of samples on the named side of the middle (1/2 is chance).
 
     "brown" and "grey" name the middle itself and are not counted.
     """
-    attributes = embedded(name)
+    attributes = embedded_predictor(name)
     assert attributes is not None
     factors = faces.sample_factors(prompts, torch.Generator().manual_seed(10**6 + 1))
     named = describe_words(factors, torch.Generator().manual_seed(10**6 + 2))

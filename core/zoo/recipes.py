@@ -20,7 +20,7 @@ class Phase:
     learning_rate: float
     colour_weight: float = 0.0  # weight of the error in each channel's mean, added to the plain error
     input_only: bool = False  # samples with dropped skips keep only that of the first convolution
-    blind_from: int = 1000  # timestep from which they lose that one too
+    no_skips_from: int = 1000  # timestep from which they lose that one too
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ RECIPES = {
     ),
     # Latents are less smooth than pixels: a UNet this narrow cannot reproduce the noise itself exactly enough, and at
     # the chain's start a small error in the predicted noise is a large error in the face. There, velocity is the face.
-    # Velocity also permits training without any skip (`blind_from`): noise cannot be predicted then, but a face can.
+    # Velocity also permits training without any skip (`no_skips_from`): noise cannot be predicted then, but a face can.
     # Glasses, eyes and mouth then have no way around h.
     # The colour term is the error in each latent channel's mean, which sets the picture's tint.
     "toyfaces-latent": Recipe(
@@ -101,7 +101,7 @@ RECIPES = {
         unet=_unet(faces.SIZE // 2, 3, (24, 48, 64)),
         phases=(
             Phase(7_000, 0.012, 2e-3, colour_weight=20.0, input_only=True),
-            Phase(2_000, 0.012, 1.5e-3, colour_weight=20.0, input_only=True, blind_from=400),
+            Phase(2_000, 0.012, 1.5e-3, colour_weight=20.0, input_only=True, no_skips_from=400),
         ),
         batch=32,
         prediction="v_prediction",
@@ -113,7 +113,7 @@ RECIPES = {
         unet=_unet(faces.SIZE // 2, 4, (24, 40, 48), "CrossAttn", cross_attention_dim=64, attention_head_dim=8),
         phases=(
             Phase(6_000, 0.012, 2e-3, colour_weight=20.0, input_only=True),
-            Phase(2_500, 0.012, 1.5e-3, colour_weight=20.0, input_only=True, blind_from=400),
+            Phase(2_500, 0.012, 1.5e-3, colour_weight=20.0, input_only=True, no_skips_from=400),
         ),
         batch=32,
         prediction="v_prediction",

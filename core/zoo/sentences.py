@@ -20,7 +20,7 @@ WORDS = {
 }
 MAX_TOKENS = 24
 NAMED = 0.6  # probability that a sentence names a factor
-UNTOLD = 0.12  # share of empty sentences in training: the unconditional part of classifier-free guidance
+UNPROMPTED = 0.12  # share of empty sentences in training: the unconditional part of classifier-free guidance
 _OTHER_WORDS = ("a", "an", "face", "with", "hair", "background", "and", ",")
 _WIDTH = 64
 _END_OF_WORD = "</w>"
@@ -51,9 +51,9 @@ def sentence(words: dict[str, str]) -> str:
 
 def describe(factors: Tensor, generator: torch.Generator) -> list[str]:
     """Return a sentence for each face that names a random part of WORDS, or an empty one. factors: [N, 9]."""
-    told = [sentence(words) for words in describe_words(factors, generator)]
-    silent = torch.rand(len(factors), generator=generator) < UNTOLD
-    return ["" if nothing else text for text, nothing in zip(told, silent.tolist(), strict=True)]
+    sentences = [sentence(words) for words in describe_words(factors, generator)]
+    silent = torch.rand(len(factors), generator=generator) < UNPROMPTED
+    return ["" if nothing else text for text, nothing in zip(sentences, silent.tolist(), strict=True)]
 
 
 def describe_words(factors: Tensor, generator: torch.Generator) -> list[dict[str, str]]:

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 @contextmanager
 def dropped_skips(
-    unet: nn.Module, dropped: Tensor, input_only: bool = False, blind: Tensor | None = None
+    unet: nn.Module, dropped: Tensor, input_only: bool = False, drop_all: Tensor | None = None
 ) -> Iterator[None]:
     """Zero skips of the samples where `dropped` [N] is True, inside the `with` block.
 
     These are the skips below full resolution, or with `input_only` all but the output of the first convolution. Where
-    `blind` [N] is True as well, all skips are zero. Works for diffusers' `UNet2DModel` and `UNet2DConditionModel`.
+    `drop_all` [N] is True as well, all skips are zero. Works for diffusers' `UNet2DModel` and `UNet2DConditionModel`.
     """
     blocks: Any = unet.up_blocks
     keep = (~dropped)[:, None, None, None]
-    seen = None if blind is None else ~(dropped & blind)[:, None, None, None]
+    seen = None if drop_all is None else ~(dropped & drop_all)[:, None, None, None]
 
     def passed(skips: tuple[Tensor, ...], last: bool) -> tuple[Tensor, ...]:
         """Return an up block's skips, some zeroed. skips: in the order in which the encoder made them."""

@@ -45,8 +45,8 @@ class Networks(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor | None) -> Tensor:
         """Return the UNet's output for x_t [N, C, H, W] at timesteps t [N], with prompt tokens [N, 24] or None."""
-        told = () if tokens is None or self.text_encoder is None else (self.text_encoder(tokens)[0],)
-        output: Tensor = self.unet(x_t, t, *told).sample
+        context = () if tokens is None or self.text_encoder is None else (self.text_encoder(tokens)[0],)
+        output: Tensor = self.unet(x_t, t, *context).sample
         return output
 
     def load(self, folder: Path) -> None:
@@ -131,7 +131,7 @@ def train_phase(
     )
     networks.train().requires_grad_(True)
     averaged = AveragedModel(networks, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging))  # type: ignore[no-untyped-call]  # torch's stub
-    made: Any = averaged.module
+    averaged_networks: Any = averaged.module
     optimizer = torch.optim.AdamW(networks.parameters(), lr=phase.learning_rate, weight_decay=1e-4)
     warm_up = 200
     rate = torch.optim.lr_scheduler.LambdaLR(
@@ -152,8 +152,8 @@ def train_phase(
             seconds = time.monotonic() - started
             print(f"phase {number}: {step}/{phase.steps}  error {running:.4f}  {seconds:.0f} s", flush=True)
         if step % 1000 == 0 or step == phase.steps:
-            made.pipeline(scheduler, material.autoencoder).save_pretrained(folder, safe_serialization=True)
-    return cast(Networks, made)
+            averaged_networks.pipeline(scheduler, material.autoencoder).save_pretrained(folder, safe_serialization=True)
+    return cast(Networks, averaged_networks)
 
 
 def prediction_error(
@@ -176,7 +176,7 @@ def prediction_error(
     t = (strata * 1000).long()
     dropped = torch.rand(recipe.batch, generator=generator) < recipe.skip_dropout
     tokens = tokens_of(networks.tokenizer, describe(material.factors[chosen], generator)) if recipe.sentences else None
-    with dropped_skips(networks.unet, dropped, phase.input_only, t >= phase.blind_from):
+    with dropped_skips(networks.unet, dropped, phase.input_only, t >= phase.no_skips_from):
         output: Tensor = networks(scheduler.add_noise(x_0, noise, t), t, tokens)
     target: Tensor = noise if recipe.prediction == "epsilon" else scheduler.get_velocity(x_0, noise, t)
     return output - target
@@ -222,8 +222,8 @@ def main() -> None:
         seen = slice(digits.TRAINED) if recipe.classify else slice(None)
         train_attributes(recipe, images[seen], targets[seen], folder)
     if recipe.autoencoder and arguments.only in (None, "autoencoder"):
-        made = train_autoencoder(recipe.autoencoder, images, recipe.seed)
-        made.save_pretrained(autoencoder_folder(recipe, folder))
+        autoencoder = train_autoencoder(recipe.autoencoder, images, recipe.seed)
+        autoencoder.save_pretrained(autoencoder_folder(recipe, folder))
     if arguments.only in (None, "denoiser"):
         train_denoiser(recipe, images, targets, folder, arguments.first_phase)
 

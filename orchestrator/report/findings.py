@@ -42,7 +42,7 @@ class Compared:
 
     @property
     def difference(self) -> float | None:
-        """What the champion has more; 0 where they differ by rounding alone."""
+        """The champion's value minus the random one; 0 where they differ by rounding alone, None if one is missing."""
         if self.champion is None or self.random is None:
             return None
         same = math.isclose(self.champion, self.random, rel_tol=1e-9, abs_tol=1e-12)
@@ -50,7 +50,7 @@ class Compared:
 
     @property
     def better(self) -> str:
-        """"champion" or "random", whichever is better; "neither" where they are equal or one was not measured."""
+        """The better one, "champion" or "random"; "neither" where they are equal or one was not measured."""
         if not self.difference:
             return "neither"
         return "champion" if (self.difference > 0) == (self.mode == "max") else "random"
@@ -74,7 +74,7 @@ class Findings:
     sweep: Sweep
     written: str  # local time
     state: str  # of the sweep, as orchestrator.report.progress.sweep_state
-    seconds: float  # that it has been under way
+    seconds: float  # the sweep has been under way
     rows: list[Row]
     methods: list[MethodRow]  # where there are several
     repeats: list[Repeated]
@@ -85,7 +85,7 @@ class Findings:
 
     @property
     def front(self) -> list[Row]:
-        """The trials that no other beats in every objective; empty where there is only one objective."""
+        """The trials on the Pareto front; empty where there is only one objective."""
         return [row for row in self.rows if row.on_front] if len(self.sweep.objectives) > 1 else []
 
     @property
@@ -177,7 +177,7 @@ def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findin
 
 
 def _repeats(rows: list[Row], sweep: Sweep) -> list[Repeated]:
-    """Configurations with several seeds; where each is a whole method, the methods say the same."""
+    """Return configurations with several seeds; none where each is only a method: the methods table says the same."""
     found = repeated(rows, sweep)
     return found if any(each.parameters.keys() - {"method"} for each in found) or len(sweep.methods) == 1 else []
 

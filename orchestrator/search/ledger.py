@@ -223,7 +223,7 @@ class Ledger:
         self._note(row, values | {MEMORY: last.memory, SECONDS: last.find_seconds if report else None})
         with self._changing():
             if again is not None:
-                # Written before its predecessor is closed: whoever finds both (`close_strays`) closes the older one.
+                # Written before its predecessor is closed: if a kill leaves both, `close_strays` closes the older.
                 kept = {TRIAL: trial_id, ENDS: asdict(again), REPORTS: row.user_attrs.get(REPORTS, {})}
                 self.study.enqueue_trial(parameters_of(row), user_attrs=kept)
             self.study.tell(row.number, self._values(outcome, last), state=_STATES.get(outcome, TrialState.FAIL))
@@ -249,7 +249,7 @@ class Ledger:
         known = {row.number for row in self.running().values()}
         for row in self._rows(TrialState.RUNNING):
             if row.number not in known:
-                if TRIAL not in row.user_attrs and CARRIED in row.user_attrs:  # nothing would propose it again
+                if TRIAL not in row.user_attrs and CARRIED in row.user_attrs:  # only this proposes it again
                     self.study.enqueue_trial(row.system_attrs["fixed_params"], user_attrs=row.user_attrs)
                 with self._changing():
                     self.study.tell(row.number, state=TrialState.FAIL)

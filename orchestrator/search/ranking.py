@@ -48,7 +48,7 @@ class Row:
     parameters: dict[str, Any]
     metrics: dict[str, float]
     iteration: int
-    on_front: bool  # no completed trial is better in every objective
+    on_front: bool  # no completed trial is as good in every objective and better in one
     seconds: float | None = None  # spent on finding the set, without its evaluation
     memory: dict[str, Any] = field(default_factory=dict)  # the final memory settings (orchestrator.trial.attempt)
     over: bool = True  # no further attempt will be made

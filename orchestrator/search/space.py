@@ -94,7 +94,7 @@ def whole(parameters: Mapping[str, Value], space: Space) -> dict[str, Value]:
 
 
 def _active(distribution: Distribution, chosen: Mapping[str, Value | None]) -> bool:
-    """Does every condition hold? An inactive parameter has no value, so whatever waits for it is inactive too."""
+    """Return whether every condition holds. An inactive parameter has no value: what depends on it is inactive too."""
     return all(chosen.get(other) in wanted for other, wanted in distribution.when.items())
 
 

@@ -1,4 +1,4 @@
-"""Reach a PostgreSQL database that holds the studies of many sweeps, and tell which of its failures pass by waiting."""
+"""Reach a PostgreSQL database that holds the studies of many sweeps, and recognise failures that pass by waiting."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

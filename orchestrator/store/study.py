@@ -191,5 +191,5 @@ def _storage(where: Where, tell: Tell = _PatientStorage.tell, make: bool = False
     shown = tell if isinstance(where, Path) else lambda told: tell(where.scrub(told))
     storage = _until_it_works(opened, shown)
     storage.tell = shown
-    weakref.finalize(storage, storage.engine.dispose)  # close connections now, not when the server notices
+    weakref.finalize(storage, storage.engine.dispose)  # close connections with the storage, not when the server notices
     return storage

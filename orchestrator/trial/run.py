@@ -45,12 +45,14 @@ from orchestrator.trial.state import Report, State
 class TrialContext:
     """What a trial listens to and tells while it works.
 
-    stop: whether it shall save and end; alive: called whenever it has made a step; crew: the processes it is shared by.
+    stop: whether it shall save and end; alive: called whenever it has made a step; ranks: the processes that share it;
+    out_of_memory: how often its process has run out of memory before.
     """
 
     stop: Callable[[], bool] = lambda: False
     alive: Callable[[], None] = lambda: None
     ranks: Ranks = ALONE
+    out_of_memory: int = 0
     training: bool = False  # an iteration has begun and not ended: nothing may interrupt it
 
     def step(self) -> None:
@@ -88,16 +90,16 @@ class RunningTrial:
     trial_model: TrialModel
     sweep: Sweep
     folder: TrialFolder
-    around: TrialContext
+    context: TrialContext
     notes: list[str]  # what was amiss with its checkpoints, and has not been told
 
     @property
     def ranks(self) -> Ranks:
-        return self.around.ranks
+        return self.context.ranks
 
     def alone(self) -> "RunningTrial":
         """The same for one process by itself."""
-        return replace(self, around=replace(self.around, ranks=ALONE))
+        return replace(self, context=replace(self.context, ranks=ALONE))
 
     def latest(self) -> tuple[Path | None, State]:
         """The newest sound checkpoint, if there is one, and how the trial stands."""
@@ -121,7 +123,7 @@ class RunningTrial:
             if state.report is not None:
                 metric, mode = self.sweep.compared
                 score = state.report.metrics[metric] * (1 if mode == "max" else -1)
-            with_space(lambda: self.folder.save(state.iteration, write, score), self.around.waiting)
+            with_space(lambda: self.folder.save(state.iteration, write, score), self.context.waiting)
 
         self.ranks.lead(keep)
 
@@ -131,22 +133,21 @@ def run_trial(
     sweep: Sweep,
     folder: TrialFolder,
     cache: SampleCache | None = None,
-    around: TrialContext | None = None,
-    smaller: int = 0,
+    context: TrialContext | None = None,
     load: Callable[[Sweep, SampleCache | None], TrialModel] = TrialModel.load,
 ) -> Iterator[Report]:
     """Run one trial of `sweep` with the given parameters from where its folder says it stands; yields its reports.
 
     A trial that goes on repeats its last report first, which may never have arrived. cache: where unshifted samples,
-    which are the same for every trial, are read and kept; smaller: how often its process has run out of memory; load:
-    where the model comes from. Every process of a trial that is shared runs this, and yields the same reports.
+    which are the same for every trial, are read and kept; load: opens the model. Every process of a trial that is
+    shared runs this, and yields the same reports.
 
     Raises Preempted, after saving, when it was asked to stop.
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
-    around = around or TrialContext()
-    found = around.ranks.lead(folder.latest)
+    context = context or TrialContext()
+    found = context.ranks.lead(folder.latest)
     state = State.read(found.path) if found.path else State()
     notes = list(found.damaged)
     if state.report is not None:
@@ -154,71 +155,71 @@ def run_trial(
         notes = []
         if state.iteration >= sweep.train.iterations:
             return
-    work = RunningTrial(load(sweep, cache), sweep, folder, around, notes)
-    with around.watching(work.trial_model.denoiser):
+    trial = RunningTrial(load(sweep, cache), sweep, folder, context, notes)
+    with context.watching(trial.trial_model.denoiser):
         if parameters["method"] == "learned":
-            yield from _learn(work, parameters, smaller)
+            yield from _learn(trial, parameters)
         else:
-            yield around.ranks.lead(lambda: _find(work.alone(), parameters, smaller))
+            yield context.ranks.lead(lambda: _find(trial.alone(), parameters))
 
 
-def _find(work: RunningTrial, parameters: Mapping[str, Any], smaller: int) -> Report:
+def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
     """A method that does not train: one finding, which counts as a whole trial's."""
-    method, state = parameters["method"], State(work.sweep.train.iterations)
-    drawing = DrawBatch(with_batch(work.sweep, max(1, work.sweep.sampler.batch >> smaller)))
-    trial_model = work.trial_model
+    method, state = parameters["method"], State(trial.sweep.train.iterations)
+    drawing = DrawBatch(with_batch(trial.sweep, max(1, trial.sweep.sampler.batch >> trial.context.out_of_memory)))
+    trial_model = trial.trial_model
     more = {"attributes": trial_model.attributes} if method == "supervised" else {}
-    settings = settings_of(parameters, work.sweep)
+    settings = settings_of(parameters, trial.sweep)
 
     def find(sweep: Sweep) -> DirectionSet:
         batch = sweep.sampler.batch
         with state.running():
             found: DirectionSet = METHODS[method].find(
-                work.trial_model.denoiser,
-                work.trial_model.schedule,
+                trial.trial_model.denoiser,
+                trial.trial_model.schedule,
                 settings,
                 batch=batch,
-                cache=work.trial_model.cache,
+                cache=trial.trial_model.cache,
                 **more,
             )
         return found
 
     directions = drawing.run(find)
-    return _report(work, drawing, state, directions)
+    return _report(trial, drawing, state, directions)
 
 
-def _learn(work: RunningTrial, parameters: Mapping[str, Any], smaller: int) -> Iterator[Report]:
+def _learn(trial: RunningTrial, parameters: Mapping[str, Any]) -> Iterator[Report]:
     """Train, in smaller parts after every time that memory has run out, from the last checkpoint on each time."""
-    sweep, asked = work.sweep, {"means": _means(work.sweep), "smaller": smaller}
-    attempt = _first_attempt(work, parameters, asked)
+    sweep, means_asked = trial.sweep, {"means": _means(trial.sweep), "smaller": trial.context.out_of_memory}
+    attempt = _first_attempt(trial, parameters, means_asked)
     while True:
         drawing = DrawBatch(attempt.applied(sweep))
         try:
-            yield from _train(work, attempt, drawing, asked)
+            yield from _train(trial, attempt, drawing, means_asked)
             return
         except Exception as error:
-            if not out_of_memory(error) or isinstance(error, NothingFits) or work.ranks.world > 1:
+            if not out_of_memory(error) or isinstance(error, NothingFits) or trial.ranks.world > 1:
                 raise  # the other processes of a trial wait for this one's gradient: all of them start anew
-            training, work.around.training = work.around.training, False
+            training, trial.context.training = trial.context.training, False
             attempt = attempt.after(drawing).smaller(sweep.micro_batches, training)
         release()
 
 
-def _first_attempt(work: RunningTrial, parameters: Mapping[str, Any], asked: Mapping[str, Any]) -> Attempt:
+def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], means_asked: Mapping[str, Any]) -> Attempt:
     """As the newest checkpoint was made, unless the sweep asks for other means by now; else what fits the device.
 
     Once smaller for every time that the process itself has run out of memory.
     """
-    trial_model, sweep, settings = work.trial_model, work.sweep, settings_of(parameters, work.sweep)
-    parts = work.latest()[1].parts
-    if parts is not None and parts["means"] == asked["means"]:
+    trial_model, sweep, settings = trial.trial_model, trial.sweep, settings_of(parameters, trial.sweep)
+    parts = trial.latest()[1].parts
+    if parts is not None and parts["means"] == means_asked["means"]:
         attempt, seen = Attempt.resumed(settings, parts), parts["smaller"]
     else:
         denoiser = trial_model.denoiser
         case = Case(denoiser.blueprint(), trial_model.schedule, sweep, settings)
         memory = device_bytes(sweep, denoiser.device, denoiser.weight_bytes())
-        attempt, seen = Attempt.first(case, work.ranks.least(memory)), 0
-    for _ in range(seen, asked["smaller"]):
+        attempt, seen = Attempt.first(case, trial.ranks.least(memory)), 0
+    for _ in range(seen, means_asked["smaller"]):
         attempt = attempt.smaller(sweep.micro_batches, training=True)
     return attempt
 
@@ -233,14 +234,16 @@ def _means(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _train(work: RunningTrial, attempt: Attempt, drawing: DrawBatch, asked: Mapping[str, Any]) -> Iterator[Report]:
+def _train(
+    trial: RunningTrial, attempt: Attempt, drawing: DrawBatch, means_asked: Mapping[str, Any]
+) -> Iterator[Report]:
     """One attempt. An iteration that it leaves half done is lost: the engines hold its gradients, and go with it.
 
     Memory that runs out while a report is measured costs no training: `drawing` starts the measurement over.
     """
-    sweep, settings, trial_model, ranks = drawing.sweep, attempt.settings, work.trial_model, work.ranks
-    path, state = work.latest()
-    state.parts = {**attempt.kept(), **asked}
+    sweep, settings, trial_model, ranks = drawing.sweep, attempt.settings, trial.trial_model, trial.ranks
+    path, state = trial.latest()
+    state.parts = {**attempt.kept(), **means_asked}
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with state.running():
@@ -258,19 +261,19 @@ def _train(work: RunningTrial, attempt: Attempt, drawing: DrawBatch, asked: Mapp
         if path is not None:
             engines.load(path / "engines")
             if state.report is None and _due(sweep, state.iteration):  # it was asked to end while it was measured
-                yield from _measured(work, drawing, state, learner, engines, attempt)
+                yield from _measured(trial, drawing, state, learner, engines, attempt)
         for n in range(state.iteration, settings.iterations):
-            with state.running(), work.around.iterating():
+            with state.running(), trial.context.iterating():
                 state.curve.append({"step": n + 1, **ranks.mean(learner.iterate(n))})
             state.iteration, state.report = n + 1, None
-            work.around.alive()
+            trial.context.alive()
             if _due(sweep, n + 1):
-                yield from _measured(work, drawing, state, learner, engines, attempt)
-            elif ranks.any(work.around.stop()):
-                work.save(state, engines)
+                yield from _measured(trial, drawing, state, learner, engines, attempt)
+            elif ranks.any(trial.context.stop()):
+                trial.save(state, engines)
                 raise Preempted
             elif sweep.recovery.checkpoint_every and (n + 1) % sweep.recovery.checkpoint_every == 0:
-                work.save(state, engines)
+                trial.save(state, engines)
     finally:
         engines.close()
 
@@ -281,19 +284,19 @@ def _due(sweep: Sweep, iteration: int) -> bool:
 
 
 def _measured(
-    work: RunningTrial, drawing: DrawBatch, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
+    trial: RunningTrial, drawing: DrawBatch, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
 ) -> Iterator[Report]:
     """The report that is due; where the trial is asked to end meanwhile, its next attempt makes it."""
     try:
-        yield _report(work, drawing, state, learner.directions(), engines, attempt)
+        yield _report(trial, drawing, state, learner.directions(), engines, attempt)
     except Preempted:
-        work.save(state, engines)
+        trial.save(state, engines)
         raise
     state.curve = []
 
 
 def _report(
-    work: RunningTrial,
+    trial: RunningTrial,
     drawing: DrawBatch,
     state: State,
     directions: DirectionSet,
@@ -306,15 +309,15 @@ def _report(
     """
     with tempfile.TemporaryDirectory() as temporary:
         measured = Path(temporary)
-        report = work.ranks.lead(lambda: _measure(work, drawing, state, directions, attempt, measured))
-        work.save(replace(state, report=report, curve=[]), engines, measured)
-    noted = replace(report, notes=list(work.notes))
-    work.notes.clear()
+        report = trial.ranks.lead(lambda: _measure(trial, drawing, state, directions, attempt, measured))
+        trial.save(replace(state, report=report, curve=[]), engines, measured)
+    noted = replace(report, notes=list(trial.notes))
+    trial.notes.clear()
     return noted
 
 
 def _measure(
-    work: RunningTrial,
+    trial: RunningTrial,
     drawing: DrawBatch,
     state: State,
     directions: DirectionSet,
@@ -322,7 +325,7 @@ def _measure(
     folder: Path,
 ) -> Report:
     """The report; the set that it is of, and its picture, go into the folder."""
-    sampler, trial_model = drawing.sweep.sampler, work.trial_model
+    sampler, trial_model = drawing.sweep.sampler, trial.trial_model
     # The set carries its window, so that it is the same edit in any pipeline, and its precision, so that it is opened
     # where it was found.
     found_in = {"injection": sampler.injection, "window": sampler.window, "precision": drawing.sweep.train.precision}

@@ -32,7 +32,7 @@ _PROCESS, _ENDED = "process.json", "ended.json"
 
 @dataclass(frozen=True)
 class Process:
-    """A process, possibly on another machine, with what tells it from a later process of the same pid."""
+    """A process, possibly on another machine, with the facts that distinguish it from a later process of its pid."""
 
     pid: int
     host: str

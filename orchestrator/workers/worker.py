@@ -31,7 +31,7 @@ _ASK_S = 0.5  # seconds between two checks whether the process has to end
 
 
 class AttemptProcess:
-    """One process of one attempt: it records itself, sees whether it has to end, and ends where it is replaced.
+    """One process of one attempt: it records itself, checks whether it has to end, and ends where it is replaced.
 
     rank: the rank among the processes that share the trial (orchestrator.workers.worker_group).
     """
@@ -48,7 +48,7 @@ class AttemptProcess:
         self.usage = Usage() if sweep.tracking.system_metrics and not rank else None
 
     def moved(self) -> None:
-        """The trial has made a step. The process ends where another has taken the trial over, lest both write."""
+        """Count a step of the trial. Ends this process where another has taken the trial over, lest both write."""
         self.watchdog.step()
         if self.usage:
             self.usage.look()
@@ -99,16 +99,16 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def step(self) -> dict[str, Any]:
         """Run the trial to its next report, and return that as a result for Ray Tune."""
-        self.post.watchdog.step()
+        self.process.watchdog.step()
         try:
             if self.reports is None:
                 self.reports = self._reports()
             report = next(self.reports)
         except Exception as error:
-            write_end(self.post.path, self.config["attempt"], error)
+            write_end(self.process.path, self.config["attempt"], error)
             raise
-        self.post.watchdog.rest()
-        return as_result(self.post.with_usage(report), self.sweep)
+        self.process.watchdog.rest()
+        return as_result(self.process.with_usage(report), self.sweep)
 
     def cleanup(self) -> None:
         """End the attempt and free the trial's networks."""
@@ -116,18 +116,18 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self.reports.close()  # type: ignore[attr-defined]  # a generator
             self.reports = None
         gc.collect()  # the networks of the trial refer to each other
-        self.post.leave()
+        self.process.leave()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.post = AttemptProcess(self.sweep, self.folder, config)
+        self.process = AttemptProcess(self.sweep, self.folder, config)
 
     def _reports(self) -> Iterator[Report]:
         from orchestrator.trial.run import TrialContext, run_trial  # imports torch, which takes a while
 
-        around = TrialContext(self.post.shall_stop, self.post.moved)
-        cache = SampleCache(self.folder.cache, waiting=around.step)
-        smaller, trial = self.config["out_of_memory"], self.folder.trial(self.config["trial_id"])
-        return run_trial(self.config["parameters"], self.sweep, trial, cache, around, smaller, self._load)
+        context = TrialContext(self.process.shall_stop, self.process.moved, out_of_memory=self.config["out_of_memory"])
+        cache = SampleCache(self.folder.cache, waiting=context.step)
+        trial = self.folder.trial(self.config["trial_id"])
+        return run_trial(self.config["parameters"], self.sweep, trial, cache, context, self._load)
 
     def _load(self, sweep: Sweep, cache: SampleCache | None) -> "TrialModel":
         from orchestrator.trial.model import TrialModel
@@ -136,7 +136,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         return self.trial_model
 
     def _on_sigterm(self, *_: object) -> None:
-        self.post.stopped = True
+        self.process.stopped = True
 
 
 def at_home(home: Path) -> None:

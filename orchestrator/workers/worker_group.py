@@ -182,16 +182,16 @@ def _share(given: Mapping[str, Any]) -> None:
 
     config, sweep, folder = given["config"], given["sweep"], given["folder"]
     at_home(given["home"])
-    post = AttemptProcess(sweep, folder, config, train.get_context().get_world_rank())
-    ranks = Ranks.join(post.watchdog.rest)
-    around = TrialContext(post.shall_stop, post.moved, ranks)
-    cache = SampleCache(folder.cache, waiting=around.step)
+    process = AttemptProcess(sweep, folder, config, train.get_context().get_world_rank())
+    ranks = Ranks.join(process.watchdog.rest)
+    context = TrialContext(process.shall_stop, process.moved, ranks, config["out_of_memory"])
+    cache = SampleCache(folder.cache, waiting=context.step)
     trial, load = folder.trial(config["trial_id"]), partial(TrialModel.load, ranks=ranks)
-    for report in run_trial(config["parameters"], sweep, trial, cache, around, config["out_of_memory"], load):
-        post.watchdog.rest()
-        train.report(post.with_usage(report).to_json())
-        post.watchdog.step()
-    post.leave()
+    for report in run_trial(config["parameters"], sweep, trial, cache, context, load):
+        process.watchdog.rest()
+        train.report(process.with_usage(report).to_json())
+        process.watchdog.step()
+    process.leave()
 
 
 def _cause(error: Exception) -> Exception:

@@ -1,7 +1,7 @@
 """The loss terms of the learned method, one function each.
 
     L_shift = L_direction + 0.25 L_strength + w L_fidelity + c L_consistency    (shift control and reconstructor)
-    L_critic                                                                     (discriminator)
+    L_discriminator                                                              (discriminator)
 
 The first two terms and their weights are those of Voynov & Babenko (arXiv 2002.03754, equation 1). The third is the
 adversary of Zhang et al. (arXiv 2310.09912); a sweep searches its weight w. The fourth is ours.
@@ -41,6 +41,6 @@ def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
     return 1 - cosine_similarity(change[0::2], change[1::2]).mean()
 
 
-def critic_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:
+def discriminator_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:
     """Return the logistic loss of the discriminator on the logits of unshifted [N] and shifted [N] samples."""
     return softplus(-logit_plain).mean() + softplus(logit_shifted).mean()

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from core.chain.schedule import Schedule
 from core.chain.step import one_step
-from core.chain.step_memory import followed
+from core.chain.step_memory import counting_memory
 from core.methods.learned.discriminator import Discriminator
 from core.methods.learned.losses import consistency_loss
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.shift_control import ShiftControl
-from core.methods.learned.training import Explorer, Settings
+from core.methods.learned.training import Settings, ShiftAndReconstructor
 from core.model.denoiser import Denoiser
 
 
@@ -35,8 +35,8 @@ def trained_bytes(
     x_0, shifted_x_0 = _samples(denoiser, micro_batch), _samples(denoiser, micro_batch).requires_grad_()
     k = torch.zeros(micro_batch, dtype=torch.long, device="meta")
     magnitude = torch.empty(micro_batch, device="meta")
-    with torch.enable_grad(), followed([*own, *denoiser.tensors(), x_0, shifted_x_0, k, magnitude]) as ledger:
-        images, shifted = denoiser.seen(x_0), denoiser.seen(shifted_x_0)
+    with torch.enable_grad(), counting_memory([*own, *denoiser.tensors(), x_0, shifted_x_0, k, magnitude]) as counter:
+        images, shifted = denoiser.for_judges(x_0), denoiser.for_judges(shifted_x_0)
         shift = explorer.shift.at(k, magnitude)
         logits, strength = explorer.reconstructor(images, shifted)
         loss = logits.sum() + strength.sum() + sum(shift(i).sum() for i in range(len(schedule)))
@@ -45,7 +45,7 @@ def trained_bytes(
         if settings.discriminator_weight > 0:
             loss = loss + discriminator(images).sum() + discriminator(shifted).sum()
         loss.backward()
-    held: int = sum(tensor.nbytes for tensor in own) + ledger.peak
+    held: int = sum(tensor.nbytes for tensor in own) + counter.peak
     return held + optimiser_bytes * count
 
 
@@ -68,14 +68,14 @@ def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
     """
     x = _samples(denoiser, batch)
     h = torch.empty(batch, *denoiser.h_shape, dtype=denoiser.dtype, device="meta")
-    with followed(denoiser.tensors()) as ledger:
+    with counting_memory(denoiser.tensors()) as counter:
         one_step(denoiser, schedule, len(schedule) - 1, x, h, "asymmetric")
     noises = len(schedule) * x.nbytes if schedule.stochastic else 0
-    held: int = ledger.peak + x.nbytes + noises
+    held: int = counter.peak + x.nbytes + noises
     return held + 2 * len(schedule) * h.nbytes  # twice: as a list, and as the tensor stacked from it
 
 
-def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[Explorer, Discriminator]:
+def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[ShiftAndReconstructor, Discriminator]:
     """Return the trained modules without data, on the meta device."""
     steps = len(schedule) if settings.parametrisation == "per_step" else 1
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -88,8 +88,8 @@ def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[
             settings.orthonormal,
             torch.empty(settings.directions, steps, prod(denoiser.h_shape)),
         )
-        explorer = Explorer(shift, Reconstructor(denoiser.seen_shape, settings.directions))
-        discriminator = Discriminator(denoiser.seen_shape)
+        explorer = ShiftAndReconstructor(shift, Reconstructor(denoiser.judged_shape, settings.directions))
+        discriminator = Discriminator(denoiser.judged_shape)
     return explorer.to("meta").eval(), discriminator.to("meta")
 
 

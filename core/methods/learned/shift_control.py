@@ -43,8 +43,8 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
     rows = standard.transpose(0, 1).flatten(1) if joint else standard.flatten(0, 1)  # [N, T*D] or [T*N, D]
     kept = min(count, samples - 1, rows.shape[1])
     height = store_height(rows.shape[1], kept, len(rows), itemsize=rows.element_size())
-    found = principal_components([rows], kept, height)
-    return _filled_up(found.vectors.reshape(kept, steps if joint else 1, -1), count)
+    components = principal_components([rows], kept, height)
+    return _filled_up(components.vectors.reshape(kept, steps if joint else 1, -1), count)
 
 
 def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation, seed: int = 0) -> Tensor:
@@ -60,8 +60,8 @@ def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation,
     late = h.new_zeros(samples, h[0, 0].numel())  # [N, D]
     for i in range(steps // 2, steps):
         late += _standard(h[i], spread[i]) / (steps - steps // 2)
-    found = min(count, samples - 1, late.shape[1])
-    sources = flattest_sources(late, found, min(max(found, _PURSUED), samples - 1, late.shape[1]), seed)  # [N, k]
+    kept = min(count, samples - 1, late.shape[1])
+    sources = flattest_sources(late, kept, min(max(kept, _PURSUED), samples - 1, late.shape[1]), seed)  # [N, k]
     directions = torch.stack([sources.T.to(h) @ _standard(h[i], spread[i]) for i in range(steps)], dim=1) / samples
     if parametrisation != "per_step":
         directions = directions.mean(dim=1, keepdim=True)

@@ -94,7 +94,7 @@ class Settings:
             raise UserError(f"directions: got {self.directions}; the reconstructor needs at least 2 to tell apart")
 
 
-class Explorer(nn.Module):
+class ShiftAndReconstructor(nn.Module):
     """The two modules that are optimised together: shift control and reconstructor."""
 
     def __init__(self, shift: ShiftControl, reconstructor: Reconstructor) -> None:
@@ -102,7 +102,7 @@ class Explorer(nn.Module):
         self.shift, self.reconstructor = shift, reconstructor
 
 
-def _here(work: Callable[[], Any]) -> Any:
+def _in_this_process(work: Callable[[], Any]) -> Any:
     return work()
 
 
@@ -126,7 +126,7 @@ class Learner:
         world: int = 1,
         draw_batch: int = 64,
         cache: SampleCache | None = None,
-        lead: Lead = _here,
+        lead: Lead = _in_this_process,
     ) -> None:
         self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
         self.micro_batch = settings.micro_batch or settings.batch // world
@@ -140,8 +140,8 @@ class Learner:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.explorer = self._make_explorer(spread, start).to(denoiser.device)
-            self.discriminator = Discriminator(denoiser.seen_shape).to(denoiser.device)
-        self.explorer.reconstructor.load_state_dict(lead(partial(self._units, draw_batch)), strict=False)
+            self.discriminator = Discriminator(denoiser.judged_shape).to(denoiser.device)
+        self.explorer.reconstructor.load_state_dict(lead(partial(self._calibration, draw_batch)), strict=False)
         count = settings.batch // (self.micro_batch * world)
         shift, reconstructor = self.explorer.shift, self.explorer.reconstructor
         groups = [
@@ -149,15 +149,15 @@ class Learner:
             Group(list(reconstructor.parameters()), settings.reconstructor_rate),
         ]
         self.explorer_optimiser = make_optimiser("explorer", self.explorer, groups, count)
-        self.critic_optimiser: Optimiser | None = None
+        self.discriminator_optimiser: Optimiser | None = None
         if settings.discriminator_weight > 0:
-            critic = Group(list(self.discriminator.parameters()), settings.discriminator_rate, (0.5, 0.99))
-            self.critic_optimiser = make_optimiser("discriminator", self.discriminator, [critic], count)
+            group = Group(list(self.discriminator.parameters()), settings.discriminator_rate, (0.5, 0.99))
+            self.discriminator_optimiser = make_optimiser("discriminator", self.discriminator, [group], count)
 
     def _drawn(self, batch: int, cache: SampleCache | None) -> tuple[Pool, Tensor, Tensor | None]:
         """Return the pool, the spread of h [T], and the start of the directions or None; on the CPU."""
         settings = self.settings
-        first = self.schedule.inside(settings.window).index(True)
+        first = self.schedule.steps_in_window(settings.window).index(True)
         pool, h = draw_pool(self.denoiser, self.schedule, settings.pool, settings.seed, batch, first, cache)
         if not torch.isfinite(h).all():
             raise NonFiniteError(f"h of model '{self.denoiser.name}' became NaN or infinite in its training samples")
@@ -168,7 +168,7 @@ class Learner:
             start = flattest_directions(h, settings.directions, settings.parametrisation, settings.seed)
         return pool.to("cpu"), spread_of(h), start
 
-    def _make_explorer(self, spread: Tensor, start: Tensor | None) -> Explorer:
+    def _make_explorer(self, spread: Tensor, start: Tensor | None) -> ShiftAndReconstructor:
         settings = self.settings
         shift = ShiftControl(
             settings.directions,
@@ -180,10 +180,10 @@ class Learner:
             start,
             settings.seed,
         )
-        return Explorer(shift, Reconstructor(self.denoiser.seen_shape, settings.directions))
+        return ShiftAndReconstructor(shift, Reconstructor(self.denoiser.judged_shape, settings.directions))
 
     @torch.no_grad()
-    def _units(self, batch: int) -> dict[str, Tensor]:
+    def _calibration(self, batch: int) -> dict[str, Tensor]:
         """Return the reconstructor's buffers: the sizes of images and differences.
 
         They are measured once, on the first 32 samples of the pool and the directions as they start.
@@ -210,7 +210,7 @@ class Learner:
     @torch.no_grad()
     def _plain(self, rows: Tensor) -> Tensor:
         """Return the unshifted samples of these rows of the pool as the networks see them: [n, *seen_shape]."""
-        return self.denoiser.seen(self.pool.x_0[rows])
+        return self.denoiser.for_judges(self.pool.x_0[rows])
 
     def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Tensor:
         """Return the shifted samples of these rows of the pool as the networks see them: [n, *seen_shape]."""
@@ -230,9 +230,9 @@ class Learner:
             settings.gradient,
             settings.window,
             z,
-            self.pool.first,
+            self.pool.first_step,
         )
-        return self.denoiser.seen(x_0)
+        return self.denoiser.for_judges(x_0)
 
     def iterate(self, n: int) -> dict[str, float]:
         """Run iteration n, one step of both optimisers, and return each loss term and the training accuracy.
@@ -255,18 +255,20 @@ class Learner:
                 terms.append(_finite(values, n))
                 yield loss
 
-        def critic_losses() -> Iterator[Tensor]:
+        def discriminator_losses() -> Iterator[Tensor]:
             for part, images in zip(share, shifted, strict=True):
-                loss = losses.critic_loss(self.discriminator(self._plain(rows[part])), self.discriminator(images))
+                loss = losses.discriminator_loss(
+                    self.discriminator(self._plain(rows[part])), self.discriminator(images)
+                )
                 terms.append(_finite({"critic_loss": loss.item()}, n))
                 yield loss
 
         self.discriminator.renormalise()
         self.discriminator.requires_grad_(False)
         self.explorer_optimiser.update(explorer_losses())
-        if self.critic_optimiser is not None:
+        if self.discriminator_optimiser is not None:
             self.discriminator.requires_grad_(True)
-            self.critic_optimiser.update(critic_losses())
+            self.discriminator_optimiser.update(discriminator_losses())
         return _means(terms)
 
     def _explorer_loss(
@@ -277,7 +279,7 @@ class Learner:
         strong = losses.strength_loss(strength, magnitude)
         loss = direction + losses.STRENGTH_WEIGHT * strong
         values = {"direction_loss": direction.item(), "strength_loss": strong.item()}
-        if self.critic_optimiser is not None:
+        if self.discriminator_optimiser is not None:
             fidelity = losses.fidelity_loss(self.discriminator(shifted))
             loss = loss + self.settings.discriminator_weight * fidelity
             values["fidelity_loss"] = fidelity.item()

@@ -63,8 +63,10 @@ class _IResNet50(nn.Module):
         self.conv1, self.bn1, self.prelu = _convolution(3, 64), nn.BatchNorm2d(64), nn.PReLU(64)
         inside = 64
         for number, (width, units) in enumerate(_STAGES, start=1):
-            first = _Unit(inside, width, stride=2)
-            self.add_module(f"layer{number}", nn.Sequential(first, *(_Unit(width, width) for _ in range(units - 1))))
+            first = _ResidualUnit(inside, width, stride=2)
+            self.add_module(
+                f"layer{number}", nn.Sequential(first, *(_ResidualUnit(width, width) for _ in range(units - 1)))
+            )
             inside = width
         self.bn2, self.fc, self.features = nn.BatchNorm2d(512), _last(), nn.BatchNorm1d(FEATURES)
 
@@ -76,7 +78,7 @@ class _IResNet50(nn.Module):
         return features
 
 
-class _Unit(nn.Module):
+class _ResidualUnit(nn.Module):
     """Two convolutions and a shortcut; normalised before, between and after the convolutions, not after the sum."""
 
     def __init__(self, inside: int, width: int, stride: int = 1) -> None:

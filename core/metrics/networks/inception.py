@@ -61,8 +61,8 @@ def _resize_rows(x: Tensor, size: int) -> Tensor:
     height = x.shape[-2]
     place = torch.arange(size, dtype=x.dtype, device=x.device) * torch.tensor(height / size, dtype=torch.float32)
     low = place.long()
-    here, there = x[..., low, :], x[..., (low + 1).clamp(max=height - 1), :]
-    return here + (there - here) * (place - low)[:, None]
+    upper, lower = x[..., low, :], x[..., (low + 1).clamp(max=height - 1), :]
+    return upper + (lower - upper) * (place - low)[:, None]
 
 
 class _Layer(NamedTuple):

@@ -61,8 +61,8 @@ def _embedding(
     @torch.no_grad()
     def embed(images: Tensor) -> Tensor:
         pixels = processor(images=[to_picture(image) for image in images], return_tensors="pt").to(device)
-        found = net.get_image_features(**pixels) if hasattr(net, "get_image_features") else net(**pixels)
-        features: Tensor = found.last_hidden_state[:, 0] if bare else found.pooler_output
+        output = net.get_image_features(**pixels) if hasattr(net, "get_image_features") else net(**pixels)
+        features: Tensor = output.last_hidden_state[:, 0] if bare else output.pooler_output
         return features.flatten(1).float().cpu()
 
     return embed
@@ -123,11 +123,11 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, Callable[..., 
     """(network, its preprocessing, names of weights that were not in the file)."""
     from transformers import AutoImageProcessor, AutoModel
 
-    here: Any = {"trust_remote_code": False, "local_files_only": True}
+    options: Any = {"trust_remote_code": False, "local_files_only": True}
     with quiet_transformers():
         # Without the choice of a backend, features would depend on whether torchvision happens to be installed.
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **here)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
         net, report = AutoModel.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **here
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
     return net.to(device).eval().requires_grad_(False), processor, sorted(report["missing_keys"])

@@ -37,13 +37,13 @@ class StateDict:
         """
         wanted = net.state_dict()
         for name, tensor in wanted.items():
-            found = self.tensors.get(name)
+            stored = self.tensors.get(name)
             if name.endswith(_COUNTER):
                 continue
-            if found is None:
+            if stored is None:
                 raise ModelError(f"{self.label} is not {content}: it lacks {name}{cure}")
-            if found.shape != tensor.shape:
-                shapes = f"{list(found.shape)}, not {list(tensor.shape)}"
+            if stored.shape != tensor.shape:
+                shapes = f"{list(stored.shape)}, not {list(tensor.shape)}"
                 raise ModelError(f"{self.label} is not {content}: {name} has shape {shapes}{cure}")
         counter = torch.zeros((), dtype=torch.int64)
         net.load_state_dict(

@@ -1,7 +1,7 @@
 """Networks that denoise, each cut at its tap into a part before h and a part after it: one module for each family."""
 
 from core.errors import ModelError
-from core.model.cuts.base import Cut, Features, Given
+from core.model.cuts.base import Cut, Features, NetworkInputs
 from core.model.cuts.tap import FORMS, Form, Tap, halved
 from core.model.cuts.transformer import FAMILIES, TransformerCut
 from core.model.cuts.unet import UNetCut
@@ -11,7 +11,7 @@ CUTS: dict[str, type[Cut]] = {"UNet2DModel": UNetCut, "UNet2DConditionModel": UN
     FAMILIES, TransformerCut
 )
 
-__all__ = ["CUTS", "FORMS", "Cut", "Features", "Form", "Given", "Tap", "cut_of", "halved"]
+__all__ = ["CUTS", "FORMS", "Cut", "Features", "Form", "NetworkInputs", "Tap", "cut_of", "halved"]
 
 
 def cut_of(network: object, tap: str | None = None, form: Form | None = None) -> Cut:

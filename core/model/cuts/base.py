@@ -15,7 +15,9 @@ from core.errors import ModelError, UserError, first_line
 from core.model.cuts.tap import Form, Tap
 
 Network = Any  # diffusers' networks, whose parts are not typed
-Given = Mapping[str, Tensor]  # a network's inputs beside x_t and t (core.model.condition), a row for each sample
+NetworkInputs = Mapping[
+    str, Tensor
+]  # a network's inputs beside x_t and t (core.model.condition), a row for each sample
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,23 @@ class Features:
 class Cut(ABC):
     """A frozen network that is cut at its tap.
 
-    shares: whether the part before the tap runs once for several shifts. clock: (a, b) where the network gets a t + b
+    splits_at_tap: whether the part before the tap runs once for several shifts. clock: (a, b) where the network gets a t + b
     in place of t, and only its cut knows that. `middle` names the tap that is used by default.
     """
 
-    shares: ClassVar[bool] = True
+    splits_at_tap: ClassVar[bool] = True
     clock: tuple[float, float] | None = None
 
     def __init__(self, network: Network, tap: str | None = None, form: Form | None = None) -> None:
         self.network = network
-        self.name = self.middle() if tap is None else self.checked(tap)
-        self.tap = Tap(self.name, form or "spatial", 0, (0, 0))  # until `look` has read its shape
+        self.name = self.middle() if tap is None else self.validated_tap(tap)
+        self.tap = Tap(self.name, form or "spatial", 0, (0, 0))  # until `read_tap` has read its shape
         self.form = form
         # How a block of the network is called; `checkpointed` keeps only the block's inputs.
         self._run: Callable[..., Any] = _call
 
     @abstractmethod
-    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> Features:
+    def encode(self, x_t: Tensor, t: Tensor, inputs: NetworkInputs) -> Features:
         """Run the network up to the tap. x_t: [N, *sample_shape]; t: [N] training timesteps."""
 
     @abstractmethod
@@ -81,7 +83,7 @@ class Cut(ABC):
         """Return the name of the default tap."""
 
     @abstractmethod
-    def checked(self, tap: str) -> str:
+    def validated_tap(self, tap: str) -> str:
         """Return the name of a tap that this network has. Raises UserError, with the taps it has, for any other."""
 
     def module(self) -> str:
@@ -96,20 +98,20 @@ class Cut(ABC):
         """Return features of an image from before the tap, as maps [N, C, H, W]."""
         return [features.conditional(features.tap.maps(features.hidden))]
 
-    def look(self, blueprint: Self, sample_shape: tuple[int, int, int], given: Given, model: str) -> None:
+    def read_tap(self, blueprint: Self, sample_shape: tuple[int, int, int], inputs: NetworkInputs, model: str) -> None:
         """Read the tap's shape off the architecture, and check that the network's output has the shape of its input.
 
-        blueprint: this cut on torch's meta device; given: the network's inputs for one sample. Raises ModelError where
+        blueprint: this cut on torch's meta device; inputs: the network's inputs for one sample. Raises ModelError where
         the network cannot be run on such samples or its output has another shape, UserError for a form that the tap
         cannot have.
         """
-        self.tap = blueprint.tried(sample_shape, {name: rows.to("meta") for name, rows in given.items()}, model)
+        self.tap = blueprint.probe_tap(sample_shape, {name: rows.to("meta") for name, rows in inputs.items()}, model)
 
-    def tried(self, sample_shape: tuple[int, int, int], given: Given, model: str) -> Tap:
-        """Return the tap, found by running one sample that is shifted there. Raises as `look` does."""
+    def probe_tap(self, sample_shape: tuple[int, int, int], inputs: NetworkInputs, model: str) -> Tap:
+        """Return the tap, found by running one sample that is shifted there. Raises as `read_tap` does."""
         try:
             with torch.no_grad():
-                shape = self._pass(sample_shape, given)
+                shape = self._pass(sample_shape, inputs)
         except UserError:
             raise
         except Exception as error:
@@ -122,13 +124,13 @@ class Cut(ABC):
             )
         return self.tap
 
-    def _pass(self, sample_shape: tuple[int, int, int], given: Given) -> torch.Size:
+    def _pass(self, sample_shape: tuple[int, int, int], inputs: NetworkInputs) -> torch.Size:
         """Set the tap by running one sample, and return the shape of the shifted output."""
         x, t = torch.zeros(1, *sample_shape, dtype=self.dtype, device=self.device), torch.zeros(1, device=self.device)
-        features = self.encode(x, t, given)
+        features = self.encode(x, t, inputs)
         hidden, grid = features.hidden, self.grid(sample_shape)
         form: Form = self.form or ("spatial" if hidden.ndim == 4 or grid else "tokens")
-        self.tap = Tap.seen(self.name, form, hidden, grid, features.output)
+        self.tap = Tap.from_hidden(self.name, form, hidden, grid, features.output)
         return self.decode(features, torch.zeros(1, *self.tap.h_shape, device=self.device)).shape
 
     @property
@@ -147,7 +149,7 @@ class Cut(ABC):
         """Return every weight and buffer of the network."""
         return [*self.network.parameters(), *self.network.buffers()]
 
-    def running(self, run: Callable[..., Any]) -> Self:
+    def with_runner(self, run: Callable[..., Any]) -> Self:
         """Return the same cut with its blocks called by `run(function, *arguments)`."""
         twin = copy.copy(self)
         twin._run = run
@@ -155,9 +157,9 @@ class Cut(ABC):
 
     def by_blocks(self) -> Self:
         """Return the same cut, keeping only the inputs of each block when it is differentiated."""
-        return self.running(checkpointed)
+        return self.with_runner(checkpointed)
 
-    def on(self, network: Network) -> Self:
+    def with_network(self, network: Network) -> Self:
         """Return the same cut through another network of the same architecture."""
         twin = type(self)(network, self.name, self.form)
         twin.tap = self.tap

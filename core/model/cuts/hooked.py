@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelError, UserError
-from core.model.cuts.base import Cut, Features, Given, Network
+from core.model.cuts.base import Cut, Features, Network, NetworkInputs
 from core.model.cuts.tap import Form, Tap
 
 # (network, x_t [N, *sample_shape], t [N], its other inputs) -> its output [N, *sample_shape]
-Call = Callable[[Network, Tensor, Tensor, Given], Tensor]
+Call = Callable[[Network, Tensor, Tensor, NetworkInputs], Tensor]
 Grid = Callable[[tuple[int, int, int]], tuple[int, int]]  # sample_shape -> rows and columns of the tokens
 AtTap = Callable[[Tensor, int | None], Tensor]  # (values at the tap, number of the output) -> values to go on with
 
@@ -32,7 +32,7 @@ class HookedCut(Cut):
     with this cut records it for use in a pipeline.
     """
 
-    shares = False
+    splits_at_tap = False
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class HookedCut(Cut):
         super().__init__(network, tap, form)
         self.tap = replace(self.tap, output=output)
 
-    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> Features:
+    def encode(self, x_t: Tensor, t: Tensor, inputs: NetworkInputs) -> Features:
         """Prepare a pass up to the tap; the network runs when it is decoded, or when h is read."""
-        told = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in given.items()}
+        cast = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in inputs.items()}
 
         def run(at_tap: AtTap) -> Tensor:
             def change(_module: Any, _inputs: Any, output: Any) -> Any:
@@ -63,7 +63,7 @@ class HookedCut(Cut):
                 return (*parts[:n], at_tap(parts[n], n), *parts[n + 1 :])
 
             output: Tensor = self._run(
-                _hooked, self.network, self.name, change, self._call, x_t.to(self.dtype), t, told
+                _hooked, self.network, self.name, change, self._call, x_t.to(self.dtype), t, cast
             )
             return output
 
@@ -74,34 +74,36 @@ class HookedCut(Cut):
         assert isinstance(features, HookedFeatures)
         return features.run(lambda hidden, _: self.tap.shifted(hidden, delta_h))
 
-    def look(self, blueprint: Self, sample_shape: tuple[int, int, int], given: Given, model: str) -> None:
-        """Read the tap's shape as `Cut.look` does; where the meta device cannot run the network, with its weights."""
+    def read_tap(self, blueprint: Self, sample_shape: tuple[int, int, int], inputs: NetworkInputs, model: str) -> None:
+        """Read the tap's shape as `Cut.read_tap` does; where the meta device cannot run the network, with its weights."""
         try:
-            super().look(blueprint, sample_shape, given, model)
+            super().read_tap(blueprint, sample_shape, inputs, model)
         except ModelError:
             # A network may read values, of a mask for instance, which do not exist on the meta device.
             if self.device.type == "meta":
                 raise
-            self.tried(sample_shape, given, model)
+            self.probe_tap(sample_shape, inputs, model)
 
     def _which(self, parts: Sequence[Any], sample_shape: Sequence[int]) -> int:
         """Return the number of the tensor at the tap. Raises UserError where it is not clear."""
-        asked, numbers = self.tap.output, range(len(parts))
-        if asked is not None:
-            found = [numbers[asked]] if asked in range(-len(parts), len(parts)) else []
-        elif self._grid and len(parts) > 1 and not self.tap.channels:  # `look` sets tap.output
+        wanted, numbers = self.tap.output, range(len(parts))
+        if wanted is not None:
+            candidates = [numbers[wanted]] if wanted in range(-len(parts), len(parts)) else []
+        elif self._grid and len(parts) > 1 and not self.tap.channels:  # `read_tap` sets tap.output
             channels, height, width = sample_shape
             tokens = prod(self._grid((channels, height, width)))
-            found = [n for n in numbers if _places(parts[n]) == tokens]
+            candidates = [n for n in numbers if _places(parts[n]) == tokens]
         else:
-            found = [*numbers[-1:]]
-        if len(found) == 1 and isinstance(parts[found[0]], Tensor):
-            return found[0]
-        told = ", ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
-        what = "tap:" if asked is None else f"output: got {asked};"
-        raise UserError(f"{what} '{self.name}' gives {told}; HookedCut's output has to say, from 0, which tensor is h")
+            candidates = [*numbers[-1:]]
+        if len(candidates) == 1 and isinstance(parts[candidates[0]], Tensor):
+            return candidates[0]
+        shapes = ", ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+        what = "tap:" if wanted is None else f"output: got {wanted};"
+        raise UserError(
+            f"{what} '{self.name}' gives {shapes}; HookedCut's output has to say, from 0, which tensor is h"
+        )
 
-    def on(self, network: Network) -> Self:
+    def with_network(self, network: Network) -> Self:
         """Return the same cut through another network of the same architecture."""
         twin = type(self)(network, self.name, self.form, self._call, self._grid, clock=self.clock)
         twin.tap = self.tap
@@ -115,7 +117,7 @@ class HookedCut(Cut):
         """Raise UserError: such a network has no default tap."""
         raise UserError(f"tap: a {type(self.network).__name__} has none by itself; name one of its submodules")
 
-    def checked(self, tap: str) -> str:
+    def validated_tap(self, tap: str) -> str:
         """Return `tap` if it is a submodule of the network, else raise UserError."""
         if tap not in [name for name, _ in self.network.named_modules() if name]:
             raise UserError(f"tap: got '{tap}'; a {type(self.network).__name__} has no submodule of that name")
@@ -150,12 +152,12 @@ class HookedFeatures(Features):
     def _seen(self) -> tuple[Tensor, int | None]:
         seen: list[tuple[Tensor, int | None]] = []
 
-        def look(hidden: Tensor, number: int | None) -> Tensor:
+        def record(hidden: Tensor, number: int | None) -> Tensor:
             seen.append((hidden, number))
             return hidden
 
         with torch.no_grad():
-            self.run(look)
+            self.run(record)
         if not seen:
             raise UserError(f"tap: '{self.tap.name}' is a submodule that the network does not run when it is called")
         return seen[0]
@@ -166,12 +168,12 @@ class HookedFeatures(Features):
 
 
 def _hooked(
-    network: Network, name: str, change: Callable[..., Any], call: Call, x_t: Tensor, t: Tensor, given: Given
+    network: Network, name: str, change: Callable[..., Any], call: Call, x_t: Tensor, t: Tensor, inputs: NetworkInputs
 ) -> Tensor:
     """Run one pass in which `change` replaces the output of the submodule `name`."""
     hook = network.get_submodule(name).register_forward_hook(change)
     try:
-        return call(network, x_t, t, given)
+        return call(network, x_t, t, inputs)
     finally:
         hook.remove()
 
@@ -190,8 +192,8 @@ def _places(part: Any) -> int:
     return prod(part.shape[2:]) if part.ndim == 4 else part.shape[1]
 
 
-def _plainly(network: Network, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
+def _plainly(network: Network, x_t: Tensor, t: Tensor, inputs: NetworkInputs) -> Tensor:
     """Call a network as diffusers' networks are called."""
-    result = network(x_t, t, **given)
+    result = network(x_t, t, **inputs)
     output: Tensor = result if isinstance(result, Tensor) else result[0]
     return output

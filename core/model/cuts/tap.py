@@ -34,7 +34,7 @@ class Tap:
     output: int | None = None
 
     @classmethod
-    def seen(
+    def from_hidden(
         cls, name: str, form: Form, hidden: Tensor, grid: tuple[int, int] | None = None, output: int | None = None
     ) -> "Tap":
         """Return the tap whose values are `hidden`: maps [N, C, H, W], or tokens [N, L, C] on a grid of L places.

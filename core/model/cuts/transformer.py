@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import UserError
-from core.model.cuts.base import Cut, Features, Given, Network
+from core.model.cuts.base import Cut, Features, Network, NetworkInputs
 
 Module = Any
 
 
-class Entered(NamedTuple):
+class Embedded(NamedTuple):
     """The inputs of the first block, and the values that all blocks and the layers after them get."""
 
     hidden: Tensor  # [N, L, D] image tokens
@@ -37,7 +37,7 @@ class Family:
     token.
     """
 
-    enter: Callable[[Network, Tensor, Tensor, Given], Entered]
+    enter: Callable[[Network, Tensor, Tensor, NetworkInputs], Embedded]
     leave: Callable[[Network, Tensor, tuple[Tensor, ...]], Tensor]
     patch: Callable[[Network], int] = lambda network: int(network.config["patch_size"])
     packed: bool = False
@@ -47,7 +47,7 @@ class Family:
 class TransformerFeatures(Features):
     """The image tokens at the tap, and the other values that the rest of the network needs."""
 
-    entered: Entered
+    entered: Embedded
     context: Tensor | None
     sample_shape: torch.Size
 
@@ -65,11 +65,11 @@ class TransformerCut(Cut):
         """The number of blocks before the tap."""
         return int(self.name.removeprefix("blocks.")) + 1
 
-    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> TransformerFeatures:
+    def encode(self, x_t: Tensor, t: Tensor, inputs: NetworkInputs) -> TransformerFeatures:
         """Run the transformer up to and including the block of the tap."""
         dtype = self.dtype
-        told = {name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in given.items()}
-        entered = self._family.enter(self.network, x_t.to(dtype), t, told)
+        cast = {name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in inputs.items()}
+        entered = self._family.enter(self.network, x_t.to(dtype), t, cast)
         hidden, context = self._through(self.blocks[: self.depth], entered.hidden, entered.context, entered)
         return TransformerFeatures(hidden, self.tap, entered, context, x_t.shape[1:])
 
@@ -82,7 +82,7 @@ class TransformerCut(Cut):
         return self._unpatched(tokens, features.sample_shape)
 
     def _through(
-        self, blocks: list[Module], hidden: Tensor, context: Tensor | None, entered: Entered
+        self, blocks: list[Module], hidden: Tensor, context: Tensor | None, entered: Embedded
     ) -> tuple[Tensor, Tensor | None]:
         for block in blocks:
             hidden, context = self._run(_through_one, block, hidden, context, entered.always)
@@ -118,7 +118,7 @@ class TransformerCut(Cut):
         """Return the name of the block in the middle."""
         return f"blocks.{len(self.blocks) // 2}"
 
-    def checked(self, tap: str) -> str:
+    def validated_tap(self, tap: str) -> str:
         """Return `tap` if the network has this block, else raise UserError."""
         names = [f"blocks.{n}" for n in range(len(self.blocks))]
         if tap not in names:
@@ -147,10 +147,10 @@ def _through_one(
     return (result, context) if isinstance(result, Tensor) else (result[1], result[0])
 
 
-def _enter_dit(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
-    told = {"timestep": t, "class_labels": given["class_labels"]}
-    embedded = network.transformer_blocks[0].norm1.emb(t, given["class_labels"], hidden_dtype=x.dtype)
-    return Entered(network.pos_embed(x), None, told, (embedded,))
+def _enter_dit(network: Network, x: Tensor, t: Tensor, inputs: NetworkInputs) -> Embedded:
+    always = {"timestep": t, "class_labels": inputs["class_labels"]}
+    embedded = network.transformer_blocks[0].norm1.emb(t, inputs["class_labels"], hidden_dtype=x.dtype)
+    return Embedded(network.pos_embed(x), None, always, (embedded,))
 
 
 def _leave_dit(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Tensor:
@@ -159,16 +159,16 @@ def _leave_dit(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Te
     return tokens
 
 
-def _enter_pixart(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
-    sizes = {name: given.get(name) for name in ("resolution", "aspect_ratio")}
+def _enter_pixart(network: Network, x: Tensor, t: Tensor, inputs: NetworkInputs) -> Embedded:
+    sizes = {name: inputs.get(name) for name in ("resolution", "aspect_ratio")}
     time, embedded = network.adaln_single(t, sizes, batch_size=len(x), hidden_dtype=x.dtype)
-    text = given["encoder_hidden_states"]
+    text = inputs["encoder_hidden_states"]
     if network.caption_projection is not None:
         text = network.caption_projection(text)
     always = {"timestep": time}
-    if "encoder_attention_mask" in given:
-        always["encoder_attention_mask"] = ((1 - given["encoder_attention_mask"].to(x.dtype)) * -10000.0).unsqueeze(1)
-    return Entered(network.pos_embed(x), text, always, (embedded,))
+    if "encoder_attention_mask" in inputs:
+        always["encoder_attention_mask"] = ((1 - inputs["encoder_attention_mask"].to(x.dtype)) * -10000.0).unsqueeze(1)
+    return Embedded(network.pos_embed(x), text, always, (embedded,))
 
 
 def _leave_pixart(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Tensor:
@@ -177,10 +177,10 @@ def _leave_pixart(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) ->
     return tokens
 
 
-def _enter_sd3(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
-    time = network.time_text_embed(t, given["pooled_projections"])
-    text = network.context_embedder(given["encoder_hidden_states"])
-    return Entered(network.pos_embed(x).contiguous(), text, {"temb": time}, (time,))
+def _enter_sd3(network: Network, x: Tensor, t: Tensor, inputs: NetworkInputs) -> Embedded:
+    time = network.time_text_embed(t, inputs["pooled_projections"])
+    text = network.context_embedder(inputs["encoder_hidden_states"])
+    return Embedded(network.pos_embed(x).contiguous(), text, {"temb": time}, (time,))
 
 
 def _leave_adaptive(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) -> Tensor:
@@ -189,20 +189,20 @@ def _leave_adaptive(network: Network, hidden: Tensor, exit: tuple[Tensor, ...]) 
     return tokens
 
 
-def _enter_flux(network: Network, x: Tensor, t: Tensor, given: Given) -> Entered:
+def _enter_flux(network: Network, x: Tensor, t: Tensor, inputs: NetworkInputs) -> Embedded:
     rows, columns = x.shape[2] // 2, x.shape[3] // 2
     packed = x.reshape(len(x), x.shape[1], rows, 2, columns, 2).permute(0, 2, 4, 1, 3, 5)
-    pooled = given["pooled_projections"]
+    pooled = inputs["pooled_projections"]
     # The network gets t / 1000 and multiplies by 1000. Its pipeline divides in the network's precision too.
     now = t.to(x.dtype) / 1000 * 1000
     if network.config["guidance_embeds"]:
-        time = network.time_text_embed(now, given["guidance"].to(x.dtype) * 1000, pooled)
+        time = network.time_text_embed(now, inputs["guidance"].to(x.dtype) * 1000, pooled)
     else:
         time = network.time_text_embed(now, pooled)
-    text = network.context_embedder(given["encoder_hidden_states"])
+    text = network.context_embedder(inputs["encoder_hidden_states"])
     where = network.pos_embed(torch.cat([torch.zeros(text.shape[1], 3).to(x), _places(rows, columns).to(x)]))
     hidden = network.x_embedder(packed.reshape(len(x), rows * columns, -1))
-    return Entered(hidden, text, {"temb": time, "image_rotary_emb": where}, (time,))
+    return Embedded(hidden, text, {"temb": time, "image_rotary_emb": where}, (time,))
 
 
 def _places(rows: int, columns: int) -> Tensor:

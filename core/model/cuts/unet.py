@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
-from core.model.cuts.base import Cut, Features, Given
+from core.model.cuts.base import Cut, Features, NetworkInputs
 
 Context = Mapping[str, Tensor]  # the inputs of cross attention
 
@@ -33,10 +33,10 @@ class UNetFeatures(Features):
 class UNetCut(Cut):
     """A UNet that is cut behind its mid block."""
 
-    def encode(self, x_t: Tensor, t: Tensor, given: Given) -> UNetFeatures:
+    def encode(self, x_t: Tensor, t: Tensor, inputs: NetworkInputs) -> UNetFeatures:
         """Run the UNet up to and including its mid block."""
         unet = self.network
-        sample, time, context = self.embed(x_t, t, given)
+        sample, time, context = self.embed(x_t, t, inputs)
         sample = unet.conv_in(sample)
         skips = [sample]
         for block in unet.down_blocks:
@@ -64,17 +64,17 @@ class UNetCut(Cut):
         doublings = getattr(self.network, "num_upsamplers", 0)
         return any(side % 2**doublings for side in shape[-2:])
 
-    def embed(self, x_t: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Tensor, Context]:
+    def embed(self, x_t: Tensor, t: Tensor, inputs: NetworkInputs) -> tuple[Tensor, Tensor, Context]:
         """Return the network's inputs in its precision: the image, the time embedding, and cross attention's inputs."""
         unet, sample = self.network, x_t.to(self.dtype)
         if hasattr(unet, "process_encoder_hidden_states"):
-            time, context = _conditioned(unet, sample, t, given)
+            time, context = _conditioned(unet, sample, t, inputs)
         else:
             # A table of learned timesteps needs whole numbers as its index.
             t = t.round().long() if isinstance(unet.time_proj, nn.Embedding) else t
             time, context = unet.time_embedding(unet.time_proj(t).to(self.dtype)), {}
             if unet.class_embedding is not None:
-                time = time + unet.class_embedding(given["class_labels"]).to(self.dtype)
+                time = time + unet.class_embedding(inputs["class_labels"]).to(self.dtype)
         return 2 * sample - 1 if unet.config["center_input_sample"] else sample, time, context
 
     def finish(self, sample: Tensor) -> Tensor:
@@ -95,22 +95,25 @@ class UNetCut(Cut):
         """Return "mid_block", the only tap of a UNet."""
         return MID_BLOCK
 
-    def checked(self, tap: str) -> str:
+    def validated_tap(self, tap: str) -> str:
         """Return `tap` if it is "mid_block", else raise UserError."""
         if tap != MID_BLOCK:
             raise UserError(f"tap: got '{tap}'; a UNet has {MID_BLOCK}")
         return tap
 
 
-def _conditioned(unet: Any, sample: Tensor, t: Tensor, given: Given) -> tuple[Tensor, Context]:
+def _conditioned(unet: Any, sample: Tensor, t: Tensor, inputs: NetworkInputs) -> tuple[Tensor, Context]:
     """Return a UNet2DConditionModel's time embedding with all additions, and the inputs of cross attention."""
-    text, added = given.get("encoder_hidden_states"), {k: given[k] for k in ("text_embeds", "time_ids") if k in given}
+    text, added = (
+        inputs.get("encoder_hidden_states"),
+        {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs},
+    )
     text = None if text is None else text.to(sample.dtype)
-    guidance = given.get("timestep_cond")
+    guidance = inputs.get("timestep_cond")
     time = unet.time_embedding(
         unet.get_time_embed(sample=sample, timestep=t), None if guidance is None else guidance.to(sample.dtype)
     )
-    labels = unet.get_class_embed(sample=sample, class_labels=given.get("class_labels"))
+    labels = unet.get_class_embed(sample=sample, class_labels=inputs.get("class_labels"))
     if labels is not None:
         time = torch.cat([time, labels], dim=-1) if unet.config["class_embeddings_concat"] else time + labels
     more = unet.get_aug_embed(emb=time, encoder_hidden_states=text, added_cond_kwargs=added)
@@ -146,8 +149,8 @@ def up_block(
 
     The skips are passed one by one, because a checkpoint would keep those packed into a tuple.
     """
-    told: dict[str, Any] = dict(context) if reads_context(block) else {}
-    return block(sample, skips, time, **told | ({} if size is None else {"upsample_size": size}))
+    arguments: dict[str, Any] = dict(context) if reads_context(block) else {}
+    return block(sample, skips, time, **arguments | ({} if size is None else {"upsample_size": size}))
 
 
 def without_skips(features: UNetFeatures, dropped: Tensor, input_only: bool = False) -> UNetFeatures:

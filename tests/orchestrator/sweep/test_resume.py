@@ -42,7 +42,7 @@ def start(folder, stop_in=None, stop_measuring=None):
     ended = "whole"
     try:
         for report in run_trial({"method": "learned", "directions": 3}, sweep, folder,
-                                around=TrialContext(lambda: bool(asked))):
+                                context=TrialContext(lambda: bool(asked))):
             reports.append({name: getattr(report, name) for name in ("global_step", "curve", "metrics", "notes")})
     except Preempted:
         ended = "preempted"

@@ -66,7 +66,7 @@ class Trial:
         return TrialFolder(self.path)
 
     @property
-    def around(self) -> TrialContext:
+    def context(self) -> TrialContext:
         return TrialContext(lambda: self.asked, lambda: None)
 
     def happens(self, *event: Any) -> None:
@@ -74,9 +74,9 @@ class Trial:
         self.before(event)
 
     def reports(self, sweep: Sweep, parameters: dict[str, Any] = LEARNED, **more: Any) -> list[dict[str, Any]]:
-        around = more.pop("around", self.around)
+        context = replace(more.pop("context", self.context), out_of_memory=more.pop("smaller", 0))
         load = create_autospec(TrialModel.load, return_value=self.trial_model)
-        return list(run_trial(parameters, sweep, self.folder, around=around, load=load, **more))
+        return list(run_trial(parameters, sweep, self.folder, context=context, load=load, **more))
 
     def of(self, *kinds: str) -> list[tuple[Any, ...]]:
         return [event for event in self.events if event[0] in kinds]
@@ -244,15 +244,15 @@ def test_a_trial_asked_to_end_between_two_reports_saves_and_goes_on_from_there(t
 
 
 def test_a_trial_asked_to_end_while_it_is_measured_is_measured_when_it_goes_on(trial: Trial) -> None:
-    sweep, around = sweep_with(gradient=WHOLE_STEPS), trial.around
+    sweep, context = sweep_with(gradient=WHOLE_STEPS), trial.context
 
     def ask(event: tuple[Any, ...]) -> None:
         trial.asked = event[0] == "measured"
-        around.step()
+        context.step()
 
     trial.before = ask
     with pytest.raises(Preempted):
-        trial.reports(sweep, around=around)
+        trial.reports(sweep, context=context)
     assert trial.events[-2:] == [("saved", 3, None), ("closed",)]
     trial.events.clear()
     trial.before, trial.asked = lambda event: None, False
@@ -273,7 +273,7 @@ def test_a_trial_that_goes_on_repeats_its_last_report_and_measures_nothing_twice
     trial.before = ask
     first: list[dict[str, Any]] = []
     with pytest.raises(ValueError, match="crashed"):
-        first.extend(run_trial(LEARNED, sweep, trial.folder, around=trial.around, load=lambda *_: trial.trial_model))
+        first.extend(run_trial(LEARNED, sweep, trial.folder, context=trial.context, load=lambda *_: trial.trial_model))
     trial.before = lambda event: None
     trial.events.clear()
     reports = trial.reports(sweep)
@@ -343,9 +343,9 @@ def test_where_processes_share_a_trial_all_of_them_start_anew(trial: Trial, worl
             raise NO_MEMORY
 
     trial.before = short
-    around = TrialContext(ranks=shared)
+    context = TrialContext(ranks=shared)
     with pytest.raises(torch.OutOfMemoryError) if world > 1 else nullcontext():
-        trial.reports(sweep_with(gradient=WHOLE_STEPS), around=around)
+        trial.reports(sweep_with(gradient=WHOLE_STEPS), context=context)
     assert len(trial.of("engines")) == (1 if world > 1 else 2)
 
 
@@ -438,11 +438,11 @@ def test_a_trial_may_end_at_once_but_for_the_middle_of_an_iteration() -> None:
     """An engine that was interrupted there would hold half a gradient."""
     alive: list[int] = []
     asked = [False]
-    around = TrialContext(lambda: asked[0], lambda: alive.append(1))
-    around.step()
+    context = TrialContext(lambda: asked[0], lambda: alive.append(1))
+    context.step()
     asked[0] = True
-    with around.iterating():
-        around.step()
+    with context.iterating():
+        context.step()
     with pytest.raises(Preempted):
-        around.step()
+        context.step()
     assert len(alive) == 3, "each of them is a sign of life"

@@ -23,7 +23,7 @@ from orchestrator.trial import model
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.outcome import classify
 from orchestrator.spec import parse
-from orchestrator.trial.run import run_trial
+from orchestrator.trial.run import TrialContext, run_trial
 
 model, cases = sys.argv[1], json.loads(sys.argv[2])
 # Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.
@@ -70,7 +70,8 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
     learned.Learner.iterate = iterated
     folder, told, failed = TrialFolder(pathlib.Path(tempfile.mkdtemp())), [], None
     try:
-        for report in run_trial(parameters, parse(sweep), folder, smaller=smaller):
+        for report in run_trial(parameters, parse(sweep), folder,
+                                context=TrialContext(out_of_memory=smaller)):
             told.append({"step": report.global_step, "curve": [c["step"] for c in report.curve],
                          **report.memory})
     except Exception as raised:

@@ -154,9 +154,9 @@ def test_a_finished_trial_repeats_its_report_and_loads_nothing(
 
 def test_a_trial_asked_to_end_while_it_measures_ends_there(tiny_model: Path, tmp_path: Path) -> None:
     calls: list[int] = []
-    around = TrialContext(lambda: len(calls) > 5, lambda: calls.append(1))
+    context = TrialContext(lambda: len(calls) > 5, lambda: calls.append(1))
     with pytest.raises(Preempted):
-        reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"), around=around)
+        reports_of(tmp_path, PARAMETERS[0], sweep_with(tiny_model, method="random"), context=context)
     assert len(calls) == 6 and TrialFolder(tmp_path).latest().path is None
 
 

@@ -58,7 +58,7 @@ for number, given in enumerate(starts):
     parameters = {"directions": 3, **given.get("parameters", {"method": "learned"})}
     try:
         for report in run_trial(parameters, sweep, TrialFolder(place / "trial"),
-                                around=TrialContext(lambda: bool(asked), ranks=ranks), load=load):
+                                context=TrialContext(lambda: bool(asked), ranks=ranks), load=load):
             told["reports"].append({name: getattr(report, name) for name in ("global_step", "curve", "metrics")})
     except Preempted:
         told["ended"] = "preempted"
