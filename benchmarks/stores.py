@@ -87,11 +87,11 @@ def drive(sweep: Sweep, root: Path, load: Load) -> SweepRun:
     tracking.check()
     _prepare(sweep, folder, tracking, "weights", None)
     outbox = _outbox(folder, tracking, Console(quiet=True))
-    record = SweepRecord(sweep, folder, Ledger(sweep, folder.book, "weights", load.streams), outbox)
+    record = SweepRecord(sweep, folder, Ledger(sweep, folder.study_place, "weights", load.streams), outbox)
     began = time.monotonic()
     outbox.open()
     outbox.start(None)
-    given = [assignment for _ in range(load.streams) if (assignment := record.ledger.next())]
+    given = [assignment for _ in range(load.streams) if (assignment := record.ledger.next_attempt())]
     for each in given:
         record.started(each.trial_id, each.parameters, 1)
     for number in range(1, load.reports + 1):

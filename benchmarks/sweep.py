@@ -142,7 +142,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         for owner, names in (
             (tune_search.LedgerSearch, ["suggest"]),
             (tune_search.LedgerAsha, ["on_trial_result"]),
-            (ledger.Ledger, ["next", "running", "reported", "end"]),
+            (ledger.Ledger, ["next_attempt", "running", "reported", "end"]),
             (record.SweepRecord, ["started", "reported", "ended", "_tidy"]),
             (outbox.Outbox, ["_put", "_deliver", "close"]),
             (sweep, ["_tune"]),
@@ -431,7 +431,7 @@ def overhead_rows(found: dict[str, Any]) -> list[str]:
 
 _OF_THE_DRIVER = {
     "LedgerSearch.suggest": "asked for a trial (each step of Tune asks; Optuna's proposal included)",
-    "Ledger.next": "of that, the proposal and its row",
+    "Ledger.next_attempt": "of that, the proposal and its row",
     "SweepRecord.started": "a start, put down",
     "SweepRecord.reported": "a report, put down: outbox and ledger",
     "SweepRecord.ended": "an end, put down: outbox, ledger, tidying up",

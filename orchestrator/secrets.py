@@ -45,8 +45,8 @@ def _secrets(uri: str) -> list[str]:
     """Return the secrets of an address in every spelling of libraries, the longest first: one may contain another."""
     user, _, rest = _parts(uri)
     name, _, password = user.partition(":")
-    found = [user, password or name, *(match["value"] for match in _IN_QUERY.finditer(rest))]
-    spelled = {spelling for secret in found for spelling in (secret, unquote(secret), quote(secret, safe=""))}
+    secrets = [user, password or name, *(match["value"] for match in _IN_QUERY.finditer(rest))]
+    spelled = {spelling for secret in secrets for spelling in (secret, unquote(secret), quote(secret, safe=""))}
     return sorted((secret for secret in spelled if len(secret) >= _SHORTEST), key=len, reverse=True)
 
 

@@ -52,15 +52,15 @@ class Grid:
         if self.by_column:
             headings, *rows = zip(*[self.headings, *self.rows], strict=True)
         for row in rows:
-            told = [(f"{name}: " if name else "") + cell for name, cell in zip(headings, row, strict=True) if cell]
+            parts = [(f"{name}: " if name else "") + cell for name, cell in zip(headings, row, strict=True) if cell]
             if not self.named:
-                told[0] = f"- {told[0]}"
+                parts[0] = f"- {parts[0]}"
             elif self.by_column or len(row) == 1 or not row[1]:
-                told[0] = row[0]
+                parts[0] = row[0]
             else:
-                told[:2] = [f"{row[0]}: {row[1]}"]
-            yield Text(told[0])
-            yield from (_hanging(line) for line in told[1:])
+                parts[:2] = [f"{row[0]}: {row[1]}"]
+            yield Text(parts[0])
+            yield from (_hanging(line) for line in parts[1:])
 
 
 @dataclass

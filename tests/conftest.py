@@ -8,6 +8,7 @@ browser.
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return _group(config.rootpath / nodeid.split("::")[0])
 
     return ByGroup(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _rays_environment_is_left_as_it_was() -> Iterator[None]:
+    """A sweep in this process names a token that is gone after it; a Ray that is started later would look for it."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

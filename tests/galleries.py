@@ -10,7 +10,7 @@ from torch import Tensor
 from core import DirectionSet
 from core.directions.dials import Dial
 from core.metrics import Traversals
-from orchestrator.bundle.gallery import Shown
+from orchestrator.bundle.gallery import ShownSet
 
 SCALES = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 
@@ -46,22 +46,22 @@ def dial(score: float = 0.5, low: float = -1.2, high: float = 1.7, named_by: str
     return Dial(low, high, consistency=score, distinctness=1.0, effects=effects, named_by=named_by)
 
 
-def measured(title: str = "A set") -> Shown:
+def measured(title: str = "A set") -> ShownSet:
     """Three directions, the last of which is the best."""
     dials = (
         dial(0.3, smile=0.1, age=-1.5),
         dial(0.5, low=-3.0, high=3.0, smile=0.9, age=0.2),
         dial(0.8, named_by="attributes", smile=2.0, age=0.0),
     )
-    return Shown(directions(("older", "direction_1", "smile"), dials=dials), flat_images(2, 3), title)
+    return ShownSet(directions(("older", "direction_1", "smile"), dials=dials), flat_images(2, 3), title)
 
 
-def unmeasured(names: Sequence[str] = ("first", "second")) -> Shown:
-    return Shown(directions(names), flat_images(2, len(names)), "Nobody's")
+def unmeasured(names: Sequence[str] = ("first", "second")) -> ShownSet:
+    return ShownSet(directions(names), flat_images(2, len(names)), "Nobody's")
 
 
-def turned(shown: Shown, title: str) -> Shown:
+def turned(shown: ShownSet, title: str) -> ShownSet:
     """The same directions, pointing the other way and in the opposite order."""
     table = -shown.directions.table.flip(0)
     names = tuple(f"{name} again" for name in reversed(shown.directions.names))
-    return Shown(replace(shown.directions, table=table, names=names), shown.traversals, title)
+    return ShownSet(replace(shown.directions, table=table, names=names), shown.traversals, title)

@@ -32,9 +32,8 @@ STRENGTH = 0.5  # scale 1.0 moves an image half as far as another sample is
 SCALES = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
 SEEDS = CALIBRATION_SEEDS[72:78]
 STRENGTH_TOLERANCE = 0.1  # relative error of the strength; too small to be seen in the images
-TYPICAL_QUANTILE = (
-    0.9  # share of unshifted samples whose distance to the nearest other one is within the limit of `_DialFeatures`
-)
+# Share of unshifted samples whose distance to the nearest other one is within the limit of `_DialFeatures`.
+TYPICAL_QUANTILE = 0.9
 _UNNAMED = re.compile(r"direction_\d+")
 
 
@@ -66,8 +65,8 @@ def with_dials(
 
         consistency   mean cosine, over pairs of samples, of the change from scale -1 to 1; 0 where it is negative
         distinctness  1 less the largest |cosine| of its mean change with that of another direction
-        low, high     the scales up to which the median sample is as near to an unshifted sample as TYPICAL_QUANTILE of all
-                      unshifted samples are to another one; interpolated between the SCALES that were drawn
+        low, high     the scales up to which the median sample is as near to an unshifted sample as TYPICAL_QUANTILE of
+                      all unshifted samples are to another one; interpolated between the SCALES that were drawn
         effects       how far scale 1 moves each attribute (`core.metrics.attributes.effects`)
 
     A direction that controls an attribute (as `coverage` defines it) and has no name yet gets the name of the

@@ -22,8 +22,8 @@ from core.errors import UserError
 class Condition:
     """P prompts or classes as inputs of the network. given: name -> [P, ...]; unconditional: name -> [1, ...].
 
-    `unconditional` is empty where there is no guidance. shift_both_rows: whether a shift is added to both rows of a sample, or
-    only to the conditional one.
+    `unconditional` is empty where there is no guidance. shift_both_rows: whether a shift is added to both rows of a
+    sample, or only to the conditional one.
     """
 
     given: Mapping[str, Tensor] = field(default_factory=dict)

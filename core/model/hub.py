@@ -96,15 +96,15 @@ def _unreachable(what: str, error: Exception) -> str:
         RevisionNotFoundError,
     )
 
-    beginning = (
-        f"model '{what}' is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
-    )
+    prefix = f"model '{what}' is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
     if isinstance(error, GatedRepoError):
         return f"model '{what}' is gated: ask for access on its page of the hub, then `hf auth login` here"
     if isinstance(error, RevisionNotFoundError):
         return f"model '{what}': the hub has no such revision; give a branch, a tag or a commit after @"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{beginning}no such model, or a private one: check the spelling and your access"
+        return f"{prefix}no such model, or a private one: check the spelling and your access"
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-        return f"{beginning}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
-    return f"{beginning}check the spelling, your access and the network, or give a local folder"
+        return (
+            f"{prefix}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
+        )
+    return f"{prefix}check the spelling, your access and the network, or give a local folder"

@@ -180,8 +180,8 @@ def _refuse_without_entry(model_folder: ModelFolder, config: Mapping[str, Any], 
     """Raise ModelError for an autoencoder whose configuration lacks an entry that gives the size of its images."""
     if not config.get(needed):
         raise ModelError(
-            f"model '{model_folder.name}' has a {config['_class_name']} whose configuration names no {needed}: autoencoders "
-            "are supported that do, such as AutoencoderKL and VQModel"
+            f"model '{model_folder.name}' has a {config['_class_name']} whose configuration names no {needed}: "
+            "autoencoders are supported that do, such as AutoencoderKL and VQModel"
         )
 
 
@@ -226,8 +226,8 @@ def read_config(model_folder: ModelFolder, weights: bool = True) -> dict[str, An
     kind = config["_class_name"]
     if kind not in CUTS:
         raise ModelError(
-            f"model '{model_folder.name}' is a {kind}; its h-space cannot be opened: {', '.join(CUTS)} can be, and a network "
-            "of your own (docs/models.md)"
+            f"model '{model_folder.name}' is a {kind}; its h-space cannot be opened: {', '.join(CUTS)} can be, and a "
+            "network of your own (docs/models.md)"
         )
     return config
 
@@ -246,7 +246,8 @@ def _checked_config(model_folder: ModelFolder, part: Path, weights: bool) -> dic
 
 def _incomplete(model_folder: ModelFolder, where: Path, missing: Iterable[str]) -> ModelError:
     return ModelError(
-        f"model '{model_folder.name}' is incomplete: {where} lacks {' and '.join(missing)} (diffusers layout, safetensors)"
+        f"model '{model_folder.name}' is incomplete: {where} lacks {' and '.join(missing)} "
+        "(diffusers layout, safetensors)"
     )
 
 

@@ -39,9 +39,9 @@ def _refuse_unets(network: Any, name: str) -> None:
     blocks = [*network.down_blocks, *network.up_blocks]
     if network.config["time_embedding_type"] == "fourier" or any(hasattr(block, "skip_conv") for block in blocks):
         raise ModelError(f"model '{name}' is a score-SDE network (NCSN++): only DDPM-type UNets are supported")
-    class_embedding = network.config["class_embed_type"] or "number"
-    if network.class_embedding is not None and (class_embedding != "number" or type(network).__name__ != "UNet2DModel"):
+    kind = network.config["class_embed_type"] or "number"
+    if network.class_embedding is not None and (kind != "number" or type(network).__name__ != "UNet2DModel"):
         raise ModelError(
-            f"model '{name}' is told its class by {class_embedding}; of UNets only a UNet2DModel is supported that is told it by "
+            f"model '{name}' is told its class by {kind}; of UNets only a UNet2DModel is supported that is told it by "
             "number"
         )

@@ -9,7 +9,6 @@ The key is the digest of everything that a tensor depends on. A cache that canno
 folder, a file system without locks) costs only time: what is missing or damaged is computed again.
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from filelock import lock_descriptor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -199,12 +199,9 @@ class SampleCache:
 def _locks(file: IO[str]) -> bool | None:
     """Try to lock a file. Returns whether this process holds the lock now; None where there are no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_descriptor(file.fileno(), blocking=False)
     except OSError:
         return None
-    return True
 
 
 def _checksum(tensor: Tensor) -> str:

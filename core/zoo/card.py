@@ -73,9 +73,10 @@ def _latents(name: str, recipe: Recipe) -> str:
     if recipe.autoencoder is None:
         return ""
     quality, autoencoder = autoencoder_quality(name), recipe.autoencoder
-    text = f"""**Latents** have half the resolution, by `{autoencoder.make.__name__}` ({autoencoder.steps:,} steps, batch
-        {autoencoder.batch}). Of fresh faces, encoded and decoded, the root mean square error is {quality["error"]:.3f} on the
-        range from -1 to 1, and the predictor still reads every factor with R^2 of at least {quality["read"]:.3f}."""
+    text = f"""**Latents** have half the resolution, by `{autoencoder.make.__name__}` ({autoencoder.steps:,} steps,
+        batch {autoencoder.batch}). Of fresh faces, encoded and decoded, the root mean square error is
+        {quality["error"]:.3f} on the range from -1 to 1, and the predictor still reads every factor with R^2 of at
+        least {quality["read"]:.3f}."""
     return _wrapped(text) + "\n\n"
 
 
@@ -92,9 +93,9 @@ def _sentences(name: str, recipe: Recipe) -> str:
         for factor in WORDS
     )
     text = f"""**Sentences** name hair length, hair colour, glasses and background, each or not, as in "a face with
-        short blond hair, no glasses and a blue background"; "a face" names nothing, and {UNPROMPTED:.0%} of the training
-        had no sentence at all. How often a sample is on the named side of the middle, by guidance (200 sentences,
-        {STEPS} steps; 0.50 is chance):"""
+        short blond hair, no glasses and a blue background"; "a face" names nothing, and {UNPROMPTED:.0%} of the
+        training had no sentence at all. How often a sample is on the named side of the middle, by guidance (200
+        sentences, {STEPS} steps; 0.50 is chance):"""
     return f"""{_wrapped(text)}
 
 | named | {" | ".join(f"{guidance:g}" for guidance in strengths)} |

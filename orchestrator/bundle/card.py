@@ -24,13 +24,13 @@ from apply_directions import applied  # the file in this folder; needs torch and
 
 pipeline = {pipeline}.from_pretrained({model}{revision}){shipped}
 {before}with applied(pipeline.{network}, ".", {name}, scale=1.0{asymmetric}):
-    images = pipeline({told}num_inference_steps={steps}{eta}).images"""
+    images = pipeline({arguments}num_inference_steps={steps}{eta}).images"""
 
 _WITH_PACKAGE = """from core import DirectionSet
 
 directions = DirectionSet.load(".")
 with directions.applied(pipeline.{network}, {edit}{asymmetric}):
-    images = pipeline({told}num_inference_steps={steps}{eta}).images"""
+    images = pipeline({arguments}num_inference_steps={steps}{eta}).images"""
 
 # The scheduler of the package's own chain, whatever the model's own is: it clips nothing (core.model.pretrained).
 # "_use_default_values" is emptied, else this scheduler would use its own defaults for what the model's file leaves out.
@@ -47,12 +47,12 @@ _PLAIN = {"PixArtTransformer2DModel": ", clean_caption=False, use_resolution_bin
 def card(directions: DirectionSet, for_hub: bool = False) -> str:
     """Return the card in Markdown; for a hub with the front matter that its search reads."""
     origin = directions.provenance
-    told = {key: _plain(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
+    origins = {key: _plain(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
     parts = [
         _front_matter(directions) if for_hub else "",
-        f"# {len(directions)} directions in the h-space of `{told['model']}`",
-        f"Found by the method `{told['method']}` in trial `{told['trial']}` of the sweep `{told['sweep']}`.\n"
-        f"Made for the weights with digest `{told['weight_digest'][:16]}` and {len(directions.timesteps)} steps.",
+        f"# {len(directions)} directions in the h-space of `{origins['model']}`",
+        f"Found by the method `{origins['method']}` in trial `{origins['trial']}` of the sweep `{origins['sweep']}`.\n"
+        f"Made for the weights with digest `{origins['weight_digest'][:16]}` and {len(directions.timesteps)} steps.",
         "![Every direction (down) across its scale (across)](traversal.png)",
         "`gallery.html` shows every direction on several samples, with a slider.",
         "## Directions",
@@ -70,12 +70,12 @@ def card(directions: DirectionSet, for_hub: bool = False) -> str:
 def _front_matter(directions: DirectionSet) -> str:
     model = str(directions.provenance.get("model"))
     hub_id = model.partition("@")[0]
-    told = {
+    matter = {
         "library_name": "diffusers",
         "tags": ["h-space", "image-editing", "diffusion", "interpretability"],
         **({"base_model": hub_id} if origin_of(model) == "hub" else {}),
     }
-    return f"---\n{yaml.safe_dump(told, sort_keys=False)}---"
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---"
 
 
 def _directions(directions: DirectionSet) -> str:
@@ -145,7 +145,7 @@ def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
         "pipeline": pipeline,
         "imported": ", ".join(sorted([pipeline, *([sampler] if swapped else [])])),
         "network": network,
-        "told": _told(origin, kind),
+        "arguments": _pipeline_arguments(origin, kind),
         "eta": f", eta={eta}" if pixels or (eta and kind != "DiTTransformer2DModel") else "",
         "before": (_SWAP.format(sampler=sampler) if swapped else "")
         + _rescaled(origin)
@@ -153,7 +153,7 @@ def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _told(origin: Mapping[str, Any], kind: str) -> str:
+def _pipeline_arguments(origin: Mapping[str, Any], kind: str) -> str:
     """Return the arguments that make a pipeline draw what the chain drew: prompt or class, guidance, size."""
     use = _use_of(origin)
     guidance = f", guidance_scale={_guidance(origin, kind, use):g}"
@@ -171,9 +171,9 @@ def _guidance(origin: Mapping[str, Any], kind: str, use: Use) -> float:
     """Return the guidance of the set; else the usual one of a distilled network; else 1, which is no guidance."""
     if use.guidance is not None:
         return use.guidance
-    told = origin.get("told")
-    if isinstance(told, list | tuple):
-        distilled = "guidance" in told or "timestep_cond" in told
+    inputs = origin.get("told")
+    if isinstance(inputs, list | tuple):
+        distilled = "guidance" in inputs or "timestep_cond" in inputs
     else:  # an older set, which does not contain `told`
         distilled = kind.startswith("Flux") or origin.get("sampler") == "LCMScheduler"
     return DISTILLED_GUIDANCE.get(kind, 1.0) if distilled else 1.0

@@ -40,9 +40,9 @@ def export(
         raise UserError(f"{to} exists; an export is written into a new folder")
     sweep = folder.sweep()
     if top is None:
-        made = _one(folder, sweep, run, say)
+        bundle = _one(folder, sweep, run, say)
         with atomic_folder(to) as temporary:
-            write_bundle(made, temporary, style)
+            write_bundle(bundle, temporary, style)
         return [to]
     completed = [row for row in rows(folder, sweep) if row.state == "completed"]
     if not 1 <= top <= len(completed):
@@ -71,17 +71,17 @@ def _of_trial(folder: SweepFolder, sweep: Sweep, trial_id: str, say: Say) -> Bun
         if champion.directions.provenance.get("trial") == trial_id:
             return champion
     with tempfile.TemporaryDirectory() as temporary:
-        found = DirectionSet.load(result_of(folder, trial_id, Path(temporary)) / "directions")
-    origin = {**found.provenance, "sweep": folder.name, "trial": trial_id}
-    return _measured(folder, sweep, replace(found, provenance=origin), say)
+        directions = DirectionSet.load(result_of(folder, trial_id, Path(temporary)) / "directions")
+    origin = {**directions.provenance, "sweep": folder.name, "trial": trial_id}
+    return _measured(folder, sweep, replace(directions, provenance=origin), say)
 
 
-def _measured(folder: SweepFolder, sweep: Sweep, found: DirectionSet, say: Say) -> Bundle:
+def _measured(folder: SweepFolder, sweep: Sweep, directions: DirectionSet, say: Say) -> Bundle:
     """Measure the dials of a set, draw its gallery, and return both as a bundle."""
-    trial_id = found.provenance.get("trial")
-    say(f"Measuring the dials of trial {trial_id} ({len(found)} directions), and drawing its gallery ...")
+    trial_id = directions.provenance.get("trial")
+    say(f"Measuring the dials of trial {trial_id} ({len(directions)} directions), and drawing its gallery ...")
     trial_model, drawing = TrialModel.load(sweep, SampleCache(folder.cache)), DrawBatch(sweep)
-    dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, found))
+    dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, directions))
     return bundle_of(dialled, f"{sweep.name}, trial {trial_id}")
 
 
@@ -114,7 +114,7 @@ def _fetched(folder: SweepFolder, trial_id: str, to: Path) -> Path:
         raise UserError(f"trial '{trial_id}' of sweep '{folder.name}' has no direction set, on disk or in MLflow")
     tracking.download(child.info.run_id, "directions", to)
     pictures = tracking.download(child.info.run_id, "images", to).glob("traversal+step+*.png")
-    steps = {int(found[1]): path for path in pictures if (found := re.match(r"traversal\+step\+(\d+)\+", path.name))}
+    steps = {int(match[1]): path for path in pictures if (match := re.match(r"traversal\+step\+(\d+)\+", path.name))}
     if not steps:
         raise UserError(f"run '{child.info.run_id}' of trial '{trial_id}' has no traversal picture in {tracking.shown}")
     os.replace(steps[max(steps)], to / "traversal.png")

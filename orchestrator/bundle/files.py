@@ -25,7 +25,7 @@ from core.files import open_regular
 from core.metrics.calibration import Calibrated
 from core.pictures.traversal_grid import traversal_grid
 from orchestrator.bundle.card import card
-from orchestrator.bundle.gallery import Shown, page
+from orchestrator.bundle.gallery import ShownSet, page
 
 Format = Literal["bundle", "hub"]
 FORMATS: tuple[Format, ...] = ("bundle", "hub")
@@ -45,8 +45,8 @@ class Bundle:
 def bundle_of(calibrated: Calibrated, title: str) -> Bundle:
     """Return a set with its dials as a bundle, with gallery and picture drawn from its images."""
     directions, drawn = calibrated.directions, calibrated.traversals
-    shown = Shown(directions, drawn, title)
-    return Bundle(directions, {GALLERY: page([shown]).encode(), PICTURE: _picture(calibrated)})
+    shown_set = ShownSet(directions, drawn, title)
+    return Bundle(directions, {GALLERY: page([shown_set]).encode(), PICTURE: _picture(calibrated)})
 
 
 def _picture(calibrated: Calibrated) -> bytes:
@@ -58,19 +58,19 @@ def _picture(calibrated: Calibrated) -> bytes:
     scales = (*drawn.scales[:middle], 0.0, *drawn.scales[middle:])
     held = io.BytesIO()
     images = drawn.images(row.flatten(0, 1))
-    shown = images.reshape(*row.shape[:2], *images.shape[1:])
-    traversal_grid(shown, calibrated.directions, scales).save(held, format="PNG")
+    pictures = images.reshape(*row.shape[:2], *images.shape[1:])
+    traversal_grid(pictures, calibrated.directions, scales).save(held, format="PNG")
     return held.getvalue()
 
 
-def write_bundle(made: Bundle, to: Path, style: Format = "bundle") -> None:
+def write_bundle(bundle: Bundle, to: Path, style: Format = "bundle") -> None:
     """Write the bundle's files into an existing folder, and load the set once to check it."""
-    made.directions.write(to)
-    for name, content in made.files.items():
+    bundle.directions.write(to)
+    for name, content in bundle.files.items():
         (to / name).write_bytes(content)
     (to / SCHEMA).write_bytes(files("core").joinpath(SCHEMA).read_bytes())
     shutil.copyfile(apply_directions.__file__, to / Path(apply_directions.__file__).name)
-    _describe(made.directions, to, style)
+    _describe(bundle.directions, to, style)
     DirectionSet.load(to)
 
 

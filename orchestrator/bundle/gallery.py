@@ -42,7 +42,7 @@ _LONGEST_FACT = 80  # characters shown of one fact of a set's provenance
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownSet:
     """A set with its images and its title."""
 
     directions: DirectionSet
@@ -50,7 +50,7 @@ class Shown:
     title: str
 
 
-def page(sets: Sequence[Shown]) -> str:
+def page(sets: Sequence[ShownSet]) -> str:
     """Return the page of one set, or of two side by side, as HTML.
 
     Raises UserError for another number of sets or for images that are neither greyscale nor RGB, DirectionSetError
@@ -58,40 +58,45 @@ def page(sets: Sequence[Shown]) -> str:
     """
     if len(sets) not in (1, 2):
         raise UserError(f"a gallery shows one set, or two side by side; got {len(sets)}")
-    for shown in sets:
-        _check(shown)
+    for shown_set in sets:
+        _check(shown_set)
     values = _values(sets)
     template = _environment().get_template("gallery.html.j2")
     draft = template.render(values, size="0.0 MB")
     return template.render(values, size=_megabytes(len(draft.encode())))
 
 
-def _check(shown: Shown) -> None:
-    drawn, channels = shown.traversals.shifted.shape[1], shown.traversals.images(shown.traversals.plain[:1]).shape[1]
-    if drawn != len(shown.directions):
-        raise DirectionSetError(f"'{shown.title}' has {len(shown.directions)} directions, and images of {drawn}")
+def _check(shown_set: ShownSet) -> None:
+    drawn, channels = (
+        shown_set.traversals.shifted.shape[1],
+        shown_set.traversals.images(shown_set.traversals.plain[:1]).shape[1],
+    )
+    if drawn != len(shown_set.directions):
+        raise DirectionSetError(
+            f"'{shown_set.title}' has {len(shown_set.directions)} directions, and images of {drawn}"
+        )
     if channels not in (1, 3):
-        raise UserError(f"'{shown.title}': images of {channels} channels are neither greyscale nor RGB pictures")
+        raise UserError(f"'{shown_set.title}': images of {channels} channels are neither greyscale nor RGB pictures")
 
 
-def _values(sets: Sequence[Shown]) -> dict[str, Any]:
+def _values(sets: Sequence[ShownSet]) -> dict[str, Any]:
     script = _read("gallery.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    moved = [abs(sd) for shown in sets for dial in shown.directions.dials for sd in dial.effects.values()]
+    moved = [abs(sd) for shown_set in sets for dial in shown_set.directions.dials for sd in dial.effects.values()]
     widest = max([1.0, *moved])  # the effect, in standard deviations, that fills a bar
-    values = [_set(shown, letter, widest) for shown, letter in zip(sets, "ab", strict=False)]
+    values = [_set(shown_set, letter, widest) for shown_set, letter in zip(sets, "ab", strict=False)]
     problem = incomparable(sets[0].directions, sets[1].directions) if len(sets) == 2 else ""
     if len(sets) == 2 and not problem:
         _match(values[0], values[1], cosines(sets[0].directions, sets[1].directions))
-    samples = max(len(shown.traversals.plain) for shown in sets)
+    samples = max(len(shown_set.traversals.plain) for shown_set in sets)
     return {
-        "title": " and ".join(shown.title for shown in sets),
+        "title": " and ".join(shown_set.title for shown_set in sets),
         "sets": values,
         "problem": problem,
         "measured": any(each["measured"] for each in values),
-        "seeds": _seeds(samples),
+        "seeds": _sample_labels(samples),
         "attributes": list(
-            dict.fromkeys(name for shown in sets for dial in shown.directions.dials for name in dial.effects)
+            dict.fromkeys(name for shown_set in sets for dial in shown_set.directions.dials for name in dial.effects)
         ),
         "data": {card["id"]: card.pop("data") for each in values for card in each["cards"]},
         "ramp": ", ".join(RAMP),
@@ -101,26 +106,26 @@ def _values(sets: Sequence[Shown]) -> dict[str, Any]:
     }
 
 
-def _set(shown: Shown, letter: str, widest: float) -> dict[str, Any]:
-    directions, count = shown.directions, len(shown.directions)
+def _set(shown_set: ShownSet, letter: str, widest: float) -> dict[str, Any]:
+    directions, count = shown_set.directions, len(shown_set.directions)
     dials = directions.dials
     order = sorted(range(count), key=lambda k: -dials[k].score) if dials else list(range(count))
-    seeds = _seeds(len(shown.traversals.plain))
+    seeds = _sample_labels(len(shown_set.traversals.plain))
     return {
         "letter": letter,
-        "title": shown.title,
+        "title": shown_set.title,
         "measured": bool(dials),
-        "facts": _facts(shown),
+        "facts": _facts(shown_set),
         "seeds": seeds,
-        "cards": [_card(shown, k, letter, rank, widest) for rank, k in enumerate(order, start=1)],
+        "cards": [_card(shown_set, k, letter, rank, widest) for rank, k in enumerate(order, start=1)],
     }
 
 
-def _facts(shown: Shown) -> list[str]:
+def _facts(shown_set: ShownSet) -> list[str]:
     """Return the facts on what a set is and where it comes from, as far as its provenance has them."""
-    origin, samples = shown.directions.provenance, len(shown.traversals.plain)
-    told = [form.format(_encodable(origin[key])) for key, form in _TOLD.items() if origin.get(key)]
-    return [_counted(len(shown.directions), "direction"), *told, _counted(samples, "sample")]
+    origin, samples = shown_set.directions.provenance, len(shown_set.traversals.plain)
+    origins = [form.format(_encodable(origin[key])) for key, form in _TOLD.items() if origin.get(key)]
+    return [_counted(len(shown_set.directions), "direction"), *origins, _counted(samples, "sample")]
 
 
 def _encodable(value: object) -> str:
@@ -128,11 +133,11 @@ def _encodable(value: object) -> str:
     return str(value)[:_LONGEST_FACT].encode(errors="replace").decode()
 
 
-def _card(shown: Shown, k: int, letter: str, rank: int, widest: float) -> dict[str, Any]:
+def _card(shown_set: ShownSet, k: int, letter: str, rank: int, widest: float) -> dict[str, Any]:
     """Return all that is shown of direction k."""
-    directions, scales = shown.directions, stops(shown.traversals)
+    directions, scales = shown_set.directions, stops(shown_set.traversals)
     dial = directions.dials[k] if directions.dials else None
-    images, name = frames(shown.traversals, k), directions.names[k]
+    images, name = frames(shown_set.traversals, k), directions.names[k]
     height, width = frame_size(images)
     inside = [dial is None or dial.low - 1e-9 <= scale <= dial.high + 1e-9 for scale in scales]
     start = min((i for i in range(len(scales)) if inside[i]), key=lambda i: abs(scales[i] - 1.0))
@@ -201,12 +206,12 @@ def _difference(images: Tensor, scales: Sequence[float], inside: Sequence[bool])
     """Return the difference map between the ends of the range, as far as drawn; None if it holds no shifted frame."""
     places = [i for i, ok in enumerate(inside) if ok]
     first, last = places[0], places[-1]
-    found = difference(images, first, last) if first < last else None
-    if found is None:
+    result = difference(images, first, last) if first < last else None
+    if result is None:
         return None
     return {
-        "uri": found.uri,
-        "most": f"{100 * found.most:.0f} %" if found.most >= 0.0995 else f"{100 * found.most:.1f} %",
+        "uri": result.uri,
+        "most": f"{100 * result.most:.0f} %" if result.most >= 0.0995 else f"{100 * result.most:.1f} %",
         "first": number(scales[first]),
         "last": number(scales[last]),
     }
@@ -249,7 +254,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _seeds(count: int) -> list[str]:
+def _sample_labels(count: int) -> list[str]:
     """Return labels for samples. They are letters or row numbers, not seeds."""
     return list(_LETTERS[:count]) if count <= len(_LETTERS) else [str(m + 1) for m in range(count)]
 

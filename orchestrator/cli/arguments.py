@@ -72,14 +72,14 @@ Add = Callable[..., argparse.ArgumentParser]
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs; its result has the verb's name as `verb`."""
-    made = argparse.ArgumentParser(
+    built = argparse.ArgumentParser(
         prog="orchestrate",
         description="Search for the best set of editing directions in the h-space of a pretrained diffusion model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"%(prog)s {version('h-space-orchestrator')}")
-    verbs = made.add_subparsers(title="verbs", required=True, metavar="VERB", dest="verb")
+    built.add_argument("--version", action="version", version=f"%(prog)s {version('h-space-orchestrator')}")
+    verbs = built.add_subparsers(title="verbs", required=True, metavar="VERB", dest="verb")
     rooted = argparse.ArgumentParser(add_help=False)
     rooted.add_argument("--root", type=Path, metavar="DIR", help="where sweeps are kept (ORCHESTRATE_ROOT, or runs/)")
 
@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     _looking(add)
     _using(add)
     _machine(add)
-    return made
+    return built
 
 
 def _running(add: Add) -> None:
@@ -143,9 +143,9 @@ def _looking(add: Add) -> None:
     )
     report = add("report", "ranked trials, Pareto front, champion; and all of it as a page to open")
     report.add_argument("sweep", metavar="SWEEP")
-    how = report.add_mutually_exclusive_group()
-    how.add_argument("--to", type=Path, metavar="FILE", help="the page (default: report.html in the sweep's folder)")
-    how.add_argument("--json", action="store_true", help="print the data instead; no page")
+    choice = report.add_mutually_exclusive_group()
+    choice.add_argument("--to", type=Path, metavar="FILE", help="the page (default: report.html in the sweep's folder)")
+    choice.add_argument("--json", action="store_true", help="print the data instead; no page")
     ui = add("ui", "open the MLflow interface of the embedded store")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="of 127.0.0.1 (default: 5000)")
 

@@ -83,13 +83,13 @@ def _needed(extra: str) -> Iterator[Requirement]:
 
 def _amiss(needed: Requirement) -> str | None:
     try:
-        found = version(needed.name)
+        installed = version(needed.name)
     except PackageNotFoundError:
         return f"{needed.name} is missing"
     return (
         None
-        if needed.specifier.contains(found, prereleases=True)
-        else f"{needed.name} {found} is not {needed.specifier}"
+        if needed.specifier.contains(installed, prereleases=True)
+        else f"{needed.name} {installed} is not {needed.specifier}"
     )
 
 
@@ -98,8 +98,10 @@ def _devices(_root: Path) -> Iterator[Check]:
 
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            told = torch.cuda.get_device_properties(i)
-            yield Check("ok", f"GPU {i}: {told.name}, {told.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}")
+            properties = torch.cuda.get_device_properties(i)
+            yield Check(
+                "ok", f"GPU {i}: {properties.name}, {properties.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
+            )
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if shutil.which("nvidia-smi"):

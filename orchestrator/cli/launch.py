@@ -58,17 +58,17 @@ class Launch:
 
 def launch(sweep: Sweep, target: str, folder: Path, root: Path, dry_run: bool = False) -> str:
     """Write the files into the new folder `folder` and return the next commands; dry_run: return the files' text."""
-    made = render(sweep, target, folder, root)
+    files = render(sweep, target, folder, root)
     if dry_run:
-        return "\n".join(f"# ---- {name} ----\n{text}" for name, text in made.files.items())
+        return "\n".join(f"# ---- {name} ----\n{text}" for name, text in files.files.items())
     try:
         with atomic_folder(folder) as temporary:
-            for name, text in made.files.items():
+            for name, text in files.files.items():
                 (temporary / name).write_text(text)
-                (temporary / name).chmod(0o755 if name in made.executable else 0o644)
+                (temporary / name).chmod(0o755 if name in files.executable else 0o644)
     except FileExistsError:
         raise UserError(f"--to: {folder} is there already; name another folder, or remove it") from None
-    return "\n".join([f"Written: {folder}", "Next:", *(f"  {command}" for command in made.commands)])
+    return "\n".join([f"Written: {folder}", "Next:", *(f"  {command}" for command in files.commands)])
 
 
 def render(sweep: Sweep, target: str, folder: Path, root: Path) -> Launch:
@@ -200,10 +200,12 @@ def _node(sweep: Sweep) -> tuple[int, int, int]:
     Trials that take a share of a GPU, or none, run beside each other on a node.
     """
     cluster, each, workers = sweep.cluster, sweep.resources.cpus_per_worker, sweep.resources.workers
-    asked, at_once = sweep.resources.gpus_per_trial, _at_once(sweep)
-    gpus = _given(cluster.gpus_per_node, min(_MOST_GPUS, math.ceil(asked * at_once if asked < 1 else asked)))
-    if asked:
-        most = by_gpus = int(gpus * workers / asked + 1e-9)
+    gpus_each, at_once = sweep.resources.gpus_per_trial, _at_once(sweep)
+    gpus = _given(
+        cluster.gpus_per_node, min(_MOST_GPUS, math.ceil(gpus_each * at_once if gpus_each < 1 else gpus_each))
+    )
+    if gpus_each:
+        most = by_gpus = int(gpus * workers / gpus_each + 1e-9)
     else:
         by_gpus = workers * at_once
         most = min(by_gpus, _MOST_CPUS // each)
@@ -274,7 +276,9 @@ def _paths(sweep: Sweep, target: str, root: Path) -> Iterator[str]:
     """Yield a message for each file that the sweep names and the nodes do not have."""
     named = [("model", sweep.model), ("predictor", sweep.predictor)]
     for where in _FILES:
-        named += [(where, str(value)) for value in countable(sweep.given(where.removeprefix("search."))) or ()]
+        named += [
+            (where, str(value)) for value in countable(sweep.distribution_of(where.removeprefix("search."))) or ()
+        ]
     for where, text in named:
         path = Path(text or "none")
         if text in (None, "none") or not _is_path(where, str(text)):

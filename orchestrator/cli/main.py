@@ -42,20 +42,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _sweep(given: argparse.Namespace) -> int:
-    if given.dry_run:
-        return _plan(given)
+def _sweep(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        return _plan(arguments)
     from orchestrator.spec import load
     from orchestrator.sweep.cluster import configure
 
-    sweep = load(given.spec, given.set)
+    sweep = load(arguments.spec, arguments.set)
     console = _console()
     console.print("Loading ...", style="dim")
-    configure(given.address)
+    configure(arguments.address)
     from orchestrator.sweep.sweep import Interrupted, run
 
     try:
-        name = run(sweep, _root(given), given.address, console, given.fork)
+        name = run(sweep, _root(arguments), arguments.address, console, arguments.fork)
     except Interrupted:
         console.print("Interrupted; the state is saved. The same command goes on.")
         return 130
@@ -64,48 +64,48 @@ def _sweep(given: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(given: argparse.Namespace) -> int:
+def _plan(arguments: argparse.Namespace) -> int:
     from orchestrator.plan.dry_run import PlanOptions, as_json, show
     from orchestrator.spec import load
 
-    sweep = load(given.spec, given.set)
-    options = _fields_of(given, PlanOptions)  # sweep --dry-run has none of them
-    if getattr(given, "json", False):
-        print(as_json(sweep, _console(sys.stderr), _root(given), options))
+    sweep = load(arguments.spec, arguments.set)
+    options = _fields_of(arguments, PlanOptions)  # sweep --dry-run has none of them
+    if getattr(arguments, "json", False):
+        print(as_json(sweep, _console(sys.stderr), _root(arguments), options))
     else:
-        show(sweep, _console(), _root(given), options)
+        show(sweep, _console(), _root(arguments), options)
     return 0
 
 
-def _launch(given: argparse.Namespace) -> int:
+def _launch(arguments: argparse.Namespace) -> int:
     from orchestrator.cli.launch import launch
     from orchestrator.spec import load
 
-    sweep = load(given.spec, given.set)
-    folder = given.to or Path(f"{sweep.name}-{given.on}")
-    print(launch(sweep, given.on, folder, _root(given), given.dry_run))
+    sweep = load(arguments.spec, arguments.set)
+    folder = arguments.to or Path(f"{sweep.name}-{arguments.on}")
+    print(launch(sweep, arguments.on, folder, _root(arguments), arguments.dry_run))
     return 0
 
 
-def _status(given: argparse.Namespace) -> int:
+def _status(arguments: argparse.Namespace) -> int:
     from orchestrator.report import status
 
-    if given.repair:
+    if arguments.repair:
         from orchestrator.sweep.repair import repair
 
-        repair(_root(given), given.sweep, _console(sys.stderr if given.json else None))
-    if given.json:
-        print(status.document(_root(given), given.sweep))
+        repair(_root(arguments), arguments.sweep, _console(sys.stderr if arguments.json else None))
+    if arguments.json:
+        print(status.document(_root(arguments), arguments.sweep))
     else:
-        (status.watch if given.watch else status.show)(_root(given), given.sweep, _console())
+        (status.watch if arguments.watch else status.show)(_root(arguments), arguments.sweep, _console())
     return 0
 
 
-def _report(given: argparse.Namespace) -> int:
+def _report(arguments: argparse.Namespace) -> int:
     from orchestrator.store.folder import SweepFolder
 
-    folder = SweepFolder(_root(given), given.sweep)
-    if given.json:
+    folder = SweepFolder(_root(arguments), arguments.sweep)
+    if arguments.json:
         from orchestrator.report.findings import as_json, read
 
         print(as_json(read(folder)))
@@ -114,88 +114,95 @@ def _report(given: argparse.Namespace) -> int:
     from orchestrator.report.terminal import show
 
     console = _console()
-    found = show(folder, console)
-    console.print(f"Page: {write_page(found, given.to or folder.report)}", soft_wrap=True, highlight=False)
+    findings = show(folder, console)
+    console.print(f"Page: {write_page(findings, arguments.to or folder.report)}", soft_wrap=True, highlight=False)
     return 0
 
 
-def _export(given: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace) -> int:
     from orchestrator.bundle.export import export
     from orchestrator.store.folder import SweepFolder
 
-    folder = SweepFolder(_root(given), given.sweep)
+    folder = SweepFolder(_root(arguments), arguments.sweep)
     folder.read()
-    for made in export(folder, given.to, given.run, given.top, given.format, _console(sys.stderr).print):
-        print(made)
+    for path in export(
+        folder, arguments.to, arguments.run, arguments.top, arguments.format, _console(sys.stderr).print
+    ):
+        print(path)
     return 0
 
 
-def _name(given: argparse.Namespace) -> int:
+def _name(arguments: argparse.Namespace) -> int:
     from orchestrator.edit.naming import name, parse_names
     from orchestrator.edit.session import ModelOptions
 
-    names = parse_names(given.names)
-    options = _fields_of(given, ModelOptions)
-    found = name(given.bundle, names, given.predictor, given.words, given.names_only, options)
-    for number, called in enumerate(found.names):
+    names = parse_names(arguments.names)
+    options = _fields_of(arguments, ModelOptions)
+    directions = name(arguments.bundle, names, arguments.predictor, arguments.words, arguments.names_only, options)
+    for number, called in enumerate(directions.names):
         print(f"{number:3}  {called}")
     return 0
 
 
-def _gallery(given: argparse.Namespace) -> int:
+def _gallery(arguments: argparse.Namespace) -> int:
     from orchestrator.edit.naming import gallery
     from orchestrator.edit.session import ModelOptions
 
-    gallery(given.bundles, given.to, _fields_of(given, ModelOptions))
-    print(given.to)
+    gallery(arguments.bundles, arguments.to, _fields_of(arguments, ModelOptions))
+    print(arguments.to)
     return 0
 
 
-def _edit(given: argparse.Namespace) -> int:
+def _edit(arguments: argparse.Namespace) -> int:
     from orchestrator.edit.edit import EditRequest, edit
     from orchestrator.edit.session import ModelOptions
 
-    given.options, given.window = _fields_of(given, ModelOptions), given.window and tuple(given.window)
-    edit(given.bundle, given.to, _fields_of(given, EditRequest), _console(sys.stderr))
-    print(given.to)
+    arguments.options, arguments.window = (
+        _fields_of(arguments, ModelOptions),
+        arguments.window and tuple(arguments.window),
+    )
+    edit(arguments.bundle, arguments.to, _fields_of(arguments, EditRequest), _console(sys.stderr))
+    print(arguments.to)
     return 0
 
 
-def _explore(given: argparse.Namespace) -> int:
+def _explore(arguments: argparse.Namespace) -> int:
     from orchestrator.edit.explore import serve
     from orchestrator.edit.session import ModelOptions
 
-    return serve(given.bundle, given.port, not given.no_browser, _console(), _fields_of(given, ModelOptions))
+    return serve(
+        arguments.bundle, arguments.port, not arguments.no_browser, _console(), _fields_of(arguments, ModelOptions)
+    )
 
 
-def _ui(given: argparse.Namespace) -> int:
+def _ui(arguments: argparse.Namespace) -> int:
     from orchestrator.cli.ui import serve
 
-    return serve(_root(given), given.port, _console())
+    return serve(_root(arguments), arguments.port, _console())
 
 
-def _doctor(given: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace) -> int:
     from orchestrator.cli.doctor import show
 
-    return show(_root(given), given.build, _console())
+    return show(_root(arguments), arguments.build, _console())
 
 
-def _completion(given: argparse.Namespace) -> int:
+def _completion(arguments: argparse.Namespace) -> int:
     import shtab
 
-    print(shtab.complete(parser(), shell=given.shell))
+    print(shtab.complete(parser(), shell=arguments.shell))
     return 0
 
 
-def _fields_of(given: argparse.Namespace, kind: type[T]) -> T:
+def _fields_of(arguments: argparse.Namespace, kind: type[T]) -> T:
     """Return a frozen value of the options that were given under the names of its fields."""
-    return kind(**{each.name: getattr(given, each.name) for each in fields(kind) if hasattr(given, each.name)})  # type: ignore[arg-type]
+    return kind(**{each.name: getattr(arguments, each.name) for each in fields(kind) if hasattr(arguments, each.name)})  # type: ignore[arg-type]
 
 
-def _root(given: argparse.Namespace) -> Path:
+def _root(arguments: argparse.Namespace) -> Path:
     from orchestrator.store.folder import default_root
 
-    return given.root or default_root()
+    return arguments.root or default_root()
 
 
 def _console(file: TextIO | None = None) -> "Console":

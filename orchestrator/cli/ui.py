@@ -79,25 +79,25 @@ def _end_with(parent: int) -> Callable[[], None] | None:
 
 def _elsewhere(root: Path) -> dict[str, str]:
     """Return the sweeps under `root` that are recorded in other stores, with the address of each store."""
-    found: dict[str, str] = {}
+    addresses: dict[str, str] = {}
     for path in sorted(root.glob("*/sweep.json")):
         uri = SweepFolder(root, path.parent.name).read().get("tracking_uri")
         if uri not in (None, store_uri(None, root)):
-            found[path.parent.name] = str(uri)
-    return found
+            addresses[path.parent.name] = str(uri)
+    return addresses
 
 
 def links(root: Path, address: str) -> list[str]:
     """Return a line for each page of each sweep: result, charts and pictures, comparison, HTML pages, report, model."""
     tracking = Tracking(None, root)
-    found = []
+    lines = []
     for path in sorted(root.glob("*/sweep.json")):
         folder = SweepFolder(root, path.parent.name)
         state = folder.read()
         if state.get("tracking_uri") != tracking.uri:
             continue
-        found += [f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)]
-    return found
+        lines += [f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)]
+    return lines
 
 
 def _pages(folder: SweepFolder, state: Mapping[str, Any], tracking: Tracking) -> Iterator[tuple[str, str]]:

@@ -1,1 +1,1 @@
-"""A bundle opened for use: edited images, names for directions, and a page with sliders."""
+"""Use a bundle: edit images, name directions, and serve a page with sliders."""

@@ -1,4 +1,4 @@
-"""`orchestrate edit`: seeds or real images in, edited pictures, a grid or an animation out."""
+"""Run `orchestrate edit`: read seeds or real images, and write edited pictures, a grid or an animation."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -31,20 +31,20 @@ from orchestrator.edit.session import (
     ModelOptions,
     StartingSamples,
     Window,
+    describe_recovery,
     recovered,
-    told_recovered,
 )
 from orchestrator.edit.settings import (
     Frames,
     Settings,
+    describe_scales,
     differences,
     read_directions,
     read_settings,
     settings_of,
-    told,
     write_settings,
 )
-from orchestrator.trial.loading import LESS, told_of_memory
+from orchestrator.trial.loading import LESS, advice_on_memory
 
 Kind = Literal["pictures", "picture", "grid", "animation"]
 
@@ -55,7 +55,7 @@ _FRAMES = {"grid": 7, "animation": 21}
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What the command line says; None where it says nothing, and the settings or the set decide."""
+    """The options of the command line. None leaves a value to the settings file or to the set."""
 
     directions: Sequence[str] = ()
     scale: float | None = None
@@ -74,116 +74,116 @@ class EditRequest:
     save_settings: Path | None = None
 
 
-def edit(bundle: Path, to: Path, asked: EditRequest, console: Console) -> None:
-    """Draw what is asked for and write it; what is worth knowing is told on the console.
+def edit(bundle: Path, to: Path, request: EditRequest, console: Console) -> None:
+    """Draw what `request` asks for and write it to `to`; print notes on the console.
 
-    Raises UserError, with nothing written, for every mistake in what was asked.
+    Raises UserError, with nothing written, for every mistake in `request`.
     """
-    kind = _kind(to, asked)
-    _check(asked, to)
-    with told_of_memory("a smaller --batch", *LESS):
-        _edit(bundle, to, asked, kind, console)
+    kind = _kind(to, request)
+    _check(request, to)
+    with advice_on_memory("a smaller --batch", *LESS):
+        _edit(bundle, to, request, kind, console)
 
 
-def _edit(bundle: Path, to: Path, asked: EditRequest, kind: Kind, console: Console) -> None:
-    saved = read_settings(asked.settings) if asked.settings else None
-    session = _opened(bundle, asked, saved)
-    settings = _merged(session, asked, saved, kind)
+def _edit(bundle: Path, to: Path, request: EditRequest, kind: Kind, console: Console) -> None:
+    saved = read_settings(request.settings) if request.settings else None
+    session = _opened(bundle, request, saved)
+    settings = _merged(session, request, saved, kind)
     if kind == "picture" and len(_sources(settings)) > 1:
         raise UserError(f"--to: {to} is one picture, and {len(_sources(settings))} are asked for: a folder, or --grid")
     for warning in [*session.warnings, *(differences(saved, session) if saved else ()), *_beyond(session, settings)]:
         console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
-    _write(_Work(session, settings, asked.batch, console), kind, to)
-    if asked.save_settings:
-        write_settings(settings, asked.save_settings)
-    how = settings.injection if settings.window is None else f"{settings.injection}, timesteps {settings.window}"
-    console.print(f"{told(settings.directions)} ({how})", soft_wrap=True, highlight=False)
+    _write(_Work(session, settings, request.batch, console), kind, to)
+    if request.save_settings:
+        write_settings(settings, request.save_settings)
+    where = settings.injection if settings.window is None else f"{settings.injection}, timesteps {settings.window}"
+    console.print(f"{describe_scales(settings.directions)} ({where})", soft_wrap=True, highlight=False)
 
 
-def _opened(bundle: Path, asked: EditRequest, saved: Settings | None) -> EditSession:
-    options = asked.options
+def _opened(bundle: Path, request: EditRequest, saved: Settings | None) -> EditSession:
+    options = request.options
     if saved:
         steps = saved.steps if options.steps is None else options.steps
         options = replace(options, steps=steps, precision=options.precision or saved.precision)
     return EditSession.open(bundle, options)
 
 
-def _kind(to: Path, asked: EditRequest) -> Kind:
+def _kind(to: Path, request: EditRequest) -> Kind:
     suffix = to.suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise UserError(f"--to: {to} is of no kind that is written; allowed: a new folder, .png, .gif or .webp")
-    if asked.grid and (asked.animate or suffix != ".png"):
+    if request.grid and (request.animate or suffix != ".png"):
         raise UserError(f"--to: {to}; a grid is written as one .png")
-    if asked.animate and suffix not in _ANIMATED:
+    if request.animate and suffix not in _ANIMATED:
         raise UserError(f"--to: {to}; an animation is written as .gif or .webp")
     if suffix in _ANIMATED:
         return "animation"
-    if asked.grid:
+    if request.grid:
         return "grid"
-    if any(each is not None for each in (asked.frames, asked.first, asked.last)):
+    if any(each is not None for each in (request.frames, request.first, request.last)):
         raise UserError("--frames, --from and --until are of an animation (--to x.gif, x.webp) or a --grid")
     return "picture" if suffix == ".png" else "pictures"
 
 
-def _check(asked: EditRequest, to: Path) -> None:
-    """What can be refused before anything is read."""
-    for path, option in ((to, "--to"), (asked.save_settings, "--save-settings")):
+def _check(request: EditRequest, to: Path) -> None:
+    """Raise UserError for what can be refused before anything is read."""
+    for path, option in ((to, "--to"), (request.save_settings, "--save-settings")):
         if path is not None and path.exists():
             raise UserError(f"{option}: {path} exists; name one that does not")
-    if asked.frames is not None and asked.frames < 2:
-        raise UserError(f"--frames: got {asked.frames}; allowed: 2 or more")
-    for option, value in (("--scale", asked.scale), ("--from", asked.first), ("--until", asked.last)):
+    if request.frames is not None and request.frames < 2:
+        raise UserError(f"--frames: got {request.frames}; allowed: 2 or more")
+    for option, value in (("--scale", request.scale), ("--from", request.first), ("--until", request.last)):
         if value is not None and not math.isfinite(value):
             raise UserError(f"{option}: got {value}; allowed: a finite number")
-    if asked.batch < 1:
-        raise UserError(f"--batch: got {asked.batch}; allowed: 1 or more")
-    if asked.scale is not None and not asked.directions:
+    if request.batch < 1:
+        raise UserError(f"--batch: got {request.batch}; allowed: 1 or more")
+    if request.scale is not None and not request.directions:
         raise UserError("--scale is that of directions without one of their own: name them with --direction")
-    if asked.seeds is not None and asked.images is not None:
+    if request.seeds is not None and request.images is not None:
         raise UserError("--seed and --image: one of them, not both")
 
 
-def _merged(session: EditSession, asked: EditRequest, saved: Settings | None, kind: Kind) -> Settings:
-    """The settings: what the command line says, else the saved ones, else the set's own."""
-    scales = read_directions(asked.directions, session.directions, 1.0 if asked.scale is None else asked.scale)
+def _merged(session: EditSession, request: EditRequest, saved: Settings | None, kind: Kind) -> Settings:
+    """Return the settings: from the command line, else the saved ones, else the set's own."""
+    scales = read_directions(request.directions, session.directions, 1.0 if request.scale is None else request.scale)
     if saved and not scales:
         scales = dict(saved.directions)
     elif not scales:
         raise UserError(f"name a direction with --direction; the set has: {', '.join(session.directions.names)}")
     base = saved.edit if saved else session.edit({})
-    edit = Edit(scales, asked.injection or base.injection, asked.window or base.window)
+    edit = Edit(scales, request.injection or base.injection, request.window or base.window)
     session.check(edit)
     session.schedule.steps_in_window(edit.window)
-    seeds, images = _samples(asked, saved)
+    seeds, images = _samples(request, saved)
     if images:
         session.check_invertible()
-    frames = _frames(session, scales, asked, saved, kind) if kind in _FRAMES else None
+    frames = _frames(session, scales, request, saved, kind) if kind in _FRAMES else None
     return settings_of(session, edit, seeds, images, frames)
 
 
-def _samples(asked: EditRequest, saved: Settings | None) -> tuple[Sequence[int], Sequence[str]]:
-    """(seeds, images), of which one is empty."""
-    if asked.images is not None:
-        return (), [str(path) for path in _files(asked.images)]
-    if asked.seeds is not None or saved is None:
-        return asked.seeds or (0,), ()
+def _samples(request: EditRequest, saved: Settings | None) -> tuple[Sequence[int], Sequence[str]]:
+    """Return (seeds, images), of which one is empty."""
+    if request.images is not None:
+        return (), [str(path) for path in _files(request.images)]
+    if request.seeds is not None or saved is None:
+        return request.seeds or (0,), ()
     return saved.seeds, saved.images
 
 
 def _frames(
-    session: EditSession, scales: dict[str, float], asked: EditRequest, saved: Settings | None, kind: Kind
+    session: EditSession, scales: dict[str, float], request: EditRequest, saved: Settings | None, kind: Kind
 ) -> Frames:
     low, high = session.reach(scales)
     base = saved.frames if saved and saved.frames else Frames(count=_FRAMES[kind], first=low, last=high)
-    first = base.first if asked.first is None else asked.first
-    last = base.last if asked.last is None else asked.last
+    first = base.first if request.first is None else request.first
+    last = base.last if request.last is None else request.last
     if first == last:
         raise UserError(f"--from and --until: both are {first:g}; an animation or a grid goes from one to another")
-    return Frames(count=base.count if asked.frames is None else asked.frames, first=first, last=last)
+    return Frames(count=base.count if request.frames is None else request.frames, first=first, last=last)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    """Picture files, and those right in a folder."""
+    """Return the picture files among `paths` and those directly in folders."""
     return [file for path in paths for file in (pictures_in(path) if path.is_dir() else [path])]
 
 
@@ -205,14 +205,14 @@ class _Work:
     console: Console
 
     def drawn(self, factors: Sequence[float]) -> Iterator[tuple[list[Sample], Tensor]]:
-        """Samples, some at a time, with their images at every factor: [N, A, C, H, W]."""
+        """Yield samples, up to `batch` at a time, with their images at every factor: [N, A, C, H, W]."""
         sources = _sources(self.settings)
         names = sample_names(sources)
         with _progress(self.console, len(sources) * len(factors)) as advance:
             for start in range(0, len(sources), self.batch):
                 part = slice(start, start + self.batch)
-                begun = self._begin(sources[part])
-                images = self.session.draw(begun, self.settings.edit, factors, self.batch, advance)
+                starting = self._begin(sources[part])
+                images = self.session.draw(starting, self.settings.edit, factors, self.batch, advance)
                 yield [Sample(n, s) for n, s in zip(names[part], sources[part], strict=True)], images
 
     def _begin(self, sources: Sequence[int | Path]) -> StartingSamples:
@@ -220,12 +220,12 @@ class _Work:
         if not files:
             return self.session.from_seeds([source for source in sources if isinstance(source, int)])
         images, notes = self.session.load(files)
-        begun = self.session.from_images(images)
+        starting = self.session.from_images(images)
         for note in notes:
             self.console.print(f"Note: {note}.", soft_wrap=True, highlight=False)
-        for file, levels in zip(files, recovered(begun, images), strict=True):
-            self.console.print(f"{told_recovered(file.name, levels)}.", soft_wrap=True, highlight=False)
-        return begun
+        for file, levels in zip(files, recovered(starting, images), strict=True):
+            self.console.print(f"{describe_recovery(file.name, levels)}.", soft_wrap=True, highlight=False)
+        return starting
 
 
 def _write(work: _Work, kind: Kind, to: Path) -> None:
@@ -240,9 +240,9 @@ def _write(work: _Work, kind: Kind, to: Path) -> None:
         return
     factors = settings.frames.factors() if settings.frames else [1.0]
     check_size(kind, len(_sources(settings)), len(factors), session.denoiser.image_shape)
-    made = list(work.drawn(factors))
-    samples = [sample for part, _ in made for sample in part]
-    images = torch.cat([part for _, part in made])
+    parts = list(work.drawn(factors))
+    samples = [sample for part, _ in parts for sample in part]
+    images = torch.cat([part for _, part in parts])
     to.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(to) as temporary:
         if kind == "animation":
@@ -255,7 +255,7 @@ def _write(work: _Work, kind: Kind, to: Path) -> None:
 
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar where there is a terminal to draw it in, and more than a moment's work."""
+    """Show a progress bar, only in a terminal and for more than one image."""
     if not console.is_terminal or total < 2:
         yield lambda count: None
         return

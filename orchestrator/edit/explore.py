@@ -1,4 +1,4 @@
-"""`orchestrate explore`: a page of this machine alone, with a slider for each direction of a set."""
+"""Run `orchestrate explore`: serve, on this machine only, a page with a slider for each direction of a set."""
 
 import html
 import os
@@ -19,7 +19,7 @@ from core.pictures.images import SUFFIXES
 from orchestrator.edit.explore_state import STEP, ExploreState, Slider, dialled
 from orchestrator.edit.session import Edit, EditSession, ModelOptions, Window
 from orchestrator.edit.settings import MAX_SEED
-from orchestrator.trial.loading import LESS, told_of_memory
+from orchestrator.trial.loading import LESS, advice_on_memory
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
@@ -28,8 +28,8 @@ except ImportError:
     raise UserError("the page needs gradio: pip install 'h-space-orchestrator[explore]'") from None
 
 _HOST = "127.0.0.1"
-_SEEDS = 1_000_000  # that a random one is taken from: short enough to be read out
-_KEPT_S = 600  # files that the page has shown
+_SEEDS = 1_000_000  # random seeds are below this: short enough to read out
+_KEPT_S = 600  # seconds that files which the page has shown are kept
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 _MONO = ["ui-monospace", "Consolas", "monospace"]
 _CSS = """
@@ -48,7 +48,7 @@ _CSS = """
 #notes p { margin: 0; overflow-wrap: anywhere; }
 #notes .problem { color: var(--error-text-color); }
 """
-_SMALL = 64  # pixels, of the longer side; up to here every pixel is shown as a square
+_SMALL = 64  # pixels of the longer side; up to this size every pixel is shown as a square
 
 
 def serve(
@@ -58,35 +58,35 @@ def serve(
     console: Console,
     options: ModelOptions = ModelOptions(),
 ) -> int:
-    """Serve the page until it is interrupted. Raises UserError for what cannot be opened, and a port that is taken."""
+    """Serve the page until it is interrupted. Raises UserError for a set that cannot be opened, or a taken port."""
     _check_port(port)
-    with told_of_memory(*LESS):
+    with advice_on_memory(*LESS):
         session = EditSession.open(bundle, options)
     for warning in session.warnings:
         console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
     if _small(session):
-        torch.set_num_threads(1)  # of one small image at a time, threads wait for each other longer than they work
+        torch.set_num_threads(1)  # for one small image at a time, threads would wait longer than they work
     with tempfile.TemporaryDirectory(prefix="explore-") as temporary:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(temporary) / "served")
         _spare_proxies()
-        made = page(ExploreState(session, Path(temporary) / "drawn"))
+        blocks = page(ExploreState(session, Path(temporary) / "drawn"))
         try:
-            _launch(made, port, browser)
+            _launch(blocks, port, browser)
         except OSError:
             raise UserError(f"--port: {port} is taken; choose another one") from None
         console.print(f"Explore: http://{_HOST}:{port}   (Ctrl-C ends it)", highlight=False)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is to be interrupted
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts like Ctrl-C
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             pass
         finally:
-            made.close(verbose=False)
+            blocks.close(verbose=False)
     return 0
 
 
 def _check_port(port: int) -> None:
-    """Before a model is loaded for nothing."""
+    """Raise UserError for an invalid or taken port, before a model is loaded for nothing."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port: got {port}; allowed: 1 to 65535")
     with socket.socket() as probe:
@@ -95,13 +95,13 @@ def _check_port(port: int) -> None:
 
 
 def _spare_proxies() -> None:
-    """gradio asks its own server whether it is there; a proxy would not find it."""
+    """Exclude this machine from proxies: gradio calls its own server at the start, which a proxy cannot reach."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), _HOST]))
 
 
-def _launch(made: "gr.Blocks", port: int, browser: bool) -> None:
-    made.launch(
+def _launch(blocks: "gr.Blocks", port: int, browser: bool) -> None:
+    blocks.launch(
         server_name=_HOST,
         server_port=port,
         inbrowser=browser,
@@ -121,7 +121,7 @@ def _launch(made: "gr.Blocks", port: int, browser: bool) -> None:
 
 
 def _theme() -> "gr.themes.Base":
-    """The fonts of the system, which are fetched from nowhere, and small print that can be read."""
+    """Return a theme with the system's fonts, which need no download, and with enough contrast for small text."""
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO)
     return theme.set(
         block_info_text_color="*neutral_600",
@@ -134,12 +134,12 @@ def _theme() -> "gr.themes.Base":
 
 
 def page(state: ExploreState) -> "gr.Blocks":
-    """The page of one opened set."""
+    """Return the page of one opened set."""
     session = state.session
     first, folded = dialled(session)
-    kept = (_KEPT_S, _KEPT_S)  # how often is looked, and how old files are that go
+    kept = (_KEPT_S, _KEPT_S)  # seconds between two clean-ups, and the age of files that they remove
     title = f"explore {session.name}"
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=kept) as made, gr.Row():
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=kept) as blocks, gr.Row():
         with gr.Column(scale=3, min_width=320, elem_classes="seen"):
             gr.HTML(_heading(session), elem_classes="heading")
             plain, edited, difference = _pictures(session)
@@ -159,18 +159,18 @@ def page(state: ExploreState) -> "gr.Blocks":
                     sliders += [_slider(dial) for dial in folded]
             injection, high, low = _chain(session)
         names = [dial.name for dial in (*first, *folded)]
-        shown = [plain, edited, difference, picture, settings, notes]
+        outputs = [plain, edited, difference, picture, settings, notes]
         inputs = [seed, own, injection, high, low, *sliders]
 
-        def draw(*given: Any) -> list[Any]:
-            return _drawn(state, names, *given)
+        def draw(*values: Any) -> list[Any]:
+            return _drawn(state, names, *values)
 
-        # While one picture is drawn, a slider may move on: what it has come to by then is drawn next, nothing between.
+        # A slider may move while a picture is drawn: its last value is drawn next, and no value in between.
         gr.on(
-            [made.load, *(each.change for each in inputs)],
+            [blocks.load, *(each.change for each in inputs)],
             draw,
             inputs,
-            shown,
+            outputs,
             show_progress="minimal",
             show_progress_on=[edited],
             trigger_mode="always_last",
@@ -179,7 +179,7 @@ def page(state: ExploreState) -> "gr.Blocks":
         )
         random.click(lambda: (secrets.randbelow(_SEEDS), None), None, [seed, own], api_visibility="private")
         reset.click(lambda: [0.0] * len(sliders), None, sliders, api_visibility="private")
-    return made
+    return blocks
 
 
 def _heading(session: EditSession) -> str:
@@ -215,7 +215,7 @@ def _pictures(session: EditSession) -> list["gr.Image"]:
 
 
 def _own(session: EditSession) -> "gr.File":
-    """Hidden where the chain is noisy: no image can be inverted then."""
+    """Return the field for an own image, hidden where the chain is noisy, because no image can be inverted then."""
     with gr.Accordion("Your own image, instead of the seed", open=False, visible=not session.schedule.stochastic):
         return gr.File(
             label="Image",
@@ -243,28 +243,21 @@ def _chain(session: EditSession) -> tuple["gr.Radio", "gr.Dropdown", "gr.Dropdow
     return injection, from_, to
 
 
-def _drawn(
-    state: ExploreState,
-    names: list[str],
-    seed: Any,
-    own: str | None,
-    injection: Any,
-    high: Any,
-    low: Any,
-    *scales: float,
-) -> list[Any]:
-    """What the page shows; of a mistake, its sentence beside the pictures that were there."""
+def _drawn(state: ExploreState, names: list[str], *inputs: Any) -> list[Any]:
+    """Return the values of the page's outputs; for a mistake its sentence, with the pictures left as they are.
+
+    inputs: the values of the seed, the image, the injection, the two timesteps and a slider for each name.
+    """
+    seed, own, injection, high, low, *scales = inputs
     try:
         edit = Edit(dict(zip(names, scales, strict=True)), injection, _window(state.session, high, low))
-        with told_of_memory(*LESS):
-            shown = state.show(Path(own) if own else _seed(seed), edit)
+        with advice_on_memory(*LESS):
+            pictures = state.show(Path(own) if own else _seed(seed), edit)
     except UserError as error:
-        said = (
-            str(error).replace(f"{Path(own).parent}/", "") if own else str(error)
-        )  # where gradio keeps what it is given
+        said = str(error).replace(f"{Path(own).parent}/", "") if own else str(error)  # the folder of gradio's copy
         return [*[gr.skip()] * 5, f'<p class="problem" role="alert">{html.escape(said)}</p>']
-    files = (shown.plain, shown.edited, shown.difference, shown.edited, shown.settings)
-    said = "".join(f"<p>{html.escape(note)}.</p>" for note in shown.notes)
+    files = (pictures.plain, pictures.edited, pictures.difference, pictures.edited, pictures.settings)
+    said = "".join(f"<p>{html.escape(note)}.</p>" for note in pictures.notes)
     return [*map(str, files), f'<div role="status">{said}</div>']
 
 
@@ -275,6 +268,6 @@ def _seed(seed: Any) -> int:
 
 
 def _window(session: EditSession, high: int, low: int) -> Window | None:
-    """None where it is the whole chain."""
+    """Return the window, or None where it is the whole chain."""
     whole = (session.schedule.timesteps[0], session.schedule.timesteps[-1])
     return None if (high, low) == whole else (high, low)

@@ -1,4 +1,4 @@
-"""Edited images as files: pictures that say what they are, a grid, an animation that swings back and forth."""
+"""Write edited images as files: pictures that hold their settings, a grid, an animation that runs back and forth."""
 
 import re
 from collections import Counter
@@ -13,59 +13,59 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.pictures.traversal_grid import grid, to_picture
-from orchestrator.edit.settings import Settings, told
+from orchestrator.edit.settings import Settings, describe_scales
 
 _LONGEST_NAME = 120  # characters; file systems stop at 255 bytes
-_LEAST_CELL = {"grid": 96, "animation": 256}  # pixels, of the longer side; smaller images are enlarged
-_LONGEST_SIDE = 16_383  # pixels; WebP's limit, and more than anybody looks at
+_LEAST_CELL = {"grid": 96, "animation": 256}  # pixels of the longer side; smaller images are enlarged
+_LONGEST_SIDE = 16_383  # pixels; the limit of WebP
 _FRAME_MS = 60
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: what it is called in names of files, and its seed or its file."""
+    """One sample: its name in names of files, and its seed or its file."""
 
     name: str
     source: int | Path
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What of the settings it alone needs."""
+        """The settings that concern only this sample: its seed, or its file."""
         if isinstance(self.source, int):
             return {"seeds": (self.source,), "images": ()}
         return {"seeds": (), "images": (self.source.name,)}
 
 
 def sample_names(sources: Sequence[int | Path]) -> list[str]:
-    """`seed_7`, or the file's name without its ending; numbered where two are called the same."""
+    """Return `seed_7`, or the file's name without its suffix, for each source; numbered where two are equal."""
     names = [f"seed_{source}" if isinstance(source, int) else _plain(source.stem) for source in sources]
-    found: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     numbered = []
     for name in names:
-        found[name] += 1
-        numbered.append(name if found[name] == 1 else f"{name}_{found[name]}")
+        uses[name] += 1
+        numbered.append(name if uses[name] == 1 else f"{name}_{uses[name]}")
     return numbered
 
 
 def picture_name(sample: str, scales: Mapping[str, float]) -> str:
-    """`seed_7__skin+1.5_yaw-0.5.png`."""
+    """Return the name of an edited picture, such as `seed_7__skin+1.5_yaw-0.5.png`."""
     edits = "_".join(f"{_plain(name)}{scale:+g}" for name, scale in scales.items())
     return "__".join(filter(None, [sample, edits]))[:_LONGEST_NAME] + ".png"
 
 
 def _plain(text: str) -> str:
-    """What any file system takes: letters, digits, plus and minus."""
+    """Replace everything but letters, digits, plus and minus, so that any file system accepts the name."""
     return re.sub(r"[^\w+-]+", "_", text)[: _LONGEST_NAME // 2] or "_"
 
 
 def save_png(picture: Image.Image, settings: Settings, bundle: str, of: str, to: Path) -> None:
-    """A PNG that says in its text what it is and how it is made again."""
+    """Write a PNG whose text records its bundle, sample, edit and settings, so that it can be made again."""
     text = PngInfo()
     told_of = {
         "Software": "orchestrate edit",
         "Bundle": bundle,
         "Sample": of,
-        "Edit": told(settings.directions),
+        "Edit": describe_scales(settings.directions),
         "Settings": settings.model_dump_json(),
     }
     for key, value in told_of.items():
@@ -74,12 +74,12 @@ def save_png(picture: Image.Image, settings: Settings, bundle: str, of: str, to:
 
 
 def write_picture(image: Tensor, sample: Sample, settings: Settings, bundle: str, to: Path) -> None:
-    """One edited image [C, H, W], with the settings that it alone needs."""
+    """Write one edited image [C, H, W], with only the settings that concern it."""
     save_png(to_picture(image), settings.model_copy(update=dict(sample.settings)), bundle, sample.name, to)
 
 
 def write_grid(images: Tensor, samples: Sequence[Sample], settings: Settings, bundle: str, to: Path) -> None:
-    """Samples down, multiples of the edit across: images [N, A, C, H, W]."""
+    """Write images [N, A, C, H, W] as one picture: a row for each sample, a column for each multiple of the edit."""
     factors = settings.frames.factors() if settings.frames else []
     rows = [sample.name for sample in samples]
     columns = [f"{factor:+.3g}" if factor else "0" for factor in factors]
@@ -88,7 +88,7 @@ def write_grid(images: Tensor, samples: Sequence[Sample], settings: Settings, bu
 
 
 def write_animation(images: Tensor, to: Path) -> None:
-    """All samples side by side, there and back again, for ever: images [N, A, C, H, W] to a GIF or a WebP."""
+    """Write images [N, A, C, H, W] as an endless GIF or WebP, back and forth, with all samples side by side."""
     count, frames = images.shape[:2]
     columns = _columns(count)
     blank = torch.ones(-count % columns, *images.shape[1:])
@@ -100,7 +100,7 @@ def write_animation(images: Tensor, to: Path) -> None:
 
 
 def check_size(kind: str, samples: int, frames: int, shape: tuple[int, int, int]) -> None:
-    """Raises UserError where one picture of so many would be larger than any viewer shows."""
+    """Raise UserError where one picture of this many images would be larger than viewers can show."""
     if kind not in _LEAST_CELL:
         return
     columns = frames if kind == "grid" else _columns(samples)
@@ -114,10 +114,10 @@ def check_size(kind: str, samples: int, frames: int, shape: tuple[int, int, int]
 
 
 def _columns(count: int) -> int:
-    """Of a nearly square arrangement."""
+    """Return the columns of a nearly square arrangement of `count` images."""
     return next(columns for columns in range(1, count + 1) if columns * columns >= count)
 
 
 def _cell(size: Sequence[int], kind: str) -> int:
-    """How large an image is shown: a whole multiple of what it is."""
+    """Return the pixels of the longer side of a shown image: a whole multiple of its own size."""
     return int(max(size) * max(1, _LEAST_CELL[kind] // max(size)))

@@ -1,6 +1,6 @@
-"""A direction set opened for use: its frozen model, its chain, and the one function that draws edited images.
+"""Open a direction set with its frozen model and its chain, and draw edited images.
 
-`orchestrate edit` writes what is drawn here, `orchestrate explore` shows it.
+`orchestrate edit` writes these images, `orchestrate explore` shows them.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from core.randomness import noise, step_noise
 from orchestrator.trial.loading import own_device, placed
 from orchestrator.trial.outcome import TrialOutcome, classify
 
-REACH = (-2.0, 2.0)  # of the scales of a direction whose range nobody has measured
-_INVERSION_PASSES = 60  # of the network, about; few steps are far apart, and need more of them each
+REACH = (-2.0, 2.0)  # scales of a direction whose own range was not measured
+_INVERSION_PASSES = 60  # about the passes of the network; few steps are far apart, so each needs more
 _SHOWN = 12  # hexadecimal digits of a digest in a message
 
 Window = tuple[int, int]
@@ -38,7 +38,7 @@ Window = tuple[int, int]
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to a sample: how far along which directions, how, and within which training timesteps."""
+    """An edit of a sample: the scale of each direction, the injection, and the window of training timesteps."""
 
     scales: Mapping[str, float]
     injection: Injection = "symmetric"
@@ -47,7 +47,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class StartingSamples:
-    """Samples at the start of their chains. noise: z [T, N, *sample_shape] of their steps, where there is any."""
+    """Samples at the start of their chains. noise: z [T, N, *sample_shape] of their steps; None where there is none."""
 
     denoiser: Denoiser
     schedule: Schedule
@@ -60,7 +60,7 @@ class StartingSamples:
 
     @torch.no_grad()
     def before(self, step: int) -> Tensor:
-        """The unshifted state before a step, or x_0 after the last; kept once drawn."""
+        """Return the unshifted state before a step, or x_0 after the last one; each is cached."""
         if step not in self._kept:
             start = max(known for known in self._kept if known < step)
             x = self._kept[start]
@@ -72,17 +72,17 @@ class StartingSamples:
 
     @property
     def plain(self) -> Tensor:
-        """What is drawn without an edit: images [N, *image_shape], on the CPU."""
+        """The images without an edit: [N, *image_shape], on the CPU."""
         return self.denoiser.images(self.before(len(self.schedule))).cpu()
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How the model of a direction set is opened, where that is not as the set says.
+    """How to open the model of a direction set, where that differs from what the set says.
 
-    model: a folder or hub id, instead of the model that the set names; any_model: whether other weights of the same
-    shape will do; steps: of the chain, instead of the set's own; precision: of the model, instead of the one that the
-    set was found in; weights: where they are kept, "device" or "cpu"; device: None for this machine's own.
+    model: a folder or hub id, instead of the model that the set names; any_model: accept other weights of the same
+    shape; steps: of the chain, instead of the set's own; precision: of the model, instead of the one in which the set
+    was found; weights: where they are kept, "device" or "cpu"; device: None for this machine's own.
     """
 
     model: str | None = None
@@ -95,8 +95,9 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class EditSession:
-    """An opened set. injection, window: those it was made with; warnings: what a person should know of it; precision:
-    that of its model.
+    """An opened set with its model.
+
+    injection, window: those that the set was made with; warnings: sentences for the user; precision: of the model.
     """
 
     directions: DirectionSet
@@ -110,7 +111,7 @@ class EditSession:
 
     @classmethod
     def open(cls, bundle: Path, options: ModelOptions = ModelOptions()) -> "EditSession":
-        """Read a bundle and the model that it is for. Raises UserError where the two do not belong together."""
+        """Read a bundle and its model. Raises UserError where the two do not belong together."""
         directions = DirectionSet.load(bundle)
         injection, window, eta = _chain_of(directions, bundle)
         precision = options.precision or _precision_of(directions, bundle)
@@ -124,24 +125,24 @@ class EditSession:
                 "in proportion, and its ranges were not measured"
             )
         name = bundle.resolve().name
-        told = (injection, window, tuple(warnings), name, precision)
-        return cls(directions.to(denoiser.device), denoiser, schedule, *told)
+        facts = (injection, window, tuple(warnings), name, precision)
+        return cls(directions.to(denoiser.device), denoiser, schedule, *facts)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the numbers of the set: two sets edit alike when this is the same."""
+        """SHA-256 of the numbers of the set: two sets with the same digest edit alike."""
         parts = (self.directions.table, self.directions.sigma)
         numbers = b"".join(part.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for part in parts)
         return hashlib.sha256(numbers).hexdigest()
 
     def from_seeds(self, seeds: Sequence[int]) -> StartingSamples:
-        """Samples that depend on their seeds alone."""
+        """Return samples that depend on their seeds alone."""
         shape, device = self.denoiser.sample_shape, self.denoiser.device
         z = step_noise(seeds, shape, len(self.schedule), device=device) if self.schedule.stochastic else None
         return StartingSamples(self.denoiser.for_samples(seeds), self.schedule, noise(seeds, shape, device=device), z)
 
     def from_images(self, images: Tensor) -> StartingSamples:
-        """The samples that images [N, *image_shape] are, as nearly as inversion finds them."""
+        """Return the samples that images [N, *image_shape] come from, as nearly as inversion finds them."""
         self.check_invertible()
         refinements = max(3, _INVERSION_PASSES // len(self.schedule))
         x_0 = self.denoiser.x_0(images.to(self.denoiser.device))
@@ -149,15 +150,15 @@ class EditSession:
         return StartingSamples(self.denoiser, self.schedule, x_T)
 
     def check_invertible(self) -> None:
-        """Raises UserError where this chain starts from seeds alone."""
+        """Raise UserError where images cannot be inverted on this chain, so that it needs seeds."""
         if self.schedule.stochastic or self.schedule.consistency:
-            how = "on a consistency model" if self.schedule.consistency else f"with eta {self.schedule.eta:g}"
+            chain = "on a consistency model" if self.schedule.consistency else f"with eta {self.schedule.eta:g}"
             raise UserError(
-                f"images need a chain without noise (eta 0) to be inverted; this set was made {how}: use seeds"
+                f"images need a chain without noise (eta 0) to be inverted; this set was made {chain}: use seeds"
             )
 
     def load(self, paths: Sequence[Path]) -> tuple[Tensor, list[str]]:
-        """Images as the model draws them [N, *image_shape], and what was done to those of another size."""
+        """Return images as the model draws them [N, *image_shape], and a note on each that had another size."""
         images = load_images(paths, self.denoiser.image_shape)
         return images, [note for path in paths if (note := self._fitted(path))]
 
@@ -172,48 +173,48 @@ class EditSession:
         return f"{path.name} is {size[0]} x {size[1]} pixels; the model draws {width} x {height}: {cropped}{resized}"
 
     def edit(self, scales: Mapping[str, float]) -> Edit:
-        """An edit as the set was made: its injection, its window."""
+        """Return an edit with the injection and the window that the set was made with."""
         return Edit(scales, self.injection, self.window)
 
     @torch.no_grad()
     def draw(
         self,
-        begun: StartingSamples,
+        starting: StartingSamples,
         edit: Edit,
         factors: Sequence[float] = (1.0,),
         batch: int = 64,
         drawn: Callable[[int], object] = lambda count: None,
     ) -> Tensor:
-        """Every sample with the edit at every multiple of its scales: images [N, A, *image_shape], on the CPU.
+        """Return every sample with the edit at every multiple of its scales: images [N, A, *image_shape], on the CPU.
 
-        drawn: told how many more images there are. A sample is the same in every batch, but for rounding.
+        drawn: called after each batch with its number of images. A sample is the same in every batch, but for rounding.
         """
         self.check(edit)
         inside = self.schedule.steps_in_window(edit.window)
         first = inside.index(True)
-        x = begun.before(first)  # up to there nothing is shifted
+        x = starting.before(first)  # no step before it is shifted
         sampled = torch.arange(len(x)).repeat_interleave(len(factors))
         factor = torch.tensor(list(factors)).repeat(len(x))
         parts = []
         for rows in torch.split(torch.arange(len(sampled)), batch):
             which = sampled[rows].to(x.device)
-            z = None if begun.noise is None else begun.noise[:, which]
+            z = None if starting.noise is None else starting.noise[:, which]
             shift = self._shift(edit.scales, factor[rows].to(x.device))
-            given = (begun.denoiser.at_rows(which.tolist()), self.schedule, x[which], shift, edit.injection)
-            x_0 = sample(*given, window=edit.window, step_noise=z, first=first)
+            arguments = (starting.denoiser.at_rows(which.tolist()), self.schedule, x[which], shift, edit.injection)
+            x_0 = sample(*arguments, window=edit.window, step_noise=z, first=first)
             parts.append(self.denoiser.images(x_0).cpu())
             drawn(len(rows))
         return torch.cat(parts).reshape(len(x), len(factors), *self.denoiser.image_shape)
 
     def check(self, edit: Edit) -> None:
-        """Raises UserError for a direction that the set has not, and a scale that is no number."""
+        """Raise UserError for a direction that is not in the set, or a scale that is not a finite number."""
         for name, scale in edit.scales.items():
             self.directions.index(name)
             if not math.isfinite(scale):
                 raise UserError(f"the scale of '{name}' is {scale}; allowed: a finite number")
 
     def _shift(self, scales: Mapping[str, float], factor: Tensor) -> Shift | None:
-        """The shift on this chain: where it is not the set's own, that of the nearest timestep, in proportion."""
+        """Return the shift on this chain, or None; on a new chain by nearest timesteps, scaled in proportion."""
         if not any(scales.values()):
             return None
         own, made_on = self.directions.timesteps, range(len(self.directions.timesteps))
@@ -223,7 +224,7 @@ class EditSession:
         return lambda i: delta_h(nearest[i])
 
     def range_of(self, name: str) -> tuple[float, float]:
-        """The scales between which images of one direction stay faithful, as far as is known."""
+        """Return the scales between which images of one direction stay faithful; REACH where that was not measured."""
         dials = self.directions.dials
         if not dials:
             return REACH
@@ -231,7 +232,10 @@ class EditSession:
         return dial.low, dial.high
 
     def reach(self, scales: Mapping[str, float]) -> tuple[float, float]:
-        """The multiples of an edit up to which all of its directions stay in their ranges."""
+        """Return the range of multiples of an edit in which all its directions stay in their ranges.
+
+        REACH where there is no such range.
+        """
         low, high = -math.inf, math.inf
         for name, scale in scales.items():
             if scale:
@@ -240,7 +244,7 @@ class EditSession:
         return (low, high) if math.isfinite(low) and low < high else REACH
 
     def beyond(self, scales: Mapping[str, float]) -> list[str]:
-        """A sentence for each direction that is turned further than it was measured to stay faithful."""
+        """Return a sentence for each direction whose scale is outside the range that was measured to stay faithful."""
         if not self.directions.dials:
             return []
         ranges = {name: self.range_of(name) for name in scales}
@@ -252,20 +256,25 @@ class EditSession:
         ]
 
 
-def recovered(begun: StartingSamples, images: Tensor) -> list[float]:
-    """How far what is drawn of inverted images is from them: the mean over pixels, of 255 levels."""
-    apart = (begun.plain.clamp(-1, 1) - images).abs().mean(dim=(1, 2, 3)) * 127.5
+def recovered(starting: StartingSamples, images: Tensor) -> list[float]:
+    """Return how far inverted images are from their redrawn ones: the mean over pixels, in levels of 255."""
+    apart = (starting.plain.clamp(-1, 1) - images).abs().mean(dim=(1, 2, 3)) * 127.5
     return [float(each) for each in apart]
 
 
-def told_recovered(name: str, levels: float) -> str:
+def describe_recovery(name: str, levels: float) -> str:
+    """Return a sentence on how far an inverted image is from its redrawn one."""
     return f"{name} is redrawn, before any edit, with a mean error of {levels:.1f} of 255 levels"
 
 
 def _chain_of(directions: DirectionSet, bundle: Path) -> tuple[Injection, Window | None, float]:
-    """(injection, window, eta) that a set says it was made with."""
-    told = directions.provenance
-    injection, window, eta = told.get("injection", "symmetric"), told.get("window"), told.get("eta", 0.0)
+    """Return (injection, window, eta) from a set's provenance. Raises DirectionSetError for an invalid one."""
+    provenance = directions.provenance
+    injection, window, eta = (
+        provenance.get("injection", "symmetric"),
+        provenance.get("window"),
+        provenance.get("eta", 0.0),
+    )
     if injection not in INJECTIONS:
         raise DirectionSetError(f"{bundle}: injection is {shown(injection)}; allowed: {', '.join(INJECTIONS)}")
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
@@ -276,11 +285,11 @@ def _chain_of(directions: DirectionSet, bundle: Path) -> tuple[Injection, Window
 
 
 def _precision_of(directions: DirectionSet, bundle: Path) -> str:
-    """What the model was run in when the set was found; sets that do not say so are of float32."""
-    told = directions.provenance.get("precision", "fp32")
-    if not isinstance(told, str) or told not in PRECISIONS:
-        raise DirectionSetError(f"{bundle}: precision is {shown(told)}; allowed: {', '.join(PRECISIONS)}")
-    return told
+    """Return the precision of the model when the set was found; "fp32" for sets that do not record it."""
+    precision = directions.provenance.get("precision", "fp32")
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise DirectionSetError(f"{bundle}: precision is {shown(precision)}; allowed: {', '.join(PRECISIONS)}")
+    return precision
 
 
 def _model(directions: DirectionSet, options: ModelOptions, precision: str) -> Denoiser:
@@ -298,7 +307,10 @@ def _model(directions: DirectionSet, options: ModelOptions, precision: str) -> D
 
 
 def _agreement(directions: DirectionSet, denoiser: Denoiser, any_model: bool) -> Iterator[str]:
-    """Warnings for a set that was made for other weights; where they may not be used, UserError."""
+    """Yield a warning for a set that was made for other weights.
+
+    Raises DirectionSetError where its h has another shape, or where other weights are not allowed.
+    """
     if directions.h_shape != denoiser.h_shape:
         raise DirectionSetError(
             f"the set is for h of shape {list(directions.h_shape)}; "

@@ -1,6 +1,4 @@
-"""The settings of an edit as a file: what `orchestrate edit` and the explore page write, and from which the same
-pictures are made again.
-"""
+"""Define, read and write the settings of an edit, with which `orchestrate edit` and `explore` repeat its pictures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from core.precision import PRECISIONS
 from orchestrator.edit.session import Edit, EditSession, Window
 
 _MAX_BYTES = 1 << 20
-_SHOWN = 60  # characters of a stranger's value in a message
+_SHOWN = 60  # characters of a value from the file in a message
 MAX_SEED = 2**63 - 1
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -28,19 +26,20 @@ class _Strict(BaseModel):
 
 
 class Frames(_Strict):
-    """The multiples of the edit that an animation or a grid goes through, evenly spaced."""
+    """The multiples of the edit, evenly spaced, that an animation or a grid shows."""
 
     count: Annotated[int, Field(ge=2)]
     first: float
     last: float
 
     def factors(self) -> list[float]:
+        """Return the multiples, rounded to six decimals."""
         step = (self.last - self.first) / (self.count - 1)
         return [round(self.first + i * step, 6) for i in range(self.count)]
 
 
 class Settings(_Strict):
-    """Everything that the pictures of an edit depend on. directions: name -> scale; images: their files."""
+    """All that the pictures of an edit depend on. directions: name -> scale; images: their files."""
 
     format: Literal["h-space edit"] = "h-space edit"
     version: Literal[1] = 1
@@ -64,6 +63,7 @@ class Settings(_Strict):
 
     @property
     def edit(self) -> Edit:
+        """The edit in these settings."""
         return Edit(self.directions, self.injection, self.window)
 
 
@@ -74,7 +74,7 @@ def settings_of(
     images: Sequence[str],
     frames: Frames | None = None,
 ) -> Settings:
-    """The settings of an edit of these samples, in a studio as it stands."""
+    """Return the settings of an edit of these samples in this session."""
     return Settings(
         set_digest=session.digest,
         model=session.denoiser.name,
@@ -91,7 +91,7 @@ def settings_of(
 
 
 def read_settings(path: Path) -> Settings:
-    """Raises UserError, in one sentence, where the file is not one of settings."""
+    """Return the settings in a file. Raises UserError, in one sentence, where it does not hold settings."""
     try:
         with open_regular(path) as file:
             content = file.read(_MAX_BYTES + 1)
@@ -109,12 +109,13 @@ def read_settings(path: Path) -> Settings:
 
 
 def write_settings(settings: Settings, path: Path) -> None:
+    """Write settings as JSON."""
     with atomic_file(path) as temporary:
         temporary.write_text(settings.model_dump_json(indent=2) + "\n")
 
 
 def differences(settings: Settings, session: EditSession) -> list[str]:
-    """A sentence for each thing that makes pictures others than those that the settings were written with."""
+    """Return a sentence for each difference in the set or the weights, as pictures then differ from former ones."""
     pairs = (
         ("direction set", settings.set_digest, session.digest),
         ("weights", settings.weight_digest, session.denoiser.digest),
@@ -127,10 +128,14 @@ def differences(settings: Settings, session: EditSession) -> list[str]:
     ]
 
 
-def read_directions(given: Sequence[str], directions: DirectionSet, scale: float = 1.0) -> dict[str, float]:
-    """`NAME` and `NAME=SCALE`, as they were given, to scales; scale: of those without one of their own."""
+def read_directions(texts: Sequence[str], directions: DirectionSet, scale: float = 1.0) -> dict[str, float]:
+    """Return the scales by direction from texts `NAME` and `NAME=SCALE`.
+
+    scale: of directions without one of their own. Raises UserError for one that is unknown or given twice, and for a
+    scale that is not a finite number.
+    """
     scales: dict[str, float] = {}
-    for text in given:
+    for text in texts:
         name, number = _parted(text, directions)
         name = directions.names[directions.index(name)]
         if name in scales:
@@ -156,6 +161,6 @@ def _number(text: str, name: str) -> float:
     return number
 
 
-def told(scales: Mapping[str, float]) -> str:
-    """`skin +1.5, yaw -0.5`."""
+def describe_scales(scales: Mapping[str, float]) -> str:
+    """Return the scales as text: `skin +1.5, yaw -0.5`."""
     return ", ".join(f"{name} {scale:+g}" for name, scale in scales.items()) or "no edit"

@@ -1,1 +1,1 @@
-"""The dry run: what a sweep will take of memory, time and disk, before anything is spent."""
+"""Predict what a sweep will take in memory, time and disk, without running it."""

@@ -1,7 +1,7 @@
-"""The dry run: what a sweep would do, without doing it.
+"""Print the plan of a sweep: what it would do, without doing it.
 
-Most of it follows from the file alone, the rest is counted on the model's architecture, for which its configuration is
-enough (orchestrator.plan.summary). Time is not guessed: it is measured where that is asked for, and unknown where not.
+Most of it follows from the file alone. The rest is counted on the model's architecture, for which its configuration is
+enough (orchestrator.plan.summary). Time is never guessed: it is measured on request, else shown as unknown.
 """
 
 import json
@@ -23,10 +23,10 @@ _WEIGHTS = {"cpu": "in the CPU's memory", "partitioned": "partitioned over the w
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan is asked to tell.
+    """The options of a plan.
 
-    device_memory: of a GPU to plan for ("24GB"); samples: configurations to show; probe: whether to measure on this
-    machine; price_per_hour: of one GPU, or of one machine where trials hold no GPU.
+    device_memory: of a GPU to plan for ("24GB"); samples: how many configurations to show; probe: whether to measure on
+    this machine; price_per_hour: of one GPU, or of one machine where trials hold no GPU.
     """
 
     device_memory: str | None = None
@@ -43,27 +43,27 @@ def show(sweep: Sweep, console: Console, root: Path = Path("runs"), options: Pla
     console.print(describe(sweep, options.samples, root))
     from orchestrator.plan import memory, summary  # they load torch
 
-    found = summary.look_ahead(
+    plan = summary.look_ahead(
         sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
     )
-    for part in summary.tables(found):
+    for part in summary.tables(plan):
         console.print(part)
-    if found.case is not None:
-        memory.refuse_unfit(found.case, found.devices, options.device_memory)
+    if plan.case is not None:
+        memory.refuse_unfit(plan.case, plan.devices, options.device_memory)
 
 
 def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: PlanOptions = PlanOptions()) -> str:
-    """Return what `show` prints as one JSON document; `memory[].fits` says what `show` refuses.
+    """Return what `show` prints as one JSON document; `memory[].fits` is false where `show` raises.
 
     sweep            name, identity, and the sweep file with every default filled in, without passwords
     space            configurations (null: continuous), parameters with their values and conditions
     samples          configurations, each a mapping of all parameters
-    trials, root     how many there will be, and where their results go
+    trials, root     their number, and the folder of their results
     unet_passes, memory, disk, downloads, time, cost, not_counted        see orchestrator.plan.summary.document
     """
     from orchestrator.plan import summary  # loads torch
 
-    found = summary.look_ahead(
+    plan = summary.look_ahead(
         sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
     )
     document = {
@@ -76,7 +76,7 @@ def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: 
         "samples": _sampled(sweep, options.samples),
         "trials": trials(sweep),
         "root": str(root),
-        **summary.document(found),
+        **summary.document(plan),
     }
     return json.dumps(document, indent=2, allow_nan=False)
 
@@ -90,12 +90,12 @@ def _without_secrets(sweep: Sweep) -> dict[str, Any]:
 
 
 def _sampled(sweep: Sweep, samples: int) -> list[dict[str, Value]]:
-    """The first configurations, where each will be run; else some as a random search would draw them."""
+    """Return the first configurations where each will be run, else random ones."""
     return configurations(sweep.space)[:samples] if fits(sweep) else sample(sweep.space, samples, sweep.seed)
 
 
 def describe(sweep: Sweep, samples: int = PlanOptions.samples, root: Path = Path("runs")) -> RenderableType:
-    """The plan: what runs, over which space, what a trial holds and does, and where the results will go."""
+    """Return the plan: what runs, the search space, what a trial takes and does, and where the results will be."""
     parts: list[RenderableType | None] = [
         facts_table("Sweep", what_runs(sweep)),
         _space_table(sweep),
@@ -107,7 +107,7 @@ def describe(sweep: Sweep, samples: int = PlanOptions.samples, root: Path = Path
 
 
 def what_runs(sweep: Sweep) -> dict[str, str]:
-    """What is asked of a sweep, in the words of its plan."""
+    """Return the main keys of a sweep with their values, as text."""
     sampler, window = sweep.sampler, sweep.sampler.window
     where = f" in timesteps {window[0]} to {window[1]}" if window else ""
     return {
@@ -126,17 +126,17 @@ def what_runs(sweep: Sweep) -> dict[str, str]:
 
 
 def _used(sweep: Sweep) -> dict[str, str]:
-    """How the model is used, where the file says so."""
-    given, plain = sweep.denoiser.model_dump(), ModelUse().model_dump()
-    told = [f"{name.replace('_', ' ')} {_listed(value)}" for name, value in given.items() if value != plain[name]]
-    return {"used": ", ".join(told)} if told else {}
+    """Return how the model is used, where the file changes a default."""
+    use, plain = sweep.denoiser.model_dump(), ModelUse().model_dump()
+    words = [f"{name.replace('_', ' ')} {_listed(value)}" for name, value in use.items() if value != plain[name]]
+    return {"used": ", ".join(words)} if words else {}
 
 
 def _judged(sweep: Sweep) -> dict[str, str]:
-    """The networks that are asked beside the denoiser."""
-    asked = {name: getattr(sweep.evaluate, name) for name in ("features", "inception", "lpips", "identity")}
-    told = [f"{name} {where}" for name, where in asked.items() if where]
-    return {"judged by": ", ".join(told)} if told else {}
+    """Return the networks that measure beside the denoiser."""
+    networks = {name: getattr(sweep.evaluate, name) for name in ("features", "inception", "lpips", "identity")}
+    words = [f"{name} {where}" for name, where in networks.items() if where]
+    return {"judged by": ", ".join(words)} if words else {}
 
 
 def _listed(value: object) -> str:
@@ -183,14 +183,14 @@ def _training(sweep: Sweep) -> dict[str, str]:
         parts = f"{counted(share // train.micro_batch, 'micro-batch', 'micro-batches')} of {train.micro_batch}"
     cut = f"batch {train.batch}: {counted(workers, 'worker')} x {parts}"
     kept = "" if gradient.memory == "auto" else f", graphs of at most {gradient.memory}"
-    how = ", lean denoiser" if gradient.lean else ""
+    placed = ", lean denoiser" if gradient.lean else ""
     if gradient.weights != "device":
-        how = f", the denoiser's weights {_WEIGHTS[gradient.weights]}"
+        placed = f", the denoiser's weights {_WEIGHTS[gradient.weights]}"
     return {
         "training": f"{counted(train.iterations, 'iteration')}, {cut}",
         "precision": f"denoiser {train.precision}, trained parts {engine.precision}",
         "DeepSpeed": _engine(engine),
-        "gradient": f"{gradient.policy}{kept}{how}",
+        "gradient": f"{gradient.policy}{kept}{placed}",
     }
 
 
@@ -217,8 +217,8 @@ def _space_table(sweep: Sweep) -> Grid:
     table = table_of(f"Search space ({held})", "parameter", "values", "only when")
     for name in ordered(sweep.space):
         distribution = sweep.space[name]
-        given = name in sweep.search or (name == "method" and "method" in sweep.model_fields_set)
-        values = spelled(distribution) + ("" if given else " (default)")
+        in_file = name in sweep.search or (name == "method" and "method" in sweep.model_fields_set)
+        values = spelled(distribution) + ("" if in_file else " (default)")
         when = " and ".join(
             f"{other} is {' or '.join(map(_word, wanted))}" for other, wanted in distribution.when.items()
         )
@@ -227,7 +227,7 @@ def _space_table(sweep: Sweep) -> Grid:
 
 
 def spelled(distribution: Distribution) -> str:
-    """The values that a parameter may have, as a person reads them."""
+    """Return the values that a parameter may have, as text."""
     match distribution:
         case Fixed(value):
             return _word(value)
@@ -240,7 +240,7 @@ def spelled(distribution: Distribution) -> str:
 
 
 def _sample_table(sweep: Sweep, samples: int) -> Grid | None:
-    """The real sampler learns from the trials before."""
+    """Return a table of sampled configurations. The sweep's own sampler learns from trials, so its proposals differ."""
     searched = [name for name in ordered(sweep.space) if not isinstance(sweep.space[name], Fixed)]
     if not searched:
         return None

@@ -1,25 +1,26 @@
-"""How long a sweep will take, and what it will cost, from what `orchestrator.plan.probe` measured.
+"""Predict how long a sweep takes and what it costs, from what `orchestrator.plan.probe` measured.
 
-A trial of method learned with K directions, after n iterations and e evaluations:
+A trial of method learned with K directions, after n iterations and e evaluations, takes
 
     start + 32 C forward + n iteration + e evaluation(K)
     evaluation(K) = (4 M K C' + 7 K C' + (5 M + 4 M K) / 2) forward + (5 M + 4 M K) score + judge
 
-with M seeds (evaluate.seeds), C the steps that are shifted and C' those of a whole chain, each half a pass longer where
-asymmetric injection runs the decoder twice; with evaluate.strength up to six rounds of 16 K chains come on top. Other
-methods replace what stands before the evaluation by the samples that they look at. Unshifted samples are drawn once.
+with M seeds (evaluate.seeds), C the steps from the first shifted one on and C' those of a whole chain. Asymmetric
+injection adds half a pass for each shifted step, since it runs the decoder twice. With evaluate.strength up to six
+rounds of 16 K chains are added. For other methods the terms before the evaluation are replaced by the passes for the
+samples that they use. Unshifted samples are drawn once.
 
-ASHA lets the next trial go on at a rung if it is among the best 1 in r of those that came there before. Of scores in
-random order that happens, with m before it, with probability
+ASHA lets the next trial continue at a rung if it is among the best 1 in r of those that came there before. For scores
+in random order and m trials before it, the probability of that is
 
-    1 for m = 0, else 1 - ((1 - 1/r) (m - 1) + 1) / (m + 1)        which comes down to 1/r
+    1 for m = 0, else 1 - ((1 - 1/r) (m - 1) + 1) / (m + 1)        which falls to 1/r
 
-so that n trials at a rung leave the sum over m < n of that for the next. The sweep takes
+so n trials at a rung leave the sum of this over m < n for the next. The sweep takes
 
     load + work / slots + (1 - 1 / slots) longest / 2
 
-where work is what all trials and the samples take one after the other, and the last term is the wait for the last trial
-while other slots are idle, and at most budget.hours. Not counted: what Ray and MLflow add, a second or two a trial.
+and at most budget.hours, where work is the time of all trials and samples one after the other. The last term is the
+wait for the last trial while other slots are idle. Not counted: the time of Ray and MLflow, a second or two per trial.
 """
 
 import math
@@ -39,8 +40,8 @@ from orchestrator.search.space import configurations, fits, sample, trials
 from orchestrator.spec import Sweep, Value
 from orchestrator.trial.settings import samples_of, settings_of
 
-_CALIBRATED = 32  # samples on which the learned method measures once how large differences are
-_DRAWN = 200  # configurations, of a space that is not run through
+_CALIBRATED = 32  # samples on which the learned method once measures the size of differences
+_DRAWN = 200  # random configurations, where the space is not run through
 _UNTOLD = {
     "jacobian": "how many products it takes depends on how fast it converges",
     "pairs": "it depends on how many images the pairs have",
@@ -49,12 +50,12 @@ _UNTOLD = {
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds that were predicted; None, and a reason in `unknown`, where a method cannot be."""
+    """The predicted seconds. None, with a reason in `unknown`, for a method that cannot be predicted."""
 
     trial: dict[str, float | None]  # by method: the mean over configurations, run to its end
     heaviest: dict[str, float | None]
     unknown: dict[str, str]
-    ends: tuple[tuple[int, float], ...]  # of method learned: (iteration, how many trials are expected to end there)
+    ends: tuple[tuple[int, float], ...]  # of method learned: (iteration, number of trials expected to end there)
     slots: int
     sweep: float | None  # None where the time of some trials is unknown
     busy: float | None  # of all trials, one after the other
@@ -62,7 +63,7 @@ class Prediction:
 
 
 def predict(sweep: Sweep, schedule: Schedule, measured: Measured, slots: int) -> Prediction:
-    """The arithmetic of this module for a sweep of which so many trials run at a time."""
+    """Return the prediction, by the formulas of this module, for a sweep that runs `slots` trials at a time."""
     count = trials(sweep)
     listed = configurations(sweep.space) if fits(sweep) else sample(sweep.space, _DRAWN, sweep.seed)
     by_method: dict[str, list[Mapping[str, Value]]] = {}
@@ -100,28 +101,28 @@ def predict(sweep: Sweep, schedule: Schedule, measured: Measured, slots: int) ->
 
 
 def asha_ends(sweep: Sweep, count: float) -> tuple[tuple[int, float], ...]:
-    """(iteration, trials expected to end there) of `count` trials that train; all at the last one without ASHA."""
+    """Return (iteration, trials expected to end there) for `count` trials that train; all at the last if no ASHA."""
     whole, every = sweep.train.iterations, sweep.evaluate_every
     if sweep.scheduler is None:
         return ((whole, count),)
-    asha, found, rung = sweep.scheduler.asha, defaultdict[int, float](float), sweep.scheduler.asha.grace
-    while (seen := -(-rung // every) * every) < whole:  # a trial is looked at when it reports
+    asha, ends, rung = sweep.scheduler.asha, defaultdict[int, float](float), sweep.scheduler.asha.grace
+    while (seen := -(-rung // every) * every) < whole:  # ASHA compares a trial when it reports
         going_on = expected_to_go_on(count, asha.reduction)
-        found[seen] += count - going_on
+        ends[seen] += count - going_on
         count, rung = going_on, rung * asha.reduction
-    found[whole] += count
-    return tuple(sorted(found.items()))
+    ends[whole] += count
+    return tuple(sorted(ends.items()))
 
 
 def expected_to_go_on(count: float, reduction: float) -> float:
-    """Of `count` trials that come to a rung in random order, those that ASHA is expected to let go on."""
+    """Return how many of `count` trials in random order ASHA is expected to continue at a rung."""
     chances = [1.0] + [1 - ((1 - 1 / reduction) * (m - 1) + 1) / (m + 1) for m in range(1, math.ceil(count))]
     whole = int(count)
     return sum(chances[:whole]) + (count - whole) * (chances[whole] if whole < len(chances) else 0.0)
 
 
 def cost(sweep: Sweep, prediction: Prediction, price_per_hour: float) -> tuple[float, float, str] | None:
-    """(hours, what they cost, hours of what): of the GPUs that trials hold; of machines where they hold none."""
+    """Return (hours, their cost, "GPU" or "machine"): of GPUs that trials hold, or of machines where they hold none."""
     if prediction.sweep is None or prediction.busy is None:
         return None
     gpus = sweep.resources.gpus_per_trial
@@ -130,7 +131,7 @@ def cost(sweep: Sweep, prediction: Prediction, price_per_hour: float) -> tuple[f
 
 
 class _Trial:
-    """What one trial of a sweep takes."""
+    """The seconds of the parts of a trial of this sweep."""
 
     def __init__(self, sweep: Sweep, schedule: Schedule, measured: Measured) -> None:
         self.sweep, self.measured, self.steps = sweep, measured, len(schedule)
@@ -140,6 +141,7 @@ class _Trial:
         self.seeds = sweep.evaluate.seeds
 
     def seconds(self, parameters: Mapping[str, Value], iterations: int) -> float:
+        """Return the seconds of a trial with these parameters that ends after `iterations`."""
         settings = settings_of(parameters, self.sweep)
         directions = self._directions(settings)
         if parameters["method"] != "learned":
@@ -151,6 +153,7 @@ class _Trial:
         return start + training + evaluations * self.evaluation(directions)
 
     def evaluation(self, directions: int) -> float:
+        """Return the seconds of one evaluation of a set of `directions` directions."""
         shifted = self.seeds * directions * len(SCALES)
         images = 5 * self.seeds + shifted
         passes = (shifted + len(GRID_SCALES) * directions) * self.chain + images / 2
@@ -159,21 +162,21 @@ class _Trial:
         return passes * self.measured.forward + images * self.measured.score + self.measured.judge
 
     def samples(self, by_method: Mapping[str, Sequence[Mapping[str, Value]]], count: int) -> float:
-        """Unshifted samples, drawn once: those that trials look at, for each seed, and those to compare with."""
+        """Return the seconds of drawing unshifted samples once: those that trials use, per seed, and the references."""
         most = max(samples_of(settings_of(each, self.sweep)) for its_own in by_method.values() for each in its_own)
         seeds = len({each["seed"] for its_own in by_method.values() for each in its_own})
         return (min(seeds, count) * most + 10 * self.seeds) * self.steps * self.measured.forward
 
     def champion(self, listed: Sequence[Mapping[str, Value]]) -> float:
-        """It and its baseline are measured once more."""
+        """Return the seconds of measuring the champion and its baseline."""
         return 2 * fmean(self.evaluation(self._directions(settings_of(each, self.sweep))) for each in listed)
 
     def _found(self, parameters: Mapping[str, Value]) -> float:
-        """What a method that does not train does beside drawing its samples, which another trial may have drawn."""
+        """Return the seconds of a method that does not train, without drawing samples that trials share."""
         if parameters["method"] != "supervised":
             return 0.0
         settings: Any = settings_of(parameters, self.sweep)
-        again = min(settings.samples, 2 * settings.extremes)  # drawn again for their h
+        again = min(settings.samples, 2 * settings.extremes)  # samples drawn again for their h
         return float(again * self.steps * self.measured.forward + settings.samples * self.measured.score)
 
     def _directions(self, settings: Any) -> int:
@@ -182,7 +185,7 @@ class _Trial:
 
 
 def _untold(its_own: Sequence[Mapping[str, Value]]) -> str | None:
-    """Why the time of a method is not predicted."""
+    """Return why the time of a method is not predicted; None where it is."""
     if its_own[0]["method"] == "jacobian":
         return _UNTOLD["jacobian"]
     return _UNTOLD["pairs"] if any(each.get("supervised.pairs", "none") != "none" for each in its_own) else None

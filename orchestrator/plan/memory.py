@@ -1,4 +1,4 @@
-"""What training would take: passes through the UNet, and memory on the devices at hand or named."""
+"""Show what training takes: passes through the UNet, and memory on this machine's device and on common GPUs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from orchestrator.trial.footprint import (
     without_weights,
 )
 
-VENDED = ("24GB", "40GB", "80GB", "141GB")  # GPUs as vendors state them
+VENDED = ("24GB", "40GB", "80GB", "141GB")  # sizes of GPUs as vendors state them
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ class Passes:
     With I iterations, B samples a batch, T steps of which S are shifted and F come before the first of these, and a
     pool of P unshifted samples:
 
-        unshifted    P T          once a node: trials share the pool, through the cache beside the sweeps
-        shifted      I B (T - F)  chains go on from the first step that is shifted
-        decoders     I B S        passes through the decoder half beside those, under asymmetric injection
+        unshifted    P T          once per node: trials share the pool through the cache beside the sweeps
+        shifted      I B (T - F)  chains start at the first step that is shifted
+        decoders     I B S        further passes through the decoder half, under asymmetric injection
 
-    What is run again on the way back (`again`) comes on top, and so do evaluations and 32 calibration samples.
-    Where the model's timesteps are not known, F = 0 and S = T, and `bound` says so if a window makes them too many.
+    Steps run again in the backward pass (`again`), evaluations and 32 calibration samples are not included. Where the
+    model's timesteps are unknown, F = 0 and S = T; `bound` is then True if there is a window, as these are upper
+    bounds.
     """
 
     unshifted: int
@@ -60,7 +61,7 @@ class Passes:
 
 
 def unet_passes(sweep: Sweep, schedule: Schedule | None) -> Passes:
-    """The arithmetic of `Passes` for this sweep."""
+    """Return the passes of this sweep."""
     steps, window, chains = sweep.sampler.steps, sweep.sampler.window, sweep.train.iterations * sweep.train.batch
     inside = schedule.steps_in_window(window) if schedule else (True,) * steps
     return Passes(
@@ -71,37 +72,39 @@ def unet_passes(sweep: Sweep, schedule: Schedule | None) -> Passes:
     )
 
 
-def again(sweep: Sweep, found: Footprint) -> int:
-    """Passes that are run again on the way back: blocks that keep no graph once more than their step, and where they
-    are fetched, those of kept steps too.
+def again(sweep: Sweep, footprint: Footprint) -> int:
+    """Return the passes that are run again in the backward pass.
+
+    Blocks that keep no graph run once more than their step. Where weights are streamed, this includes those of kept
+    steps.
     """
     fetched = sweep.gradient.weights != "device"
-    times = 2 if found.gradient.by_blocks or fetched else 1
-    kept = found.chain.kept if fetched else 0
-    return sweep.train.iterations * sweep.train.batch * (found.again * times + kept)
+    times = 2 if footprint.gradient.by_blocks or fetched else 1
+    kept = footprint.chain.kept if fetched else 0
+    return sweep.train.iterations * sweep.train.batch * (footprint.again * times + kept)
 
 
 def case_of(sweep: Sweep) -> Case:
-    """What memory is counted of. Raises ModelError where the model's configuration is not at hand."""
+    """Return the input for predicting this sweep's memory. Raises ModelError without the model's configuration."""
     denoiser = without_weights(sweep)
     return Case(denoiser, Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta), sweep, heaviest(sweep))
 
 
 def devices_of(sweep: Sweep, named: str | None = None) -> list[Device]:
-    """The devices that a plan is made for: those on the market, the one that is here, and the one that is named."""
+    """Return the devices of a plan: common GPUs if trials hold GPUs, the named one, and this machine's own."""
     names = VENDED if sweep.resources.gpus_per_trial else ()
     if named is not None and named not in names:
         names = (*names, named)
-    found = [Device(name, share_of(sweep, size_bytes(name))) for name in names]
+    devices = [Device(name, share_of(sweep, size_bytes(name))) for name in names]
     if torch.cuda.is_available():
-        found.append(Device("this GPU", device_bytes(sweep, torch.device("cuda"))))
+        devices.append(Device("this GPU", device_bytes(sweep, torch.device("cuda"))))
     elif not sweep.resources.gpus_per_trial:
-        found.append(Device("this machine", device_bytes(sweep, torch.device("cpu"))))
-    return found
+        devices.append(Device("this machine", device_bytes(sweep, torch.device("cpu"))))
+    return devices
 
 
 def passes_table(sweep: Sweep, schedule: Schedule | None) -> Grid:
-    """The arithmetic, row by row."""
+    """Return a table of the passes, with their arithmetic."""
     passes = unet_passes(sweep, schedule)
     chains = f"{sweep.train.iterations} x {sweep.train.batch}"
     table = table_of("UNet passes of a trial of method learned, run to its end", "what", "arithmetic", "passes")
@@ -119,7 +122,7 @@ def passes_table(sweep: Sweep, schedule: Schedule | None) -> Grid:
 
 
 def memory_table(case: Case, devices: Sequence[Device]) -> Grid:
-    """Peak bytes by parts, and what is chosen, for each device."""
+    """Return a table of the peak memory by parts, and the settings chosen, for each device."""
     ways = [choose(case, device.bytes) for device in devices]
     share = case.sweep.resources.gpus_per_trial
     part = f" (of each GPU {share:g})" if 0 < share < 1 else ""
@@ -136,13 +139,13 @@ def memory_table(case: Case, devices: Sequence[Device]) -> Grid:
 
 
 def refuse_unfit(case: Case, devices: Sequence[Device], named: str | None = None) -> None:
-    """Raise UserError, in one sentence, where training fits neither the named device nor, with none named, any."""
-    asked = [device for device in devices if named in (None, device.name)]
-    ways = [choose(case, device.bytes) for device in asked]
+    """Raise UserError, in one sentence, where training fits neither the named device nor, without a name, any."""
+    wanted = [device for device in devices if named in (None, device.name)]
+    ways = [choose(case, device.bytes) for device in wanted]
     if any(way.fits for way in ways):
         return
     largest = max(ways, key=lambda way: way.device)
-    names = " or ".join(device.name for device in asked)
+    names = " or ".join(device.name for device in wanted)
     nearest = next_fitting(case, largest.device)
     advice = f"; {nearest} and would fit" if nearest.fits else f"; even {nearest}"
     room = f"{usable(largest.device) / 1e9:.1f} GB"

@@ -1,10 +1,9 @@
-"""A short measurement on this machine: what the parts of a trial take. `orchestrator.plan.duration` predicts the rest
-from it.
+"""Measure on this machine, in about a minute, what the parts of a trial take (`orchestrator.plan.duration` predicts).
 
-Measured is what repeats: one call of the network, one micro-batch of training with the real engines, the start of the
-directions and the judge's training on data of the right shape. None of it draws the whole pool. Where trials run side
-by side on the cores of one machine, as many processes measure side by side, for they share its memory and caches. A
-batch that spans several workers is measured without what they tell each other.
+Measured are the parts that repeat: one call of the network, one micro-batch of training with the real engines, the
+start of the directions, and the judge's training on data of the right shape. The pool is never drawn whole. Where
+trials run side by side on the cores of one machine, as many processes measure side by side, since they share its memory
+and caches. Communication between the workers that share a batch is not measured.
 """
 
 import os
@@ -34,28 +33,28 @@ from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.footprint import Case, device_bytes, heaviest
 from orchestrator.trial.model import TrialModel
 
-_ENOUGH_S = 0.25  # of calls of the network, to tell what one takes
-_TIMED_S = 10.0  # of training, after an iteration that does not count
-_LONG_S = 60.0  # an iteration that would take longer is measured on a shorter chain
-_BACKWARD = 3  # forward and back through a step, at least, in forward passes
-_JUDGED, _JUDGE = 15, 150  # iterations of the judge's training that are measured, of so many
+_ENOUGH_S = 0.25  # seconds of one call of the network that are enough to time it
+_TIMED_S = 10.0  # seconds of training, after a first iteration that does not count
+_LONG_S = 60.0  # seconds; an iteration that would take longer is measured on a shorter chain
+_BACKWARD = 3  # forward passes that a step takes forward and backward, at least
+_JUDGED, _JUDGE = 15, 150  # iterations of the judge's training: measured, in all
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured, in seconds; None where no trial of the sweep needs it."""
+    """The measured seconds of the parts; None where no trial of the sweep needs the part."""
 
-    load: float  # a process, its imports, and the model
+    load: float  # start of a process, its imports, and the model
     forward: float  # one sample through the whole network
     score: float  # one image by the attribute predictor
     judge: float  # the training of the network that measures identifiability
-    labels: float = 0  # no time: how many attributes the predictor scores
+    labels: float = 0  # not a time: the number of attributes that the predictor scores
     start: float | None = None  # of the learned directions, from the pool's h
     iteration: float | None = None  # of training the heaviest configuration
 
 
-def here(sweep: Sweep) -> int:
-    """How many trials this machine runs at a time; 0 where it has no room for one."""
+def slots_here(sweep: Sweep) -> int:
+    """Return how many trials this machine runs at a time; 0 where it has no room for one."""
     resources = sweep.resources
     if resources.gpus_per_trial:
         return int(torch.cuda.device_count() / resources.gpus_per_trial + 1e-9)
@@ -63,21 +62,21 @@ def here(sweep: Sweep) -> int:
 
 
 def device() -> str:
-    """What this machine computes on."""
+    """Return the name of the device that this machine computes on."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name(0))
     return f"CPU with {os.cpu_count()} cores"
 
 
 def refuse_elsewhere(sweep: Sweep) -> None:
-    """Raise UserError where the sweep would not run on what this machine has."""
+    """Raise UserError where the resources of this machine are not enough for one trial."""
     gpus, there = sweep.resources.gpus_per_trial, torch.cuda.device_count()
     if gpus > there:
         raise UserError(
             f"--probe: a trial asks for {gpus:g} GPU (resources.gpus_per_trial) and this machine has {there}; measure "
             "on a machine like those that will run it, or set resources.gpus_per_trial to what is here"
         )
-    if not gpus and here(sweep) < 1:
+    if not gpus and slots_here(sweep) < 1:
         raise UserError(
             f"--probe: a trial asks for {sweep.resources.workers * sweep.resources.cpus_per_worker} CPU and this "
             f"machine has {os.cpu_count()}; measure on a machine like those that will run it"
@@ -85,27 +84,27 @@ def refuse_elsewhere(sweep: Sweep) -> None:
 
 
 def measure(sweep: Sweep, side_by_side: int) -> Measured:
-    """The means over so many processes that measure at the same time. Raises UserError where there is no model."""
-    context = get_context("spawn")  # nothing of this process, whose threads and GPU are in use
+    """Return the means over `side_by_side` processes that measure at once. Raises UserError where there is no model."""
+    context = get_context("spawn")  # no copy of this process, whose threads and GPU are in use
     try:
         with ProcessPoolExecutor(side_by_side, context, initializer=_silent) as pool:
-            given = [pool.submit(_measured, sweep) for _ in range(side_by_side)]
-            found = [each.result() for each in given]
+            running = [pool.submit(_measured, sweep) for _ in range(side_by_side)]
+            results = [each.result() for each in running]
     except BrokenProcessPool:
         raise RuntimeError("the probe's process was ended while it measured: is there enough memory?") from None
-    return _mean(found)
+    return _mean(results)
 
 
-def _mean(found: list[Measured]) -> Measured:
+def _mean(results: list[Measured]) -> Measured:
     together: dict[str, Any] = {}
-    for name in asdict(found[0]):
-        values = [getattr(each, name) for each in found]
+    for name in asdict(results[0]):
+        values = [getattr(each, name) for each in results]
         together[name] = None if None in values else mean(values)
     return Measured(**together)
 
 
 def _silent() -> None:
-    """What libraries say goes nowhere: this process's output is a plan."""
+    """Discard the output of libraries in this process: the output of the command is a plan."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
@@ -118,18 +117,18 @@ def _measured(sweep: Sweep) -> Measured:
     load = time.time() - psutil.Process().create_time()
     forward = _forward_s(trial_model, sweep.sampler.batch)
     labels = len(trial_model.attributes.names) if trial_model.attributes else 0
-    found = Measured(load, forward, _score_s(trial_model), _judge_s(trial_model), labels)
+    measured = Measured(load, forward, _score_s(trial_model), _judge_s(trial_model), labels)
     if "learned" not in sweep.methods:
-        return found
+        return measured
     settings = heaviest(sweep)
     return replace(
-        found, start=_start_s(trial_model, settings), iteration=_iteration_s(trial_model, sweep, settings, forward)
+        measured, start=_start_s(trial_model, settings), iteration=_iteration_s(trial_model, sweep, settings, forward)
     )
 
 
 @torch.no_grad()
 def _forward_s(trial_model: TrialModel, most: int) -> float:
-    """In a batch as large as samples are drawn in, or large enough to tell."""
+    """Return the seconds per sample, in a batch as large as samples are drawn in, or large enough to time."""
     denoiser, size = trial_model.denoiser, 1
     timestep = trial_model.schedule.timesteps[0]
     while True:
@@ -162,7 +161,7 @@ def _judge_s(trial_model: TrialModel) -> float:
 
 
 def _start_s(trial_model: TrialModel, settings: learned.Settings) -> float:
-    """It takes as long on any numbers of the pool's shape."""
+    """Return the seconds of choosing the first directions, on random numbers of the shape of the pool's h."""
     starts = {"flattest": flattest_directions, "pca": leading_components}
     if settings.start not in starts:
         return 0.0
@@ -171,8 +170,8 @@ def _start_s(trial_model: TrialModel, settings: learned.Settings) -> float:
 
 
 def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: learned.Settings, forward: float) -> float:
-    """The median of a few real ones, on one micro-batch; a batch takes as many times that as it has micro-batches."""
-    from orchestrator.trial.engine import Engines  # DeepSpeed
+    """Return the seconds of an iteration: the median of a few on one micro-batch, times the micro-batches per batch."""
+    from orchestrator.trial.engine import Engines  # imports DeepSpeed
 
     denoiser, schedule = trial_model.denoiser, trial_model.schedule
     share = settings.batch // sweep.resources.workers
@@ -197,7 +196,7 @@ def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: learned.Settin
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds until the work is done, on a GPU too."""
+    """Return the seconds until the work is done, on a GPU too."""
     _settle()
     began = time.perf_counter()
     work()

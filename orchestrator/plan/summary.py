@@ -1,6 +1,6 @@
-"""What a sweep will take, as far as its model can tell: memory, disk, downloads and, where measured, time and cost.
+"""Predict what a sweep takes, as far as its model is known: memory, disk, downloads and, where measured, time and cost.
 
-`look_ahead` finds it out, `tables` shows it, `document` gives it as plain JSON.
+`look_ahead` computes it, `tables` shows it, `document` returns it as plain JSON.
 """
 
 from collections.abc import Iterator
@@ -34,12 +34,12 @@ _DISK = {
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What was counted and measured for one sweep; None where that was not possible, or not asked for."""
+    """The predictions for one sweep. None for a part that was not possible, or not asked for."""
 
     sweep: Sweep
     schedule: Schedule | None
     case: Case | None
-    unknown: str | None  # why nothing is counted on the model
+    unknown: str | None  # why memory and disk are not counted
     devices: list[Device]
     slots: int  # trials at a time
     free: int  # bytes at the root
@@ -51,6 +51,7 @@ class PlanSummary:
 
     @property
     def cost(self) -> tuple[float, float, str] | None:
+        """The result of `duration.cost`; None without a prediction or a price."""
         if self.prediction is None or self.price_per_hour is None:
             return None
         return duration.cost(self.sweep, self.prediction, self.price_per_hour)
@@ -64,12 +65,12 @@ def look_ahead(
     measure: bool = False,
     price_per_hour: float | None = None,
 ) -> PlanSummary:
-    """Count, and where asked to, measure. Raises UserError where this machine cannot measure."""
+    """Count and, where `measure`, measure. Raises UserError where this machine cannot measure."""
     if measure:
         probe.refuse_elsewhere(sweep)
     denoiser, unknown = _model(sweep)
     schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta) if denoiser else None
-    slots = min(max(1, probe.here(sweep)), trials(sweep))
+    slots = min(max(1, probe.slots_here(sweep)), trials(sweep))
     learns = "learned" in sweep.methods
     with console.status("Counting ..."):
         case = case_of(sweep) if denoiser and learns else None
@@ -98,42 +99,42 @@ def look_ahead(
     )
 
 
-def tables(found: PlanSummary) -> Iterator[RenderableType]:
-    """All of it for a person."""
-    sweep = found.sweep
+def tables(plan: PlanSummary) -> Iterator[RenderableType]:
+    """Yield everything as tables and lines of text."""
+    sweep = plan.sweep
     if "learned" not in sweep.methods:
         yield Text("\nNo training: only method learned trains.")
     else:
-        yield passes_table(sweep, found.schedule)
-        if found.case is None:
-            yield Text(f"\nMemory of a trial of method learned was not counted: {found.unknown}")
+        yield passes_table(sweep, plan.schedule)
+        if plan.case is None:
+            yield Text(f"\nMemory of a trial of method learned was not counted: {plan.unknown}")
         else:
-            yield memory_table(found.case, found.devices)
-    yield facts_table("Disk, at the most", _disk(found))
-    yield facts_table("To be downloaded", _fetched(found))
-    yield facts_table("Time", _time(found))
+            yield memory_table(plan.case, plan.devices)
+    yield facts_table("Disk, at the most", _disk(plan))
+    yield facts_table("To be downloaded", _fetched(plan))
+    yield facts_table("Time", _time(plan))
 
 
-def document(found: PlanSummary) -> dict[str, Any]:
-    """All of it as plain JSON; what is not known is null. Bytes and seconds say so in their names."""
+def document(plan: PlanSummary) -> dict[str, Any]:
+    """Return everything as plain JSON; what is unknown is null. Names of bytes and seconds end in their unit."""
     memory = None
-    if found.case is not None:
-        case = found.case
+    if plan.case is not None:
+        case = plan.case
         beside = {"pool_h_cpu_bytes": pool_h_bytes(case.denoiser, case.schedule, case.settings)}
-        memory = [_way(each, choose(case, each.bytes)) | beside for each in found.devices]
-    passes = unet_passes(found.sweep, found.schedule) if "learned" in found.sweep.methods else None
+        memory = [_way(each, choose(case, each.bytes)) | beside for each in plan.devices]
+    passes = unet_passes(plan.sweep, plan.schedule) if "learned" in plan.sweep.methods else None
     return {
         "unet_passes": passes and {**asdict(passes), "total": passes.total},
         "memory": memory,
         "disk": {
-            "parts_bytes": found.disk,
-            "total_bytes": found.disk and sum(found.disk.values()),
-            "free_bytes": found.free,
+            "parts_bytes": plan.disk,
+            "total_bytes": plan.disk and sum(plan.disk.values()),
+            "free_bytes": plan.free,
         },
-        "downloads": [{"what": each.what, "name": each.name, "size_bytes": each.bytes} for each in found.fetched],
-        "time": _time_document(found),
-        "cost": _cost_document(found),
-        "not_counted": found.unknown,
+        "downloads": [{"what": each.what, "name": each.name, "size_bytes": each.bytes} for each in plan.fetched],
+        "time": _time_document(plan),
+        "cost": _cost_document(plan),
+        "not_counted": plan.unknown,
     }
 
 
@@ -145,72 +146,72 @@ def _model(sweep: Sweep) -> tuple[Denoiser | None, str | None]:
 
 
 def _side_by_side(sweep: Sweep, slots: int) -> int:
-    """Trials that share what one of them would have alone: the cores of a machine, or one GPU."""
+    """Return how many trials share the resource that one trial alone would have: the cores of a machine, or one GPU."""
     gpus = sweep.resources.gpus_per_trial
     return slots if not gpus else min(slots, max(1, int(1 / gpus + 1e-9)))
 
 
-def _disk(found: PlanSummary) -> dict[str, str]:
-    if found.disk is None:
-        return {"taken": "not counted, for the model is not at hand", "free": nbytes(found.free)}
-    told = {_DISK[name]: nbytes(value) for name, value in found.disk.items()}
-    told["while trials run"] += f", free again afterwards ({counted(found.slots, 'trial')} at a time)"
-    total = sum(found.disk.values())
-    enough = "" if total <= found.free else ": not enough"
-    return {**told, "in all": nbytes(total), "free": nbytes(found.free) + enough}
+def _disk(plan: PlanSummary) -> dict[str, str]:
+    if plan.disk is None:
+        return {"taken": "not counted, for the model is not at hand", "free": nbytes(plan.free)}
+    rows = {_DISK[name]: nbytes(value) for name, value in plan.disk.items()}
+    rows["while trials run"] += f", free again afterwards ({counted(plan.slots, 'trial')} at a time)"
+    total = sum(plan.disk.values())
+    enough = "" if total <= plan.free else ": not enough"
+    return {**rows, "in all": nbytes(total), "free": nbytes(plan.free) + enough}
 
 
-def _fetched(found: PlanSummary) -> dict[str, str]:
-    told = {
+def _fetched(plan: PlanSummary) -> dict[str, str]:
+    rows = {
         each.what: f"{each.name}, " + (f"at most {nbytes(each.bytes)}" if each.bytes else "size unknown offline")
-        for each in found.fetched
+        for each in plan.fetched
     }
-    return told or {"nothing": "the model and its predictor are on this machine"}
+    return rows or {"nothing": "the model and its predictor are on this machine"}
 
 
-def _time(found: PlanSummary) -> dict[str, str]:
-    measured, prediction = found.measured, found.prediction
+def _time(plan: PlanSummary) -> dict[str, str]:
+    measured, prediction = plan.measured, plan.prediction
     if measured is None or prediction is None:
         unknown = "unknown; --probe measures it on this machine"
-        return {"a trial": unknown, **({} if found.price_per_hour is None else {"cost": unknown})}
-    told = {"measured on": f"{probe.device()}, {counted(found.slots, 'trial')} at a time"}
-    told["one pass"] = f"{1000 * measured.forward:.3g} ms a sample"
+        return {"a trial": unknown, **({} if plan.price_per_hour is None else {"cost": unknown})}
+    rows = {"measured on": f"{probe.device()}, {counted(plan.slots, 'trial')} at a time"}
+    rows["one pass"] = f"{1000 * measured.forward:.3g} ms a sample"
     if measured.iteration is not None:
-        told["one iteration"] = f"{measured.iteration:.3g} s"
+        rows["one iteration"] = f"{measured.iteration:.3g} s"
     for method, seconds in prediction.trial.items():
         heaviest = prediction.heaviest[method]
-        told[f"a trial of {method}"] = (
+        rows[f"a trial of {method}"] = (
             f"not predicted: {prediction.unknown[method]}"
             if seconds is None or heaviest is None
             else f"{clock(seconds)}, at the most {clock(heaviest)}, run to its end"
         )
-    if found.sweep.scheduler is not None and len(prediction.ends) > 1:
-        told["ASHA"] = "expected: " + ", ".join(
+    if plan.sweep.scheduler is not None and len(prediction.ends) > 1:
+        rows["ASHA"] = "expected: " + ", ".join(
             f"{number:.1f} trials end at iteration {step}" for step, number in prediction.ends
         )
-    return {**told, **_whole(found, prediction)}
+    return {**rows, **_whole(plan, prediction)}
 
 
-def _whole(found: PlanSummary, prediction: duration.Prediction) -> dict[str, str]:
+def _whole(plan: PlanSummary, prediction: duration.Prediction) -> dict[str, str]:
     if prediction.sweep is None:
         return {"the sweep": f"not predicted: it has trials of {' and '.join(prediction.unknown)}"}
     limited = ", when budget.hours are over" if prediction.limited else ""
-    told = {"the sweep": f"about {clock(prediction.sweep)}{limited}"}
-    if found.cost is not None:
-        hours, price, what = found.cost
-        told["cost"] = f"about {price:,.2f} ({hours:,.2f} {what} hours at {found.price_per_hour:g})"
-    return told
+    rows = {"the sweep": f"about {clock(prediction.sweep)}{limited}"}
+    if plan.cost is not None:
+        hours, price, what = plan.cost
+        rows["cost"] = f"about {price:,.2f} ({hours:,.2f} {what} hours at {plan.price_per_hour:g})"
+    return rows
 
 
-def _time_document(found: PlanSummary) -> dict[str, Any] | None:
-    prediction = found.prediction
-    if prediction is None or found.measured is None:
+def _time_document(plan: PlanSummary) -> dict[str, Any] | None:
+    prediction = plan.prediction
+    if prediction is None or plan.measured is None:
         return None
-    measured = asdict(found.measured)
+    measured = asdict(plan.measured)
     del measured["labels"]
     return {
         "device": probe.device(),
-        "trials_at_a_time": found.slots,
+        "trials_at_a_time": plan.slots,
         "measured_seconds": measured,
         "trial_seconds": prediction.trial,
         "trial_at_most_seconds": prediction.heaviest,
@@ -222,11 +223,11 @@ def _time_document(found: PlanSummary) -> dict[str, Any] | None:
     }
 
 
-def _cost_document(found: PlanSummary) -> dict[str, Any] | None:
-    if found.cost is None:
+def _cost_document(plan: PlanSummary) -> dict[str, Any] | None:
+    if plan.cost is None:
         return None
-    hours, price, what = found.cost
-    return {"price_per_hour": found.price_per_hour, "of_one": what, "hours": hours, "total": price}
+    hours, price, what = plan.cost
+    return {"price_per_hour": plan.price_per_hour, "of_one": what, "hours": hours, "total": price}
 
 
 def _way(device: Device, way: Footprint) -> dict[str, Any]:

@@ -52,27 +52,27 @@ class Section:
     table: Table | None = None
 
 
-def sections(found: Findings) -> list[Section]:
+def sections(findings: Findings) -> list[Section]:
     """Return the sections for which the sweep has results."""
-    if not found.rows:
+    if not findings.rows:
         return []
-    made = (_front(found), _importance(found), _slices(found), _history(found), _curves(found))
-    return [section for section in made if section is not None]
+    parts = (_front(findings), _importance(findings), _slices(findings), _history(findings), _curves(findings))
+    return [section for section in parts if section is not None]
 
 
-def _front(found: Findings) -> Section | None:
-    names = found.sweep.objective_names
+def _front(findings: Findings) -> Section | None:
+    names = findings.sweep.objective_names
     if len(names) < 2:
         return None
-    done = _completed(found)
-    charts = [_pair(found, done, x, y) for x, y in combinations(names, 2)] if done else []
+    done = _completed(findings)
+    charts = [_pair(findings, done, x, y) for x, y in combinations(names, 2)] if done else []
     note = "Trials that no other beats in every objective. A click on a point leads to its trial."
-    rows = [[row.trial_id, *_values(row, found)] for row in found.front]
-    table = Table(["trial", *_headings(found)], rows) if rows else None
+    rows = [[row.trial_id, *_values(row, findings)] for row in findings.front]
+    table = Table(["trial", *_headings(findings)], rows) if rows else None
     return Section("front", "Pareto front", note if done else "No trial was completed.", charts, table)
 
 
-def _pair(found: Findings, done: list[Row], x: str, y: str) -> Chart:
+def _pair(findings: Findings, done: list[Row], x: str, y: str) -> Chart:
     """Return the chart of two objectives against each other."""
 
     def at(row: Row) -> tuple[Any, Any]:
@@ -80,23 +80,25 @@ def _pair(found: Findings, done: list[Row], x: str, y: str) -> Chart:
 
     front = sorted((row for row in done if row.on_front), key=at)
     ring = {"symbol": "circle-open", "size": 16, "color": "var(--front)", "line": {"width": 2}}
-    mode = "lines+markers" if len(found.sweep.objectives) == 2 else "markers"
+    mode = "lines+markers" if len(findings.sweep.objectives) == 2 else "markers"
     line = {"color": "var(--front)", "width": 1, "dash": "dot"}
-    traces = list(_by_method(found, done, at))
-    traces.append(_points(found, front, at, name="Pareto front", marker=ring, mode=mode, line=line))
-    traces += _champion(found, done, at)
-    return Chart(f"{_aimed(found, y)} against {_aimed(found, x)}", frame(traces, titled(plain(x)), titled(plain(y))))
+    traces = list(_by_method(findings, done, at))
+    traces.append(_points(findings, front, at, name="Pareto front", marker=ring, mode=mode, line=line))
+    traces += _champion(findings, done, at)
+    return Chart(
+        f"{_aimed(findings, y)} against {_aimed(findings, x)}", frame(traces, titled(plain(x)), titled(plain(y)))
+    )
 
 
-def _importance(found: Findings) -> Section:
+def _importance(findings: Findings) -> Section:
     note = (
         "How differently the best tenth of the completed trials chose a parameter (PED-ANOVA, by Optuna). "
         "A share says that a parameter mattered, not which value is good: that is below."
     )
-    given = {metric: each for metric, each in found.importance.items() if each.shares}
-    charts = [_bars(metric, each.shares) for metric, each in given.items()]
-    words = dict.fromkeys(each.note for each in found.importance.values() if each.note)
-    rows = [[plain(m), name, f"{share:.1%}"] for m, each in given.items() for name, share in each.shares.items()]
+    importance = {metric: each for metric, each in findings.importance.items() if each.shares}
+    charts = [_bars(metric, each.shares) for metric, each in importance.items()]
+    words = dict.fromkeys(each.note for each in findings.importance.values() if each.note)
+    rows = [[plain(m), name, f"{share:.1%}"] for m, each in importance.items() for name, share in each.shares.items()]
     table = Table(["objective", "parameter", "share"], rows) if rows else None
     return Section(
         "importance", "Which parameters mattered", " ".join([note, *words] if rows else words), charts, table
@@ -122,17 +124,19 @@ def _bars(metric: str, shares: dict[str, float]) -> Chart:
     return Chart(f"Shares for {plain(metric)}", figure.update_layout(height=90 + _BAR_HEIGHT * len(names)))
 
 
-def _slices(found: Findings) -> Section | None:
-    done = _completed(found)
-    if not done or not found.searched:
+def _slices(findings: Findings) -> Section | None:
+    done = _completed(findings)
+    if not done or not findings.searched:
         return None
-    charts = [_slice(found, done, name, metric) for name in found.searched for metric in found.sweep.objective_names]
-    table = Table(["trial", *_headings(found)], [[row.trial_id, *_values(row, found)] for row in done])
+    charts = [
+        _slice(findings, done, name, metric) for name in findings.searched for metric in findings.sweep.objective_names
+    ]
+    table = Table(["trial", *_headings(findings)], [[row.trial_id, *_values(row, findings)] for row in done])
     return Section("slices", "Each parameter against each objective", "Completed trials.", charts, table)
 
 
-def _slice(found: Findings, done: list[Row], name: str, metric: str) -> Chart:
-    values = found.sweep.space[name]
+def _slice(findings: Findings, done: list[Row], name: str, metric: str) -> Chart:
+    values = findings.sweep.space[name]
     listed = isinstance(values, Choice)
 
     def at(row: Row) -> tuple[Any, Any]:
@@ -147,21 +151,21 @@ def _slice(found: Findings, done: list[Row], name: str, metric: str) -> Chart:
     elif isinstance(values, FloatRange | IntRange) and values.log:
         axis |= {"type": "log"} | marks([row.parameters[name] for row in done if name in row.parameters])
     having = [row for row in done if name in row.parameters]
-    traces = [*_by_method(found, having, at), *_champion(found, having, at)]
-    return Chart(f"{_aimed(found, metric)} by {name}", frame(traces, axis, titled(plain(metric))))
+    traces = [*_by_method(findings, having, at), *_champion(findings, having, at)]
+    return Chart(f"{_aimed(findings, metric)} by {name}", frame(traces, axis, titled(plain(metric))))
 
 
-def _history(found: Findings) -> Section | None:
-    done = sorted(_completed(found), key=lambda row: row.began)
+def _history(findings: Findings) -> Section | None:
+    done = sorted(_completed(findings), key=lambda row: row.began)
     if not done:
         return None
     charts: list[Chart] = []
     best: dict[str, list[float]] = {}
-    for objective in found.sweep.objectives:
+    for objective in findings.sweep.objectives:
         metric, pick = objective.metric, max if objective.mode == "max" else min
         best[metric] = list(accumulate((row.metrics[metric] for row in done), pick))
-        charts.append(_progress(found, done, metric, best[metric]))
-    names = found.sweep.objective_names
+        charts.append(_progress(findings, done, metric, best[metric]))
+    names = findings.sweep.objective_names
     headings = ["began as", "trial", *(part for name in names for part in (plain(name), f"best {plain(name)} so far"))]
     rows = [
         [str(row.began), row.trial_id, *(number(v) for name in names for v in (row.metrics[name], best[name][i]))]
@@ -171,34 +175,34 @@ def _history(found: Findings) -> Section | None:
     return Section("history", "How the search went", note, charts, Table(headings, rows))
 
 
-def _progress(found: Findings, done: list[Row], metric: str, best: list[float]) -> Chart:
+def _progress(findings: Findings, done: list[Row], metric: str, best: list[float]) -> Chart:
     def at(row: Row) -> tuple[Any, Any]:
         return row.began, row.metrics[metric]
 
     line = {"color": "var(--front)", "width": 2, "shape": "hv"}
     x = [row.began for row in done]
     traces = [go.Scatter(x=x, y=best, mode="lines", line=line, name="best so far", hoverinfo="skip")]
-    traces += [*_by_method(found, done, at), *_champion(found, done, at)]
+    traces += [*_by_method(findings, done, at), *_champion(findings, done, at)]
     figure = frame(traces, whole_numbers("trial"), titled(plain(metric)))
-    return Chart(f"{_aimed(found, metric)}, trial by trial", figure)
+    return Chart(f"{_aimed(findings, metric)}, trial by trial", figure)
 
 
-def _curves(found: Findings) -> Section | None:
+def _curves(findings: Findings) -> Section | None:
     """Return the values that trials were compared by while they ran; None where no trial has a curve to show."""
-    shown = [row for row in found.rows if len(row.reports) > 1 or (row.reports and row.state == "pruned")]
-    if not shown:
+    curved = [row for row in findings.rows if len(row.reports) > 1 or (row.reports and row.state == "pruned")]
+    if not curved:
         return None
-    metric, _ = found.sweep.compared
+    metric, _ = findings.sweep.checkpoint_metric
     kinds = {"completed": ("var(--series-1)", "solid"), "pruned": ("var(--series-2)", "dash")}
-    traces = [_lines(kind, [row for row in shown if row.state == kind], *look) for kind, look in kinds.items()]
-    traces.append(_lines("others", [row for row in shown if row.state not in kinds], "var(--muted)", "dot"))
-    pruned = sum(row.state == "pruned" for row in found.rows)
+    traces = [_lines(kind, [row for row in curved if row.state == kind], *look) for kind, look in kinds.items()]
+    traces.append(_lines("others", [row for row in curved if row.state not in kinds], "var(--muted)", "dot"))
+    pruned = sum(row.state == "pruned" for row in findings.rows)
     note = "Measured while trials ran."
     if pruned:
         note += (
             f" Stopped early, for others were ahead at the same iteration, or time was up: {counted(pruned, 'trial')}."
         )
-    rows = [[row.trial_id, row.state, "; ".join(f"{i}: {number(v)}" for i, v in row.reports.items())] for row in shown]
+    rows = [[row.trial_id, row.state, "; ".join(f"{i}: {number(v)}" for i, v in row.reports.items())] for row in curved]
     figure = frame([trace for trace in traces if trace.x], whole_numbers("iteration"), titled(plain(metric)))
     table = Table(["trial", "state", f"iteration: {plain(metric)}"], rows)
     return Section("curves", "Trials while they ran", note, [Chart(f"{plain(metric)} by iteration", figure)], table)
@@ -213,56 +217,58 @@ def _lines(name: str, rows: list[Row], color: str, dash: str) -> go.Scatter:
     return go.Scatter(x=x, y=y, customdata=[escape(i) for i in ids], name=name, hovertemplate=hover, **look)
 
 
-def _by_method(found: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]]) -> Iterator[go.Scatter]:
+def _by_method(findings: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]]) -> Iterator[go.Scatter]:
     """Yield trials as points, with a colour and a shape for each method."""
-    methods = found.sweep.methods
+    methods = findings.sweep.methods
     for i, method in enumerate(methods):
         marker = {"symbol": _SYMBOLS[i], "size": 9, "color": f"var(--series-{i + 1})", "opacity": 0.85}
         own = [row for row in rows if row.parameters.get("method", method) == method]
         if own:
-            yield _points(found, own, at, name=method if len(methods) > 1 else "completed", marker=marker)
+            yield _points(findings, own, at, name=method if len(methods) > 1 else "completed", marker=marker)
 
 
-def _champion(found: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]]) -> list[go.Scatter]:
-    own = [row for row in rows if row.trial_id == found.champion]
-    return [_points(found, own, at, name="champion", marker=_STAR)] if own else []
+def _champion(findings: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]]) -> list[go.Scatter]:
+    own = [row for row in rows if row.trial_id == findings.champion]
+    return [_points(findings, own, at, name="champion", marker=_STAR)] if own else []
 
 
-def _points(found: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]], **look: Any) -> go.Scatter:
+def _points(findings: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]], **look: Any) -> go.Scatter:
     where = [at(row) for row in rows]
     return go.Scatter(
         x=[x for x, _ in where],
         y=[y for _, y in where],
         customdata=[row.trial_id for row in rows],
-        text=[_told(found, row) for row in rows],
+        text=[_hover_text(findings, row) for row in rows],
         **{"mode": "markers", "hovertemplate": "%{text}<extra></extra>"} | look,
     )
 
 
-def _told(found: Findings, row: Row) -> str:
+def _hover_text(findings: Findings, row: Row) -> str:
     """Return the text that a point shows when it is pointed at."""
-    names = {name: row.parameters[name] for name in found.searched if name in row.parameters}
-    values = names | {plain(name): row.metrics.get(name) for name in found.sweep.objective_names}
+    names = {name: row.parameters[name] for name in findings.searched if name in row.parameters}
+    values = names | {plain(name): row.metrics.get(name) for name in findings.sweep.objective_names}
     return "<br>".join([f"trial {escape(row.trial_id)}", *(f"{name} {label(v)}" for name, v in values.items())])
 
 
-def _aimed(found: Findings, metric: str) -> str:
-    modes = {objective.metric: objective.mode for objective in found.sweep.objectives}
+def _aimed(findings: Findings, metric: str) -> str:
+    modes = {objective.metric: objective.mode for objective in findings.sweep.objectives}
     better = {"max": " (more is better)", "min": " (less is better)"}
     return plain(metric) + better[modes[metric]]
 
 
-def _completed(found: Findings) -> list[Row]:
-    return [row for row in found.rows if row.state == "completed"]
+def _completed(findings: Findings) -> list[Row]:
+    return [row for row in findings.rows if row.state == "completed"]
 
 
-def _headings(found: Findings) -> list[str]:
-    return [*found.searched, *map(plain, found.sweep.objective_names)]
+def _headings(findings: Findings) -> list[str]:
+    return [*findings.searched, *map(plain, findings.sweep.objective_names)]
 
 
-def _values(row: Row, found: Findings) -> list[str]:
-    given = [row.parameters.get(name) for name in found.searched]
-    return [number(value) for value in (*given, *(row.metrics.get(name) for name in found.sweep.objective_names))]
+def _values(row: Row, findings: Findings) -> list[str]:
+    parameters = [row.parameters.get(name) for name in findings.searched]
+    return [
+        number(value) for value in (*parameters, *(row.metrics.get(name) for name in findings.sweep.objective_names))
+    ]
 
 
 _HEIGHT, _LEGEND_ROW = 320, 20  # pixels; a row of a legend has two entries

@@ -104,11 +104,11 @@ class Findings:
     @property
     def failures(self) -> list[Failure]:
         """The ways in which trials ended without a result, the most frequent first."""
-        found: dict[tuple[str, str], list[str]] = {}
+        trials_of: dict[tuple[str, str], list[str]] = {}
         for row in self.rows:
             if row.over and row.state not in _HEALTHY:
-                found.setdefault((row.state, row.reason), []).append(row.trial_id)
-        failures = [Failure(state, reason, advice(state), ids) for (state, reason), ids in found.items()]
+                trials_of.setdefault((row.state, row.reason), []).append(row.trial_id)
+        failures = [Failure(state, reason, advice(state), ids) for (state, reason), ids in trials_of.items()]
         return sorted(failures, key=lambda failure: -len(failure.trials))
 
     @property
@@ -134,8 +134,8 @@ class Findings:
         space = {
             name: spelled(values) for name, values in self.sweep.space.items() if not isinstance(values, Fixed)
         } or {"search": "nothing: one configuration"}
-        told: dict[str, str] = scrubbed(self.sweep, what_runs(self.sweep) | space)
-        return told
+        content: dict[str, str] = scrubbed(self.sweep, what_runs(self.sweep) | space)
+        return content
 
     @property
     def resolved(self) -> str:
@@ -156,7 +156,7 @@ def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findin
         sweep = parse(content["spec"])
     except SpecError as error:
         raise UserError(f"{folder.path / 'sweep.json'} is damaged: {error.problems[0]}") from None
-    study = open_study(sweep.name, folder.book) if "study" in content else None
+    study = open_study(sweep.name, folder.study_place) if "study" in content else None
     driven = result is None and driver(folder.lock) is not None
     rows = [] if study is None else ranked(study, sweep, driven)
     champion, compared = _result(folder, _kept(folder) if result is None else result)
@@ -178,8 +178,8 @@ def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findin
 
 def _repeats(rows: list[Row], sweep: Sweep) -> list[Repeated]:
     """Return configurations with several seeds; none where each is only a method: the methods table says the same."""
-    found = repeated(rows, sweep)
-    return found if any(each.parameters.keys() - {"method"} for each in found) or len(sweep.methods) == 1 else []
+    repeats = repeated(rows, sweep)
+    return repeats if any(each.parameters.keys() - {"method"} for each in repeats) or len(sweep.methods) == 1 else []
 
 
 def _kept(folder: SweepFolder) -> Mapping[str, Any] | None:
@@ -200,23 +200,23 @@ def _result(folder: SweepFolder, result: Mapping[str, Any] | None) -> tuple[str 
     return result["trial"], [Compared(name, METRICS[name], own.get(name), random.get(name)) for name in names]
 
 
-def _with_champion(found: Findings) -> str:
-    measured = [each for each in found.compared if each.difference is not None]
+def _with_champion(findings: Findings) -> str:
+    measured = [each for each in findings.compared if each.difference is not None]
     ahead = sum(each.better == "champion" for each in measured)
-    first = next((each for each in measured if each.metric == found.sweep.objectives[0].metric), None)
-    told = f"; {plain(first.metric)} {number(first.champion)} against {number(first.random)}" if first else ""
+    first = next((each for each in measured if each.metric == findings.sweep.objectives[0].metric), None)
+    comparison = f"; {plain(first.metric)} {number(first.champion)} against {number(first.random)}" if first else ""
     return (
-        f"The champion is the set of trial {found.champion}: on seeds that trained and chose nothing it is better than "
-        f"random directions in {ahead} of {counted(len(measured), 'metric')}{told}."
+        f"The champion is the set of trial {findings.champion}: on seeds that trained and chose nothing it is better "
+        f"than random directions in {ahead} of {counted(len(measured), 'metric')}{comparison}."
     )
 
 
-def _without_champion(found: Findings) -> str:
-    best = found.rows[0]
+def _without_champion(findings: Findings) -> str:
+    best = findings.rows[0]
     if best.state != "completed":
-        over = all(row.over for row in found.rows)
+        over = all(row.over for row in findings.rows)
         return "No trial was completed." if over else "No trial has been completed yet."
-    metric = found.sweep.objectives[0].metric
+    metric = findings.sweep.objectives[0].metric
     return f"There is no champion yet; of the completed trials, {best.trial_id} is ahead ({plain(metric)} " + (
         f"{number(best.metrics[metric])} on the seeds that choose)."
     )
@@ -229,30 +229,30 @@ def advice(state: str) -> str:
     return ADVICE[TrialOutcome(state)].partition(": ")[2] if state in set(TrialOutcome) else ""
 
 
-def as_json(found: Findings) -> str:
+def as_json(findings: Findings) -> str:
     """Return all findings as JSON; numbers that are not finite become null."""
-    told = {
-        "sweep": found.sweep.name,
-        "written": found.written,
-        "standing": found.state,
-        "conclusion": found.conclusion,
-        "seconds": found.seconds,
-        "objectives": [asdict(objective) for objective in found.sweep.objectives],
-        "champion": found.champion,
+    content = {
+        "sweep": findings.sweep.name,
+        "written": findings.written,
+        "standing": findings.state,
+        "conclusion": findings.conclusion,
+        "seconds": findings.seconds,
+        "objectives": [asdict(objective) for objective in findings.sweep.objectives],
+        "champion": findings.champion,
         "against_random": [
-            asdict(each) | {"difference": each.difference, "better": each.better} for each in found.compared
+            asdict(each) | {"difference": each.difference, "better": each.better} for each in findings.compared
         ],
-        "pareto_front": [row.trial_id for row in found.front],
-        "trials": [asdict(row) for row in found.rows],
-        "methods": [asdict(row) for row in found.methods],
-        "repeats": [asdict(each) for each in found.repeats],
-        "failures": [asdict(failure) for failure in found.failures],
-        "importance": {metric: asdict(each) for metric, each in found.importance.items()},
-        **found.origin,
+        "pareto_front": [row.trial_id for row in findings.front],
+        "trials": [asdict(row) for row in findings.rows],
+        "methods": [asdict(row) for row in findings.methods],
+        "repeats": [asdict(each) for each in findings.repeats],
+        "failures": [asdict(failure) for failure in findings.failures],
+        "importance": {metric: asdict(each) for metric, each in findings.importance.items()},
+        **findings.origin,
         "orchestrator": version("h-space-orchestrator"),
-        "spec": without_secrets(found.sweep),
+        "spec": without_secrets(findings.sweep),
     }
-    return json.dumps(_finite(told), indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(_finite(content), indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def without_secrets(sweep: Sweep) -> dict[str, Any]:
@@ -264,11 +264,11 @@ def without_secrets(sweep: Sweep) -> dict[str, Any]:
     return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # tuples as lists, for YAML
 
 
-def scrubbed(sweep: Sweep, told: Any) -> Any:
+def scrubbed(sweep: Sweep, content: Any) -> Any:
     """Return a text, or a container of texts, without the secrets in the sweep's addresses."""
     for uri in (sweep.tracking.uri, sweep.study.uri):
-        told = told if uri is None else scrub(told, uri)
-    return told
+        content = content if uri is None else scrub(content, uri)
+    return content
 
 
 def _scrubbed(sweep: Sweep, row: Row) -> Row:

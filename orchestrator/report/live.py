@@ -24,21 +24,21 @@ _FEW = 5  # finished trials shown, the best ones
 _BESIDE = 8  # lines of a terminal not used for trials: heading, summary, the next prompt
 
 
-def table(shown: SweepProgress, now: float, height: int | None = None) -> RenderableType:
+def table(progress: SweepProgress, now: float, height: int | None = None) -> RenderableType:
     """Return the trials under way and the best finished ones, as many as the height allows, and a summary line."""
-    return _View(shown, now, height)
+    return _View(progress, now, height)
 
 
-def summary(shown: SweepProgress, now: float) -> str:
+def summary(progress: SweepProgress, now: float) -> str:
     """Return `2 done, 2 running, 4 left; best identifiability 0.951 (trial 1a2b); 6:12 so far, about 12:40 left`."""
-    states = Counter(trial.state for trial in shown.of(over=False))
-    done, begun = len(shown.of(over=True)), len(shown.trials)
-    parts = [f"{done} done", *(f"{count} {state}" for state, count in states.items()), f"{shown.total - begun} left"]
-    told, best, left = [", ".join(parts)], shown.best(), shown.left(now)
+    states = Counter(trial.state for trial in progress.of(over=False))
+    done, known = len(progress.of(over=True)), len(progress.trials)
+    parts = [f"{done} done", *(f"{count} {state}" for state, count in states.items()), f"{progress.total - known} left"]
+    sentences, best, left = [", ".join(parts)], progress.best(), progress.left(now)
     if best is not None:
-        told.append(f"best {shown.metric} {best.best:.3f} (trial {best.trial_id})")
+        sentences.append(f"best {progress.metric} {best.best:.3f} (trial {best.trial_id})")
     about = "" if left is None else f", about {clock(left)} left"
-    return "; ".join([*told, f"{clock(shown.elapsed(now))} so far{about}"])
+    return "; ".join([*sentences, f"{clock(progress.elapsed(now))} so far{about}"])
 
 
 class Screen:
@@ -51,8 +51,8 @@ class Screen:
         self.console, self.sweep, self.slots = console, sweep, slots
         self.spent, self.began = spent, time.time()
         self.marks: dict[str, list[Mark]] = {}
-        self.shown: SweepProgress | None = None
-        self.drawn, self.told = False, time.monotonic()
+        self.progress: SweepProgress | None = None
+        self.drawn, self.last_summary = False, time.monotonic()
 
     def tell(self, line: str) -> None:
         """Print a line."""
@@ -73,33 +73,33 @@ class Screen:
     def update(self, rows: Mapping[str, Any]) -> None:
         """Take in the study's rows after a change."""
         spent = self.spent + time.time() - self.began
-        self.shown = progress_of(self.sweep, rows, self.marks, self.slots, spent)
+        self.progress = progress_of(self.sweep, rows, self.marks, self.slots, spent)
 
-    def look(self) -> None:
+    def print_summary_if_due(self) -> None:
         """Print a summary line once a minute where there is no table."""
-        if self.drawn or self.shown is None or time.monotonic() - self.told < _SUMMARY_S:
+        if self.drawn or self.progress is None or time.monotonic() - self.last_summary < _SUMMARY_S:
             return
-        self.told = time.monotonic()
-        self.tell(summary(self.shown, time.time()))
+        self.last_summary = time.monotonic()
+        self.tell(summary(self.progress, time.time()))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.shown is not None:
-            yield table(self.shown, time.time(), console.height)
+        if self.progress is not None:
+            yield table(self.progress, time.time(), console.height)
 
 
 @contextmanager
 def screen(console: Console, sweep: Sweep, slots: int, spent: float) -> Iterator[Screen]:
     """Yield the display of a sweep for the duration of a block, and leave the terminal in order however it ends."""
-    shown = Screen(console, sweep, slots, spent)
+    display = Screen(console, sweep, slots, spent)
     if not drawable(console):
-        yield shown
+        yield display
         return
-    with drawing(console, lambda: shown):
-        shown.drawn = True
+    with redrawn(console, lambda: display):
+        display.drawn = True
         try:
-            yield shown
+            yield display
         finally:
-            shown.drawn = False
+            display.drawn = False
 
 
 def drawable(console: Console) -> bool:
@@ -108,7 +108,7 @@ def drawable(console: Console) -> bool:
 
 
 @contextmanager
-def drawing(console: Console, get: Callable[[], RenderableType]) -> Iterator[None]:
+def redrawn(console: Console, get: Callable[[], RenderableType]) -> Iterator[None]:
     """Redraw what `get` returns for the duration of a block, and clear it after that."""
     with Live(console=console, get_renderable=get, refresh_per_second=_PER_SECOND, transient=True):
         console.show_cursor(True)  # a killed process could not show it again
@@ -116,24 +116,26 @@ def drawing(console: Console, get: Callable[[], RenderableType]) -> Iterator[Non
 
 
 class _View:
-    def __init__(self, shown: SweepProgress, now: float, height: int | None) -> None:
-        self.shown, self.now, self.height = shown, now, height
+    def __init__(self, progress: SweepProgress, now: float, height: int | None) -> None:
+        self.progress, self.now, self.height = progress, now, height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows, hidden = self._chosen()
         parts: list[RenderableType] = [narrowed(self._columns(rows), options.max_width)] if rows else []
         if hidden:
             states = Counter(trial.state for trial in hidden)
-            told = ", ".join(f"{count} {state}" for state, count in states.items())
-            parts.append(Text(f"and {counted(len(hidden), 'trial')} more: {told}"))
-        told = (
-            summary(self.shown, self.now) if self.shown.driven else f"{clock(self.shown.elapsed(0))} under way in all"
+            line = ", ".join(f"{count} {state}" for state, count in states.items())
+            parts.append(Text(f"and {counted(len(hidden), 'trial')} more: {line}"))
+        line = (
+            summary(self.progress, self.now)
+            if self.progress.driven
+            else f"{clock(self.progress.elapsed(0))} under way in all"
         )
-        yield Group(*parts, Text(told))
+        yield Group(*parts, Text(line))
 
     def _chosen(self) -> tuple[list[TrialProgress], list[TrialProgress]]:
         """Return (trials to show, trials only to count)."""
-        active, over = self.shown.of(over=False), self.shown.ranked()
+        active, over = self.progress.of(over=False), self.progress.ranked()
         room = len(active) + _FEW if self.height is None else max(1, self.height - _BESIDE)
         few = min(_FEW, max(0, room - len(active)))
         return active[:room] + over[:few], active[room:] + over[few:]
@@ -143,13 +145,13 @@ class _View:
         columns = [
             Column("trial", [row.trial_id for row in rows], worth=6),
             Column("state", [row.state for row in rows], worth=4),
-            Column("iteration", [f"{row.iteration}/{self.shown.iterations}" for row in rows], worth=3, number=True),
+            Column("iteration", [f"{row.iteration}/{self.progress.iterations}" for row in rows], worth=3, number=True),
             Column("objective", [_number(row.value) for row in rows], worth=1, number=True),
             Column("best", [_number(row.best) for row in rows], worth=5, number=True),
         ]
-        if self.shown.driven:
-            told = ["" if left is None else clock(left) for left in lefts]
-            columns.append(Column("left", told, worth=2, number=True))
+        if self.progress.driven:
+            texts = ["" if left is None else clock(left) for left in lefts]
+            columns.append(Column("left", texts, worth=2, number=True))
         return columns
 
 

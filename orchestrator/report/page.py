@@ -18,9 +18,8 @@ from plotly.offline import get_plotlyjs
 
 from core.errors import UserError
 from core.files import atomic_file
-from orchestrator.report import findings
 from orchestrator.report.charts import Section, sections
-from orchestrator.report.findings import Findings
+from orchestrator.report.findings import Findings, read
 from orchestrator.report.terminal import out_of_memory_lines
 from orchestrator.spec import METRICS
 from orchestrator.store.folder import SweepFolder
@@ -36,16 +35,16 @@ def write_report(folder: SweepFolder, to: Path) -> Path:
 
     Raises UserError where the sweep is missing or damaged, or `to` cannot be written; OSError for a full disk.
     """
-    return write_page(findings.read(folder), to)
+    return write_page(read(folder), to)
 
 
-def write_page(found: Findings, to: Path) -> Path:
+def write_page(findings: Findings, to: Path) -> Path:
     """Write the page, replacing an old one, and return its path.
 
     Raises UserError where `to` cannot be written.
     """
     _refuse(to)
-    content = page(found)
+    content = page(findings)
     try:
         with atomic_file(to) as temporary:
             temporary.write_text(content)
@@ -64,7 +63,7 @@ def _refuse(to: Path) -> None:
         raise UserError(f"--to: the folder {to.parent} is not there; make it first, or name a file elsewhere")
 
 
-def page(found: Findings) -> str:
+def page(findings: Findings) -> str:
     """Return the page's HTML."""
     jinja = Environment(
         loader=FileSystemLoader(_PAGES),
@@ -74,33 +73,33 @@ def page(found: Findings) -> str:
         lstrip_blocks=True,
     )
     jinja.filters |= {each.__name__: each for each in (plain, number, signed, spread)}
-    shown = sections(found)
-    scripts = [get_plotlyjs(), (_PAGES / "report.js").read_text()] if any(each.charts for each in shown) else []
+    parts = sections(findings)
+    scripts = [get_plotlyjs(), (_PAGES / "report.js").read_text()] if any(each.charts for each in parts) else []
     return jinja.get_template("report.html.j2").render(
-        found=found,
-        sections=shown,
-        figures=_figures(shown),
+        findings=findings,
+        sections=parts,
+        figures=_figures(parts),
         scripts=[Markup(script) for script in scripts],
         hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
         style=Markup((_PAGES / "report.css").read_text()),
-        traversal=_traversal(found),
-        out_of_memory=out_of_memory_lines(found.rows),
+        traversal=_traversal(findings),
+        out_of_memory=out_of_memory_lines(findings.rows),
         better={"max": "more", "min": "less"},
         modes=METRICS,
         version=version("h-space-orchestrator"),
     )
 
 
-def _figures(shown: list[Section]) -> Markup:
+def _figures(parts: list[Section]) -> Markup:
     """Return every figure as JSON that is safe within a script element."""
-    figures = [json.loads(chart.figure.to_json()) for section in shown for chart in section.charts]
+    figures = [json.loads(chart.figure.to_json()) for section in parts for chart in section.charts]
     return Markup(json.dumps(figures, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026"))
 
 
-def _traversal(found: Findings) -> str | None:
+def _traversal(findings: Findings) -> str | None:
     """Return the champion's picture as a data URI; None where it is missing or cannot be read."""
-    path = found.folder.champion / "traversal.png"
-    if found.champion is None or path.is_symlink():
+    path = findings.folder.champion / "traversal.png"
+    if findings.champion is None or path.is_symlink():
         return None
     from core.pictures.images import open_picture  # imports torch
 

@@ -1,7 +1,7 @@
-"""How far a sweep has come, as a value: what is shown while it runs, by the process that drives it and by any other.
+"""Compute how far a sweep has come, for the process that drives it and for any other process.
 
-The study holds the reports of each trial, in steps of `evaluate.every`. `Mark`s say when they came: the driver has seen
-them come, and a checkpoint on disk is as old as its report.
+The study holds the reports of each trial, in steps of `evaluate.every`. `Mark`s record their times: the driver notes
+when they come, and elsewhere the time of a checkpoint on disk stands for that of its report.
 """
 
 import math
@@ -19,12 +19,12 @@ from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.trial.state import STEP
 
-Mark = tuple[int, float]  # an iteration, and when a trial had come to it, in seconds since the epoch
+Mark = tuple[int, float]  # an iteration, and when a trial reached it, in seconds since the epoch
 
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """One trial; `value` and `best` are of the one metric that trials are compared by while they run."""
+    """The progress of one trial. value, best: of the metric that compares trials while they run."""
 
     trial_id: str
     state: str
@@ -32,53 +32,54 @@ class TrialProgress:
     iteration: int
     value: float | None
     best: float | None
-    began: float | None  # its newest attempt
+    began: float | None  # of its newest attempt
     ended: float | None
-    ends: float | None = None  # when it will, at its own pace; None where that is not known yet
+    ends: float | None = None  # the predicted end, at its own pace; None where that is not known yet
 
     def left(self, now: float) -> float | None:
-        """Seconds to its end."""
+        """Return the seconds to its end; None where it is over or not predicted."""
         return None if self.over or self.ends is None else max(0.0, self.ends - now)
 
 
 @dataclass(frozen=True)
 class SweepProgress:
-    """A sweep at one moment."""
+    """The progress of a sweep at one moment."""
 
     name: str
     metric: str
     mode: Mode
     iterations: int
-    total: int  # trials that it will have
-    slots: int  # trials that run at a time
-    spent: float  # seconds under way at `asof`, over all its starts
+    total: int  # trials in all
+    slots: int  # trials at a time
+    spent: float  # seconds that the sweep was running until `asof`, over all its starts
     asof: float
-    driven: bool  # a process runs it
+    driven: bool  # whether a process runs it
     trials: tuple[TrialProgress, ...]  # in the order in which they began
 
     def of(self, over: bool) -> list[TrialProgress]:
-        """Trials that are over, or those that are not."""
+        """Return the trials that are over, or those that are not."""
         return [trial for trial in self.trials if trial.over == over]
 
     def ranked(self) -> list[TrialProgress]:
-        """Trials that are over, the best first, then those without a value."""
+        """Return the trials that are over, the best first, those without a value last."""
         sign = -1 if self.mode == "max" else 1
         return sorted(self.of(over=True), key=lambda each: math.inf if each.best is None else sign * each.best)
 
     def best(self) -> TrialProgress | None:
-        """The trial that has come to the best value so far."""
-        found = [trial for trial in self.trials if trial.best is not None]
-        return better(self.mode)(found, key=lambda trial: trial.best) if found else None
+        """Return the trial with the best value so far; None where none has a value."""
+        measured = [trial for trial in self.trials if trial.best is not None]
+        return better(self.mode)(measured, key=lambda trial: trial.best) if measured else None
 
     def elapsed(self, now: float) -> float:
+        """Return the seconds that the sweep has been running until `now`, over all its starts."""
         return self.spent + (now - self.asof if self.driven else 0.0)
 
     def left(self, now: float) -> float | None:
-        """Seconds to the end of the last trial; None where nothing tells.
+        """Return the seconds to the end of the last trial; None where they cannot be predicted.
 
-        What is left of the trials under way, and for each one that has not begun the mean time of those that ran to
-        their end or were stopped early, all of it divided by how many run at a time; at least what is left of the
-        longest. The mean is over methods, too.
+        The sum of what trials under way have left, and of the mean time of finished trials for each trial that has not
+        begun, is divided by the trials at a time; the result is at least what the longest has left. Before any trial is
+        over, the mean is over the predicted times of those under way. It is over all methods.
         """
         active = self.of(over=False)
         took = [each.ended - each.began for each in self.trials if each.over and each.began and each.ended]
@@ -96,7 +97,7 @@ class SweepProgress:
         return max(0.0, usual - since) if known is None else known
 
     def document(self, now: float) -> dict[str, Any]:
-        """As plain JSON; times in seconds, what is not known is null."""
+        """Return the progress as plain JSON; times in seconds, null for what is not known."""
         best = self.best()
         return {
             "metric": self.metric,
@@ -123,11 +124,11 @@ def progress_of(
 ) -> SweepProgress:
     """Return how far a sweep has come.
 
-    rows: the newest of each trial (orchestrator.search.ledger.newest_rows); marks: of each trial, (iteration, time)
+    rows: the newest row of each trial (orchestrator.search.ledger.newest_rows); marks: of each trial, (iteration, time)
     since it was started; slots: trials at a time; spent: seconds so far; driven: whether a process drives the sweep.
     """
-    metric, mode = sweep.compared
-    found = tuple(_trial(sweep, trial_id, row, marks.get(trial_id, ()), driven) for trial_id, row in rows.items())
+    metric, mode = sweep.checkpoint_metric
+    trials_now = tuple(_trial(sweep, trial_id, row, marks.get(trial_id, ()), driven) for trial_id, row in rows.items())
     whole = sweep.train.iterations
     return SweepProgress(
         name=sweep.name,
@@ -139,14 +140,14 @@ def progress_of(
         spent=spent,
         asof=time.time(),
         driven=driven,
-        trials=found,
+        trials=trials_now,
     )
 
 
 def sweep_state(folder: SweepFolder, done: bool = False) -> str:
     """Return "complete", "running (DRIVER)" or "interrupted, the same command goes on".
 
-    done: the process that drives the sweep asks, and has its result.
+    done: True where the caller drives the sweep and has its result.
     """
     holder = None if done else driver(folder.lock)
     if holder is not None:
@@ -155,10 +156,10 @@ def sweep_state(folder: SweepFolder, done: bool = False) -> str:
 
 
 def ends_at(marks: Sequence[Mark], iterations: int) -> float | None:
-    """When a trial will have come to its last iteration at the pace of its marks; None where they tell no pace.
+    """Return when a trial will reach its last iteration at the pace of its marks; None where they show no pace.
 
-    The first stretch holds the start of the process and the samples that are drawn before the first iteration: it
-    counts only as long as there is no other.
+    The first interval includes the start of the process and the samples drawn before the first iteration. It is used
+    only while there is no other.
     """
     known = [mark for n, mark in enumerate(marks) if n == 0 or mark[0] > marks[n - 1][0]]
     if len(known) < 2:
@@ -168,18 +169,18 @@ def ends_at(marks: Sequence[Mark], iterations: int) -> float | None:
 
 
 def better(mode: Mode) -> Any:
-    """max or min."""
+    """Return max or min."""
     return max if mode == "max" else min
 
 
 def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven: bool) -> TrialProgress:
-    told, over = row.user_attrs, bool(row.state.is_finished())
-    metric, mode = sweep.compared
-    reports = sorted((int(step), report["value"]) for step, report in told.get(REPORTS, {}).items())
+    attributes, over = row.user_attrs, bool(row.state.is_finished())
+    metric, mode = sweep.checkpoint_metric
+    reports = sorted((int(step), report["value"]) for step, report in attributes.get(REPORTS, {}).items())
     values = [value for _, value in reports if value is not None]
-    last = told.get(METRICS, {}).get(metric)
+    last = attributes.get(METRICS, {}).get(metric)
     values += [] if last is None else [last]
-    reached = max([int(told.get(STEP, 0)), *(step for step, _ in reports), *(step for step, _ in marks)])
+    reached = max([int(attributes.get(STEP, 0)), *(step for step, _ in reports), *(step for step, _ in marks)])
     return TrialProgress(
         trial_id,
         state_of(row, driven).replace("_", " "),

@@ -1,6 +1,6 @@
-"""How the sweeps under a root stand, in one line each, or one sweep's trials; reads only what is on disk.
+"""Show the state of sweeps under a root, in one line each, or the trials of one sweep, from what is on disk.
 
-The table is the one that the sweep itself draws (orchestrator.report.live), from another shell.
+The table is the one that the sweep itself shows (orchestrator.report.live).
 """
 
 import json
@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from core.errors import UserError
-from orchestrator.report.live import drawable, drawing, table
+from orchestrator.report.live import drawable, redrawn, table
 from orchestrator.report.progress import Mark, SweepProgress, progress_of, sweep_state
 from orchestrator.search.ledger import newest_rows, spent_s
 from orchestrator.search.ranking import Row, ranked
@@ -28,12 +28,12 @@ from orchestrator.store.spool import pending, refused
 from orchestrator.store.study import open_study
 from orchestrator.text import counted
 
-_EVERY_S = 3.0  # between two looks of `watch`
+_EVERY_S = 3.0  # seconds between two updates of `watch`
 
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """What the disk says of one sweep."""
+    """The state of one sweep on disk."""
 
     folder: SweepFolder
     sweep: Sweep
@@ -42,44 +42,44 @@ class SweepStatus:
 
 
 def show(root: Path, name: str | None, console: Console) -> None:
-    """One sweep, or all of them. Raises UserError where there is none."""
+    """Print the state of one sweep, or of all. Raises UserError where there is none."""
     _print(_looked(root, name), name, console)
 
 
 def watch(root: Path, name: str | None, console: Console, every_s: float = _EVERY_S) -> None:
-    """The same again and again, until none of them runs any more or the user has seen enough (Ctrl-C)."""
-    found = _looked(root, name)
+    """Print the state repeatedly, until no sweep runs any more or the user presses Ctrl-C."""
+    statuses = _looked(root, name)
     with suppress(KeyboardInterrupt):
         if drawable(console):
-            with drawing(console, lambda: _screen(found, name, console.height)):
-                while _driven(found):
+            with redrawn(console, lambda: _screen(statuses, name, console.height)):
+                while _driven(statuses):
                     time.sleep(every_s)
-                    found = _looked(root, name)
-        while _driven(found):
-            _print(found, None, console)
+                    statuses = _looked(root, name)
+        while _driven(statuses):
+            _print(statuses, None, console)
             time.sleep(every_s)
-            found = _looked(root, name)
-    _print(found, name, console)
+            statuses = _looked(root, name)
+    _print(statuses, name, console)
 
 
 def document(root: Path, name: str | None) -> str:
-    """What `show` says, as JSON: `sweeps`, each with `name`, `state` and how its trials stand, or with an `error`.
+    """Return what `show` prints as JSON: `sweeps`, each with `name`, `state` and its progress, or with an `error`.
 
-    state: running, complete or interrupted; times in seconds; what is not known is null.
+    state: running, complete or interrupted; times in seconds; null for what is not known.
     """
     now = time.time()
     return json.dumps({"format": 1, "sweeps": [_document(each, now) for each in _looked(root, name)]}, indent=2)
 
 
-def summary(folder: SweepFolder, sweep: Sweep, found: list[Row]) -> str:
-    """`toyfaces: complete; 8 of 8 trials: 5 completed, 3 pruned; best identifiability 0.93 (trial 1a2b)`."""
-    counts = Counter(row.state for row in found)
+def summary(folder: SweepFolder, sweep: Sweep, rows: list[Row]) -> str:
+    """Return a line such as `toyfaces: complete; 8 of 8 trials: 8 completed; best diversity 0.93 (trial 1a2b)`."""
+    counts = Counter(row.state for row in rows)
     parts = [f"{sweep.name}: {sweep_state(folder)}"]
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    parts.append(f"{len(found)} of {trials(sweep)} trials" + (f": {states}" if states else ""))
+    parts.append(f"{len(rows)} of {trials(sweep)} trials" + (f": {states}" if states else ""))
     if counts["completed"]:
         metric = sweep.objectives[0].metric
-        parts.append(f"best {metric} {found[0].metrics[metric]:.3f} (trial {found[0].trial_id})")
+        parts.append(f"best {metric} {rows[0].metrics[metric]:.3f} (trial {rows[0].trial_id})")
     if unsent := pending(folder.outbox):
         parts.append(f"{counted(unsent, 'record')} for MLflow not sent yet")
     if lost := refused(folder.outbox):
@@ -88,7 +88,7 @@ def summary(folder: SweepFolder, sweep: Sweep, found: list[Row]) -> str:
 
 
 def names_of(root: Path, name: str | None) -> list[str]:
-    """The sweep that is named, or all there are."""
+    """Return the name that is given, or those of all sweeps. Raises UserError where there is none."""
     names = [name] if name else sorted(path.parent.name for path in root.glob("*/sweep.json"))
     if not names:
         raise UserError(f"no sweep has run in {root}; start one with: orchestrate sweep SPEC")
@@ -96,14 +96,14 @@ def names_of(root: Path, name: str | None) -> list[str]:
 
 
 def read(folder: SweepFolder) -> SweepStatus:
-    """How one sweep stands. Raises UserError where its files, or its study, are missing or damaged.
+    """Return the state of one sweep. Raises UserError where its files, or its study, are missing or damaged.
 
-    As many trials run at a time as the study holds running: how many could is known to the process that drives it.
+    Trials at a time are those that the study holds as running; only the driver knows how many could run.
     """
     sweep, driven = folder.sweep(), driver(folder.lock) is not None
     if "study" not in folder.read():
         return SweepStatus(folder, sweep, [], progress_of(sweep, {}, {}, 1, 0.0, driven))
-    study = open_study(sweep.name, folder.book)
+    study = open_study(sweep.name, folder.study_place)
     rows = newest_rows(study)
     running = [trial_id for trial_id, row in rows.items() if row.state.name == "RUNNING"]
     marks = {trial_id: list(_marks(folder.trial(trial_id).path, rows[trial_id])) for trial_id in running}
@@ -112,10 +112,10 @@ def read(folder: SweepFolder) -> SweepStatus:
 
 
 def _marks(trial: Path, row: Any) -> Iterator[Mark]:
-    """When a trial's attempt began, and when it wrote each checkpoint that is still there."""
+    """Yield when a trial's attempt began, and when it wrote each checkpoint that still exists."""
     written: list[Mark] = []
     for state in trial.glob("checkpoint_*/state.json"):
-        with suppress(OSError, ValueError):  # it may be gone by now
+        with suppress(OSError, ValueError):  # it may be removed meanwhile
             written.append((int(state.parent.name.rpartition("_")[2]), state.stat().st_mtime))
     began = row.datetime_start.timestamp() if row.datetime_start else 0.0
     yield max((step for step, when in written if when < began), default=0), began
@@ -123,34 +123,36 @@ def _marks(trial: Path, row: Any) -> Iterator[Mark]:
 
 
 def _looked(root: Path, name: str | None) -> Sequence[SweepStatus | str]:
-    """How they stand; of a sweep among many that cannot be read, why."""
-    found: list[SweepStatus | str] = []
+    """Return the state of each sweep; among several, the reason in place of one that cannot be read."""
+    statuses: list[SweepStatus | str] = []
     for each in names_of(root, name):
         try:
-            found.append(read(SweepFolder(root, each)))
+            statuses.append(read(SweepFolder(root, each)))
         except UserError as error:
             if name:
                 raise
-            found.append(f"{each}: {error}")
-    return found
+            statuses.append(f"{each}: {error}")
+    return statuses
 
 
-def _driven(found: Sequence[SweepStatus | str]) -> bool:
-    return any(each.progress.driven for each in found if isinstance(each, SweepStatus))
+def _driven(statuses: Sequence[SweepStatus | str]) -> bool:
+    return any(each.progress.driven for each in statuses if isinstance(each, SweepStatus))
 
 
-def _print(found: Sequence[SweepStatus | str], name: str | None, console: Console) -> None:
-    for part in _parts(found, name):
-        # In a terminal lines are broken between words; a program that reads them gets each one whole.
+def _print(statuses: Sequence[SweepStatus | str], name: str | None, console: Console) -> None:
+    for part in _parts(statuses, name):
+        # A terminal breaks lines between words; a program that reads the output gets whole lines.
         console.print(part, highlight=False, soft_wrap=isinstance(part, Text) and not console.is_terminal)
 
 
-def _screen(found: Sequence[SweepStatus | str], name: str | None, height: int) -> RenderableType:
-    return Group(*_parts(found, name, height))
+def _screen(statuses: Sequence[SweepStatus | str], name: str | None, height: int) -> RenderableType:
+    return Group(*_parts(statuses, name, height))
 
 
-def _parts(found: Sequence[SweepStatus | str], name: str | None, height: int | None = None) -> Iterator[RenderableType]:
-    for each in found:
+def _parts(
+    statuses: Sequence[SweepStatus | str], name: str | None, height: int | None = None
+) -> Iterator[RenderableType]:
+    for each in statuses:
         if isinstance(each, str):
             yield Text(each)
             continue
@@ -159,15 +161,15 @@ def _parts(found: Sequence[SweepStatus | str], name: str | None, height: int | N
             yield table(each.progress, time.time(), height)
 
 
-def _document(found: SweepStatus | str, now: float) -> dict[str, Any]:
-    if isinstance(found, str):
-        name, _, error = found.partition(": ")
+def _document(status: SweepStatus | str, now: float) -> dict[str, Any]:
+    if isinstance(status, str):
+        name, _, error = status.partition(": ")
         return {"name": name, "error": error}
     return {
-        "name": found.sweep.name,
-        "state": sweep_state(found.folder).partition(" ")[0].rstrip(","),
-        "driver": str(driver(found.folder.lock) or "") or None,
-        **found.progress.document(now),
-        "mlflow_records_waiting": pending(found.folder.outbox),
-        "mlflow_records_refused": refused(found.folder.outbox),
+        "name": status.sweep.name,
+        "state": sweep_state(status.folder).partition(" ")[0].rstrip(","),
+        "driver": str(driver(status.folder.lock) or "") or None,
+        **status.progress.document(now),
+        "mlflow_records_waiting": pending(status.folder.outbox),
+        "mlflow_records_refused": refused(status.folder.outbox),
     }

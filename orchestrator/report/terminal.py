@@ -18,35 +18,35 @@ _BETTER = {"max": "more", "min": "less"}
 
 def show(folder: SweepFolder, console: Console) -> Findings:
     """Print the report of a sweep and return its findings. Raises UserError where there is no such sweep."""
-    found = read(folder)
-    _print(found, console)
-    return found
+    findings = read(folder)
+    _print(findings, console)
+    return findings
 
 
-def _print(found: Findings, console: Console) -> None:
+def _print(findings: Findings, console: Console) -> None:
 
     def tell(line: str) -> None:
         console.print(Text(line))
 
-    if not found.rows:
-        tell(f"Sweep '{found.sweep.name}' has no trials yet.")
+    if not findings.rows:
+        tell(f"Sweep '{findings.sweep.name}' has no trials yet.")
         return
-    tell(f"Sweep '{found.sweep.name}' is {found.state}; {found.counts}.")
-    console.print(trials_table(found.sweep, found.rows, console.width))
-    for line in (*out_of_memory_lines(found.rows), *failure_lines(found.rows)):
+    tell(f"Sweep '{findings.sweep.name}' is {findings.state}; {findings.counts}.")
+    console.print(trials_table(findings.sweep, findings.rows, console.width))
+    for line in (*out_of_memory_lines(findings.rows), *failure_lines(findings.rows)):
         tell(line)
-    if found.repeats:
-        console.print(repeats_table(found.repeats, found.sweep))
-    if found.methods:
-        console.print(methods_table(found.methods))
-    if len(found.sweep.objectives) > 1:
-        front = ", ".join(row.trial_id for row in found.front) or "empty"
-        tell(f"Pareto front of {' and '.join(found.sweep.objective_names)}: {front} (marked *)")
-    if found.compared:
-        console.print(comparison_table(found.compared))
-    tell(found.conclusion)
-    if found.champion:
-        console.print(Text(f"It is in {found.folder.champion}"), soft_wrap=True)
+    if findings.repeats:
+        console.print(repeats_table(findings.repeats, findings.sweep))
+    if findings.methods:
+        console.print(methods_table(findings.methods))
+    if len(findings.sweep.objectives) > 1:
+        front = ", ".join(row.trial_id for row in findings.front) or "empty"
+        tell(f"Pareto front of {' and '.join(findings.sweep.objective_names)}: {front} (marked *)")
+    if findings.compared:
+        console.print(comparison_table(findings.compared))
+    tell(findings.conclusion)
+    if findings.champion:
+        console.print(Text(f"It is in {findings.folder.champion}"), soft_wrap=True)
 
 
 def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> RenderableType:
@@ -56,8 +56,8 @@ def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> RenderableType:
     whole = _trials_grid(sweep, ranked, objectives + others)
     if not others or width_of([whole.headings, *whole.rows]) <= width:
         return _fitted(whole, width)
-    told = Text(f"{counted(len(others), 'more metric')} on a wider terminal, with --json, and on the page")
-    return Group(_fitted(_trials_grid(sweep, ranked, objectives), width), told)
+    hint = Text(f"{counted(len(others), 'more metric')} on a wider terminal, with --json, and on the page")
+    return Group(_fitted(_trials_grid(sweep, ranked, objectives), width), hint)
 
 
 def _fitted(table: Grid, width: int) -> RenderableType:
@@ -66,8 +66,8 @@ def _fitted(table: Grid, width: int) -> RenderableType:
         return table
     lines: list[RenderableType] = [Text(f"\n{table.title}", style="bold")]
     for trial, *cells in table.rows:
-        told = (f"{name} {cell}" for name, cell in zip(table.headings[2:], cells[1:], strict=True) if cell != "-")
-        lines += [Text(f"{trial}: {cells[0]}"), Padding(Text(", ".join(told)), (0, 0, 0, 2))]
+        parts = (f"{name} {cell}" for name, cell in zip(table.headings[2:], cells[1:], strict=True) if cell != "-")
+        lines += [Text(f"{trial}: {cells[0]}"), Padding(Text(", ".join(parts)), (0, 0, 0, 2))]
     return Group(*lines)
 
 

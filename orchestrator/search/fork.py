@@ -41,7 +41,7 @@ def carry_over(source: SweepFolder, sweep: Sweep, study: optuna.Study, weights: 
     """Copy the old sweep's results into the new sweep's study, each trial once, where the new space holds it."""
     before = source.sweep()
     there = {row.user_attrs[CARRIED] for row in study.get_trials(deepcopy=False) if CARRIED in row.user_attrs}
-    best = [row for row in ranked(open_study(before.name, source.book), before) if row.state == "completed"]
+    best = [row for row in ranked(open_study(before.name, source.study_place), before) if row.state == "completed"]
     comparable = before.trial_key({}, source.read()["weights"]) == sweep.trial_key({}, weights)
     for row in best if comparable else best[: min(_TRIED_FIRST, trials(sweep))]:
         known = _in_space(row.parameters, sweep)

@@ -70,6 +70,6 @@ def _shares(study: optuna.Study, names: list[str]) -> dict[str, float]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on experimental features, and on too few trials, which the note covers
-        found = get_param_importances(study, params=names, normalize=False)
-    total = sum(found.values())
-    return {name: float(share / total) for name, share in found.items()} if total > 0 else {}
+        amounts = get_param_importances(study, params=names, normalize=False)
+    total = sum(amounts.values())
+    return {name: float(share / total) for name, share in amounts.items()} if total > 0 else {}

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.space import configurations, fits, searched, suggest, trials
 from orchestrator.spec import Sweep, Value
-from orchestrator.store.database import Where
+from orchestrator.store.database import StudyPlace
 from orchestrator.store.study import Tell, open_study
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from orchestrator.trial.state import STEP, Report
@@ -83,7 +83,9 @@ class Ledger:
     tell: called with a message when the study has to be waited for.
     """
 
-    def __init__(self, sweep: Sweep, where: Where, weights: str, parallel: int = 1, tell: Tell | None = None) -> None:
+    def __init__(
+        self, sweep: Sweep, where: StudyPlace, weights: str, parallel: int = 1, tell: Tell | None = None
+    ) -> None:
         self.sweep, self.weights, self.parallel = sweep, weights, parallel
         self.listed = _searched_values(sweep) if fits(sweep) else []
         self.study = open_study(sweep.name, where, tell)
@@ -91,23 +93,23 @@ class Ledger:
         self._begun: dict[str, FrozenTrial] | None = None  # cache of `begun`; None after a change
         self.exhausted = False  # only existing trials are proposed any more
 
-    def next(self) -> Assignment | None:
+    def next_attempt(self) -> Assignment | None:
         """Return the next attempt, now RUNNING, or None where every trial has ended or is running."""
-        begun = len(self.begun())
-        self.study.sampler = self._sampler(begun, 0)
+        count = len(self.begun())
+        self.study.sampler = self._sampler(count, 0)
         while self._rows(TrialState.WAITING):
-            if given := self._take():
-                return given
-        if begun >= trials(self.sweep):
+            if waiting := self._take():
+                return waiting
+        if count >= trials(self.sweep):
             return None
         if self.listed:
             self._enqueue_next()
             return self._take()
-        for time_asked in range(_ASKED + _DRAWN):
-            self.study.sampler = self._sampler(begun, time_asked)
-            found = self._take()
-            if found is not None:
-                return found
+        for proposals in range(_ASKED + _DRAWN):
+            self.study.sampler = self._sampler(count, proposals)
+            assignment = self._take()
+            if assignment is not None:
+                return assignment
         self.exhausted = True
         return None
 
@@ -116,7 +118,7 @@ class Ledger:
         while self._rows(TrialState.WAITING):
             self._take()
 
-    def left(self) -> bool:
+    def has_work(self) -> bool:
         """Return whether a trial has to be run or continued."""
         if self.running() or self._rows(TrialState.WAITING):
             return True
@@ -141,9 +143,9 @@ class Ledger:
     def _take(self) -> Assignment | None:
         """Return the attempt that the study proposes; None, with a row that says so, where the trial exists already."""
         with self._changing():
-            return self._asked()
+            return self._proposed()
 
-    def _asked(self) -> Assignment | None:
+    def _proposed(self) -> Assignment | None:
         trial = self.study.ask()
         parameters = suggest(trial, self.sweep.space)
         ends = Ends(**trial.user_attrs.get(ENDS, {}))
@@ -156,10 +158,10 @@ class Ledger:
             trial.set_user_attr(TRIAL, trial_id)
         return Assignment(trial.user_attrs[TRIAL], parameters, ends)
 
-    def _sampler(self, begun: int, time_asked: int) -> optuna.samplers.BaseSampler:
-        text = f"{self.sweep.seed}/{begun}/{time_asked}"
+    def _sampler(self, count: int, proposals: int) -> optuna.samplers.BaseSampler:
+        text = f"{self.sweep.seed}/{count}/{proposals}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
-        if time_asked >= _ASKED:
+        if proposals >= _ASKED:
             return optuna.samplers.RandomSampler(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -198,7 +200,7 @@ class Ledger:
             if parameters_of(row).get("method", self.sweep.methods[0]) == method
         }
 
-    def may_go_on(self, trial_id: str, outcome: TrialOutcome) -> Ends | None:
+    def ends_for_retry(self, trial_id: str, outcome: TrialOutcome) -> Ends | None:
         """Return the counts of ends for the next attempt at a running trial; None where no attempt may follow."""
         name = _COUNTED.get(outcome)
         if name is None:
@@ -234,8 +236,8 @@ class Ledger:
             value = report.metrics.get(objective.metric)
             if value is None or not math.isfinite(value):
                 return TrialOutcome.DIVERGED, f"{objective.metric} is {value} at iteration {report.global_step}"
-        whole = report.global_step >= self.sweep.train.iterations
-        outcome = TrialOutcome.COMPLETED if whole else TrialOutcome.PRUNED
+        at_last_iteration = report.global_step >= self.sweep.train.iterations
+        outcome = TrialOutcome.COMPLETED if at_last_iteration else TrialOutcome.PRUNED
         return outcome, ADVICE[outcome]
 
     def _values(self, outcome: TrialOutcome, report: Report) -> list[float] | None:

@@ -82,7 +82,7 @@ def rows(folder: SweepFolder, sweep: Sweep) -> list[Row]:
     """Return completed trials, best first, then the others. Raises UserError where the study is missing or damaged."""
     if "study" not in folder.read():
         return []
-    study = open_study(sweep.name, folder.book)
+    study = open_study(sweep.name, folder.study_place)
     return ranked(study, sweep, driven=driver(folder.lock) is not None)
 
 
@@ -94,31 +94,31 @@ def ranked(study: optuna.Study, sweep: Sweep, driven: bool = True) -> list[Row]:
     trials = newest_rows(study)
     completed = [trial for trial in trials.values() if trial.state == TrialState.COMPLETE]
     front = _front(completed, sweep)
-    found = [
+    rows = [
         _row(trial_id, trial, trial.number in front, driven, began)
         for began, (trial_id, trial) in enumerate(trials.items(), start=1)
     ]
-    done = [row for row in found if row.state == "completed"]
-    others = sorted((row for row in found if row.state != "completed"), key=lambda row: (row.state, -row.iteration))
+    done = [row for row in rows if row.state == "completed"]
+    others = sorted((row for row in rows if row.state != "completed"), key=lambda row: (row.state, -row.iteration))
     return [*_by_mean_rank(done, sweep), *others]
 
 
 def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool, began: int) -> Row:
-    told = trial.user_attrs
-    reports = {int(step): report["value"] for step, report in told.get(REPORTS, {}).items()}
-    ends = Ends(**told.get(ENDS, {}))
+    attributes = trial.user_attrs
+    reports = {int(step): report["value"] for step, report in attributes.get(REPORTS, {}).items()}
+    ends = Ends(**attributes.get(ENDS, {}))
     return Row(
         trial_id=trial_id,
         state=state_of(trial, driven),
         parameters=trial.params or parameters_of(trial),
-        metrics=told.get(METRICS, {}),
-        iteration=int(told.get(STEP, 0)) or max(reports, default=0),
+        metrics=attributes.get(METRICS, {}),
+        iteration=int(attributes.get(STEP, 0)) or max(reports, default=0),
         on_front=on_front,
-        seconds=told.get(SECONDS),
-        memory=told.get(MEMORY, {}),
+        seconds=attributes.get(SECONDS),
+        memory=attributes.get(MEMORY, {}),
         over=trial.state.is_finished(),
         attempts=ends.attempt,
-        reason=told.get(REASON, ""),
+        reason=attributes.get(REASON, ""),
         began=began,
         reports={step: value for step, value in sorted(reports.items()) if value is not None},
     )
@@ -137,7 +137,7 @@ def _front(completed: list[FrozenTrial], sweep: Sweep) -> set[int]:
 
 def _by_mean_rank(completed: list[Row], sweep: Sweep) -> list[Row]:
     costs = _columns([_costs(row, sweep) for row in completed])
-    return sorted(completed, key=lambda row: (_ahead(_costs(row, sweep), costs), _costs(row, sweep)))
+    return sorted(completed, key=lambda row: (_rank_sum(_costs(row, sweep), costs), _costs(row, sweep)))
 
 
 def _columns(costs: list[list[float]]) -> list[list[float]]:
@@ -154,7 +154,7 @@ def _turned(values: Sequence[float], sweep: Sweep) -> list[float]:
     return [-v if objective.mode == "max" else v for v, objective in zip(values, sweep.objectives, strict=True)]
 
 
-def _ahead(costs: list[float], columns: list[list[float]]) -> int:
+def _rank_sum(costs: list[float], columns: list[list[float]]) -> int:
     """Return the sum of the ranks, from 0: over all objectives, how many trials beat these costs."""
     return sum(bisect_left(column, cost) for cost, column in zip(costs, columns, strict=True))
 
@@ -166,7 +166,7 @@ def by_method(ranked: list[Row], sweep: Sweep) -> list[MethodRow]:
     for method in sweep.methods:
         its_own = [row for row in ranked if row.parameters.get("method", method) == method]
         completed = [row for row in its_own if row.state == "completed"]
-        ranks = [_ahead(_costs(row, sweep), costs) for row in completed]
+        ranks = [_rank_sum(_costs(row, sweep), costs) for row in completed]
         keyed.append((mean(ranks) if ranks else math.inf, _method_row(method, len(its_own), completed)))
     return [row for _, row in sorted(keyed, key=lambda pair: pair[0])]
 
@@ -193,7 +193,7 @@ def repeated(ranked: list[Row], sweep: Sweep) -> list[Repeated]:
         key = frozenset((name, value) for name, value in row.parameters.items() if name != _SEED)
         groups.setdefault(key, []).append(row)
     several = [rows for rows in groups.values() if len(rows) > 1 and all(_SEED in row.parameters for row in rows)]
-    several.sort(key=lambda rows: mean(_ahead(_costs(row, sweep), costs) for row in rows))
+    several.sort(key=lambda rows: mean(_rank_sum(_costs(row, sweep), costs) for row in rows))
     return [_repeated(rows) for rows in several]
 
 

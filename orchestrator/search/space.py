@@ -81,16 +81,16 @@ def ordered(space: Space) -> list[str]:
     return names
 
 
-def whole(parameters: Mapping[str, Value], space: Space) -> dict[str, Value]:
+def with_constants(parameters: Mapping[str, Value], space: Space) -> dict[str, Value]:
     """Return a trial's parameters with the constants, which a study does not store."""
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for name in ordered(space):
         distribution = space[name]
         if name in parameters:
-            found[name] = parameters[name]
-        elif isinstance(distribution, Fixed) and _active(distribution, found):
-            found[name] = distribution.value
-    return found
+            values[name] = parameters[name]
+        elif isinstance(distribution, Fixed) and _active(distribution, values):
+            values[name] = distribution.value
+    return values
 
 
 def _active(distribution: Distribution, chosen: Mapping[str, Value | None]) -> bool:
@@ -131,11 +131,11 @@ class _Counting:
 
     def __init__(self, space: Space) -> None:
         self.space, self.names = space, ordered(space)
-        self.asked = {name: self._asked(name) for name in self.names}
+        self.named_values = {name: self._named_values(name) for name in self.names}
         self.later = [{other for name in self.names[k:] for other in space[name].when} for k in range(len(self.names))]
         self.known: dict[object, int | None] = {}
 
-    def _asked(self, name: str) -> set[Value]:
+    def _named_values(self, name: str) -> set[Value]:
         """Return the values of a parameter that some condition names."""
         values = countable(self.space[name])
         wanted = {value for other in self.space.values() for value in other.when.get(name, ())}
@@ -154,12 +154,12 @@ class _Counting:
         name = self.names[k]
         if not _active(self.space[name], chosen):
             return self.count(k + 1, chosen)
-        values, asked = countable(self.space[name]), self.asked[name]
+        values, conditions = countable(self.space[name]), self.named_values[name]
         if values is None:
             return None
         total = 0
         # Only values in a condition change what follows; all other values (None) are counted together.
-        for value, times in [*((value, 1) for value in asked), (None, len(values) - len(asked))]:
+        for value, times in [*((value, 1) for value in conditions), (None, len(values) - len(conditions))]:
             below = self.count(k + 1, {**chosen, name: value}) if times else 0
             if below is None:
                 return None

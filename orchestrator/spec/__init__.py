@@ -20,7 +20,7 @@ from orchestrator.spec.domains import REFUSED, Domain, Size, size_bytes
 from orchestrator.spec.problems import Path as KeyPath
 from orchestrator.spec.problems import Problem, SpecError, complaint, nearest, shown
 from orchestrator.spec.reading import override, place_of, read, without
-from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep, deciding
+from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep, result_keys
 from orchestrator.spec.tables import DOMAINS, METHODS, METRICS, PARAMETERS, Value
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "Sweep",
     "Value",
     "countable",
-    "deciding",
+    "result_keys",
     "load",
     "parse",
     "size_bytes",
@@ -59,14 +59,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     if not isinstance(file.data, dict):
         raise SpecError([f"{path}: is not a sweep: the file must hold keys such as name, model and search"])
     data, refused = override(file.data, overrides)
-    given = [place_of(text) for text in overrides]
+    overridden = [place_of(text) for text in overrides]
 
-    def told(problem: Problem) -> str:
+    def line_for(problem: Problem) -> str:
         """Return the line for a mistake, without a place in the file where the mistake is in an override."""
-        elsewhere = problem in refused or any(problem.path[: len(place)] == place for place in given)
+        elsewhere = problem in refused or any(problem.path[: len(place)] == place for place in overridden)
         return str(problem) if elsewhere else f"{path}:{file.lines.of(problem.path)}: {problem}"
 
-    return _build(data, [*file.repeated, *refused], told)
+    return _build(data, [*file.repeated, *refused], line_for)
 
 
 def parse(data: object) -> Sweep:
@@ -76,17 +76,17 @@ def parse(data: object) -> Sweep:
     return _build(data, [])
 
 
-def _build(data: dict[Any, Any], problems: list[Problem], told: Callable[[Problem], str] = str) -> Sweep:
-    """Return the sweep. Raises SpecError with every mistake, in the line that `told` makes of it."""
+def _build(data: dict[Any, Any], problems: list[Problem], line_for: Callable[[Problem], str] = str) -> Sweep:
+    """Return the sweep. Raises SpecError with every mistake, in the line that `line_for` makes of it."""
     try:
         sweep = Sweep.model_validate(data)
         wrong: list[KeyPath] = []
     except ValidationError as error:
-        problems = [*problems, *_told(error)]
+        problems = [*problems, *_file_mistakes(error)]
         sweep, wrong = _salvaged(data, error)
     problems = [*problems, *mistakes(sweep, wrong)]
     if problems:
-        raise SpecError(map(told, problems))
+        raise SpecError(map(line_for, problems))
     return sweep
 
 
@@ -130,23 +130,23 @@ def _meant(detail: ErrorDetails) -> Iterator[KeyPath]:
             yield (*path[:-1], near)
 
 
-def _told(error: ValidationError) -> Iterator[Problem]:
+def _file_mistakes(error: ValidationError) -> Iterator[Problem]:
     """Yield pydantic's findings as Problems in this package's words."""
     details = error.errors(include_url=False)
     for detail in details:
-        path, given = detail["loc"], detail["input"]
+        path, value = detail["loc"], detail["input"]
         match detail["type"]:
             case kind if kind == REFUSED:
                 yield from (problem.below(*path) for problem in detail["ctx"]["problems"])
             case "extra_forbidden":
-                yield Problem(path, unknown_key(path[-1], given, _keys(path[:-1])))
+                yield Problem(path, unknown_key(path[-1], value, _keys(path[:-1])))
             case "invalid_key":
-                yield Problem((*path[:-1], shown(given)), unknown_key(given, given, _keys(path[:-1])))
+                yield Problem((*path[:-1], shown(value)), unknown_key(value, value, _keys(path[:-1])))
             case "missing":
                 if not _misspelt(path, details):
                     yield Problem(path, f"is missing; allowed: {_allowed(path)}")
             case _:
-                yield Problem(path, complaint("is not a mapping", given, _allowed(path)))
+                yield Problem(path, complaint("is not a mapping", value, _allowed(path)))
 
 
 def _misspelt(missing: KeyPath, details: list[ErrorDetails]) -> bool:

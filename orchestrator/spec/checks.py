@@ -17,8 +17,8 @@ Check = tuple[tuple[Path, ...], Problem]
 
 def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
     """Return every mistake between parts of the sweep, except those that rest on a value in `wrong`."""
-    found = [
-        *_told(sweep),
+    checks = [
+        *_drawn_mistakes(sweep),
         *_batches(sweep),
         *_workers(sweep),
         *_parts(sweep),
@@ -37,7 +37,7 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
         *_pairs(sweep),
         *_names(sweep),
     ]
-    return [problem for paths, problem in found if not any(_touches(path, bad) for path in paths for bad in wrong)]
+    return [problem for paths, problem in checks if not any(_touches(path, bad) for path in paths for bad in wrong)]
 
 
 def _touches(path: Path, bad: Path) -> bool:
@@ -45,15 +45,15 @@ def _touches(path: Path, bad: Path) -> bool:
     return path[:shorter] == bad[:shorter]
 
 
-def _told(sweep: Sweep) -> Iterator[Check]:
+def _drawn_mistakes(sweep: Sweep) -> Iterator[Check]:
     """Yield mistakes in what the model is asked to draw."""
-    told, prompts, negative = sweep.denoiser, ("denoiser", "prompts"), ("denoiser", "negative_prompt")
-    if told.prompts and told.classes:
+    denoiser, prompts, negative = sweep.denoiser, ("denoiser", "prompts"), ("denoiser", "negative_prompt")
+    if denoiser.prompts and denoiser.classes:
         allowed = "prompts for a model that reads text, classes for one of classes"
-        text = complaint("stands beside denoiser.classes", list(told.prompts), allowed)
+        text = complaint("stands beside denoiser.classes", list(denoiser.prompts), allowed)
         yield (prompts, ("denoiser", "classes")), Problem(prompts, text)
-    if told.negative_prompt and told.guidance in (None, 1):
-        text = complaint("leads nowhere", told.negative_prompt, "with a denoiser.guidance other than 1")
+    if denoiser.negative_prompt and denoiser.guidance in (None, 1):
+        text = complaint("leads nowhere", denoiser.negative_prompt, "with a denoiser.guidance other than 1")
         yield (negative, ("denoiser", "guidance")), Problem(negative, text)
 
 
@@ -156,20 +156,20 @@ def _untrained(sweep: Sweep) -> Iterator[Check]:
 
 
 def _useless(sweep: Sweep) -> Iterator[Check]:
-    for name, given in sweep.search.items():
-        if not sweep.users(name):
+    for name, distribution in sweep.search.items():
+        if not sweep.methods_using(name):
             allowed = f"only with method {_or(PARAMETERS[name].methods)}"
-            text = complaint(f"has no effect with method {_or(sweep.methods)}", given.resolved(), allowed)
+            text = complaint(f"has no effect with method {_or(sweep.methods)}", distribution.resolved(), allowed)
             yield (("method",),), Problem(("search", name), text)
 
 
 def _conditions(sweep: Sweep) -> Iterator[Check]:
     """Yield a mistake for each impossible `when:`: the other parameter must be used, countable and take each value."""
     space = sweep.space
-    for name, given in sweep.search.items():
+    for name, distribution in sweep.search.items():
         if name not in space:  # reported by _useless
             continue
-        for other, wanted in given.when.items():
+        for other, wanted in distribution.when.items():
             path = ("search", name, "when", other)
             reads: tuple[Path, ...] = (path, ("method",), ("search", other))
             for text in [*_impossible(other, wanted, space.get(other))] or _apart(sweep, name, other, wanted):
@@ -192,11 +192,11 @@ def _impossible(other: str, wanted: tuple[Value, ...], distribution: Distributio
 
 def _apart(sweep: Sweep, name: str, other: str, wanted: tuple[Value, ...]) -> Iterator[str]:
     """Yield a message where no method of the sweep has both the parameter `name` and what its condition asks for."""
-    users = sweep.users(name)
+    users = sweep.methods_using(name)
     if other == "method" and not set(users) & set(wanted):
         which = "only method that uses" if len(users) == 1 else "methods that use"
         yield complaint(f"excludes the {which} {name}", list(wanted), ", ".join(users))
-    elif other != "method" and not set(users) & set(sweep.users(other)):
+    elif other != "method" and not set(users) & set(sweep.methods_using(other)):
         yield complaint(f"{other} is never in play with {name}", list(wanted), f"a parameter of method {_or(users)}")
 
 
@@ -225,27 +225,27 @@ def _circle(search: dict[str, Distribution], trail: list[str], seen: set[str]) -
     for other in search.get(trail[-1], Fixed(0)).when:
         if other == trail[0]:
             return trail
-        if other not in seen and (found := _circle(search, [*trail, other], seen)):
-            return found
+        if other not in seen and (circle := _circle(search, [*trail, other], seen)):
+            return circle
     return None
 
 
 def _nothing(sweep: Sweep) -> Iterator[Check]:
-    if sweep.budget.trials > 1 and all(_settled(given) for given in sweep.space.values()):
+    if sweep.budget.trials > 1 and all(_settled(distribution) for distribution in sweep.space.values()):
         text = complaint(
             "nothing is searched, so every trial would be the same",
-            {name: given.resolved() for name, given in sweep.search.items()},
+            {name: distribution.resolved() for name, distribution in sweep.search.items()},
             "at least one parameter with choice, int or float, or budget.trials: 1",
         )
         yield (("search",), ("method",), ("budget", "trials")), Problem(("search",), text)
 
 
 def _steps(sweep: Sweep) -> Iterator[Check]:
-    steps, asked = sweep.sampler.steps, _ends(sweep, "jacobian.step", "jacobian")
-    if asked and asked[1] >= steps:
+    steps, ends = sweep.sampler.steps, _ends(sweep, "jacobian.step", "jacobian")
+    if ends and ends[1] >= steps:
         path = ("search", "jacobian.step")
         text = complaint(
-            "is not a step of the chain", asked[1], f"0 to {steps - 1} (sampler.steps is {steps}), middle, every"
+            "is not a step of the chain", ends[1], f"0 to {steps - 1} (sampler.steps is {steps}), middle, every"
         )
         yield (path, ("sampler", "steps"), ("method",)), Problem(path, text)
 
@@ -271,7 +271,7 @@ def _extremes(sweep: Sweep) -> Iterator[Check]:
 
 def _pairs(sweep: Sweep) -> Iterator[Check]:
     """Yield a mistake where a stochastic chain is to invert real images: only a deterministic one can be inverted."""
-    folders = [folder for folder in countable(sweep.given("supervised.pairs")) or () if folder != "none"]
+    folders = [folder for folder in countable(sweep.distribution_of("supervised.pairs")) or () if folder != "none"]
     if "supervised" in sweep.methods and folders and sweep.sampler.eta:
         text = complaint(
             "needs a chain that can be inverted", folders[0], f"sampler.eta: 0 (it is {sweep.sampler.eta:g})"
@@ -297,9 +297,9 @@ def _ends(sweep: Sweep, name: str, method: str) -> tuple[int, int] | None:
 
     None: the method is not used, the parameter is continuous, or its condition names another parameter.
     """
-    given = sweep.given(name)
-    waits = given.when.keys() - {"method"} or method not in given.when.get("method", (method,))
-    values = countable(given)
+    distribution = sweep.distribution_of(name)
+    waits = distribution.when.keys() - {"method"} or method not in distribution.when.get("method", (method,))
+    values = countable(distribution)
     if values is None or waits or method not in sweep.methods:
         return None
     ends = (values[0], values[-1]) if isinstance(values, range) else values

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from orchestrator.spec.domains import Domain, OrWord, Real, Truth, Whole
-from orchestrator.spec.problems import Findings, Problem, Refused, complaint, nearest, shown
+from orchestrator.spec.problems import MistakeCollector, Problem, Refused, complaint, nearest, shown
 from orchestrator.spec.tables import DOMAINS, Value
 
 When = Mapping[str, tuple[Value, ...]]  # every named parameter must have one of these values
@@ -101,17 +101,17 @@ def read_distribution(value: object, name: str) -> Distribution:
         return Fixed(domain.check(value))
     numbers = domain.domain if isinstance(domain, OrWord) else domain  # of the ends of a range
     kind = _kind(value, _kinds(numbers))
-    findings = Findings()
-    when = findings.take(_when, value.get("when", {}), "when") or {}
+    mistakes = MistakeCollector()
+    when = mistakes.check(_when, value.get("when", {}), "when") or {}
     match kind:
         case "choice":
-            values = findings.take(partial(_choice, domain=domain), value[kind])
-            findings.settle()
+            values = mistakes.check(partial(_choice, domain=domain), value[kind])
+            mistakes.raise_if_any()
             return Choice(values or (), when)
         case "int":
-            return _int_range(value, numbers, when, findings)
+            return _int_range(value, numbers, when, mistakes)
         case _:
-            return _float_range(value, numbers, when, findings)
+            return _float_range(value, numbers, when, mistakes)
 
 
 def _kinds(domain: Domain) -> tuple[str, ...]:
@@ -122,90 +122,90 @@ def _kinds(domain: Domain) -> tuple[str, ...]:
 
 def _kind(value: Mapping[Any, Any], kinds: tuple[str, ...]) -> str:
     """Return the one key that says how to draw. Raises Refused where a key does not fit it."""
-    given = [kind for kind in _MODIFIERS if kind in value]
-    if len(given) > 1:
-        _refuse(complaint(f"mixes {' and '.join(given)}", value, f"one of {', '.join(kinds)}"))
-    if given and given[0] not in kinds:
-        _refuse(complaint(f"cannot be searched as {given[0]}", value, ", ".join(kinds)))
-    _refuse_unknown_keys(value, (*given, *_MODIFIERS[given[0]]) if given else (*kinds, *_MODIFIERS[kinds[-1]]))
-    if not given:
+    named = [kind for kind in _MODIFIERS if kind in value]
+    if len(named) > 1:
+        _refuse(complaint(f"mixes {' and '.join(named)}", value, f"one of {', '.join(kinds)}"))
+    if named and named[0] not in kinds:
+        _refuse(complaint(f"cannot be searched as {named[0]}", value, ", ".join(kinds)))
+    _refuse_unknown_keys(value, (*named, *_MODIFIERS[named[0]]) if named else (*kinds, *_MODIFIERS[kinds[-1]]))
+    if not named:
         _refuse(
             complaint("does not say which values to search", value, f"a value, or a mapping with {' or '.join(kinds)}")
         )
-    return given[0]
+    return named[0]
 
 
-def _choice(given: object, domain: Domain) -> tuple[Value, ...]:
-    if not isinstance(given, list | tuple):
-        _refuse(complaint("is not a list", given, "a list of values"), "choice")
-    if not given:
-        _refuse(complaint("is an empty search space", given, "a list of one value or more"), "choice")
-    findings = Findings()
+def _choice(listed: object, domain: Domain) -> tuple[Value, ...]:
+    if not isinstance(listed, list | tuple):
+        _refuse(complaint("is not a list", listed, "a list of values"), "choice")
+    if not listed:
+        _refuse(complaint("is an empty search space", listed, "a list of one value or more"), "choice")
+    mistakes = MistakeCollector()
     values: list[Value] = []
-    for index, item in enumerate(given):
-        value = findings.take(domain.check, item, "choice", index)
+    for index, item in enumerate(listed):
+        value = mistakes.check(domain.check, item, "choice", index)
         if value is not None and value in values:
-            findings.add(complaint("is given twice", item, "each value once"), "choice", index)
+            mistakes.add(complaint("is given twice", item, "each value once"), "choice", index)
         elif value is not None:
             values.append(value)
-    findings.settle()
+    mistakes.raise_if_any()
     return tuple(values)
 
 
-def _int_range(value: Mapping[str, object], domain: Domain, when: When, findings: Findings) -> IntRange:
-    ends = findings.take(partial(_ends, domain=domain), value["int"], "int")
-    step = findings.take(Whole(1).check, value.get("step", 1), "step") or 1
-    log = findings.take(Truth().check, value.get("log", False), "log") or False
+def _int_range(value: Mapping[str, object], domain: Domain, when: When, mistakes: MistakeCollector) -> IntRange:
+    ends = mistakes.check(partial(_ends, domain=domain), value["int"], "int")
+    step = mistakes.check(Whole(1).check, value.get("step", 1), "step") or 1
+    log = mistakes.check(Truth().check, value.get("log", False), "log") or False
     if log and step != 1:
-        findings.add(complaint("cannot go with log", step, "step 1, or log: false"), "step")
+        mistakes.add(complaint("cannot go with log", step, "step 1, or log: false"), "step")
     elif ends and (ends[1] - ends[0]) % step:
-        findings.add(complaint("does not lead from low to high", step, f"a divisor of {ends[1] - ends[0]}"), "step")
-    _settle_log(log, ends, findings)
+        mistakes.add(complaint("does not lead from low to high", step, f"a divisor of {ends[1] - ends[0]}"), "step")
+    _settle_log(log, ends, mistakes)
     low, high = ends or (0, 0)
     return IntRange(low, high, step, log, when)
 
 
-def _float_range(value: Mapping[str, object], domain: Domain, when: When, findings: Findings) -> FloatRange:
-    ends = findings.take(partial(_ends, domain=domain), value["float"], "float")
-    log = findings.take(Truth().check, value.get("log", False), "log") or False
-    _settle_log(log, ends, findings)
+def _float_range(value: Mapping[str, object], domain: Domain, when: When, mistakes: MistakeCollector) -> FloatRange:
+    ends = mistakes.check(partial(_ends, domain=domain), value["float"], "float")
+    log = mistakes.check(Truth().check, value.get("log", False), "log") or False
+    _settle_log(log, ends, mistakes)
     low, high = ends or (0.0, 0.0)
     return FloatRange(low, high, log, when)
 
 
-def _settle_log(log: bool, ends: tuple[Any, Any] | None, findings: Findings) -> None:
+def _settle_log(log: bool, ends: tuple[Any, Any] | None, mistakes: MistakeCollector) -> None:
     if log and ends and ends[0] <= 0:
-        findings.add(complaint("needs a low end above 0", ends[0], "low > 0, or log: false"), "log")
-    findings.settle()
+        mistakes.add(complaint("needs a low end above 0", ends[0], "low > 0, or log: false"), "log")
+    mistakes.raise_if_any()
 
 
-def _ends(given: object, domain: Domain) -> tuple[Any, Any]:
-    if not isinstance(given, list | tuple) or len(given) != 2:
-        _refuse(complaint("is not a range", given, "[low, high]"))
-    findings = Findings()
-    low: Any = findings.take(domain.check, given[0], 0)
-    high: Any = findings.take(domain.check, given[1], 1)
-    findings.settle()
+def _ends(value: object, domain: Domain) -> tuple[Any, Any]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        _refuse(complaint("is not a range", value, "[low, high]"))
+    mistakes = MistakeCollector()
+    low: Any = mistakes.check(domain.check, value[0], 0)
+    high: Any = mistakes.check(domain.check, value[1], 1)
+    mistakes.raise_if_any()
     if low == high:
-        _refuse(complaint("is an empty range", given, "[low, high] with low < high, or one value without brackets"))
+        _refuse(complaint("is an empty range", value, "[low, high] with low < high, or one value without brackets"))
     if low > high:
-        _refuse(complaint("is upside down", given, "[low, high] with low < high"))
+        _refuse(complaint("is upside down", value, "[low, high] with low < high"))
     return low, high
 
 
-def _when(given: object) -> When:
+def _when(conditions: object) -> When:
     """Return the condition, with each value in the form that the other parameter has."""
-    if not isinstance(given, Mapping):
-        _refuse(complaint("is not a mapping", given, "{other parameter: value or list of values}"))
-    findings = Findings()
+    if not isinstance(conditions, Mapping):
+        _refuse(complaint("is not a mapping", conditions, "{other parameter: value or list of values}"))
+    mistakes = MistakeCollector()
     when: dict[str, tuple[Value, ...]] = {}
-    for other, values in given.items():
+    for other, values in conditions.items():
         if other not in DOMAINS:
-            findings.add(unknown_key(other, values, tuple(DOMAINS)), str(other))
+            mistakes.add(unknown_key(other, values, tuple(DOMAINS)), str(other))
             continue
-        wanted = findings.take(partial(_wanted, domain=DOMAINS[other]), values, other)
+        wanted = mistakes.check(partial(_wanted, domain=DOMAINS[other]), values, other)
         when[other] = wanted or ()
-    findings.settle()
+    mistakes.raise_if_any()
     return when
 
 
@@ -213,18 +213,18 @@ def _wanted(values: object, domain: Domain) -> tuple[Value, ...]:
     listed = list(values) if isinstance(values, list | tuple) else [values]
     if not listed:
         _refuse(complaint("is an empty condition", values, "a value or a list of values"))
-    findings = Findings()
-    checked = [findings.take(domain.check, value) for value in listed]
-    findings.settle()
+    mistakes = MistakeCollector()
+    checked = [mistakes.check(domain.check, value) for value in listed]
+    mistakes.raise_if_any()
     return tuple(value for value in checked if value is not None)
 
 
 def _refuse_unknown_keys(value: Mapping[Any, Any], known: tuple[str, ...]) -> None:
-    findings = Findings()
+    mistakes = MistakeCollector()
     for key, item in value.items():
         if key not in known:
-            findings.add(unknown_key(key, item, known), str(key))
-    findings.settle()
+            mistakes.add(unknown_key(key, item, known), str(key))
+    mistakes.raise_if_any()
 
 
 def unknown_key(key: object, value: object, known: Sequence[str]) -> str:

@@ -285,8 +285,8 @@ def _widened(inner: Domain, outer: Domain, value: object) -> Any:
     try:
         return inner.check(value)
     except Refused as refused:
-        told = [Problem(p.path, p.text.replace(str(inner), str(outer), 1)) for p in refused.problems]
-        raise Refused(told) from refused
+        problems = [Problem(p.path, p.text.replace(str(inner), str(outer), 1)) for p in refused.problems]
+        raise Refused(problems) from refused
 
 
 @dataclass(frozen=True)

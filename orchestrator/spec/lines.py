@@ -25,10 +25,10 @@ class Lines:
         """
         node, line = self.root, 1 if self.root is None else line_of(self.root)
         for part in path:
-            found = None if node is None else _inside(node, part)
-            if found is None:
+            inside = None if node is None else _inside(node, part)
+            if inside is None:
                 break
-            place, inner, block = found
+            place, inner, block = inside
             line = self.aliases.get((id(node), place), line_of(block or inner))
             node = inner
         return line

@@ -23,10 +23,10 @@ class ListOf(Domain):
         values = list(value) if isinstance(value, list | tuple) else [value]
         if len(values) > self.most:
             self.refuse(f"has more than {self.most} values", len(values))
-        found = tuple(self.domain.check(each) for each in values)
-        if len(set(found)) < len(found):
+        checked = tuple(self.domain.check(each) for each in values)
+        if len(set(checked)) < len(checked):
             self.refuse("names something twice", value)
-        return found
+        return checked
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Refused(Exception):
         super().__init__("; ".join(map(str, self.problems)))
 
 
-class Findings:
+class MistakeCollector:
     """A collection of the mistakes of several values, so that all of them are reported at once."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Findings:
         """Note a mistake at `path`."""
         self.problems.append(Problem(path, text))
 
-    def take(self, check: Callable[[Any], T], value: object, *path: str | int) -> T | None:
+    def check(self, check: Callable[[Any], T], value: object, *path: str | int) -> T | None:
         """Return check(value); where it raises Refused, note the reasons under `path` and return None."""
         try:
             return check(value)
@@ -63,7 +63,7 @@ class Findings:
             self.problems += [problem.below(*path) for problem in refused.problems]
             return None
 
-    def settle(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise Refused with all mistakes found, if there are any."""
         if self.problems:
             raise Refused(self.problems)

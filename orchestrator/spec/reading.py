@@ -75,7 +75,7 @@ def _wrong(text: str, what: str) -> Problem:
 
 
 def _set(data: dict[Any, Any], text: str) -> list[Problem]:
-    dotted, equals, given = text.partition("=")
+    dotted, equals, value_text = text.partition("=")
     path = _keys(dotted)
     if not equals or not all(path):
         return [_wrong(text, "is not of the form path=value, like train.batch=8")]
@@ -83,7 +83,7 @@ def _set(data: dict[Any, Any], text: str) -> list[Problem]:
         raise _TooMuch(f"it is longer than {MAX_BYTES} bytes")
     if len(path) > MAX_DEPTH:
         raise _TooMuch(f"more than {MAX_DEPTH} keys inside each other")
-    value = _yaml(given)
+    value = _yaml(value_text)
     target = data
     for part in path[:-1]:
         if target.get(part) is None:

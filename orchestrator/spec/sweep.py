@@ -19,7 +19,7 @@ from orchestrator.spec.distributions import (
 )
 from orchestrator.spec.domains import Domain, OrNull, Slug, Text, Whole
 from orchestrator.spec.model_use import ModelUse
-from orchestrator.spec.problems import Findings, Problem, Refused, complaint
+from orchestrator.spec.problems import MistakeCollector, Problem, Refused, complaint
 from orchestrator.spec.reading import without
 from orchestrator.spec.sections import (
     Budget,
@@ -45,7 +45,7 @@ SCHEMA_VERSION = 5
 
 # The keys that say how results are computed; they change results by rounding alone. They are no part of the identity,
 # so that a sweep keeps its trials when they change, for example after it ran out of memory, or on another device.
-MEANS = (
+KEYS_WITHOUT_EFFECT_ON_RESULTS = (
     *((section,) for section in ("gradient", "recovery", "study", "resources", "cluster")),
     ("train", "micro_batch"),
     ("sampler", "batch"),
@@ -55,7 +55,7 @@ MEANS = (
 
 
 # The keys that decide which trials there are and what is done with them, but not the result of one trial.
-OF_THE_SWEEP = (
+SWEEP_ONLY_KEYS = (
     *((key,) for key in ("name", "method", "search", "objectives", "scheduler", "budget")),
     *((key,) for key in ("tracking", "export")),
     ("evaluate", "every"),
@@ -85,16 +85,16 @@ class _Search(Domain):
     def check(self, value: object) -> dict[str, Distribution]:
         if value is not None and not isinstance(value, Mapping):
             self.refuse("is not a mapping", value)
-        findings = Findings()
+        mistakes = MistakeCollector()
         search: dict[str, Distribution] = {}
-        for name, given in (value or {}).items():
+        for name, item in (value or {}).items():
             if name not in PARAMETERS:
-                findings.add(unknown_key(name, given, tuple(PARAMETERS)), str(name))
+                mistakes.add(unknown_key(name, item, tuple(PARAMETERS)), str(name))
                 continue
-            found = findings.take(partial(read_distribution, name=name), given, name)
-            if found is not None:
-                search[name] = found
-        findings.settle()
+            distribution = mistakes.check(partial(read_distribution, name=name), item, name)
+            if distribution is not None:
+                search[name] = distribution
+        mistakes.raise_if_any()
         return search
 
 
@@ -105,15 +105,15 @@ class _Objectives(Domain):
     def check(self, value: object) -> tuple[Objective, ...]:
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= 4:
             self.refuse("is not a list of objectives", value)
-        findings = Findings()
+        mistakes = MistakeCollector()
         objectives: list[Objective] = []
         for index, item in enumerate(value):
-            objective = findings.take(self._objective, item, index)
+            objective = mistakes.check(self._objective, item, index)
             if objective in objectives:
-                findings.add(complaint("is given twice", item, "each metric once"), index)
+                mistakes.add(complaint("is given twice", item, "each metric once"), index)
             elif objective:
                 objectives.append(objective)
-        findings.settle()
+        mistakes.raise_if_any()
         return tuple(objectives)
 
     def _objective(self, item: object) -> Objective:
@@ -173,41 +173,41 @@ class Sweep(Section):
         """
         space: dict[str, Distribution] = {"method": self.method}
         for name in PARAMETERS:
-            if users := self.users(name):
-                given = self.given(name)
-                space[name] = given if users == self.methods else _only_for(users, given)
+            if users := self.methods_using(name):
+                distribution = self.distribution_of(name)
+                space[name] = distribution if users == self.methods else _only_for(users, distribution)
         return space
 
-    def given(self, name: str) -> Distribution:
+    def distribution_of(self, name: str) -> Distribution:
         """Return the file's distribution of a parameter, or its default."""
         return self.search.get(name, Fixed(self._default(name)))
 
-    def taken(self, name: str, method: str) -> Sequence[Value] | None:
+    def possible_values(self, name: str, method: str) -> Sequence[Value] | None:
         """Return every value that a parameter may have in a trial of `method`, or None for a continuous one.
 
         Where the parameter's `when` does not hold, its value is the default.
         """
-        given, default = self.given(name), self._default(name)
-        if method not in given.when.get("method", (method,)):
+        distribution, default = self.distribution_of(name), self._default(name)
+        if method not in distribution.when.get("method", (method,)):
             return (default,)
-        values = countable(given)
-        return values if values is None or given.when.keys() <= {"method"} else (*values, default)
+        values = countable(distribution)
+        return values if values is None or distribution.when.keys() <= {"method"} else (*values, default)
 
     def _default(self, name: str) -> Value:
         default = PARAMETERS[name].default
         own: Value = getattr(self, name) if default is None else default
         return own
 
-    def _told_elsewhere(self, name: str) -> bool:
+    def _has_own_key(self, name: str) -> bool:
         """Return whether a resolved sweep gives the parameter by a key of its own, outside of `search`.
 
         These are the method, and the seed unless it is searched or differs from the sweep's.
         """
         if name == "method":
             return True
-        return PARAMETERS[name].default is None and self.given(name) == Fixed(getattr(self, name))
+        return PARAMETERS[name].default is None and self.distribution_of(name) == Fixed(getattr(self, name))
 
-    def users(self, name: str) -> tuple[str, ...]:
+    def methods_using(self, name: str) -> tuple[str, ...]:
         """Return the methods of this sweep that use a parameter."""
         return tuple(method for method in self.methods if method in PARAMETERS[name].methods)
 
@@ -231,7 +231,7 @@ class Sweep(Section):
     @property
     def compares_pairs(self) -> bool:
         """Whether some trial of the learned method compares the samples of a micro-batch in pairs."""
-        weights = self.taken("consistency_weight", "learned")
+        weights = self.possible_values("consistency_weight", "learned")
         return "learned" in self.methods and (weights is None or any(weights))
 
     @property
@@ -250,7 +250,7 @@ class Sweep(Section):
         return METRICS[self.asha_metric] if self.asha_metric else None
 
     @property
-    def compared(self) -> tuple[str, Mode]:
+    def checkpoint_metric(self) -> tuple[str, Mode]:
         """The metric by which a trial's own checkpoints are compared, and whether larger or smaller is better."""
         metric = self.asha_metric or self.objectives[0].metric
         return metric, METRICS[metric]
@@ -264,7 +264,9 @@ class Sweep(Section):
         """Return the sweep as plain JSON, with all default and derived values; itself a valid sweep file."""
         plain = self.model_dump(mode="json", by_alias=True, exclude={"method", "search", "objectives"})
         plain["method"] = self.method.resolved()
-        plain["search"] = {name: self.given(name).resolved() for name in self.space if not self._told_elsewhere(name)}
+        plain["search"] = {
+            name: self.distribution_of(name).resolved() for name in self.space if not self._has_own_key(name)
+        }
         plain["objectives"] = [{objective.metric: objective.mode} for objective in self.objectives]
         plain["evaluate"]["every"] = self.evaluate_every
         plain["tracking"]["experiment"] = self.experiment
@@ -274,20 +276,20 @@ class Sweep(Section):
 
     def identity(self) -> str:
         """Return the SHA-256 of the schema version and all that decides results: the same for equivalent files."""
-        return _digest({"schema": SCHEMA_VERSION, "sweep": deciding(self.resolved())})
+        return _digest({"schema": SCHEMA_VERSION, "sweep": result_keys(self.resolved())})
 
     def trial_key(self, parameters: Mapping[str, Any], weights: str) -> str:
         """Return the SHA-256 of all values that decide one trial's result: trials with one key are the same trial.
 
         parameters: of the trial, constants included; weights: the digest of the model's weights.
         """
-        trial = without(deciding(self.resolved()), OF_THE_SWEEP)
+        trial = without(result_keys(self.resolved()), SWEEP_ONLY_KEYS)
         return _digest({"schema": SCHEMA_VERSION, "trial": trial, "parameters": dict(parameters), "weights": weights})
 
 
-def deciding(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resolved sweep without the keys that only say how results are computed (`MEANS`)."""
-    return without(dict(resolved), MEANS)
+def result_keys(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved sweep without `KEYS_WITHOUT_EFFECT_ON_RESULTS`."""
+    return without(dict(resolved), KEYS_WITHOUT_EFFECT_ON_RESULTS)
 
 
 def _digest(content: object) -> str:
@@ -295,8 +297,8 @@ def _digest(content: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _only_for(users: tuple[str, ...], given: Distribution) -> Distribution:
-    """Return the distribution with `users` as a further condition."""
-    wanted = given.when.get("method", users)
-    method: tuple[Value, ...] = tuple(user for user in users if user in wanted)
-    return replace(given, when={**given.when, "method": method})
+def _only_for(methods: tuple[str, ...], distribution: Distribution) -> Distribution:
+    """Return the distribution with `methods` as a further condition."""
+    wanted = distribution.when.get("method", methods)
+    method: tuple[Value, ...] = tuple(user for user in methods if user in wanted)
+    return replace(distribution, when={**distribution.when, "method": method})

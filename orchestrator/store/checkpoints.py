@@ -15,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class TrialFolder:
         self._tidy()
         reasons: dict[Path, str] = {}
         for path in reversed(self._checkpoints()):
-            reason = self.whole(path)
+            reason = self.damage_of(path)
             if reason is None:
                 self._set_aside(list(reasons))
                 return Latest(path, _step(path), tuple(_told(*each) for each in reasons.items()))
@@ -103,7 +103,7 @@ class TrialFolder:
                 _discard(path)
 
     @staticmethod
-    def whole(path: Path) -> str | None:
+    def damage_of(path: Path) -> str | None:
         """Return None where a checkpoint holds exactly the files of its manifest, else the reason, for a sentence."""
         try:
             _verify(path)
@@ -111,7 +111,7 @@ class TrialFolder:
             return str(damage)
         return None
 
-    def ended(self) -> None:
+    def keep_result_only(self) -> None:
         """Keep one checkpoint of a trial that is over, without the files that only resuming needs. May be repeated.
 
         The one kept is the last that holds directions, or else the last: a trial that fails has often saved since then.
@@ -140,7 +140,7 @@ class TrialFolder:
             raise CheckpointError(f"no sound checkpoint in {self.path} holds {_RESULT}")
         return path
 
-    def empty(self) -> None:
+    def remove_all(self) -> None:
         """Remove all checkpoints. The folder and its other files stay."""
         self._tidy()
         for path in (*self._checkpoints(), *self._damaged()):
@@ -148,12 +148,12 @@ class TrialFolder:
 
     def _result(self) -> Path | None:
         holders = (path for path in reversed(self._checkpoints()) if (path / _RESULT).is_dir())
-        return next((path for path in holders if self.whole(path) is None), None)
+        return next((path for path in holders if self.damage_of(path) is None), None)
 
     def _checkpoints(self) -> list[Path]:
         """Return the checkpoints by step, the newest last."""
-        found = (path for path in self.path.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d{8,}", path.name))
-        return sorted((path for path in found if path.is_dir()), key=_step)
+        paths = (path for path in self.path.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d{8,}", path.name))
+        return sorted((path for path in paths if path.is_dir()), key=_step)
 
     def _damaged(self) -> list[Path]:
         return list(self.path.glob("damaged_*"))
@@ -177,10 +177,10 @@ class TrialFolder:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def keep_best(trial_folders_in_order: Sequence[TrialFolder], count: int) -> None:
-    """Remove the checkpoints of all but the first `count` trials. The trials have ended, and the best comes first."""
-    for folder in trial_folders_in_order[count:]:
-        folder.empty()
+def remove_checkpoints(folders: Iterable[TrialFolder]) -> None:
+    """Remove all checkpoints of these trials, which have ended."""
+    for folder in folders:
+        folder.remove_all()
 
 
 def _write_manifest(folder: Path, step: int, score: float | None) -> None:
@@ -214,15 +214,15 @@ def _score(path: Path) -> float | None:
 
 
 def _verify(path: Path) -> None:
-    told, found = _manifest(path)["files"], _files(path)
-    for name, entry in told.items():
+    entries, names = _manifest(path)["files"], _files(path)
+    for name, entry in entries.items():
         with _reading(name):
             nbytes = (path / name).stat().st_size
             if nbytes != entry["bytes"]:
                 raise _Damage(f"{name} has {nbytes} bytes instead of {entry['bytes']}")
             if _entry(path / name) != entry:
                 raise _Damage(f"{name}: its digest differs")
-    for name in sorted(found - told.keys()):
+    for name in sorted(names - entries.keys()):
         raise _Damage(f"{name} is not in its manifest")
 
 

@@ -51,9 +51,9 @@ class Database:
         """The connection options. An option that the address itself sets is left out."""
         return {name: value for name, value in _PATIENCE.items() if name not in make_url(self.url).query}
 
-    def scrub(self, told: str) -> str:
+    def scrub(self, message: str) -> str:
         """Return a library's text without the secrets of the address."""
-        return str(scrub(told, self.uri))
+        return str(scrub(message, self.uri))
 
     def check(self) -> None:
         """Raise UserError, in one sentence, where no study can be kept in this database."""
@@ -75,8 +75,8 @@ class Database:
         with self._connected() as connection:
             if not connection.scalar(text("SELECT to_regclass('studies') IS NOT NULL")):
                 return False
-            found = text("SELECT 1 FROM studies WHERE study_name = :name")
-            return connection.scalar(found, {"name": self.study}) is not None
+            query = text("SELECT 1 FROM studies WHERE study_name = :name")
+            return connection.scalar(query, {"name": self.study}) is not None
 
     @contextmanager
     def making_tables(self) -> Iterator[None]:
@@ -112,25 +112,25 @@ class Database:
         raise UserError(f"study.uri: {why}")
 
 
-Where = Path | Database  # where a study is kept: a file, or a database that many sweeps share
+StudyPlace = Path | Database  # where a study is kept: a file, or a database that many sweeps share
 
 
-def place(where: Where) -> str:
+def shown_place(where: StudyPlace) -> str:
     """Return the place of a study as text, for messages and for comparing two places."""
     return where.name if isinstance(where, Path) else where.shown
 
 
-def passing(error: BaseException) -> str | None:
+def passing_reason(error: BaseException) -> str | None:
     """Return why a call to a PostgreSQL server failed if a later call may work, else None."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, DBAPIError):
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DBAPIError):
         # Optuna repeats the call in a session that is already closed, and raises the error of that call.
-        found = found.__cause__ or found.__context__
-    if found is None or not type(found.orig).__module__.startswith("psycopg"):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None or not type(cause.orig).__module__.startswith("psycopg"):
         return None
-    state = getattr(found.orig, "sqlstate", None)
-    lost = found.connection_invalidated or (state is None and "OperationalError" in type(found).__name__)
-    return reason(found) if lost or str(state).startswith(_PASSING) else None
+    state = getattr(cause.orig, "sqlstate", None)
+    lost = cause.connection_invalidated or (state is None and "OperationalError" in type(cause).__name__)
+    return reason(cause) if lost or str(state).startswith(_PASSING) else None
 
 
 def reason(error: Exception) -> str:

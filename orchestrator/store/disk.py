@@ -13,7 +13,7 @@ _RETRY_S = 2.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
     """Return whether this error says that there is no space left on a disk."""
     return (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error)
 
@@ -28,7 +28,7 @@ def with_space(write: Callable[[], T], waiting: Callable[[], None] = lambda: Non
         try:
             return write()
         except Exception as error:
-            if not full(error):
+            if not is_full(error):
                 raise
         waiting()
         time.sleep(_RETRY_S)

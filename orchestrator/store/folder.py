@@ -28,11 +28,11 @@ from typing import Any
 from core.errors import UserError
 from core.files import atomic_file
 from orchestrator.secrets import redacted
-from orchestrator.spec import Sweep, deciding, parse
+from orchestrator.spec import Sweep, parse, result_keys
 from orchestrator.spec.domains import Slug
 from orchestrator.spec.problems import Refused, nearest
 from orchestrator.store.checkpoints import TrialFolder
-from orchestrator.store.database import Database, Where, place
+from orchestrator.store.database import Database, StudyPlace, shown_place
 
 _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 
@@ -61,27 +61,27 @@ class SweepFolder:
         return self.root.resolve() / self.name
 
     @property
-    def study(self) -> Path:
+    def study_file(self) -> Path:
         """The file of Optuna's study, where no database is named for it."""
         return self.path / "study.db"
 
     @property
-    def book(self) -> Where:
+    def study_place(self) -> StudyPlace:
         """The place of this sweep's study: a file or a database."""
-        return self._book(self.read()["spec"].get("study", {}).get("uri"))
+        return self._study_place(self.read()["spec"].get("study", {}).get("uri"))
 
-    def book_of(self, sweep: Sweep) -> Where:
+    def study_place_of(self, sweep: Sweep) -> StudyPlace:
         """Return the place of the study that a sweep file names. Raises UserError where the study is elsewhere."""
-        before, now = self.book, self._book(sweep.study.uri)
-        if "study" in self.read() and place(before) != place(now):
+        before, now = self.study_place, self._study_place(sweep.study.uri)
+        if "study" in self.read() and shown_place(before) != shown_place(now):
             raise UserError(
-                f"study.uri: the trials of sweep '{self.name}' are in {place(before)}, not in {place(now)}; put "
-                f"study.uri back, give the new sweep another name, or remove {self.path} to start over"
+                f"study.uri: the trials of sweep '{self.name}' are in {shown_place(before)}, not in {shown_place(now)}"
+                f"; put study.uri back, give the new sweep another name, or remove {self.path} to start over"
             )
         return now
 
-    def _book(self, uri: str | None) -> Where:
-        return self.study if uri is None else Database(uri, f"{self.name}-{self.read()['id']}")
+    def _study_place(self, uri: str | None) -> StudyPlace:
+        return self.study_file if uri is None else Database(uri, f"{self.name}-{self.read()['id']}")
 
     @property
     def lock(self) -> Path:
@@ -195,7 +195,7 @@ class SweepFolder:
         stored = self.read()
         if stored["identity"] == sweep.identity():
             return None
-        return _differences(deciding(stored["spec"]), deciding(sweep.resolved())) or ["the file format"]
+        return _differences(result_keys(stored["spec"]), result_keys(sweep.resolved())) or ["the file format"]
 
     def refuse_changed(self, sweep: Sweep) -> None:
         """Raise UserError, naming what differs, if the folder holds another sweep of the same name."""

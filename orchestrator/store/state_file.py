@@ -34,8 +34,8 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives the errno only as text
-        raise OSError(int(found[1]) if found else None, first_line(error), str(path)) from error
+        errno_match = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives the errno only as text
+        raise OSError(int(errno_match[1]) if errno_match else None, first_line(error), str(path)) from error
     path.chmod(0o644)  # safetensors makes its files readable by their owner alone
     (folder / _FACTS).write_text(json.dumps({"format": _FORMAT, **facts}, allow_nan=False))
 

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import UserError
 from orchestrator.spec import Sweep
-from orchestrator.store.database import Database, Where, passing
+from orchestrator.store.database import Database, StudyPlace, passing_reason
 
 Tell = Callable[[str], None]
 T = TypeVar("T")
@@ -102,17 +102,17 @@ for _name in _CALLS:
 
 
 def _until_it_works(call: Callable[[], T], tell: Tell) -> T:
-    told = float("-inf")
+    last_told = float("-inf")
     while True:
         try:
             return call()
         except (StorageInternalError, SQLAlchemyError, sqlite3.OperationalError) as error:
             said = f"{error} {error.__cause__}"
-            word = next((word for word in _PASSING if word in said), None) or passing(error)
+            word = next((word for word in _PASSING if word in said), None) or passing_reason(error)
             if word is None:
                 raise
-        if time.monotonic() - told > _TOLD_S:
-            told = time.monotonic()
+        if time.monotonic() - last_told > _TOLD_S:
+            last_told = time.monotonic()
             tell(f"study: {word}; waiting, nothing is lost")
         time.sleep(_RETRY_S)
 
@@ -123,7 +123,7 @@ def check_place(sweep: Sweep) -> None:
         Database(sweep.study.uri, sweep.name).check()
 
 
-def create_study(sweep: Sweep, where: Where) -> optuna.Study:
+def create_study(sweep: Sweep, where: StudyPlace) -> optuna.Study:
     """Return the study of a new sweep, or the one that an interrupted start left."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     kinds = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
@@ -134,7 +134,7 @@ def create_study(sweep: Sweep, where: Where) -> optuna.Study:
     return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
 
 
-def open_study(name: str, where: Where, tell: Tell | None = None) -> optuna.Study:
+def open_study(name: str, where: StudyPlace, tell: Tell | None = None) -> optuna.Study:
     """Return the study of a sweep.
 
     Raises UserError, with nothing written, where the study is missing, damaged or out of reach.
@@ -145,11 +145,11 @@ def open_study(name: str, where: Where, tell: Tell | None = None) -> optuna.Stud
     return optuna.load_study(study_name=_name_of(name, where), storage=storage)
 
 
-def _name_of(sweep: str, where: Where) -> str:
+def _name_of(sweep: str, where: StudyPlace) -> str:
     return where.study if isinstance(where, Database) else sweep
 
 
-def refuse_damaged(where: Where, name: str) -> None:
+def refuse_damaged(where: StudyPlace, name: str) -> None:
     """Raise UserError where `where` has no readable study of this name."""
     if isinstance(where, Path):
         _refuse_damaged_file(where, name)
@@ -168,8 +168,8 @@ def _refuse_damaged_file(path: Path, name: str) -> None:
     connection = sqlite3.connect(path, timeout=_BUSY_S)
     try:
         [verdict] = connection.execute("PRAGMA quick_check(1)").fetchone()
-        found = connection.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone()
-        verdict = "it does not hold the study of this sweep" if verdict == "ok" and found is None else verdict
+        row = connection.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone()
+        verdict = "it does not hold the study of this sweep" if verdict == "ok" and row is None else verdict
     except sqlite3.DatabaseError as error:
         if any(word in str(error) for word in _PASSING):
             return  # not damage: `open_study` waits for it
@@ -180,7 +180,7 @@ def _refuse_damaged_file(path: Path, name: str) -> None:
         raise UserError(f"{path} is damaged ({verdict.splitlines()[-1]}); {cure}")
 
 
-def _storage(where: Where, tell: Tell = _PatientStorage.tell, make: bool = False) -> _PatientStorage:
+def _storage(where: StudyPlace, tell: Tell = _PatientStorage.tell, make: bool = False) -> _PatientStorage:
     def opened() -> _PatientStorage:
         if isinstance(where, Path):
             return _PatientStorage(f"sqlite:///{where}", {"connect_args": {"timeout": _BUSY_S}})
@@ -188,8 +188,8 @@ def _storage(where: Where, tell: Tell = _PatientStorage.tell, make: bool = False
         url = where.url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what is between braces
         return _PatientStorage(url, options, skip_table_creation=not make)
 
-    shown = tell if isinstance(where, Path) else lambda told: tell(where.scrub(told))
-    storage = _until_it_works(opened, shown)
-    storage.tell = shown
+    tell_scrubbed = tell if isinstance(where, Path) else lambda message: tell(where.scrub(message))
+    storage = _until_it_works(opened, tell_scrubbed)
+    storage.tell = tell_scrubbed
     weakref.finalize(storage, storage.engine.dispose)  # close connections with the storage, not when the server notices
     return storage

@@ -1,1 +1,1 @@
-"""The one process that drives a sweep: it starts trials on Ray, records what they report, and ends with a champion."""
+"""Drive a sweep in one process: start trials on Ray, record what they report, and choose the champion."""

@@ -1,4 +1,4 @@
-"""The best completed trial's set becomes the champion: measured on seeds that chose nothing, with dials, drawn."""
+"""Make the champion from the best completed trial's set: measure it on unused seeds, give it dials, and draw it."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ from orchestrator.bundle.files import Bundle, bundle_of, write_bundle
 from orchestrator.report.findings import read
 from orchestrator.report.page import write_page
 from orchestrator.search.ranking import Row, ranked
-from orchestrator.search.space import whole
+from orchestrator.search.space import with_constants
 from orchestrator.spec import Sweep
 from orchestrator.store.disk import with_space
 from orchestrator.sweep.record import SweepRecord
@@ -40,13 +40,13 @@ class Measured:
 
 def choose_champion(
     record: SweepRecord,
-    run: Callable[..., Measured] = lambda work, *given: work(*given),
+    run: Callable[..., Measured] = lambda work, *arguments: work(*arguments),
     say: Callable[[str], None] = lambda _: None,
 ) -> Row | None:
-    """Make the best completed trial's set the champion; None if none completed.
+    """Make the set of the best completed trial the champion, and return its row; None where no trial completed.
 
-    Beside it stands the honest baseline: random directions, as many and as long, on the same seeds. run: where it is
-    measured; say: how the user is told that something is missing which can be made later.
+    The baseline is measured on the same seeds: as many random directions of the same mean length. run: runs the
+    measurement, possibly on another machine; say: tells the user that something is missing which can be made later.
     """
     sweep, folder = record.sweep, record.folder
     best = next((row for row in ranked(record.ledger.study, sweep) if row.state == "completed"), None)
@@ -54,26 +54,26 @@ def choose_champion(
         record.outbox.end(None, "FAILED", {"outcome": "no trial was completed"}, _last_end(record))
         return None
     with tempfile.TemporaryDirectory() as temporary:
-        found = DirectionSet.load(result_of(folder, best.trial_id, Path(temporary)) / "directions")
-    origin = {**found.provenance, "sweep": sweep.name, "trial": best.trial_id}
-    _keep(record, best, run(_measured, sweep, folder.cache, replace(found, provenance=origin)), say)
+        directions = DirectionSet.load(result_of(folder, best.trial_id, Path(temporary)) / "directions")
+    origin = {**directions.provenance, "sweep": sweep.name, "trial": best.trial_id}
+    _keep(record, best, run(_measured, sweep, folder.cache, replace(directions, provenance=origin)), say)
     return best
 
 
-def _measured(sweep: Sweep, cache: Path, found: DirectionSet) -> Measured:
-    """On the seeds that chose nothing, the set and its baseline; with dials, the set.
+def _measured(sweep: Sweep, cache: Path, directions: DirectionSet) -> Measured:
+    """Give the set its dials, and measure it and its baseline on seeds that chose nothing.
 
-    The metrics are those of the set as long as its method made it: its dials turn some directions round, and some
+    The metrics are those of the set at the lengths that its method found: the dials reverse some directions, and some
     metrics look at one side.
     """
     trial_model, drawing = TrialModel.load(sweep, SampleCache(cache)), DrawBatch(sweep)
-    dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, found))
-    turned = replace(dialled.directions, sigma=found.sigma)
+    dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, directions))
+    turned = replace(dialled.directions, sigma=directions.sigma)
     champion = drawing.run(lambda fitting: trial_model.measure(fitting, turned, REPORT_SEEDS)).metrics
-    baseline = drawing.run(lambda fitting: trial_model.scaled(fitting, random_like(trial_model, found, fitting)))
+    baseline = drawing.run(lambda fitting: trial_model.scaled(fitting, random_like(trial_model, directions, fitting)))
     random = drawing.run(lambda fitting: trial_model.measure(fitting, baseline, REPORT_SEEDS)).metrics
-    told = replace(dialled, directions=replace(dialled.directions, metrics=champion))
-    return Measured(bundle_of(told, f"{sweep.name}, trial {found.provenance['trial']}"), random)
+    measured = replace(dialled, directions=replace(dialled.directions, metrics=champion))
+    return Measured(bundle_of(measured, f"{sweep.name}, trial {directions.provenance['trial']}"), random)
 
 
 def _keep(record: SweepRecord, best: Row, measured: Measured, say: Callable[[str], None]) -> None:
@@ -86,7 +86,7 @@ def _keep(record: SweepRecord, best: Row, measured: Measured, say: Callable[[str
 
 
 def _report(record: SweepRecord, result: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """The page of the sweep, for MLflow too. It can be made again at any time, and so takes no sweep down."""
+    """Write the page of the sweep and send it to MLflow. It can be made later too, so no error of it ends the sweep."""
     folder = record.folder
     try:
         write_page(read(folder, result), folder.report)
@@ -97,13 +97,13 @@ def _report(record: SweepRecord, result: Mapping[str, Any], say: Callable[[str],
 
 
 def _enthrone(champion: Bundle, to: Path) -> None:
-    shutil.rmtree(to, ignore_errors=True)  # of a run that was interrupted right here
+    shutil.rmtree(to, ignore_errors=True)  # left by a run that was interrupted here
     with atomic_folder(to) as temporary:
         write_bundle(champion, temporary)
 
 
 def _last_end(record: SweepRecord) -> int:
-    """When the last trial ended, in milliseconds."""
+    """Return when the last trial ended, in milliseconds."""
     ends = [row.datetime_complete for row in record.ledger.begun().values() if row.datetime_complete]
     return int(max(ends, default=datetime.now()).timestamp() * 1000)
 
@@ -111,28 +111,28 @@ def _last_end(record: SweepRecord) -> int:
 def log_champion(
     record: SweepRecord, best: Row, champion: Mapping[str, float], baseline: Mapping[str, float], milliseconds: int
 ) -> None:
-    """Put it all down for the sweep's own run, whatever lies in the champion's folder included.
+    """Queue everything on the champion for the sweep's own MLflow run, including the files in the champion's folder.
 
-    milliseconds: when the last trial ended, the same when it is put down again.
+    milliseconds: when the last trial ended, so that a repeated call records the same time.
     """
     sweep, folder, outbox, weights = record.sweep, record.folder, record.outbox, record.ledger.weights
     rows, state = ranked(record.ledger.study, sweep), folder.read()
     values = {f"champion/{name}": value for name, value in champion.items()}
     values |= {f"random/{name}": value for name, value in baseline.items()} | counts(rows)
     outbox.metrics(None, [{"step": 0, **values}], milliseconds)
-    outbox.inputs(None, of_result(sweep, weights, [whole(row.parameters, sweep.space) for row in rows]))
+    outbox.inputs(None, of_result(sweep, weights, [with_constants(row.parameters, sweep.space) for row in rows]))
     outbox.folder(None, folder.champion, "champion")
     outbox.image(None, folder.champion / "traversal.png", "champion", 0, milliseconds)
     identity = uuid.uuid5(uuid.NAMESPACE_URL, state["id"]).hex
     pyfunc.save(folder.champion, sweep, folder.model, milliseconds, state["parent_run"], identity)
     outbox.folder(None, folder.model, MODEL)
     if name := sweep.export.register_as:
-        found = f"The champion of sweep `{sweep.name}`: trial `{best.trial_id}`."
-        outbox.register(name, MODEL, "\n".join([found, "", *loading(name)]))
+        text = f"The champion of sweep `{sweep.name}`: trial `{best.trial_id}`."
+        outbox.register(name, MODEL, "\n".join([text, "", *loading(name)]))
     for row in rows:
         if row.on_front:
             outbox.tags(row.trial_id, {"on_front": "true"})
     outbox.tags(best.trial_id, {"champion": "true"})
     note = sweep_note(sweep, rows, champion, baseline, record.ledger.spent())
-    told = {"champion": best.trial_id, "champion_method": method_of(best.parameters, sweep), "outcome": "completed"}
-    outbox.end(None, "FINISHED", {**told, NOTE: note}, milliseconds)
+    tags = {"champion": best.trial_id, "champion_method": method_of(best.parameters, sweep), "outcome": "completed"}
+    outbox.end(None, "FINISHED", {**tags, NOTE: note}, milliseconds)

@@ -1,7 +1,7 @@
-"""Ray for the duration of a sweep: on this machine alone, to be reached from this machine alone; or a cluster's.
+"""Run Ray for the duration of a sweep: an own Ray on this machine, or a cluster that runs already.
 
-A Ray of our own listens on the loopback, asks for a token, and keeps its files in a folder that nobody else may enter
-and that is gone with it, or with the next start where it was killed.
+An own Ray accepts connections from this machine alone and asks for a token. Its files are in a folder that only this
+user may enter. The folder is removed at the end, or at the next start after a kill.
 """
 
 import logging
@@ -20,46 +20,49 @@ from core.errors import UserError, first_line
 
 T = TypeVar("T")
 
-_LONGEST_TEMP = 40  # characters; what Ray adds has to fit into the path of a socket, 107 in all
+_LONGEST_TEMP = 40  # characters; Ray appends to it, and the path of a socket has at most 107
 _PREFIX = "hso-"
 _ROOT = Path(tempfile.gettempdir())
 _PROCESSES = ("raylet", "gcs_server")
 
 
 class RayLost(RuntimeError):
-    """Ray has ended under the sweep."""
+    """The error that Ray has ended while the sweep runs."""
 
 
-# For the processes of trials; those on other machines get it by way of Ray.
+# The environment of the processes of trials; Ray passes it on to other machines.
 _OF_TRIALS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial reads ./paths where the user wrote them
-    "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing asks for them
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the recorder watches, for trials of any kind
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",  # until machines are there, and have imported everything
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial reads ./paths from the folder where the sweep was started
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing reads them
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # RecordCallback watches, for all trials
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3600",  # machines may have to be started first, and to import everything
 }
 
 
 def configure(address: str | None) -> None:
-    """What Ray reads from its environment when it is imported; to be called before that."""
+    """Set the environment variables that Ray reads when it is imported. Call this before that."""
     wanted = {
         "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our recorder is the log
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # trials shall save first: orchestrator.sweep.stopping
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # RecordCallback logs
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # trials have to save first: orchestrator.sweep.stopping
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nothing reads Tune's own record of the sweep
-        "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # processes that start side by side
-        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what raylets tell of processes that end: the recorder does
+        "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # as many processes may start at once
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # messages of raylets on processes that end; RecordCallback reports these
         **_OF_TRIALS,
     }
     if address is None:
-        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # with which Ray stays on the loopback
+        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # makes Ray listen on the loopback only
         wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_folder() / "token")}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
 
 class Cluster:
-    """Ray, to be started again where it ends. address: of a cluster that runs already; None for one of our own."""
+    """Ray during a sweep. It can be started again after it has ended.
+
+    address: of a cluster that runs already; None starts an own Ray on this machine.
+    """
 
     def __init__(self, address: str | None) -> None:
         self.address = address
@@ -69,7 +72,7 @@ class Cluster:
         configure(self.address)
         if self.address is None:
             _make_folder()
-            _use_temporary(_folder())  # what trials leave there when they are killed goes with the rest
+            _use_temporary(_folder())  # so that files of killed trials are removed too
         self.start()
         return self
 
@@ -80,10 +83,11 @@ class Cluster:
             shutil.rmtree(_folder(), ignore_errors=True)
 
     def start(self) -> None:
+        """Start Ray, or connect to the cluster. Raises UserError where no Ray answers at the address."""
         import ray
 
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder tells what failed, in a line
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # RecordCallback reports each failure in a line
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if self.address is not None:
             try:
@@ -96,23 +100,24 @@ class Cluster:
         self.processes = [child for child in children if child.name() in _PROCESSES]
 
     def stop(self) -> None:
+        """Disconnect from Ray; an own Ray ends."""
         import ray
 
         self.processes = []
         ray.shutdown()
 
-    def run(self, resources: Mapping[str, float], work: Callable[..., T], *given: Any) -> T:
-        """What `work` gives where there is a device for it: in this process, or with these resources of a cluster."""
+    def run(self, resources: Mapping[str, float], work: Callable[..., T], *arguments: Any) -> T:
+        """Return `work(*arguments)`, run in this process, or in the cluster at the address with these resources."""
         if self.address is None:
-            return work(*given)
+            return work(*arguments)
         import ray
 
         remote = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))(work)
-        result: T = ray.get(remote.remote(*given))
+        result: T = ray.get(remote.remote(*arguments))
         return result
 
     def look(self) -> None:
-        """Raise RayLost where a Ray of our own has lost a process: nothing that it runs can be relied on any more."""
+        """Raise RayLost where an own Ray has lost one of its processes, since it cannot be relied on any more."""
         for process in self.processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise RayLost("one of Ray's own processes has ended")
@@ -123,12 +128,12 @@ def _folder() -> Path:
 
 
 def _use_temporary(folder: Path) -> None:
-    """Where this process, and those that it starts from now on, put temporary files."""
+    """Set the folder for temporary files of this process and of those that it starts from now on."""
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def _make_folder() -> None:
-    """A folder that only this user may enter, with the token; those of drivers that were killed go."""
+    """Create the folder that only this user may enter, with the token, and remove those of killed drivers."""
     for left in _folder().parent.glob(f"{_PREFIX}*"):
         number = left.name.removeprefix(_PREFIX)
         if number.isdigit() and not psutil.pid_exists(int(number)):

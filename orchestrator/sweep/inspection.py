@@ -1,6 +1,6 @@
-"""Is every machine of a cluster ready for a sweep? All are asked at once, before its first trial.
+"""Check that every machine of a cluster is ready for a sweep, before its first trial. All are checked at once.
 
-Each machine loads the model while it is asked, so that it is fetched from a hub once there, not by every trial.
+Each machine loads the model during its check, so that it is downloaded once there, and not by every trial.
 """
 
 import platform
@@ -22,49 +22,49 @@ from orchestrator.workers.placement import alive, hosts
 from orchestrator.workers.worker import at_home
 
 _PACKAGES = ("h-space-orchestrator", "torch", "diffusers", "ray", "deepspeed")
-_PATIENCE_S = 1800  # a model may have to be fetched, operators to be compiled
+_PATIENCE_S = 1800  # a model may have to be downloaded, and operators compiled
 _LEAST_DISK = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What every machine has to have, as the driver has it."""
+    """What every machine has to have, as it is on the driver's machine."""
 
     sweep: Sweep
-    weights: str  # the digest of the model's
-    home: Path  # where relative paths of the sweep file begin
+    weights: str  # digest of the model's weights
+    home: Path  # the folder that relative paths of the sweep file start from
     probe: Path  # a file beside the sweeps' folders
     versions: Mapping[str, str]
 
 
 def inspect(sweep: Sweep, root: Path, weights: str) -> None:
-    """Raise UserError, with one line for each problem, its machines and its cure, where trials could not run."""
+    """Raise UserError where trials could not run, with one line for each problem, its machines and its cure."""
     root.mkdir(parents=True, exist_ok=True)
     probe = root / f".probe-{uuid.uuid4().hex}"
     probe.touch()
     try:
-        found = _ask(Wanted(sweep, weights, Path.cwd(), probe, versions()))
+        nodes_with = _ask(Wanted(sweep, weights, Path.cwd(), probe, versions()))
     finally:
         probe.unlink(missing_ok=True)
-    if found:
-        raise UserError("\n".join(f"{' and '.join(machines)}: {problem}" for problem, machines in found.items()))
+    if nodes_with:
+        raise UserError("\n".join(f"{' and '.join(machines)}: {problem}" for problem, machines in nodes_with.items()))
 
 
 def _ask(wanted: Wanted) -> dict[str, list[str]]:
-    """The machines that have each problem."""
-    asked = {}
+    """Return the machines that have each problem."""
+    machines = {}
     for node in hosts(wanted.sweep, alive()):
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(problems)
-        asked[task.remote(wanted)] = node["NodeManagerAddress"]
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
-    found: dict[str, list[str]] = {}
+        machines[task.remote(wanted)] = node["NodeManagerAddress"]
+    ready, late = ray.wait(list(machines), num_returns=len(machines), timeout=_PATIENCE_S)
+    nodes_with: dict[str, list[str]] = {}
     for answer in ready:
         for problem in _answer(answer):
-            found.setdefault(problem, []).append(asked[answer])
+            nodes_with.setdefault(problem, []).append(machines[answer])
     for answer in late:
-        found.setdefault(f"did not answer within {_PATIENCE_S // 60} minutes", []).append(asked[answer])
-    return found
+        nodes_with.setdefault(f"did not answer within {_PATIENCE_S // 60} minutes", []).append(machines[answer])
+    return nodes_with
 
 
 def _answer(answer: Any) -> list[str]:
@@ -77,27 +77,27 @@ def _answer(answer: Any) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same on every machine."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    """Return the versions that have to be the same on every machine, by package."""
+    packages = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in _PACKAGES:
         try:
-            found[package] = version(package).partition("+")[0]  # builds for a CPU and for CUDA go together
+            packages[package] = version(package).partition("+")[0]  # builds for a CPU and for CUDA go together
         except PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            packages[package] = "missing"
+    return packages
 
 
 def problems(wanted: Wanted) -> list[str]:
-    """What is amiss on this machine, each with its cure."""
+    """Return the problems of this machine, each with its cure."""
     at_home(wanted.home)
     return [*_versions(wanted), *_disks(wanted), *_device(wanted), *_model(wanted), *_engines(wanted)]
 
 
 def _versions(wanted: Wanted) -> Iterator[str]:
-    for package, here in versions().items():
-        if here != wanted.versions[package]:
+    for package, own in versions().items():
+        if own != wanted.versions[package]:
             there = wanted.versions[package]
-            yield f"{package} is {here}, the driver has {there}: install from the same constraints.txt"
+            yield f"{package} is {own}, the driver has {there}: install from the same constraints.txt"
 
 
 def _disks(wanted: Wanted) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What only the model and its predictor can tell about a sweep, before a trial starts."""
+"""Check a sweep against its model and predictor before a trial starts: what the file alone does not show."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,39 +21,39 @@ from orchestrator.trial.settings import samples_of, settings_of
 
 _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
 _NEEDS_NETWORK = {"fid": "inception", "inception_kid": "inception", "lpips": "lpips", "identity": "identity"}
-_TRIED = 500  # configurations; of a larger space as many are drawn
+_TRIED = 500  # configurations checked: all of a smaller space, else this many random ones
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a sweep has to know of its model."""
+    """The facts on its model that a sweep needs."""
 
-    weights: str  # their digest
-    set_bytes: int  # of the largest direction set that a trial may find
+    weights: str  # digest of the model's weights
+    set_bytes: int  # bytes of the largest direction set that a trial may find
 
 
 def check_model(sweep: Sweep) -> Checked:
-    """Raise UserError, with one line for each mistake, where the sweep cannot run on its model."""
-    dtype = PRECISIONS[sweep.train.precision].dtype  # large models take twice the memory in another
+    """Load the model and return its facts. Raises UserError, a line for each mistake, where the sweep cannot run."""
+    dtype = PRECISIONS[sweep.train.precision].dtype  # a large model would take twice the memory in float32
     denoiser = Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).steps_in_window(sweep.sampler.window)
     attributes = classifier.load(sweep.predictor, sweep.model)
     judges_of(sweep)
-    found = [
+    problems = [
         *_directions(sweep, denoiser, attributes),
         *_objectives(sweep, attributes),
         *_supervised(sweep, attributes),
         *_pairs(sweep, denoiser),
         *_refused(sweep, denoiser),
     ]
-    if found:
-        raise UserError("\n".join(found))
+    if problems:
+        raise UserError("\n".join(problems))
     most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=1)
     return Checked(denoiser.digest, 4 * most * sweep.sampler.steps * prod(denoiser.h_shape))
 
 
 def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None) -> Iterator[str]:
-    """No set can have more: the random ones beside the champion are orthonormal."""
+    """Yield a problem where a set would have more directions than h has dimensions: random ones are orthonormal."""
     dimensions = prod(denoiser.h_shape)
     most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
     if most > dimensions:
@@ -67,17 +67,17 @@ def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None)
 
 
 def _objectives(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
-    asked = {*sweep.objective_names, sweep.asha_metric}
+    metrics = {*sweep.objective_names, sweep.asha_metric}
     for metric in _NEEDS_ATTRIBUTES:
-        if metric in asked and attributes is None:
+        if metric in metrics and attributes is None:
             yield f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none"
     for metric, key in _NEEDS_NETWORK.items():
-        if metric in asked and getattr(sweep.evaluate, key) is None:
+        if metric in metrics and getattr(sweep.evaluate, key) is None:
             yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
 
 
 def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
-    """Its attributes are those of the predictor, unless every trial has labelled pairs."""
+    """Yield the problems of attributes, which have to be the predictor's, unless every trial has labelled pairs."""
     if "none" not in _values(sweep, "supervised.pairs"):
         return
     if attributes is None:
@@ -96,8 +96,8 @@ def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
 
 
 def _pairs(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
-    asked = _values(sweep, "supervised.attribute")
-    names = () if "all" in asked else tuple(map(str, asked))
+    attributes = _values(sweep, "supervised.attribute")
+    names = () if "all" in attributes else tuple(map(str, attributes))
     for folder in _values(sweep, "supervised.pairs"):
         try:
             if folder != "none":
@@ -107,23 +107,23 @@ def _pairs(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
 
 
 def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
-    """What the methods themselves refuse, each sentence once."""
+    """Yield what the methods themselves refuse, each sentence once."""
     count = size(sweep.space)
     small = count is not None and count <= _TRIED
-    told: dict[str, None] = {}
+    messages: dict[str, None] = {}
     for parameters in configurations(sweep.space) if small else sample(sweep.space, _TRIED, sweep.seed):
         try:
             settings = settings_of(parameters, sweep)
             training_seeds(samples_of(settings), settings.seed)
             if parameters["method"] == "jacobian":
                 mask = find_mask(denoiser, settings.box, settings.mask)
-                if settings.directions <= prod(denoiser.h_shape):  # else told already
+                if settings.directions <= prod(denoiser.h_shape):  # else reported by `_directions`
                     check_count(denoiser, settings.directions, mask)
         except UserError as error:
-            told[f"method {parameters['method']}: {error}"] = None
-    yield from told
+            messages[f"method {parameters['method']}: {error}"] = None
+    yield from messages
 
 
 def _values(sweep: Sweep, name: str) -> list[Value]:
-    """Every value that a parameter takes in some trial; none where no trial has it."""
+    """Return every value that a parameter takes in some trial; an empty list where no trial has it."""
     return list(countable(sweep.space[name]) or ()) if name in sweep.space else []

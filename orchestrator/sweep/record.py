@@ -1,8 +1,8 @@
-"""What is written down when something happens to a trial: for MLflow, in the ledger, on disk.
+"""Record the events of trials in MLflow, in the ledger and on disk.
 
-Whatever happens, the outbox has it first, then the ledger, then what is no longer needed goes. A kill between two of
-these leaves a row that is still running, and `settle` then does again what may not have been done: everything here can
-be done twice and leaves what doing it once leaves.
+Every event is first put into the outbox for MLflow, then into the ledger; then files that are no longer needed are
+removed. A kill between two of these leaves a row that is still running, and `settle` then repeats what may be missing.
+Everything here can be done twice and has the same effect as once.
 """
 
 import time
@@ -13,9 +13,9 @@ from typing import Any
 from core.errors import UserError
 from orchestrator.search.ledger import ENDS, SECONDS, Ends, Ledger, parameters_of
 from orchestrator.search.ranking import ranked
-from orchestrator.search.space import whole
+from orchestrator.search.space import with_constants
 from orchestrator.spec import Sweep
-from orchestrator.store.checkpoints import CheckpointError, keep_best
+from orchestrator.store.checkpoints import CheckpointError, remove_checkpoints
 from orchestrator.store.disk import with_space
 from orchestrator.store.folder import SweepFolder
 from orchestrator.tracking.client import Tracking
@@ -26,39 +26,39 @@ from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from orchestrator.trial.state import Report, State
 from orchestrator.workers.process import end_process
 
-# How MLflow says that a run has ended.
+# outcome -> the status of its run in MLflow; FAILED for any other
 _STATUS = {TrialOutcome.COMPLETED: "FINISHED", TrialOutcome.PRUNED: "FINISHED", TrialOutcome.PREEMPTED: "KILLED"}
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """All that is kept of a sweep under way."""
+    """The records of a sweep under way: its folder, its ledger, and its outbox to MLflow."""
 
     sweep: Sweep
     folder: SweepFolder
     ledger: Ledger
     outbox: Outbox
-    emptied: set[str] = field(default_factory=set)  # trials that were not good enough to keep their sets
+    emptied: set[str] = field(default_factory=set)  # trials whose checkpoints were removed, since others were better
 
     def started(self, trial_id: str, parameters: Mapping[str, Any], attempt: int) -> None:
-        """An attempt at a trial has begun."""
-        given = whole(parameters, self.sweep.space)
-        inputs = of_trial(self.sweep, self.ledger.weights, given)
-        tags = {"sweep": self.sweep.name, "method": str(given["method"]), "attempt": str(attempt)}
+        """Record that an attempt at a trial has begun."""
+        values = with_constants(parameters, self.sweep.space)
+        inputs = of_trial(self.sweep, self.ledger.weights, values)
+        tags = {"sweep": self.sweep.name, "method": str(values["method"]), "attempt": str(attempt)}
         tags |= {"on_front": "false", **UNDER_WAY}
         with_space(lambda: self.outbox.start(trial_id, parameters, tags, inputs=inputs))
 
     def reported(self, trial_id: str, report: Report, stopped: bool = False) -> bool:
-        """A running trial has reported. False where that report is known: a trial that goes on repeats its last one."""
+        """Record a report of a running trial. Return False where it is known: a resumed trial repeats its last one."""
         if str(report.global_step) in self.ledger.reports(trial_id):
             return False
         with_space(lambda: self._record(trial_id, report))
-        metric, _ = self.sweep.compared
+        metric, _ = self.sweep.checkpoint_metric
         self.ledger.reported(trial_id, report.global_step, report.metrics.get(metric), stopped)
         return True
 
     def _record(self, trial_id: str, report: Report) -> None:
-        """Everything that MLflow shows of a report."""
+        """Put everything that MLflow shows of a report into the outbox."""
         training = [
             {"step": point["step"], **{f"training/{name}": value for name, value in point.items() if name != "step"}}
             for point in report.curve
@@ -71,7 +71,7 @@ class SweepRecord:
             self.outbox.tags(trial_id, {name: str(value) for name, value in report.memory.items()})
         try:
             checkpoint = self.folder.trial(trial_id).result()
-        except CheckpointError:  # damaged since; the trial will say so when it goes on
+        except CheckpointError:  # damaged since; the trial reports that when it resumes
             return
         self.outbox.folder(trial_id, checkpoint / "directions", "directions")
         self.outbox.image(trial_id, checkpoint / "traversal.png", "traversal", report.global_step, report.milliseconds)
@@ -84,14 +84,14 @@ class SweepRecord:
         report: Report | None = None,
         final: bool = False,
     ) -> Ends | None:
-        """An attempt has ended. Returns what the next one has behind it, None where the trial is over.
+        """Record that an attempt has ended. Return the ends so far, for the next attempt; None where the trial is over.
 
         final: another attempt would end in the same way.
         """
-        again = None if final else self.ledger.may_go_on(trial_id, outcome)
+        again = None if final else self.ledger.ends_for_retry(trial_id, outcome)
         status = "KILLED" if again else _STATUS.get(outcome, "FAILED")
         row = self.ledger.running()[trial_id]
-        if not self.ledger.reports(trial_id):  # it may have ended before it began
+        if not self.ledger.reports(trial_id):  # it may have ended before its start was recorded
             self.started(trial_id, parameters_of(row), Ends(**row.user_attrs.get(ENDS, {})).attempt)
         note = trial_note(self.sweep, trial_id, parameters_of(row), str(outcome), reason, report)
         tags = {"outcome": str(outcome), "reason": reason, NOTE: note}
@@ -102,40 +102,40 @@ class SweepRecord:
         return again
 
     def _tidy(self, trial_id: str) -> None:
-        """Of trials that are over only the best keep their sets; nobody needs the state of their networks."""
+        """Remove the networks' state of a trial that is over, and all checkpoints of trials that are not the best."""
         try:
-            with_space(self.folder.trial(trial_id).ended)
-        except CheckpointError:  # there is nothing sound to keep
+            with_space(self.folder.trial(trial_id).keep_result_only)
+        except CheckpointError:  # no sound checkpoint is left to keep
             pass
         over = [row for row in ranked(self.ledger.study, self.sweep) if row.over]
-        front = [row for row in over if row.on_front]  # ranks change with every trial; the best is always among these
+        front = [row for row in over if row.on_front]  # ranks change with every trial; the best is on the front
         order = [*front, *(row for row in over if not row.on_front)]
         count = max(self.sweep.recovery.keep_trials, len(front))
         lost = [row.trial_id for row in order[count:] if row.trial_id not in self.emptied]
-        keep_best([self.folder.trial(trial_id) for trial_id in lost], 0)
+        remove_checkpoints(self.folder.trial(trial_id) for trial_id in lost)
         self.emptied.update(lost)
 
     def settle(self, over: str | None = None) -> list[str]:
-        """Close every row that is running, for nothing runs. Returns the trials that go on.
+        """Close every row that is running, when no process runs any more. Return the trials that will be resumed.
 
-        over: why the sweep has ended for good; trials on their way are then pruned for that reason.
+        over: why the sweep has ended for good, where it has; unfinished trials are then pruned for that reason.
         """
         self.ledger.close_strays()
         if over is not None:
             self.ledger.take_waiting()
         for trial_id, row in self.ledger.begun().items():
-            if row.state.is_finished() and self.folder.trial(trial_id).resumable():  # killed before it was tidied
+            if row.state.is_finished() and self.folder.trial(trial_id).resumable():  # a kill came before `_tidy`
                 self._tidy(trial_id)
         return [trial_id for trial_id in self.ledger.running() if self._settle(trial_id, over)]
 
     def end_runs(self, tracking: Tracking) -> int:
-        """End in MLflow what it holds running though nothing runs; how many runs that were, as far as it answers."""
+        """End the runs that MLflow shows as running though no process runs. Return how many; 0 without an answer."""
         state, interrupted = self.folder.read(), TrialOutcome.PREEMPTED
         try:
             runs: list[str | None] = [each for _, each in tracking.running(state["experiment_id"], state["parent_run"])]
             if tracking.status(state["parent_run"]) == "RUNNING":
                 runs.append(None)
-        except UserError:  # what the ledger knows of is in the outbox all the same
+        except UserError:  # runs that the ledger knows are in the outbox already
             return 0
         for trial_id in runs:
             self.outbox.end(trial_id, "KILLED", {"outcome": str(interrupted), "reason": ADVICE[interrupted]})
@@ -144,7 +144,7 @@ class SweepRecord:
     def _settle(self, trial_id: str, over: str | None) -> bool:
         end_process(self.folder.trial(trial_id).path)
         report = self._last_report(trial_id)
-        # A trial that goes on repeats its last report, so that it is compared with the others where it was not yet.
+        # A resumed trial repeats its last report, so an unrecorded one is compared with the others then.
         if report is not None and (report.global_step >= self.sweep.train.iterations or self._was_stopped(trial_id)):
             self.reported(trial_id, report)
             self.ended(trial_id, *self.ledger.judge(report), report)
@@ -158,14 +158,14 @@ class SweepRecord:
         return self.ended(trial_id, interrupted, ADVICE[interrupted], report) is not None
 
     def _last_report(self, trial_id: str) -> Report | None:
-        """What the newest checkpoint of a trial says that it has reported."""
+        """Return the report in the newest checkpoint of a trial; None where there is none."""
         try:
-            found = self.folder.trial(trial_id).latest()
+            latest = self.folder.trial(trial_id).latest()
         except CheckpointError:
             return None
-        for note in found.damaged:  # the trial will not find it any more
+        for note in latest.damaged:  # the trial will no longer find the damaged one
             self.outbox.tell(f"trial {trial_id}  note  {note}")
-        return State.read(found.path).report if found.path else None
+        return State.read(latest.path).report if latest.path else None
 
     def _was_stopped(self, trial_id: str) -> bool:
         return any(report["stopped"] for report in self.ledger.reports(trial_id).values())

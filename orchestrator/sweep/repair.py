@@ -1,4 +1,4 @@
-"""Putting right what a crash has left, without going on: Optuna and MLflow agree with what runs, which is nothing."""
+"""Repair the records of a sweep after a crash, without resuming it: Optuna and MLflow then show nothing as running."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _FLUSH_S = 60.0
 
 
 def repair(root: Path, name: str | None, console: Console) -> None:
-    """Repair one sweep, or all; those that are being run are left alone. Raises UserError where there is none."""
+    """Repair one sweep, or all of `root`. Sweeps that are running are left alone. Raises UserError for no sweep."""
     for each in names_of(root, name):
         folder = SweepFolder(root, each)
         if holder := driver(folder.lock):
@@ -41,14 +41,14 @@ def _repaired(folder: SweepFolder, console: Console) -> list[str]:
         return ["was interrupted before its first trial; the same command starts it"]
     tracking = Tracking(sweep.tracking.uri, folder.root)
     outbox = Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
-    ledger = Ledger(sweep, folder.book, state["weights"], tell=console.print)
+    ledger = Ledger(sweep, folder.study_place, state["weights"], tell=console.print)
     record, running, ended = SweepRecord(sweep, folder, ledger, outbox), list(ledger.running()), 0
     with outbox.sending(_FLUSH_S):
         going_on = record.settle()
-    if not outbox.pending():  # what MLflow holds running now has no end on its way
+    if not outbox.pending():  # no end of a run that MLflow shows as running is on its way
         with outbox.sending(_FLUSH_S):
             ended = record.end_runs(tracking)
-    told = [f"{counted(len(running), 'trial')} closed, of which {len(going_on)} will go on"] if running else []
-    told += [f"{counted(ended, 'run')} ended in MLflow"] if ended else []
-    told += [f"{counted(outbox.pending(), 'record')} still wait for MLflow"] if outbox.pending() else []
-    return told or ["nothing to repair"]
+    lines = [f"{counted(len(running), 'trial')} closed, of which {len(going_on)} will go on"] if running else []
+    lines += [f"{counted(ended, 'run')} ended in MLflow"] if ended else []
+    lines += [f"{counted(outbox.pending(), 'record')} still wait for MLflow"] if outbox.pending() else []
+    return lines or ["nothing to repair"]

@@ -1,7 +1,7 @@
-"""When a sweep starts nothing more: a signal, the hours of its budget, a full disk.
+"""Decide when a sweep starts no more trials: after a signal, at the end of its budget's hours, on a full disk.
 
-The first Ctrl-C (or SIGTERM) asks every trial to save and end, wherever it runs, by a file that they all see. What has
-not ended after a while is ended. A second one ends everything at once; the next start repairs what that leaves.
+The first Ctrl-C (or SIGTERM) asks every trial to save and end, by a file that all machines see. Trials that have not
+ended after GRACE_S seconds are ended. A second signal ends everything at once; the next start repairs what that leaves.
 """
 
 import os
@@ -18,21 +18,21 @@ from rich.console import Console
 from orchestrator.store.disk import free_bytes
 from orchestrator.store.folder import SweepFolder
 
-GRACE_S = 60.0  # for trials to come to the end of an iteration and save
+GRACE_S = 60.0  # seconds for trials to end their iteration and save
 _LOOK_S = 2.0
-_LEAST_FREE, _SETS = 16 << 20, 6  # bytes; and so many direction sets: no new trial starts with less disk than that
+_LEAST_FREE, _SETS = 16 << 20, 6  # no new trial starts with less free: bytes, plus this many direction sets
 
 
 class Stopping:
-    """For the duration of a block, what the process that drives a sweep listens to."""
+    """The conditions that stop a sweep, checked for the duration of a block in the process that drives it."""
 
     def __init__(self, folder: SweepFolder, console: Console, set_bytes: int = 0) -> None:
         self.folder, self.console = folder, console
-        self.least_free = _LEAST_FREE + _SETS * set_bytes  # a trial's checkpoints, and what MLflow keeps of it
-        self.asked: float | None = None  # when the user asked for an end
-        self.ends: float | None = None  # when the hours of the budget are over
+        self.least_free = _LEAST_FREE + _SETS * set_bytes  # a trial's checkpoints, and its files in MLflow
+        self.asked: float | None = None  # when the user asked to stop
+        self.ends: float | None = None  # when the budget's hours are over
         self.full, self.looked = False, 0.0
-        self.searching = False  # whether trials may be under way, that can save
+        self.searching = False  # whether trials may be under way, which have to save
 
     def __enter__(self) -> "Stopping":
         self.folder.stop.unlink(missing_ok=True)
@@ -50,13 +50,13 @@ class Stopping:
         if not self.searching:
             raise KeyboardInterrupt
         self.asked = time.monotonic()
-        with suppress(OSError, RuntimeError):  # a full disk; a line that was being printed
+        with suppress(OSError, RuntimeError):  # a full disk; a line that was just being printed
             self.folder.stop.touch()
             self.console.print(f"Stopping: trials save and end, within {GRACE_S:.0f} s; once more to end at once")
 
     @contextmanager
     def search(self) -> Iterator[None]:
-        """While trials may be under way."""
+        """Mark the block in which trials may be under way."""
         self.searching = True
         try:
             yield
@@ -64,23 +64,24 @@ class Stopping:
             self.searching = False
 
     def limit(self, hours: float | None, spent_s: float) -> None:
-        """The sweep may take so many hours, of which so much is spent."""
+        """Set the end of the sweep after so many hours, of which `spent_s` seconds are spent; None sets no end."""
         self.ends = None if hours is None else time.monotonic() + hours * 3600 - spent_s
 
     def time_is_up(self) -> bool:
+        """Return whether the budget's hours are over."""
         return self.ends is not None and time.monotonic() >= self.ends
 
     def over(self) -> bool:
-        """Whether no trial starts any more."""
+        """Return whether no more trials start."""
         return self.asked is not None or self.time_is_up()
 
     def held(self) -> bool:
-        """Whether no trial starts at this moment: the disk is full."""
+        """Return whether no trial starts at this moment because the disk is full."""
         self.look()
         return self.full
 
     def look(self) -> None:
-        """See how the disk is doing, and say so where that has changed."""
+        """Check the free disk, at most every two seconds, and print a line where it has become full or free again."""
         if time.monotonic() - self.looked < _LOOK_S:
             return
         self.looked = time.monotonic()
@@ -95,11 +96,12 @@ class Stopping:
             )
 
     def stopper(self) -> "_Stopper":
+        """Return the stopper by which Tune ends trials that are late."""
         return _Stopper(self)
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray ships no types
-    """Tells Tune to end trials that are still there when they should not be."""
+    """A stopper by which Tune ends all trials, GRACE_S seconds after a signal or when the budget's hours are over."""
 
     def __init__(self, stopping: Stopping) -> None:
         self.stopping = stopping

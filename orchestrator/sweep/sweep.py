@@ -1,7 +1,7 @@
-"""The sweep: Ray Tune runs the trials that Optuna proposes, ASHA stops those that fall behind, MLflow keeps the record.
+"""Run a sweep: Ray Tune runs the trials that Optuna proposes, ASHA stops those that fall behind, MLflow records.
 
-`run` is idempotent: a new sweep starts, an interrupted one goes on, a finished one prints its result. Nothing of Ray's
-own is read back: every start is a new Tune experiment over what the ledger says is left to do.
+`run` is idempotent: a new sweep starts, an interrupted one resumes, a finished one prints its result. No state of Ray
+is read back: every start is a new Tune experiment over the trials that the ledger still lists as open.
 """
 
 import shutil
@@ -21,8 +21,8 @@ from orchestrator.search.fork import carry_over, forked
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
-from orchestrator.store.database import place
-from orchestrator.store.disk import full
+from orchestrator.store.database import shown_place
+from orchestrator.store.disk import is_full
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver, driving
 from orchestrator.store.spool import pending
@@ -46,18 +46,18 @@ from orchestrator.workers.placement import Capacity, fitting, of_trial, of_worke
 from orchestrator.workers.worker import TrialWorker
 from orchestrator.workers.worker_group import WorkerGroup
 
-_FLUSH_S, _HASTY_FLUSH_S = 60.0, 10.0  # how long the end of a sweep waits for MLflow; where it was interrupted
-_FRESH_STARTS = 3  # of Tune, one after the other, without any trial getting further
-_WAIT_S = 5.0  # before a new start where the disk is full
+_FLUSH_S, _HASTY_FLUSH_S = 60.0, 10.0  # seconds that the end of a sweep waits for MLflow; after an interruption
+_FRESH_STARTS = 3  # starts of Tune in a row without any trial getting further
+_WAIT_S = 5.0  # seconds before a new start where the disk is full
 _TIME_IS_UP = "stopped early: the hours of the budget were over"
 
 
 class Interrupted(Exception):
-    """The user stopped the sweep; its state is saved."""
+    """The exception that the user stopped the sweep; its state is saved."""
 
 
 def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: bool = False) -> str:
-    """Start, resume or show a sweep; its name. Raises UserError before anything is written where it cannot run.
+    """Start, resume or show a sweep, and return its name. Raises UserError, with nothing written, if it cannot run.
 
     fork: where the sweep's folder holds another sweep of that name, start a new one that learns from it.
     """
@@ -67,7 +67,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     if folder.exists():
         folder.refuse_changed(sweep)
         if "study" in folder.read():
-            refuse_damaged(folder.book_of(sweep), sweep.name)
+            refuse_damaged(folder.study_place_of(sweep), sweep.name)
     if holder := driver(folder.lock):
         raise UserError(f"sweep '{sweep.name}' is being run by {holder}; wait for it, or stop it first")
     tracking = Tracking(sweep.tracking.uri, root)
@@ -76,12 +76,12 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
         return sweep.name
     model = check_model(sweep)
     folder.refuse_other_weights(model.weights)
-    if not folder.exists() and (told := tracking.check()):
-        console.print(told, soft_wrap=True, highlight=False, markup=False)
+    if not folder.exists() and (warning := tracking.check()):
+        console.print(warning, soft_wrap=True, highlight=False, markup=False)
     if not folder.exists() or "study" not in folder.read():
         check_place(sweep)
     with driving(folder.lock, f"sweep '{sweep.name}'"):
-        if folder.exists():  # begun meanwhile by somebody who has ended meanwhile
+        if folder.exists():  # another process began it meanwhile, and has ended
             folder.refuse_changed(sweep)
             folder.refuse_other_weights(model.weights)
         if folder.result.is_file():
@@ -104,7 +104,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A sweep under way: what it is, where it keeps itself, what it runs on, what may stop it."""
+    """A sweep under way: its sweep file, its folder, Ray, the conditions that stop it, and the console."""
 
     sweep: Sweep
     folder: SweepFolder
@@ -114,20 +114,20 @@ class SweepRun:
 
 
 def _go(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
-    """From what the books say to the result; whatever ends it on the way, the books are true."""
+    """Run the rest of the sweep and show its result. Where an error ends it early, settle the records."""
     sweep, folder, console = sweep_run.sweep, sweep_run.folder, sweep_run.console
     outbox, patience = _outbox(folder, tracking, console), _FLUSH_S
     slots = min(fitting(sweep), trials(sweep))
     outbox.open()
     try:
-        record = SweepRecord(sweep, folder, Ledger(sweep, folder.book, weights, slots, console.print), outbox)
+        record = SweepRecord(sweep, folder, Ledger(sweep, folder.study_place, weights, slots, console.print), outbox)
         console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
         if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_missing()):
             console.print(slower)
         outbox.start(None, tags=UNDER_WAY, inputs=of_model(sweep, weights))
         try:
-            with screen(console, sweep, slots, record.ledger.spent()) as shown:
-                _search(record, sweep_run, shown)
+            with screen(console, sweep, slots, record.ledger.spent()) as display:
+                _search(record, sweep_run, display)
             console.print("Measuring the best set beside random directions ...", style="dim")
             best = choose_champion(record, partial(sweep_run.cluster.run, of_worker(sweep)), console.print)
         except BaseException:
@@ -144,7 +144,7 @@ def _go(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
 
 
 def _show(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
-    """A complete sweep; what MLflow has not got of it is sent now."""
+    """Show a complete sweep. Send MLflow the records that it has not received yet."""
     console.print(f"Sweep '{sweep.name}' is complete.")
     if pending(folder.outbox):
         with driving(folder.lock, f"sweep '{sweep.name}'"), _outbox(folder, tracking, console).sending(_FLUSH_S):
@@ -153,15 +153,15 @@ def _show(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Consol
 
 
 def _prepare(sweep: Sweep, folder: SweepFolder, tracking: Tracking, weights: str, source: SweepFolder | None) -> None:
-    """What a sweep needs before its first trial. Each step finds what an interrupted start has left of it."""
+    """Create what a sweep needs before its first trial. Each step skips what an interrupted start has made already."""
     folder.create(sweep, weights)
     folder.keep_address(sweep)
     state = folder.read()
     if "study" not in state:
-        study = create_study(sweep, folder.book)
+        study = create_study(sweep, folder.study_place)
         if source is not None:
             carry_over(source, sweep, study, weights)
-        state = folder.add(study=place(folder.book))
+        state = folder.add(study=shown_place(folder.study_place))
     if "parent_run" not in state:
         experiment = tracking.experiment(sweep.experiment)
         tags = sweep_tags(sweep, state["id"])
@@ -175,46 +175,46 @@ def _outbox(folder: SweepFolder, tracking: Tracking, console: Console) -> Outbox
     return Outbox(folder.outbox, tracking, state["experiment_id"], state["parent_run"], console.print)
 
 
-def _search(record: SweepRecord, sweep_run: SweepRun, shown: Screen) -> None:
-    """Run what is left of the trials, with a new start of Tune for whatever ends it too early.
+def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
+    """Run the remaining trials, with a new start of Tune whenever one ends too early.
 
-    Raises Interrupted if the user stops it.
+    Raises Interrupted where the user stops it.
     """
     ledger, stopping, idle = record.ledger, sweep_run.stopping, 0
     record.settle()
     stopping.limit(sweep_run.sweep.budget.hours, ledger.spent())
-    while ledger.left() and not stopping.over():
+    while ledger.has_work() and not stopping.over():
         before, error = ledger.progress(), None
         try:
             with stopping.search():
-                _tune(record, sweep_run, shown)
+                _tune(record, sweep_run, display)
         except Exception as raised:
             error = raised
         ledger.count_time(0)
         if stopping.over():
             break
         record.settle()
-        idle = 0 if ledger.progress() > before or (error and full(error)) else idle + 1
-        if ledger.left():
+        idle = 0 if ledger.progress() > before or (error and is_full(error)) else idle + 1
+        if ledger.has_work():
             why = sentence(error) if error else "it gave no reason"
             if idle >= _FRESH_STARTS:
                 raise RuntimeError(f"Ray Tune ends before any trial gets further ({why})") from error
             sweep_run.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
             _start_again(sweep_run.cluster, error)
     record.settle(None if stopping.asked else _TIME_IS_UP)
-    if stopping.asked and ledger.left():
+    if stopping.asked and ledger.has_work():
         raise Interrupted
 
 
 def _start_again(cluster: Cluster, error: Exception | None) -> None:
-    if error is not None and full(error):
+    if error is not None and is_full(error):
         time.sleep(_WAIT_S)
     cluster.stop()
     cluster.start()
 
 
-def _tune(record: SweepRecord, sweep_run: SweepRun, shown: Screen) -> None:
-    """One experiment of Tune's over what is left to do."""
+def _tune(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
+    """Run one Tune experiment over the remaining trials."""
     sweep, folder, stopping = sweep_run.sweep, sweep_run.folder, sweep_run.stopping
 
     def look() -> None:
@@ -233,17 +233,17 @@ def _tune(record: SweepRecord, sweep_run: SweepRun, shown: Screen) -> None:
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearch(record.ledger, stopping.held, stopping.over, room),
             scheduler=LedgerAsha(sweep, record.ledger) if sweep.scheduler else InOrder(),
-            num_samples=-1,  # the search says when it is over
-            reuse_actors=worker is TrialWorker,  # it has the model loaded for the next trial
+            num_samples=-1,  # LedgerSearch ends it
+            reuse_actors=worker is TrialWorker,  # the next trial needs the same model, which is loaded
             trial_dirname_creator=_trial_name,
             trial_name_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
             name=folder.tune.name,
             storage_path=str(folder.path),
-            callbacks=[RecordCallback(record, shown, look)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
-            failure_config=tune.FailureConfig(max_failures=0),  # a new attempt is the ledger's to make
+            callbacks=[RecordCallback(record, display, look)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials write their own
+            failure_config=tune.FailureConfig(max_failures=0),  # the ledger makes new attempts
             stop=stopping.stopper(),
             verbose=0,
         ),

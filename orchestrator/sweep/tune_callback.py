@@ -1,4 +1,4 @@
-"""What happens in Ray Tune, written into the sweep's books and told on the screen as it happens."""
+"""Record the events of Ray Tune in the sweep's study and MLflow, and show them on the screen as they happen."""
 
 import time
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from orchestrator.search.space import searched
 from orchestrator.sweep.record import SweepRecord
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import STEP, Report
-from orchestrator.workers.placement import give_back, is_there, leaving
-from orchestrator.workers.process import Hanging, Process, end_of, stop_file
+from orchestrator.workers.placement import answers, free_resources, leaving
+from orchestrator.workers.process import Hanging, ProcessRecord, end_of, stop_file
 
-_LOOK_S = 5.0  # between two looks at the processes of trials
-_LATE_S = 60.0  # beyond its own limit, a process that does not end itself is ended
+_LOOK_S = 5.0  # seconds between two checks of the processes of trials
+_LATE_S = 60.0  # seconds beyond a process's own limit until this callback ends it
 
 
 class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
-    """Follows every trial of a sweep."""
+    """The callback that follows every trial of a sweep."""
 
     def __init__(self, record: SweepRecord, screen: Screen, each_step: Callable[[], None]) -> None:
         self.record, self.screen, self.each_step = record, screen, each_step
@@ -32,15 +32,17 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.hanging = Hanging(sweep.recovery.stalled_minutes * 60 + _LATE_S)
 
     def get_state(self) -> dict[str, Any] | None:
-        return None  # the books are all there is
+        """Return None: the ledger holds all state."""
+        return None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks, and nobody reads that."""
+        """Return nothing to pickle: Tune pickles its callbacks, but the result is never read."""
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Run the checks of each step, and every five seconds those of the trials' processes."""
         self.each_step()
-        self.screen.look()
+        self.screen.print_summary_if_due()
         if time.monotonic() - self.looked > _LOOK_S:
             self.looked = time.monotonic()
             away = leaving()
@@ -50,15 +52,16 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
                     self._leave(trial, away)
 
     def _leave(self, trial: Any, away: set[str]) -> None:
-        """Have a trial save and end before a machine that it runs on goes away."""
+        """Ask a trial to save and end before a machine that it runs on goes away."""
         folder, attempt = self._folder(trial), trial.config["attempt"]
         request = stop_file(folder, attempt)
-        nodes = {process.node for process in Process.all_of(folder) if process.attempt == attempt}
+        nodes = {process.node for process in ProcessRecord.all_of(folder) if process.attempt == attempt}
         if nodes & away and not request.exists():
             with suppress(OSError):
                 request.touch()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record and show that an attempt has begun."""
         config = trial.config
         self.record.started(config["trial_id"], config["parameters"], config["attempt"])
         chosen = {name: config["parameters"][name] for name in self.searched if name in config["parameters"]}
@@ -71,6 +74,7 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """Record and show a report."""
         report = Report.from_json(result)
         for note in report.notes:
             self._say(trial, "note", note, matters=True)
@@ -82,12 +86,14 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record the end of a trial that completed or was stopped."""
         outcome, reason = self.record.ledger.judge(Report.from_json(trial.last_result))
         self._ended(trial, outcome, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        give_back(self._folder(trial))
-        end = end_of(self._folder(trial), trial.config["attempt"], trial.error_file, is_there)
+        """Record the end of an attempt that failed, with the reason that its files show."""
+        free_resources(self._folder(trial))
+        end = end_of(self._folder(trial), trial.config["attempt"], trial.error_file, answers)
         self._ended(trial, end.outcome, end.reason, end.final)
 
     def _ended(self, trial: Any, outcome: TrialOutcome, reason: str, final: bool = False) -> None:
@@ -106,7 +112,7 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.screen.update(self.record.ledger.begun())
 
     def _say(self, trial: Any, what: str, more: str = "", matters: bool = False) -> None:
-        """matters: it is told beside a table, too."""
+        """Show an event. matters: show it also while the screen shows a table."""
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         line = f"{minutes:4}:{seconds:02}  trial {trial.config['trial_id']}  {what:<18} {more}".rstrip()
         (self.screen.tell if matters else self.screen.event)(line)

@@ -1,8 +1,8 @@
-"""What Ray Tune asks for a trial to run, and which trials fall behind: the ledger's side towards Tune.
+"""Connect the ledger to Ray Tune: which trial runs next, and which trials fall behind.
 
-Tune's own wrapper around Optuna is not used: it tells COMPLETE whatever a trial last reported, so that a trial stopped
-after a tenth of its iterations competes with full ones, leaves a row RUNNING for ever where a value is missing, and
-knows nothing of a trial that goes on after its process has died.
+Tune's own wrapper around Optuna is not used. It marks every trial COMPLETE with its last report, so that a trial
+stopped after a tenth of its iterations competes with full ones. It leaves a row RUNNING for ever where a value is
+missing, and it does not support trials that are resumed after their process has died.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from orchestrator.trial.state import STEP
 
 
 class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
-    """Hands out what the ledger says comes next.
+    """The search algorithm that gives Tune the next trial of the ledger.
 
-    held: whether nothing new may start at this moment (a full disk); over: whether nothing shall start any more;
+    held: whether nothing new may start at this moment (a full disk); over: whether nothing starts any more;
     room: how many trials may be under way, which changes as machines come and go.
-    Tune's record of this search is not kept: the ledger is all there is.
+    Tune's record of this search is not kept, since the ledger holds all state.
     """
 
     def __init__(
@@ -32,56 +32,57 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
         self.ledger, self.held, self.over, self.room = ledger, held, over, room
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles what it is given, and nobody reads that
+        return {}  # Tune pickles it, but never reads the result
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial as a config, None where none may start now, or FINISHED where no more will start."""
         if self.over():
             return str(Searcher.FINISHED)
         running = self.ledger.running()
         if self.held() or len(running) >= self.room():
             return None
-        given = self.ledger.next()
-        if given is not None:
+        assignment = self.ledger.next_attempt()
+        if assignment is not None:
             return {
-                "trial_id": given.trial_id,
-                "parameters": given.parameters,
-                "attempt": given.ends.attempt,
-                "out_of_memory": given.ends.out_of_memory,
+                "trial_id": assignment.trial_id,
+                "parameters": assignment.parameters,
+                "attempt": assignment.ends.attempt,
+                "out_of_memory": assignment.ends.out_of_memory,
             }
-        return None if running else str(Searcher.FINISHED)  # one that runs may have to be run again
+        return None if running else str(Searcher.FINISHED)  # a running trial may need another attempt
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the recorder closes the row, with what it knows of the reason."""
+        """Do nothing: RecordCallback closes the row, with the reason."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: see the class."""
+        """Do nothing: see the class."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: see the class."""
+        """Do nothing: see the class."""
 
 
 class InOrder(FIFOScheduler):  # type: ignore[misc]
-    """Whatever is asked for runs, in an idle process where there is one, else in one of its own.
+    """The scheduler that runs trials in their order, in an idle process where there is one, else in a new one.
 
-    Tune would give an idle process to a trial whose own is on its way, end that, and start another for the next trial:
-    where trials are shorter than the start of a process, that one is never there.
+    Tune would give an idle process to a trial whose own process is starting, end the latter, and start another one for
+    the next trial. Where trials are shorter than the start of a process, that process would never be ready in time.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """No preference: Tune starts every trial that it was given."""
+        """Return no preference: Tune starts every trial that it was given."""
 
 
 class LedgerAsha(InOrder, ASHAScheduler):  # type: ignore[misc]
-    """ASHA among the trials that train, by their own ids: a trial that goes on is the one that it was.
+    """ASHA among the trials that train, by the ledger's trial ids: a resumed trial counts as the same trial.
 
-    A set found at once says nothing about those still on their way.
+    Sets of methods that do not train are left out: they cannot be compared with sets of unfinished trials.
     """
 
     def __init__(self, sweep: Sweep, ledger: Ledger) -> None:
         assert sweep.scheduler is not None
         asha = sweep.scheduler.asha
         super().__init__(
-            time_attr=STEP,  # absolute: a resumed trial's own count would start again at 1
+            time_attr=STEP,  # absolute: Tune's own count starts again at 1 when a trial resumes
             metric=sweep.asha_metric,
             mode=sweep.asha_mode,
             max_t=sweep.train.iterations,
@@ -94,19 +95,23 @@ class LedgerAsha(InOrder, ASHAScheduler):  # type: ignore[misc]
                 bracket.on_result(SimpleNamespace(trial_id=trial_id), step, self._metric_op * value)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Add a trial that trains."""
         if _trains(trial):
             super().on_trial_add(tune_controller, _known(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return whether a trial continues; one that does not train always does."""
         if not _trains(trial):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, _known(trial), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Add the last report of a trial that trains."""
         if _trains(trial):
             super().on_trial_complete(tune_controller, _known(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Remove a trial that trains."""
         if _trains(trial):
             super().on_trial_remove(tune_controller, _known(trial))
 

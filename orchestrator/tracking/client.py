@@ -17,9 +17,9 @@ from orchestrator.tracking.mlflow_store import (
     check_version,
     flatten,
     open_store,
-    patiently,
     quieten,
     refusal,
+    retry_while_locked,
     store_uri,
 )
 
@@ -49,11 +49,11 @@ _BATCH = 1000  # metrics that MLflow takes in one request
 _THUMBNAIL = 256  # pixels, the longer side of the preview that MLflow's page shows first
 
 
-def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate["Tracking", P], T]:
+def _user_error(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate["Tracking", P], T]:
     """Make a method raise a UserError of one sentence without secrets: errors of MLflow may show the whole address."""
 
     @functools.wraps(call)
-    def told(self: "Tracking", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(self: "Tracking", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(self, *args, **kwargs)
         except UserError:
@@ -63,7 +63,7 @@ def _told(call: Callable[Concatenate["Tracking", P], T]) -> Callable[Concatenate
         # Raised outside of the handler, else the traceback would show MLflow's own text.
         raise UserError(f"tracking.uri: the MLflow store {self.shown} failed ({why})")
 
-    return told
+    return wrapped
 
 
 class Tracking:
@@ -79,7 +79,7 @@ class Tracking:
         """The client, opened when first needed: opening waits for a database that is away."""
         return self._open()
 
-    @_told
+    @_user_error
     def _open(self) -> "MlflowClient":
         return open_store(self.uri, self.root, self.embedded)
 
@@ -92,10 +92,10 @@ class Tracking:
 
         Raises UserError, in one sentence, where the store does not answer, refuses this user, or is of another version.
         """
-        told = check_version(self.uri)
+        warning = check_version(self.uri)
         try:
             self.client.search_experiments(max_results=1)
-            return told
+            return warning
         except Exception as error:
             kind, why = type(error).__name__, refusal(error, self.shown)
         if why is not None:
@@ -105,48 +105,48 @@ class Tracking:
             "start it, correct the address, or leave uri out to use the embedded store"
         )
 
-    def reach(self, run_id: str) -> None:
+    def check_run(self, run_id: str) -> None:
         """Raise the store's error where it has no run of this id. A deleted run is still found."""
         self.client.get_run(run_id)
 
-    @_told
+    @_user_error
     def experiment(self, name: str) -> str:
         """Return the id of the experiment `name`, creating it if it is missing."""
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
+        known = self.client.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
         place = (self.root / "mlartifacts" / name).as_uri() if self.embedded else None
         # Without the tag MLflow opens an experiment as one of its chat workspaces.
         tags = {_KIND: "custom_model_development"}
         try:
-            return str(patiently(lambda: self.client.create_experiment(name, place, tags=tags)))
+            return str(retry_while_locked(lambda: self.client.create_experiment(name, place, tags=tags)))
         except MlflowException as error:
-            found = self.client.get_experiment_by_name(name)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+            known = self.client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or known is None:
                 raise
-            return str(found.experiment_id)  # another sweep has created it at the same time
+            return str(known.experiment_id)  # another sweep has created it at the same time
 
-    @_told
+    @_user_error
     def tag_experiment(self, experiment_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of an experiment."""
         for name, value in tags.items():
-            patiently(functools.partial(self.client.set_experiment_tag, experiment_id, name, value))
+            retry_while_locked(functools.partial(self.client.set_experiment_tag, experiment_id, name, value))
 
-    @_told
+    @_user_error
     def experiment_tags(self, experiment_id: str) -> dict[str, str]:
         """Return the tags of an experiment."""
         return dict(self.client.get_experiment(experiment_id).tags)
 
-    @_told
+    @_user_error
     def start_parent(self, experiment_id: str, name: str, tags: Mapping[str, str], spec: Mapping[str, Any]) -> str:
         """Return the id of the sweep's own run, creating it if needed, with its parameters and sweep.json."""
-        shown, tagged = self.scrub(dict(spec)), self.scrub({"role": "sweep", **tags})
+        parameters, tagged = self.scrub(dict(spec)), self.scrub({"role": "sweep", **tags})
         run_id = self._parent(experiment_id, tagged.get("sweep_id"))  # of a start that was killed here
         if run_id is None:
-            run = patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
+            run = retry_while_locked(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))
             run_id = str(run.info.run_id)
-        patiently(lambda: self._params(run_id, flatten(shown)))
-        self.client.log_dict(run_id, shown, "sweep.json")
+        retry_while_locked(lambda: self._params(run_id, flatten(parameters)))
+        self.client.log_dict(run_id, parameters, "sweep.json")
         return run_id
 
     def _parent(self, experiment_id: str, sweep_id: str | None) -> str | None:
@@ -170,11 +170,11 @@ class Tracking:
 
         A parameter that the run already has is left alone, because MLflow does not let it change.
         """
-        found = self.child(experiment_id, parent, trial_id)
-        if found is None:
+        run = self.child(experiment_id, parent, trial_id)
+        if run is None:
             run_id, known = self._claimed(experiment_id, parent, trial_id, milliseconds), {}
         else:
-            run_id, known = str(found.info.run_id), found.data.params
+            run_id, known = str(run.info.run_id), run.data.params
             self.restart(run_id)
         self._params(run_id, {name: value for name, value in parameters.items() if name not in known})
         self.tags(run_id, tags or {})
@@ -189,7 +189,7 @@ class Tracking:
         twice.
         The other runs are deleted.
         """
-        self.reach(parent)  # raises where this is not the sweep's store, so that nothing is created in it
+        self.check_run(parent)  # raises where this is not the sweep's store, so that nothing is created in it
         name, tags = f"trial {trial_id}", {"role": _UNCLAIMED, _SWEEP_RUN: parent}
         unclaimed = [run for run in self._unclaimed(experiment_id, parent) if run.info.run_name == name]
         run = unclaimed[0] if unclaimed else self.client.create_run(experiment_id, milliseconds, tags, name)
@@ -211,12 +211,12 @@ class Tracking:
         """Set a run to RUNNING, whatever its status."""
         self.client.update_run(run_id, status="RUNNING")
 
-    @_told
+    @_user_error
     def status(self, run_id: str) -> str:
         """Return the status of a run in the store: RUNNING, FINISHED, FAILED or KILLED."""
         return str(self.client.get_run(run_id).info.status)
 
-    @_told
+    @_user_error
     def running(self, experiment_id: str, parent: str) -> list[tuple[str, str]]:
         """Return (run id, trial id) of the trials that are RUNNING in the store."""
         rule = f"tags.`{PARENT}` = '{parent}' and attributes.status = 'RUNNING'"
@@ -229,12 +229,12 @@ class Tracking:
         runs = self.client.search_runs([experiment_id], rule, max_results=1, order_by=["attributes.start_time ASC"])
         return runs[0] if runs else None
 
-    @_told
+    @_user_error
     def find(self, experiment_id: str, parent: str, trial_id: str) -> Run | None:
         """Return the oldest run of a trial, or None. Raises UserError where the store fails."""
         return self.child(experiment_id, parent, trial_id)
 
-    @_told
+    @_user_error
     def children(self, experiment_id: str, parent: str) -> list[Run]:
         """Return the runs of all trials, at most 5000."""
         return list(self.client.search_runs([experiment_id], f"tags.`{PARENT}` = '{parent}'", max_results=5000))
@@ -255,15 +255,15 @@ class Tracking:
 
     def inputs(self, run_id: str, datasets: Sequence[Mapping[str, str]]) -> None:
         """Log the datasets of a run (orchestrator.tracking.lineage); a dataset of the same name and digest is kept."""
-        found = [
+        logged = [
             DatasetInput(
                 Dataset(each["name"], each["digest"], each["source_type"], each["source"], profile=each.get("profile")),
                 [InputTag(_CONTEXT, each["context"])],
             )
             for each in datasets
         ]
-        if found:
-            self.client.log_inputs(run_id, found)
+        if logged:
+            self.client.log_inputs(run_id, logged)
 
     def image(self, run_id: str, picture: Path, key: str, step: int, milliseconds: int) -> None:
         """Log the picture of a step, for the slider on a run's page.
@@ -310,8 +310,8 @@ class Tracking:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{artifact}"
-        found = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-        numbers = [int(version.version) for version in found if version.source == source]
+        versions = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        numbers = [int(version.version) for version in versions if version.source == source]
         if not numbers:
             numbers = [int(self.client.create_model_version(name, source, run_id, description=description).version)]
         version = str(min(numbers))

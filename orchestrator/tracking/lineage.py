@@ -39,8 +39,8 @@ def of_result(sweep: Sweep, weights: str, trials: list[dict[str, Any]]) -> list[
     from core.randomness import REPORT_SEEDS
 
     reported = _samples(sweep, weights, REPORT_SEEDS[: 5 * sweep.evaluate.seeds], "report")
-    found = [dataset for parameters in trials for dataset in of_trial(sweep, weights, parameters)]
-    return list({(each["name"], each["digest"]): each for each in [*found, reported]}.values())
+    datasets = [dataset for parameters in trials for dataset in of_trial(sweep, weights, parameters)]
+    return list({(each["name"], each["digest"]): each for each in [*datasets, reported]}.values())
 
 
 def _training(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> Iterator[Dataset]:
@@ -63,8 +63,8 @@ def _training(sweep: Sweep, weights: str, parameters: Mapping[str, Any]) -> Iter
 def _samples(sweep: Sweep, weights: str, seeds: range, context: str) -> Dataset:
     """Return images that the model draws, one for each seed, as a dataset."""
     chain = {"steps": sweep.sampler.steps, "eta": sweep.sampler.eta}
-    told = {name: value for name, value in sweep.denoiser.use.items() if name in _DRAWN_BY and value}
-    source = {"weight_digest": weights, **chain, **told, "first_seed": seeds[0], "samples": len(seeds)}
+    drawn_by = {name: value for name, value in sweep.denoiser.use.items() if name in _DRAWN_BY and value}
+    source = {"weight_digest": weights, **chain, **drawn_by, "first_seed": seeds[0], "samples": len(seeds)}
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:_DIGEST]
     profile = {"num_rows": len(seeds), **chain}
     return _dataset(f"samples of {_name(sweep)}", digest, "samples", source, context, profile)
@@ -78,15 +78,15 @@ def _name(sweep: Sweep) -> str:
 def _dataset(
     name: str, digest: str, kind: str, source: dict[str, Any], context: str, profile: dict[str, Any] | None = None
 ) -> Dataset:
-    told = {"name": name, "digest": digest, "source_type": kind, "source": json.dumps(source), "context": context}
-    return told | ({"profile": json.dumps(profile)} if profile else {})
+    dataset = {"name": name, "digest": digest, "source_type": kind, "source": json.dumps(source), "context": context}
+    return dataset | ({"profile": json.dumps(profile)} if profile else {})
 
 
 @lru_cache
 def _of_folder(folder: Path) -> str:
     """Return a digest of the names and contents of the files in a folder. Raises OSError."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
-            found.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
-    return found.hexdigest()[:_DIGEST]
+            digest.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()[:_DIGEST]

@@ -1,15 +1,15 @@
 """Open an MLflow store, check its version, and classify its errors."""
 
-import fcntl
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -50,11 +50,11 @@ def permanent(error: Exception) -> bool:
     return isinstance(error, ValueError | TypeError | KeyError)
 
 
-def refusal(error: Exception, shown: str) -> str | None:
+def refusal(error: Exception, address: str) -> str | None:
     """Return why a server that answers refuses this client, and what to do; None where the error is another one."""
     said, code = str(error), getattr(error, "error_code", "")
     if "Invalid Host header" in said:
-        host = urlsplit(shown).netloc.rpartition("@")[2]
+        host = urlsplit(address).netloc.rpartition("@")[2]
         return f"does not know itself by that name; start it with --allowed-hosts '{host}', or call it by another name"
     if code == "UNAUTHENTICATED" or "error code 401 " in said:
         return (
@@ -79,8 +79,9 @@ def open_store(uri: str, root: Path, embedded: bool) -> mlflow.MlflowClient:
     if not embedded:
         return mlflow.MlflowClient(uri, uri)
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root / "mlflow.lock"):
-        return patiently(lambda: mlflow.MlflowClient(uri, uri))
+    # Two processes that open a new store at once would both create its tables, and one of them would fail.
+    with FileLock(root / "mlflow.lock", fallback_to_soft=False):
+        return retry_while_locked(lambda: mlflow.MlflowClient(uri, uri))
 
 
 def quieten() -> None:
@@ -101,39 +102,30 @@ def check_version(uri: str) -> str | None:
     """
     if urlsplit(uri).scheme not in ("http", "https"):
         return None
-    ours, shown = mlflow.__version__, redacted(uri)
+    ours, address = mlflow.__version__, redacted(uri)
     try:
         server = get_default_host_creds(uri)  # type: ignore[no-untyped-call]  # MLflow's own helpers
         answer = http_request(server, "/version", "GET", max_retries=0)  # type: ignore[no-untyped-call]  # MLflow's own helpers
         theirs = answer.text.strip() if answer.status_code == 200 else ""
     except MlflowException:
         theirs = ""
-    if not (found := _VERSION.fullmatch(theirs)):
-        return f"tracking.uri: {shown} does not say which version of MLflow it is; this one is written for {ours}"
+    if not (numbers := _VERSION.fullmatch(theirs)):
+        return f"tracking.uri: {address} does not say which version of MLflow it is; this one is written for {ours}"
     major, minor = ours.split(".")[:2]
-    if found[1] != major:
+    if numbers[1] != major:
         raise UserError(
-            f"tracking.uri: the MLflow server {shown} is version {theirs}, and the client here is {ours}, which "
+            f"tracking.uri: the MLflow server {address} is version {theirs}, and the client here is {ours}, which "
             f"cannot record there; run a server of version {major} (pip install mlflow=={ours}), or leave uri out to "
             "use the embedded store"
         )
-    if found[2] != minor:
-        return f"tracking.uri: the MLflow server {shown} is version {theirs}, the client here {ours}; the same is safer"
+    if numbers[2] != minor:
+        return (
+            f"tracking.uri: the MLflow server {address} is version {theirs}, the client here {ours}; the same is safer"
+        )
     return None
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel frees when the process dies.
-
-    Two processes that open a new store at once would both create its tables, and one of them would fail.
-    """
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def patiently(call: Callable[[], T]) -> T:
+def retry_while_locked(call: Callable[[], T]) -> T:
     """Repeat a call for up to a minute while another process holds the embedded store: SQLite gives up sooner."""
     until = time.monotonic() + _BUSY_S
     while True:

@@ -39,18 +39,18 @@ def sweep_tags(sweep: Sweep, sweep_id: str) -> dict[str, str]:
 
 def _source() -> dict[str, str]:
     """Return user and git commit, in the tags that MLflow's own `start_run` uses."""
-    found = {"mlflow.source.name": "orchestrate sweep", "mlflow.source.type": "LOCAL"}
+    tags = {"mlflow.source.name": "orchestrate sweep", "mlflow.source.type": "LOCAL"}
     try:
-        found["mlflow.user"] = getpass.getuser()
+        tags["mlflow.user"] = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container may have no name for its user
         pass
     try:
         command = ["git", "rev-parse", "--verify", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=True)
-        found["mlflow.source.git.commit"] = done.stdout.strip()
+        tags["mlflow.source.git.commit"] = done.stdout.strip()
     except (OSError, subprocess.SubprocessError):  # git is not installed, or this is no git repository
         pass
-    return found
+    return tags
 
 
 def trial_note(
@@ -116,12 +116,12 @@ def loading(name: str) -> list[str]:
 
 def counts(ranked: Sequence[Row]) -> dict[str, float]:
     """Return how many trials ended with each outcome, as metrics."""
-    found = Counter(row.state for row in ranked)
-    return {f"trials/{state}": float(found[state]) for state in TrialOutcome if found[state]}
+    states = Counter(row.state for row in ranked)
+    return {f"trials/{state}": float(states[state]) for state in TrialOutcome if states[state]}
 
 
 def _ranking(sweep: Sweep, ranked: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    names, shown = searched(sweep.space), [row for row in ranked if row.state == "completed"][:_SHOWN]
+    names, completed = searched(sweep.space), [row for row in ranked if row.state == "completed"][:_SHOWN]
     head = ["* nothing beats it" if len(sweep.objectives) > 1 else "", "trial", *names, *sweep.objective_names]
     rows = [
         [
@@ -130,7 +130,7 @@ def _ranking(sweep: Sweep, ranked: Sequence[Row]) -> tuple[list[str], list[list[
             *(_cell(row.parameters.get(name)) for name in names),
             *(_number(row.metrics[name]) for name in sweep.objective_names),
         ]
-        for place, row in enumerate(shown, start=1)
+        for place, row in enumerate(completed, start=1)
     ]
     return head, rows
 

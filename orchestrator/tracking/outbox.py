@@ -52,7 +52,7 @@ class Outbox:
         self.experiment_id, self.parent_run = experiment_id, parent_run
         self._spool = Spool(path)
         self._delivery = Delivery(tracking, experiment_id, parent_run)
-        self._told: set[str] = set()
+        self._reasons_said: set[str] = set()
         self._sender: threading.Thread | None = None
         self._alone = threading.Lock()  # held by the sending thread, also while it waits for a late answer
         self._changed = threading.Condition()  # guards the fields below
@@ -261,7 +261,7 @@ class Outbox:
             return True
         if not isinstance(error, Refused) and not permanent(error):
             return False
-        self.tracking.reach(self.parent_run)
+        self.tracking.check_run(self.parent_run)
         return True
 
     def _acknowledge(self, number: int, record: Record) -> None:
@@ -278,8 +278,8 @@ class Outbox:
 
     def _complain(self, text: str, reason: str) -> None:
         """Tell the user of a problem, once for each reason: a deleted run refuses every record of its trial."""
-        if reason not in self._told:
-            self._told.add(reason)
+        if reason not in self._reasons_said:
+            self._reasons_said.add(reason)
             self._say(f"{text}: {reason}")
 
     def _say(self, text: str) -> None:
@@ -351,10 +351,10 @@ class Delivery:
                 self.experiment_id, self.parent_run, trial, record["parameters"], record["tags"], record["time"]
             )
         elif trial not in self._runs:
-            found = self.tracking.child(self.experiment_id, self.parent_run, trial)
-            if found is None:
+            run = self.tracking.child(self.experiment_id, self.parent_run, trial)
+            if run is None:
                 raise Refused(f"trial {trial} has no run in the store: it was deleted, or never started")
-            self._runs[trial] = str(found.info.run_id)
+            self._runs[trial] = str(run.info.run_id)
         return self._runs[trial]
 
 

@@ -49,7 +49,7 @@ def save(bundle: Path, sweep: Sweep, to: Path, made_ms: int, run_id: str, identi
             _write(data, sweep, folder, datetime.fromtimestamp(made_ms / 1000, UTC), run_id, identity)
 
 
-def _write(data: Path, sweep: Sweep, to: Path, made: datetime, run_id: str, identity: str) -> None:
+def _write(data: Path, sweep: Sweep, to: Path, created: datetime, run_id: str, identity: str) -> None:
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -74,14 +74,14 @@ def _write(data: Path, sweep: Sweep, to: Path, made: datetime, run_id: str, iden
         signature=ModelSignature(rows, Schema([images]), ParamSchema([steps])),
         input_example=pd.DataFrame({"seed": [0, 0], "direction": [directions.names[0]] * 2, "scale": [-1.0, 1.0]}),
         pip_requirements=[f"{name}=={version(name)}" for name in (PACKAGE, "mlflow", "torch", "diffusers")],
-        mlflow_model=Model(utc_time_created=str(made.replace(tzinfo=None)), model_uuid=identity, run_id=run_id),
+        mlflow_model=Model(utc_time_created=str(created.replace(tzinfo=None)), model_uuid=identity, run_id=run_id),
     )
 
 
 def _from_anywhere(model: str) -> str:
     """Return a model's name; the absolute path where the model is a folder or a file."""
-    here = origin_of(model) in ("folder", "file")
-    return str(Path(model).expanduser().resolve()) if here else model
+    local = origin_of(model) in ("folder", "file")
+    return str(Path(model).expanduser().resolve()) if local else model
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> "Editor":
@@ -94,17 +94,17 @@ class Editor:
 
     def __init__(self, directions: DirectionSet, config: Mapping[str, Any]) -> None:
         from core.model.use import Use
-        from orchestrator.trial.loading import own_device, placed, told_of_memory
+        from orchestrator.trial.loading import advice_on_memory, own_device, placed
 
         self.precision = config.get("precision", "fp32")  # models saved by older versions do not name it
         device, weights = own_device(), config.get("weights", "device")
         use = Use.of(directions.provenance.get("use", {})).to_json()
-        with told_of_memory(*_LESS):
+        with advice_on_memory(*_LESS):
             try:
                 self.denoiser = placed(config["model"], device, self.precision, weights, use)
             except ModelError as error:
-                told = f"{error}; or give load_model the place as model_config={{'model': ...}}"
-                raise ModelError(told) from error.__cause__
+                message = f"{error}; or give load_model the place as model_config={{'model': ...}}"
+                raise ModelError(message) from error.__cause__
         wanted = directions.provenance.get("weight_digest")
         if wanted != self.denoiser.digest:
             raise UserError(
@@ -123,7 +123,7 @@ class Editor:
         """
         from core.chain.schedule import Schedule
         from orchestrator.trial.attempt import as_fits
-        from orchestrator.trial.loading import told_of_memory
+        from orchestrator.trial.loading import advice_on_memory
 
         table = pd.DataFrame(rows)
         seeds = [int(seed) for seed in table["seed"]]
@@ -137,7 +137,7 @@ class Editor:
             cuts = [slice(start, start + batch) for start in range(0, len(seeds), batch)]
             return [self._draw(schedule, seeds[cut], numbers[cut], scales[cut]) for cut in cuts]
 
-        with told_of_memory(*_LESS):
+        with advice_on_memory(*_LESS):
             parts = as_fits(draw, _BATCH)
         empty = np.empty((0, *self.denoiser.image_shape[1:], 3), np.uint8)
         return np.concatenate(parts) if parts else empty

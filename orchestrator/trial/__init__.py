@@ -1,1 +1,1 @@
-"""One trial, readable alone: it knows no search and no MLflow."""
+"""Run one trial: load the model, find directions, measure them. Nothing here depends on the search or on MLflow."""

@@ -1,7 +1,8 @@
-"""How a trial trains, and how it goes on when memory runs out: the same batches, in smaller parts.
+"""Choose how a trial trains, and continue after memory ran out: with the same batches, in smaller parts.
 
-It starts with what `orchestrate plan` says (`footprint.choose`). From there micro-batches shrink, and at the smallest
-every step is run again, then block by block. Where nothing is differentiated, half as many samples are drawn at a time.
+The first attempt uses the settings that `orchestrate plan` shows (`footprint.choose`). After each out-of-memory error
+the micro-batch shrinks. At the smallest micro-batch every step is run again, then every block. Where memory ran out
+while samples were drawn, without a gradient, half as many samples are drawn at a time.
 """
 
 import gc
@@ -20,7 +21,7 @@ from orchestrator.trial.settings import POLICIES
 
 T = TypeVar("T")
 
-# What takes less memory, where micro-batches cannot be smaller.
+# policy -> the policy that takes less memory, used where the micro-batch cannot shrink further
 _THEN = {
     "full_graph": "checkpoint_steps",
     "keep_steps": "checkpoint_steps",
@@ -30,25 +31,25 @@ _THEN = {
 
 
 class NothingFits(MemoryError):
-    """Not even the smallest part fits: there is nothing left to try."""
+    """The error that not even the smallest part fits in memory: no smaller setting is left to try."""
 
 
 @dataclass
 class DrawBatch:
-    """A sweep whose `sampler.batch` has come down to what fits."""
+    """A sweep whose `sampler.batch` has been reduced to what fits in memory."""
 
     sweep: Sweep
     retries: int = 0  # after running out of memory
 
     @property
     def batch(self) -> int:
-        """Samples drawn at a time."""
+        """The number of samples drawn at a time."""
         return self.sweep.sampler.batch
 
     def run(self, work: Callable[[Sweep], T]) -> T:
-        """What `work` gives for the sweep, started over with half the batch until that fits; it stays so small.
+        """Return `work(sweep)`, started over with half the batch until that fits. The reduced batch is kept.
 
-        Raises NothingFits where one sample at a time is too much.
+        Raises NothingFits where one sample at a time does not fit.
         """
         while True:
             try:
@@ -64,14 +65,14 @@ class DrawBatch:
             self.sweep, self.retries = with_batch(self.sweep, self.batch // 2), self.retries + 1
             release()
 
-    def told(self) -> dict[str, str | int]:
-        """For the record; nothing where memory has not run out."""
+    def as_tags(self) -> dict[str, str | int]:
+        """Return the batch and the number of retries, for the report; an empty dict where memory has not run out."""
         return {"sampler_batch": self.batch, "out_of_memory_retries": self.retries} if self.retries else {}
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Settings that change no result beyond rounding, only memory and time."""
+    """The settings of an attempt that change memory and time, and results only by rounding."""
 
     settings: learned.Settings  # with a micro-batch
     policy: str
@@ -80,29 +81,29 @@ class Attempt:
 
     @classmethod
     def first(cls, case: Case, device: int) -> "Attempt":
-        """What `choose` says for a device of so many bytes, as in a plan."""
-        found = choose(case, device)
-        settings = replace(case.settings, micro_batch=found.micro_batch, gradient=found.gradient)
-        return cls(settings, found.policy, found.draw_batch)
+        """Return the attempt that `choose` picks for a device of `device` bytes, as `orchestrate plan` does."""
+        footprint = choose(case, device)
+        settings = replace(case.settings, micro_batch=footprint.micro_batch, gradient=footprint.gradient)
+        return cls(settings, footprint.policy, footprint.draw_batch)
 
     @classmethod
     def resumed(cls, settings: learned.Settings, kept: Mapping[str, Any]) -> "Attempt":
-        """The attempt that `kept` came from, so that a trial goes on to the very same numbers."""
+        """Return the attempt whose `kept()` is `kept`, so that a trial continues to exactly the same numbers."""
         gradient = POLICIES[kept["policy"]] if kept["memory"] is None else KeepSteps(kept["memory"])
         settings = replace(settings, micro_batch=kept["micro_batch"], gradient=gradient)
         return cls(settings, kept["policy"], kept["draw_batch"], kept["retries"])
 
     def kept(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the attempt as plain values for a checkpoint."""
         memory = self.settings.gradient.memory if isinstance(self.settings.gradient, KeepSteps) else None
         parts = {"micro_batch": self.settings.micro_batch, "memory": memory, "draw_batch": self.draw_batch}
         return {"policy": self.policy, **parts, "retries": self.retries}
 
     def smaller(self, sizes: Sequence[int], training: bool) -> "Attempt":
-        """Half as much at a time, of what was going on. Raises NothingFits where it cannot be less.
+        """Return an attempt that takes half as much at a time. Raises NothingFits where nothing smaller is left.
 
-        sizes: the micro-batches that divide a worker's share; training: whether the gradient was being taken, or
-        samples were drawn.
+        sizes: the micro-batches that divide a worker's share of the batch; training: whether memory ran out while the
+        gradient was computed, and not while samples were drawn.
         """
         again = replace(self, retries=self.retries + 1)
         if not training:
@@ -113,7 +114,7 @@ class Attempt:
         half = max((other for other in sizes if other <= size // 2), default=None)
         if half is not None:
             if isinstance(gradient, KeepSteps) and gradient.memory != "auto":
-                gradient = KeepSteps(gradient.memory * half // size)  # as many steps, each so much smaller
+                gradient = KeepSteps(gradient.memory * half // size)  # as many steps, since each shrinks alike
             return replace(again, settings=replace(self.settings, micro_batch=half, gradient=gradient))
         policy = _THEN.get(self.policy)
         if policy is None:
@@ -124,15 +125,15 @@ class Attempt:
         return replace(again, settings=replace(self.settings, gradient=POLICIES[policy]), policy=policy)
 
     def after(self, measured: DrawBatch) -> "Attempt":
-        """The attempt with as many samples drawn at a time as fitted while its directions were measured."""
+        """Return the attempt with the draw batch that fitted while its directions were measured; add those retries."""
         return replace(self, draw_batch=measured.batch, retries=self.retries + measured.retries)
 
     def applied(self, sweep: Sweep) -> Sweep:
-        """The sweep with as many samples drawn at a time as this attempt says."""
+        """Return the sweep with this attempt's `draw_batch` as `sampler.batch`."""
         return with_batch(sweep, self.draw_batch)
 
-    def told(self) -> dict[str, str | int]:
-        """For the record."""
+    def as_tags(self) -> dict[str, str | int]:
+        """Return the policy, batch sizes and number of retries, for the report."""
         return {
             "gradient": self.policy,
             "micro_batch": self.settings.micro_batch or self.settings.batch,
@@ -142,7 +143,7 @@ class Attempt:
 
 
 def as_fits(draw: Callable[[int], T], batch: int) -> T:
-    """What `draw` gives for so many samples at a time, or for half as many after every time that memory runs out."""
+    """Return `draw(batch)`, or `draw` of half the batch after every time that memory runs out."""
     while True:
         try:
             return draw(batch)
@@ -154,11 +155,11 @@ def as_fits(draw: Callable[[int], T], batch: int) -> T:
 
 
 def with_batch(sweep: Sweep, batch: int) -> Sweep:
-    """The sweep with so many samples drawn at a time."""
+    """Return the sweep with `sampler.batch` set to `batch`."""
     return sweep.model_copy(update={"sampler": sweep.sampler.model_copy(update={"batch": batch})})
 
 
 def release() -> None:
-    """Free what an attempt held. Only outside the `except` that caught its error, which holds on to all of it."""
+    """Free the memory of an attempt. Call it outside the `except` clause, whose error refers to that memory."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""DeepSpeed: one engine for each network of a trial; initialise, step, save, load, close.
+"""Train the networks of a trial with DeepSpeed, one engine for each network: initialise, step, save, load, close.
 
 ZeRO partitions the state of the trained networks (shift control and reconstructor in one engine, discriminator in the
 other) over the workers of a trial and can keep it on the CPU or on an NVMe disk. The frozen denoiser stays outside: it
@@ -29,9 +29,10 @@ __all__ = ["EngineError", "EngineOptimiser", "Engines", "checkpoint"]
 
 
 class Losses(nn.Module):
-    """A network as an engine calls it: the loss of a micro-batch, from whatever the network is called for meanwhile.
+    """The module that an engine calls in place of its network: it returns the loss of the next micro-batch.
 
-    An engine counts micro-batches, and ZeRO-3 puts parameters together, by the calls of its module.
+    Computing that loss may call the network any number of times. An engine counts micro-batches, and ZeRO-3 gathers
+    parameters, by the calls of its module.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -39,11 +40,12 @@ class Losses(nn.Module):
         self.network = network
 
     def forward(self, micro_losses: Iterator[Tensor]) -> Tensor:
+        """Return the next loss of `micro_losses`."""
         return next(micro_losses)
 
 
 class EngineOptimiser:
-    """A network under a DeepSpeed engine, as the learned method sees it (core.methods.learned.optimiser.Optimiser)."""
+    """A network under a DeepSpeed engine, as an optimiser for core.methods.learned (its protocol Optimiser)."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -57,7 +59,7 @@ class EngineOptimiser:
 
 
 class Engines:
-    """The engines of one trial. `make` is what `core.methods.learned.training.Learner` asks for an optimiser."""
+    """The engines of one trial. `make` creates the optimisers of `core.methods.learned.training.Learner`."""
 
     def __init__(self, settings: DeepSpeed, micro_batch: int) -> None:
         self.settings, self.micro_batch = settings, micro_batch
@@ -67,12 +69,13 @@ class Engines:
             operators.load("AsyncIOBuilder")
 
     def make(self, name: str, module: nn.Module, groups: list[Group], micro_batches: int) -> EngineOptimiser:
+        """Return the optimiser of `module`, a new engine named `name`. It steps after `micro_batches` micro-batches."""
         config = {
             "train_micro_batch_size_per_gpu": self.micro_batch,
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": self.settings.gradient_clipping or 0.0,
             "zero_optimization": self._zero(module),
-            "zero_force_ds_cpu_optimizer": False,  # where no compiler is, torch's optimiser takes over
+            "zero_force_ds_cpu_optimizer": False,  # without a compiler torch's optimiser is used
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": self.settings.precision == "bf16"},
             "steps_per_print": 1 << 30,
@@ -88,11 +91,11 @@ class Engines:
         zero: dict[str, Any] = {"stage": self.settings.zero, "reduce_bucket_size": count}
         if self.settings.zero == 3:
             zero["stage3_param_persistence_threshold"] = 0  # small parameters are partitioned like all others
-            zero["memory_efficient_linear"] = False  # it would replace torch's for good, the denoiser's too
+            zero["memory_efficient_linear"] = False  # True would replace torch's linear for good, in the denoiser too
         for name, device in self._offloaded():
             zero[name] = {"device": device, "nvme_path": self.settings.nvme_path}
         if self.settings.offload_param == "nvme":
-            zero["offload_param"]["buffer_size"] = count  # that of a parameter at the most; 400 MB by default
+            zero["offload_param"]["buffer_size"] = count  # no parameter is larger; 400 MB by default
         return zero
 
     def _offloaded(self) -> Iterator[tuple[str, str]]:
@@ -101,22 +104,26 @@ class Engines:
                 yield name, device
 
     def snapshot(self, iteration: int) -> Snapshot:
-        """The state of all engines, and the iteration that it belongs to. Every worker calls it, the first has it."""
+        """Return the state of all engines at `iteration`. Every worker has to call this; only the first gets it."""
         return snapshot(self.engines, iteration)
 
     def load(self, folder: Path) -> int:
-        """Restore what a snapshot wrote and return its iteration; every worker calls it. Raises EngineError."""
+        """Restore the state that a snapshot wrote and return its iteration. Every worker has to call this.
+
+        Raises EngineError where the state cannot be read or does not fit.
+        """
         return load(self.engines, folder)
 
     def close(self) -> None:
+        """Destroy all engines, so that the next trial of this process can make its own."""
         for engine in self.engines.values():
             engine.destroy()
         self.engines.clear()
-        parameter_offload.FWD_MODULE_STACK.clear()  # ZeRO-3 would keep the networks of every trial of this process
+        parameter_offload.FWD_MODULE_STACK.clear()  # otherwise ZeRO-3 keeps the networks of every trial of this process
 
 
 def checkpoint(step: Step, i: int, x: Tensor) -> Tensor:
-    """step(i, x) by DeepSpeed's checkpointing: a GPU's x waits in the CPU's memory for the step to run again."""
+    """Return step(i, x) by DeepSpeed's checkpointing: a GPU's x stays in the CPU's memory until the step runs again."""
     _rendezvous()
     if not deepspeed.checkpointing.is_configured():
         # On a CPU there is nowhere to move x, and DeepSpeed would lose it.
@@ -137,11 +144,11 @@ def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
 
 
 def _rendezvous() -> None:
-    """Bring DeepSpeed to the process group of this trial: Ray Train's, or this process alone.
+    """Connect DeepSpeed to the process group of this trial: Ray Train's, or a new one of this process alone.
 
-    Alone DeepSpeed would open a port, to every machine around, for others to meet it at; here nobody comes.
+    Left to itself, DeepSpeed would open a port to the whole network for other processes. A process alone needs none.
     """
-    # Collectives through shared memory want a compiler and spin while they wait.
+    # Collectives through shared memory need a compiler, and busy-wait.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not torch.distributed.is_initialized():
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -153,7 +160,7 @@ def _rendezvous() -> None:
 
 
 def _forget_former_group() -> None:
-    """Let go of a process group that was destroyed between two trials of this process; DeepSpeed keeps a copy."""
+    """Remove DeepSpeed's copy of a process group that was destroyed between two trials of this process."""
     clone = groups._WORLD_GROUP
     if clone is not None and clone not in torch.distributed.distributed_c10d._world.pg_map:
         groups._release_process_group_references()

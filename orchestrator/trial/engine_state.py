@@ -1,13 +1,13 @@
-"""The state of DeepSpeed's engines, whole: gathered from all workers of a trial, checked, and put back into others.
+"""Gather the state of DeepSpeed's engines from all workers of a trial, check it, and restore it in other workers.
 
-A checkpoint holds what is trained and nothing of how it was partitioned, so that a trial goes on with any number of
+A checkpoint holds what is trained and nothing about its partitioning, so that a trial continues with any number of
 workers and any ZeRO stage: <folder>/<engine> is a state file (orchestrator.store.state_file) of
 
-    parameter/NAME                  what Adam descends
+    parameter/NAME                  the parameter that Adam updates
     exp_avg/NAME, exp_avg_sq/NAME   its moments, once a step was made
-    buffer/NAME                     what a network measures as it goes
+    buffer/NAME                     the buffers of the network, which it updates while it trains
 
-all in float32, and of the iteration and the number of steps that they belong to.
+all in float32, with the iteration and the number of steps as facts.
 """
 
 from collections.abc import Mapping
@@ -37,33 +37,33 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class EngineError(RuntimeError):
-    """A checkpoint of an engine that cannot be read or written. Never answered by a silent fresh start."""
+    """The error of a checkpoint of an engine that cannot be read or written. It never leads to a silent fresh start."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a trial's engines, whole, on the first worker; the other workers hold nothing of it."""
+    """The whole state of a trial's engines, on the first worker; on other workers `tensors` holds empty dicts."""
 
     iteration: int
-    tensors: Mapping[str, dict[str, Tensor]]  # of each engine
+    tensors: Mapping[str, dict[str, Tensor]]  # by engine
     steps: Mapping[str, int]
 
     def write(self, folder: Path) -> None:
-        """One sub-folder for each engine. It asks no other worker, so that it may be tried again."""
+        """Write one sub-folder for each engine. Needs no other worker, so a failed call may be repeated."""
         for name, tensors in self.tensors.items():
             write_state(folder / name, tensors, {"iteration": self.iteration, "steps": self.steps[name]})
 
 
 def snapshot(engines: Mapping[str, Any], iteration: int) -> Snapshot:
-    """The engines' state, of which every worker has a part. Every worker calls it."""
+    """Return the state of the engines, gathered from all workers. Every worker has to call this."""
     tensors = {name: _gathered(engine) for name, engine in engines.items()}
     return Snapshot(iteration, tensors, {name: _steps(engine) for name, engine in engines.items()})
 
 
 def load(engines: Mapping[str, Any], folder: Path) -> int:
-    """Restore what a snapshot wrote and return its iteration; every worker calls it.
+    """Restore the state that a snapshot wrote and return its iteration. Every worker has to call this.
 
-    Raises EngineError where anything is missing or is not what this trial trains.
+    Raises EngineError where anything is missing or does not fit the networks of this trial.
     """
     iterations = set()
     for name, engine in engines.items():
@@ -83,28 +83,28 @@ def load(engines: Mapping[str, Any], folder: Path) -> int:
 
 
 def _steps(engine: Any) -> int:
-    """How many steps the engine's Adam has made."""
+    """Return how many steps the engine's Adam has made."""
     return max((int(state["step"]) for state in engine.basic_optimizer.state.values() if "step" in state), default=0)
 
 
 def _gathered(engine: Any) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, on the CPU; none on any worker but the first."""
+    """Return the tensors of a checkpoint, on the CPU; an empty dict on every worker but the first."""
     first, network = torch.distributed.get_rank() == 0, engine.module.network
     _link(engine)
     kinds = ("parameter", *_MOMENTS) if _steps(engine) else ("parameter",)
-    found = {}
+    tensors = {}
     for name, parameter in network.named_parameters():
         for kind in kinds:
             whole = _get(engine, parameter, kind)  # every worker takes part
             if first:
-                found[f"{kind}/{name}"] = whole.detach().to("cpu", copy=True)
+                tensors[f"{kind}/{name}"] = whole.detach().to("cpu", copy=True)
     for name, buffer in network.named_buffers() if first else ():
-        found[f"buffer/{name}"] = buffer.to("cpu", torch.float32, copy=True)
-    return found
+        tensors[f"buffer/{name}"] = buffer.to("cpu", torch.float32, copy=True)
+    return tensors
 
 
 def _get(engine: Any, parameter: nn.Parameter, kind: str) -> Tensor:
-    """A whole parameter in float32, or a moment of it."""
+    """Return a whole parameter in float32 (`kind` "parameter"), or one of its moments."""
     if engine.zero_optimization_stage() == 0:
         master = _master(engine, parameter)
         state = master if kind == "parameter" else engine.basic_optimizer.state[master][kind]
@@ -117,7 +117,7 @@ def _get(engine: Any, parameter: nn.Parameter, kind: str) -> Tensor:
 
 
 def _master(engine: Any, parameter: nn.Parameter) -> Tensor:
-    """What Adam descends in ZeRO-0: the parameter, or its float32 copy where it is trained in half precision."""
+    """Return the tensor that Adam updates in ZeRO-0: the parameter, or its float32 copy if it is in half precision."""
     if parameter.dtype == torch.float32:
         return parameter
     wrapper = engine.optimizer
@@ -134,11 +134,11 @@ def _whole(facts: Mapping[str, Any], name: str) -> int:
 
 
 def _check(tensors: Mapping[str, Tensor], module: nn.Module, steps: int) -> None:
-    """Raise ValueError where these are not the tensors of a checkpoint of `module`."""
+    """Raise ValueError where `tensors` are not those of a checkpoint of `module`."""
     shapes = {f"buffer/{name}": buffer.shape for name, buffer in module.named_buffers()}
     for kind in ("parameter", *(_MOMENTS if steps else ())):
         for name, parameter in module.named_parameters():
-            shapes[f"{kind}/{name}"] = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 keeps it apart
+            shapes[f"{kind}/{name}"] = getattr(parameter, "ds_shape", parameter.shape)  # whole, in ZeRO-3
     for name in sorted(shapes.keys() ^ tensors.keys()):
         raise ValueError(f"it lacks '{name}'" if name in shapes else f"its '{name}' is not trained here")
     for name, shape in shapes.items():
@@ -162,7 +162,7 @@ def _restore(engine: Any, tensors: Mapping[str, Tensor], steps: int) -> None:
 
 
 def _begin(engine: Any, steps: int) -> None:
-    """Make the state that Adam makes itself in its first step, as after `steps` of them."""
+    """Create the state that Adam itself creates in its first step, as it is after `steps` steps."""
     optimiser, stage = engine.basic_optimizer, engine.zero_optimization_stage()
     flat = engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else _descended(optimiser)
     counter = steps if type(optimiser).__name__ == "DeepSpeedCPUAdam" else torch.tensor(float(steps))
@@ -173,7 +173,7 @@ def _begin(engine: Any, steps: int) -> None:
 
 
 def _link(engine: Any) -> None:
-    """Let ZeRO-1 and 2 find the moments of a parameter. They look once, in the first step, of the first group only."""
+    """Let ZeRO-1 and 2 find the moments of a parameter. DeepSpeed links only the first group, in the first step."""
     if engine.zero_optimization_stage() not in (1, 2):
         return
     zero, state = engine.optimizer, engine.basic_optimizer.state
@@ -187,7 +187,7 @@ def _descended(optimiser: torch.optim.Optimizer) -> list[Tensor]:
 
 @torch.no_grad()
 def _set(engine: Any, parameter: nn.Parameter, kind: str, whole: Tensor) -> None:
-    """The opposite of `_get`."""
+    """Set a whole parameter or moment: the inverse of `_get`."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         _get(engine, parameter, kind).copy_(whole)
@@ -201,13 +201,13 @@ def _set(engine: Any, parameter: nn.Parameter, kind: str, whole: Tensor) -> None
         safe_set_full_fp32_param(parameter, whole)
     else:
         safe_set_full_optimizer_state(parameter, whole, kind)
-    if kind == "parameter":  # what is trained with, beside what Adam descends
+    if kind == "parameter":  # also the copy that the network computes with, beside the one that Adam updates
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=stage == 3):
             parameter.data.copy_(whole)
 
 
 def _part(parameter: Any, whole: Tensor) -> Tensor:
-    """What ZeRO-3 gives this worker of a whole parameter: equal parts, the last ones filled up with zeros."""
+    """Return this worker's part of a whole parameter in ZeRO-3: equal parts, the last ones padded with zeros."""
     size = parameter.ds_tensor.ds_numel
     start = torch.distributed.get_rank() * size
     part = whole.flatten()[start : start + size]
@@ -215,15 +215,17 @@ def _part(parameter: Any, whole: Tensor) -> Tensor:
 
 
 def _catch_up(optimiser: Any, steps: int) -> None:
-    """Take a new DeepSpeedCPUAdam through the steps that its state has behind it.
+    """Bring a new DeepSpeedCPUAdam to the internal state that it has after `steps` steps.
 
-    It multiplies the powers of its betas up, step by step, and no checkpoint has them. Computed in one go, as it does
-    in a new process, they differ in the last digit, and so does all that follows.
+    It multiplies up the powers of its betas step by step, and no checkpoint holds them. In a new process it computes
+    them at once; that differs in the last digit, and so would all later numbers.
     """
     if type(optimiser).__name__ != "DeepSpeedCPUAdam":
         return
     nothing = [torch.zeros(1) for _ in range(4)]  # a parameter, its gradient, and their averages
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
-            told = (group[name] for name in ("eps", "weight_decay", "bias_correction"))
-            optimiser.ds_opt_adam.adam_update(optimiser.opt_id, step, group["lr"], *group["betas"], *told, *nothing)
+            constants = (group[name] for name in ("eps", "weight_decay", "bias_correction"))
+            optimiser.ds_opt_adam.adam_update(
+                optimiser.opt_id, step, group["lr"], *group["betas"], *constants, *nothing
+            )

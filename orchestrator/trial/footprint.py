@@ -1,14 +1,14 @@
-"""What training takes in memory, and the settings that fit a device: counted before anything runs.
+"""Predict the memory that training takes, and choose the settings that fit a device, before anything runs.
 
-`orchestrate plan` and every trial of the learned method ask the same function, `choose`, and so agree. A policy that
-the sweep file names stays, and so does a micro-batch, else it is the largest that fits. Policy auto becomes, of what
-fits,
+`orchestrate plan` and every trial of the learned method call the same function, `choose`, so their settings agree.
+A policy or a micro-batch that the sweep file names is kept. Otherwise the micro-batch is the largest that fits. Policy
+auto becomes the first of these that fits:
 
-    1  keep_steps with the largest micro-batch of which no step is run again, though none below 4 for its sake
-    2  else keep_steps with the largest micro-batch and as many steps as the device holds
-    3  else checkpoint_blocks with the largest micro-batch
+    1  keep_steps with the largest micro-batch with which no step is run again; micro-batches below 4 are not tried
+    2  keep_steps with the largest micro-batch and as many steps as the device holds
+    3  checkpoint_blocks with the largest micro-batch
 
-Samples are drawn `sampler.batch` at a time, or half as many, or a quarter, as fits.
+Samples are drawn `sampler.batch` at a time, or half as many, or a quarter, and so on, as fits.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,42 +29,44 @@ from core.precision import PRECISIONS
 from orchestrator.spec import Sweep
 from orchestrator.trial.settings import POLICIES, settings_of
 
-RESERVE = 0.1  # of a device, for what an allocator rounds up, a library's workspace, the driver
+RESERVE = 0.1  # share of a device left free for rounding by the allocator, workspaces of libraries, and the driver
 _WORTHWHILE = 4  # below this micro-batch a GPU is idle for longer than a step takes to run again
-_HEAVIEST = ("per_step", "time", "shared")  # parametrisations of the shift, by what they take
+_HEAVIEST = ("per_step", "time", "shared")  # parametrisations of the shift, by memory, the largest first
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """One way to train on a device, and its peak bytes by parts."""
+    """One way to train on a device, with its peak memory in bytes, by parts."""
 
     policy: str
-    gradient: GradientPolicy  # with the memory that kept steps may take
+    gradient: GradientPolicy  # a KeepSteps holds the bytes that kept steps may take
     micro_batch: int
-    draw_batch: int  # unshifted samples, and those that are measured, at a time
+    draw_batch: int  # samples drawn at a time, unshifted ones and those for measuring
     chain: PredictedMemory
     trained: int  # shift control, reconstructor and discriminator; their optimisers; their losses on a micro-batch
     pool: int
     drawing: int  # the peak while samples are drawn
-    steps: int  # that are differentiated
+    steps: int  # the number of steps that are differentiated
     device: int
 
     @property
     def training(self) -> int:
-        """The peak while the gradient is taken."""
+        """The peak bytes while the gradient is computed."""
         return self.chain.peak + self.trained + self.pool
 
     @property
     def peak(self) -> int:
+        """The larger of the peaks while training and while drawing, in bytes."""
         return max(self.training, self.drawing)
 
     @property
     def fits(self) -> bool:
+        """Whether the peak fits in the usable part of the device."""
         return self.peak <= usable(self.device)
 
     @property
     def again(self) -> int:
-        """Steps that are run again on the way back."""
+        """The number of steps that are run again in the backward pass."""
         return self.steps - self.chain.kept
 
     def __str__(self) -> str:
@@ -74,7 +76,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked about: a denoiser, which needs no weights, its chain, the sweep, and settings of the method."""
+    """The input of a prediction: a denoiser, which needs no weights, its chain, the sweep, and the method settings."""
 
     denoiser: Denoiser
     schedule: Schedule
@@ -83,14 +85,15 @@ class Case:
 
 
 def usable(device: int) -> int:
-    """Bytes of a device that may be planned with."""
+    """Return the bytes of a device that settings may use: all but RESERVE."""
     return int((1 - RESERVE) * device)
 
 
 def device_bytes(sweep: Sweep, device: torch.device, held: int = 0) -> int:
-    """What a trial may take of the device that it runs on; `held` is what it has taken already.
+    """Return the bytes that a trial may take of the device that it runs on. held: bytes that it has taken already.
 
-    Of a GPU its share, or all that is free where that is less; of a CPU's memory its share of what is free.
+    Of a GPU this is the trial's share, or all that is free where that is less. Of a CPU's memory it is the trial's
+    share of what is free. What the trial holds counts as free.
     """
     free = free_memory(device) + held
     if device.type != "cuda":
@@ -100,12 +103,15 @@ def device_bytes(sweep: Sweep, device: torch.device, held: int = 0) -> int:
 
 
 def share_of(sweep: Sweep, device: int) -> int:
-    """What a trial may take of a GPU of `device` bytes."""
+    """Return the bytes that a trial may take of a GPU of `device` bytes."""
     return int(device * min(1.0, sweep.resources.gpus_per_trial or 1.0))
 
 
 def without_weights(sweep: Sweep) -> Denoiser:
-    """The sweep's denoiser as its trials run it, without data. Raises ModelError where no configuration is at hand."""
+    """Return the sweep's denoiser without data, built as its trials run it.
+
+    Raises ModelError where no configuration is available.
+    """
     denoiser = Denoiser.without_weights(sweep.model, PRECISIONS[sweep.train.precision].dtype, **sweep.denoiser.use)
     if sweep.gradient.weights == "cpu":
         return offloaded(denoiser, "meta")
@@ -115,31 +121,31 @@ def without_weights(sweep: Sweep) -> Denoiser:
 
 
 def heaviest(sweep: Sweep) -> learned.Settings:
-    """Of the learned method's settings in this sweep those that take the most memory."""
-    directions, shapes = (sweep.taken(name, "learned") or () for name in ("directions", "parametrisation"))
+    """Return the settings of the learned method in this sweep that take the most memory."""
+    directions, shapes = (sweep.possible_values(name, "learned") or () for name in ("directions", "parametrisation"))
     parameters = {"method": "learned", "directions": max(directions)}
     parameters["parametrisation"] = next(name for name in _HEAVIEST if name in shapes)
     for name in ("discriminator_weight", "consistency_weight"):
-        weights = sweep.taken(name, "learned")
+        weights = sweep.possible_values(name, "learned")
         parameters[name] = 1.0 if weights is None or any(weights) else 0.0
     settings: learned.Settings = settings_of(parameters, sweep)
     return settings
 
 
 def choose(case: Case, device: int) -> Footprint:
-    """How the learned method trains on a device of so many bytes; the least that it can take where nothing fits."""
+    """Return how the learned method trains on a device of `device` bytes; the smallest setting where nothing fits."""
     sweep = case.sweep
     sizes = (sweep.train.micro_batch,) if sweep.train.micro_batch else sweep.micro_batches
     if sweep.gradient.policy != "auto":
         return _first_fitting(_tried(case, sweep.gradient.policy, sizes, device))
     large = [size for size in sizes if size >= _WORTHWHILE or sweep.train.micro_batch]
-    unhurried = (found for found in _tried(case, "keep_steps", large, device) if not found.again)
+    unhurried = (option for option in _tried(case, "keep_steps", large, device) if not option.again)
     smaller = (_tried(case, policy, sizes, device) for policy in ("keep_steps", "checkpoint_blocks"))
     return _first_fitting(chain(unhurried, *smaller))
 
 
 def next_fitting(case: Case, device: int) -> Footprint:
-    """The nearest settings that fit where those of the sweep file do not; the least there is where nothing fits."""
+    """Return the nearest settings that fit where those of the sweep file do not; the smallest where nothing fits."""
     most = case.sweep.train.micro_batch or case.sweep.train.batch
     sizes = [size for size in case.sweep.micro_batches if size <= most]
     return _first_fitting(
@@ -148,21 +154,21 @@ def next_fitting(case: Case, device: int) -> Footprint:
 
 
 def footprint(case: Case, policy: str, micro_batch: int, device: int) -> Footprint:
-    """The peak bytes of one way to train."""
+    """Return the footprint of training with this policy and micro-batch on a device of `device` bytes."""
     denoiser, schedule, settings, gradient = case.denoiser, case.schedule, case.settings, POLICIES[policy]
     trained = trained_bytes(denoiser, schedule, settings, micro_batch, _optimiser_bytes(case.sweep))
     pool = pool_bytes(denoiser, settings)
     rest = max(usable(device) - trained - pool, 0)
-    found = _chain(case, micro_batch, gradient, rest)
+    predicted = _chain(case, micro_batch, gradient, rest)
     if policy == "keep_steps":
         limit = case.sweep.gradient.bytes
-        if limit is not None and (limit < found.graphs or case.sweep.gradient.policy == policy):
-            found = _chain(case, micro_batch, KeepSteps(limit))
-        gradient = KeepSteps(found.graphs)
-    beside = found.network + trained + pool
+        if limit is not None and (limit < predicted.graphs or case.sweep.gradient.policy == policy):
+            predicted = _chain(case, micro_batch, KeepSteps(limit))
+        gradient = KeepSteps(predicted.graphs)
+    beside = predicted.network + trained + pool
     batch, drawing = _drawing(case, usable(device) - beside)
     steps = len(schedule) - schedule.steps_in_window(settings.window).index(True)
-    return Footprint(policy, gradient, micro_batch, batch, found, trained, pool, beside + drawing, steps, device)
+    return Footprint(policy, gradient, micro_batch, batch, predicted, trained, pool, beside + drawing, steps, device)
 
 
 def _chain(case: Case, micro_batch: int, gradient: GradientPolicy, memory: int | None = None) -> PredictedMemory:
@@ -173,7 +179,7 @@ def _chain(case: Case, micro_batch: int, gradient: GradientPolicy, memory: int |
 
 
 def _drawing(case: Case, memory: int) -> tuple[int, int]:
-    """(samples drawn at a time, bytes): `sampler.batch`, or as many halves of it as bring it into `memory`."""
+    """Return (samples drawn at a time, bytes): `sampler.batch`, halved until it fits in `memory` or is 1."""
     batch = case.sweep.sampler.batch
     while (needed := drawing_bytes(case.denoiser, case.schedule, batch)) > memory and batch > 1:
         batch //= 2
@@ -181,9 +187,9 @@ def _drawing(case: Case, memory: int) -> tuple[int, int]:
 
 
 def _optimiser_bytes(sweep: Sweep) -> int:
-    """What DeepSpeed and Adam hold for each parameter on the device, beside itself and its gradient, at most.
+    """Return the bytes per parameter, at most, that DeepSpeed and Adam hold on the device beside it and its gradient.
 
-    ZeRO-3 is counted as if whole parameters were there all the time, though they are only while they are used.
+    ZeRO-3 is counted as if whole parameters stayed on the device, though they are there only while they are used.
     """
     engine, workers = sweep.deepspeed, sweep.resources.workers
     if engine.zero == 0:
@@ -191,7 +197,7 @@ def _optimiser_bytes(sweep: Sweep) -> int:
     gpu = sweep.resources.gpus_per_trial > 0
     adam = 0 if gpu and engine.offload_optimizer != "none" else 12  # moments and a float32 copy
     part = 4 if engine.zero == 3 and not (gpu and engine.offload_param != "none") else 0
-    return 8 + -(-(adam + part) // workers)  # a bucket and what it is reduced to
+    return 8 + -(-(adam + part) // workers)  # 8: a bucket and the result of its reduction
 
 
 def _tried(case: Case, policy: str, sizes: Iterable[int], device: int) -> Iterator[Footprint]:
@@ -199,7 +205,7 @@ def _tried(case: Case, policy: str, sizes: Iterable[int], device: int) -> Iterat
 
 
 def _first_fitting(ways: Iterator[Footprint]) -> Footprint:
-    """The first that fits, else the last."""
+    """Return the first that fits, else the last."""
     way = next(ways)
     while not way.fits:
         following = next(ways, None)

@@ -1,4 +1,4 @@
-"""A model at work on a device: in which precision, with its weights where; and what is told where memory runs out."""
+"""Load a model on a device with a precision and a place for its weights, and advise the user where memory runs out."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,18 +13,22 @@ from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS, use_precision
 from orchestrator.trial.outcome import TrialOutcome, classify
 
-WEIGHTS = ("device", "cpu")  # where those of a model's blocks are kept
+WEIGHTS = ("device", "cpu")  # where the weights of a model's blocks are kept
 LESS = ("--weights cpu", "--precision bf16")  # options that take less of a device's memory
 
-Away = Callable[[Denoiser, str], Denoiser]  # how a model on the CPU works on a device without all of its weights there
+Away = Callable[[Denoiser, str], Denoiser]  # makes a model run on a device that does not hold all its weights
 
 
 def own_device() -> str:
+    """Return "cuda" where this machine has a GPU that torch can use, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def loaded(model: str, device: str, precision: str, use: Mapping[str, Any], away: Away | None = None) -> Denoiser:
-    """A model at work on a device. Sets torch's switches for the whole process; raises as its loading does."""
+    """Return a model that runs on `device`. Sets torch's precision switches for the whole process.
+
+    away: loads the model on the CPU and streams its weights. Raises what `Denoiser.from_pretrained` raises.
+    """
     dtype = use_precision(precision)
     if away is None:
         return Denoiser.from_pretrained(model, dtype, device, **use)
@@ -32,9 +36,9 @@ def loaded(model: str, device: str, precision: str, use: Mapping[str, Any], away
 
 
 def placed(model: str, device: str, precision: str, weights: str, use: Mapping[str, Any]) -> Denoiser:
-    """A model as a person asks for it, its weights on the device or in the CPU's memory, with the same results.
+    """Return a model with its weights on the device or in the CPU's memory, as `weights` says; results are equal.
 
-    Raises UserError for a precision or a place that there is not, and for a network that is not run block by block.
+    Raises UserError for an unknown precision or place, and for a network that cannot run block by block.
     """
     for name, value, allowed in (("precision", precision, tuple(PRECISIONS)), ("weights", weights, WEIGHTS)):
         if value not in allowed:
@@ -43,8 +47,8 @@ def placed(model: str, device: str, precision: str, weights: str, use: Mapping[s
 
 
 @contextmanager
-def told_of_memory(*instead: str) -> Iterator[None]:
-    """Raises UserError, which says what takes less of it, where memory runs out inside the block."""
+def advice_on_memory(*instead: str) -> Iterator[None]:
+    """Raise UserError where memory runs out inside the block, naming in the message what takes less of it."""
     try:
         yield
     except Exception as error:

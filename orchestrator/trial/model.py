@@ -1,6 +1,4 @@
-"""What a trial works with: the frozen model, its chain, its attribute predictor, and how a set is scaled, measured and
-drawn with them.
-"""
+"""Load the frozen model of a trial, its chain and its attribute predictor; scale, measure and draw sets with them."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,8 +24,8 @@ from orchestrator.trial.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class TrialModel:
-    """What a trial works with: the frozen model, its chain, its attribute predictor if it has one, and the unshifted
-    samples that are there already.
+    """The frozen model that a trial works with, its chain, its attribute predictor (None where it has none), a cache of
+    unshifted samples, and the networks that judge images.
     """
 
     denoiser: Denoiser
@@ -38,7 +36,10 @@ class TrialModel:
 
     @classmethod
     def load(cls, sweep: Sweep, cache: SampleCache | None = None, ranks: Ranks = ALONE) -> "TrialModel":
-        """ranks: those over which weights are partitioned; a process alone has them in the CPU's memory instead."""
+        """Load the model that the sweep names.
+
+        ranks: the processes over which weights are partitioned; a process alone keeps them in the CPU's memory instead.
+        """
         device = own_device()
         away: Away | None = None
         if sweep.gradient.weights == "partitioned" and ranks.assembly is not None:
@@ -53,7 +54,7 @@ class TrialModel:
         return cls(denoiser, schedule, classifier.load(sweep.predictor, sweep.model, device), cache, judges)
 
     def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
-        """The set as strong as `evaluate.strength` says, or as it is where the sweep says nothing."""
+        """Return the set scaled to the strength `evaluate.strength`, or unchanged where the sweep does not set it."""
         strength, sampler = sweep.evaluate.strength, sweep.sampler
         if strength is None:
             return directions
@@ -70,7 +71,7 @@ class TrialModel:
         )
 
     def with_dials(self, sweep: Sweep, directions: DirectionSet) -> Calibrated:
-        """The set with its dials, at the strength that the sweep asks for if it does."""
+        """Return the set with its dials, at `evaluate.strength`, or at the default strength where that is not set."""
         sampler = sweep.sampler
         return with_dials(
             self.denoiser,
@@ -86,7 +87,10 @@ class TrialModel:
         )
 
     def measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
-        """Every metric of a set on the first `evaluate.seeds` of a range of held-out seeds."""
+        """Measure every metric of a set on the first `evaluate.seeds` of `seeds`, a range of held-out seeds.
+
+        The next four times as many seeds draw the unshifted samples to compare with.
+        """
         count = sweep.evaluate.seeds
         return evaluate(
             self.denoiser,
@@ -103,7 +107,7 @@ class TrialModel:
         )
 
     def draw(self, sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
-        """traversal.png: every direction across its scales, on a fixed seed."""
+        """Write traversal.png into `folder`: every direction at its scales, on a fixed seed."""
         sampler = sweep.sampler
         images = traversal(
             self.denoiser,
@@ -117,13 +121,15 @@ class TrialModel:
 
 
 def judges_of(sweep: Sweep, device: str = "cpu") -> Judges:
-    """The networks that a sweep asks beside the denoiser. Raises ModelError for one that cannot be read."""
-    asked = sweep.evaluate
-    return Judges.load(asked.features, asked.inception, asked.lpips, asked.identity, device)
+    """Return the networks beside the denoiser that the sweep measures with. Raises ModelError for an unreadable one."""
+    networks = sweep.evaluate
+    return Judges.load(networks.features, networks.inception, networks.lpips, networks.identity, device)
 
 
 def random_like(trial_model: TrialModel, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
-    """The honest baseline of a set: as many random directions, of the same mean length."""
+    """Return the baseline of a set: as many random directions, of the same mean length."""
     settings = random.Settings(len(directions), seed=sweep.seed)
-    found = random.find(trial_model.denoiser, trial_model.schedule, settings, sweep.sampler.batch, trial_model.cache)
-    return replace(found, sigma=found.sigma * (directions.sigma.mean() / found.sigma.mean()))
+    random_set = random.find(
+        trial_model.denoiser, trial_model.schedule, settings, sweep.sampler.batch, trial_model.cache
+    )
+    return replace(random_set, sigma=random_set.sigma * (directions.sigma.mean() / random_set.sigma.mean()))

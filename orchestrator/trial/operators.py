@@ -1,9 +1,9 @@
-"""DeepSpeed's compiled operators: can they be built here, where are they kept; one process at a time builds them.
+"""Check whether DeepSpeed's compiled operators can be built here, build them one process at a time, and keep them.
 
-Imported before DeepSpeed, which reads from its environment what it runs on, and where ninja is, when it is imported.
+Import this module before DeepSpeed: DeepSpeed reads from its environment, when it is imported, which accelerator to
+use and where ninja is.
 """
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from orchestrator.spec.sections import DeepSpeed
 
@@ -25,7 +26,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 
 def compiler_missing() -> str | None:
-    """Why DeepSpeed's own optimiser cannot be built here, in one sentence; None where it can."""
+    """Return a sentence on why DeepSpeed's own optimiser cannot be built here; None where it can."""
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if not missing:
         return None
@@ -33,7 +34,7 @@ def compiler_missing() -> str | None:
 
 
 def missing(settings: DeepSpeed) -> str | None:
-    """Why these settings cannot work on this machine, in one sentence; None where they can."""
+    """Return a sentence on why these settings cannot work on this machine; None where they can."""
     if "nvme" not in (settings.offload_optimizer, settings.offload_param):
         return None
     import deepspeed
@@ -47,13 +48,13 @@ def missing(settings: DeepSpeed) -> str | None:
 
 
 def build_ops() -> None:
-    """Compile the operator that trials use, Adam on the CPU, so that no trial waits for it."""
+    """Compile the operator that trials use, Adam on the CPU, so that no trial has to wait for it."""
     if compiler_missing() is None:
         load("CPUAdamBuilder")
 
 
 def load(builder: str) -> None:
-    """Compile an operator where that was not done before; DeepSpeed has it from then on."""
+    """Compile an operator unless that was done before, and load it into DeepSpeed for later calls."""
     from deepspeed.accelerator import get_accelerator
 
     with guarded():
@@ -62,24 +63,24 @@ def load(builder: str) -> None:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """The folder of compiled operators, to one process at a time.
+    """Lock the folder of compiled operators for this process.
 
-    torch guards a build by a file that a killed process leaves behind, for which every later one waits for ever. Here
-    the kernel guards the folder; whoever has it knows that torch's guards in it are nobody's.
+    torch guards a build by a lock file, which a killed process leaves behind; every later process then waits for ever.
+    This lock is the kernel's, which ends with its process. Its holder can therefore remove torch's leftover lock files.
     """
     folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_folder())))
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "in_use", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(folder / "in_use", fallback_to_soft=False):
         for left in folder.glob("**/lock"):
             left.unlink(missing_ok=True)
         yield
 
 
 def _folder() -> Path:
-    """A folder of our own for this torch, processor and environment.
+    """Return a folder for this torch, processor and environment.
 
-    Operators are compiled for the very processor, and again by every environment that finds another one's.
+    Operators are compiled for one type of processor, and every environment that finds another one's compiles them
+    again.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     try:

@@ -1,4 +1,4 @@
-"""How a trial ended, as a value with a sentence a person can act on."""
+"""Classify how a trial ended, with a sentence that the user can act on."""
 
 from enum import StrEnum
 
@@ -6,20 +6,22 @@ from core.errors import NonFiniteError
 
 
 class Preempted(Exception):
-    """The trial was asked to end, and has saved what it had."""
+    """The error that the trial was asked to end, and has saved its state."""
 
     def __str__(self) -> str:
         return "was asked to end, and saved what it had"
 
 
 class MachineLost(Exception):
-    """A machine that the trial ran on is gone, or about to go."""
+    """The error that a machine that the trial ran on is gone, or about to go."""
 
     def __str__(self) -> str:
         return "lost a machine that it ran on"
 
 
 class TrialOutcome(StrEnum):
+    """How a trial ended. The values are those on disk and in MLflow; ADVICE explains each."""
+
     COMPLETED = "completed"
     PRUNED = "pruned"
     OUT_OF_MEMORY = "out_of_memory"
@@ -39,7 +41,7 @@ ADVICE = {
 
 
 def classify(error: BaseException) -> TrialOutcome:
-    """The outcome that an exception out of a trial stands for, looking through what wraps it."""
+    """Return the outcome that an exception from a trial stands for, following the causes that it wraps."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Preempted | MachineLost):
@@ -52,7 +54,7 @@ def classify(error: BaseException) -> TrialOutcome:
     return TrialOutcome.FAILED
 
 
-# What torch's CPU allocator, CUDA and its libraries say instead of raising an error of their own kind.
+# Messages of torch's CPU allocator, CUDA and its libraries, which raise no error class of their own.
 _NO_MEMORY = (
     "out of memory",  # CUDA error: out of memory
     "can't allocate memory",
@@ -60,18 +62,18 @@ _NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
-    "unable to find an engine",  # for a convolution: none has the room to work
+    "unable to find an engine",  # for a convolution: no algorithm has enough memory
 )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this error, not what it wraps, says that memory has run out; torch's own is told by its name."""
+    """Return whether this error, not one that it wraps, says that memory ran out. torch's is recognised by its name."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
 
 
 def sentence(error: BaseException) -> str:
-    """The last line of what an exception says."""
+    """Return the last line of an exception's message, or the name of its type where the message is empty."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

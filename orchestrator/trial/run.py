@@ -1,12 +1,12 @@
-"""One trial from start to end: load the model, find directions, measure them, report.
+"""Run one trial from start to end: load the model, find directions, measure them, report.
 
-Runs in a process of its own. It knows its sweep, its parameters and its folder, and nothing of the search, the
-scheduler or the tracking store. It goes on from the newest checkpoint in its folder, which holds
+A trial runs in a process of its own. It knows its sweep, its parameters and its folder, and nothing of the search, the
+scheduler or the tracking store. It resumes from the newest checkpoint in its folder, which holds
 
     engines/       DeepSpeed's state (method learned)
-    state.json     the iteration, what finding has taken so far, the losses since the last report, and that report
+    state.json     the iteration, the seconds spent on finding, the losses since the last report, and that report
     directions/    the direction set so far, where it was measured
-    traversal.png  what it looks like
+    traversal.png  a picture of that set
 """
 
 import math
@@ -43,39 +43,40 @@ from orchestrator.trial.state import Report, State
 
 @dataclass
 class TrialContext:
-    """What a trial listens to and tells while it works.
+    """The callbacks and processes through which a trial communicates while it works.
 
-    stop: whether it shall save and end; alive: called whenever it has made a step; ranks: the processes that share it;
-    out_of_memory: how often its process has run out of memory before.
+    stop: returns whether the trial has to save and end; alive: called after every step; ranks: the processes that share
+    the trial; out_of_memory: how often its process has run out of memory before.
     """
 
     stop: Callable[[], bool] = lambda: False
     alive: Callable[[], None] = lambda: None
     ranks: Ranks = ALONE
     out_of_memory: int = 0
-    training: bool = False  # an iteration has begun and not ended: nothing may interrupt it
+    training: bool = False  # an iteration has begun and not ended: it must not be interrupted
 
     def step(self) -> None:
-        """The network was called. Raises Preempted where the trial shall end and may do so at once."""
+        """Report a call of the network. Raises Preempted where the trial has to end and no iteration is under way."""
         self.alive()
         if not self.training and self.stop():
             raise Preempted
 
     def waiting(self) -> None:
-        """Say that the trial is alive while it waits for space. Raises Preempted where it shall stop."""
+        """Report that the trial is alive while it waits for disk space. Raises Preempted where it has to end."""
         self.alive()
         if self.stop():
             raise Preempted
 
     @contextmanager
     def iterating(self) -> Iterator[None]:
+        """Mark the block as an iteration of training. After an error `training` stays True, which `_learn` reads."""
         self.training = True
         yield
         self.training = False
 
     @contextmanager
     def watching(self, denoiser: Denoiser) -> Iterator[None]:
-        """A step is every pass through the network."""
+        """Call `step` at every pass through the network inside the block."""
         denoiser.listeners.append(self.step)
         try:
             yield
@@ -85,30 +86,34 @@ class TrialContext:
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial at work: what it works with, for which sweep, into which folder, among what."""
+    """One trial under way: its model, its sweep, its folder, and its context."""
 
     trial_model: TrialModel
     sweep: Sweep
     folder: TrialFolder
     context: TrialContext
-    notes: list[str]  # what was amiss with its checkpoints, and has not been told
+    notes: list[str]  # sentences on damaged checkpoints that have not been reported yet
 
     @property
     def ranks(self) -> Ranks:
+        """The processes that share this trial."""
         return self.context.ranks
 
     def alone(self) -> "RunningTrial":
-        """The same for one process by itself."""
+        """Return the same trial for one process by itself."""
         return replace(self, context=replace(self.context, ranks=ALONE))
 
     def latest(self) -> tuple[Path | None, State]:
-        """The newest sound checkpoint, if there is one, and how the trial stands."""
-        found = self.ranks.lead(self.folder.latest)
-        self.notes.extend(found.damaged)
-        return found.path, State.read(found.path) if found.path else State()
+        """Return the newest sound checkpoint (None without one) and the state in it (a new state without one)."""
+        checkpoint = self.ranks.lead(self.folder.latest)
+        self.notes.extend(checkpoint.damaged)
+        return checkpoint.path, State.read(checkpoint.path) if checkpoint.path else State()
 
     def save(self, state: State, engines: Engines | None, measured: Path | None = None) -> None:
-        """A checkpoint; it waits for space where the disk is full. Every process has a part in it, the first writes."""
+        """Save a checkpoint, waiting while the disk is full. Every process has to call this; the first writes.
+
+        measured: the folder with the set that was measured and its picture, which are copied into the checkpoint.
+        """
         gathered = engines.snapshot(state.iteration) if engines is not None else None
 
         def write(folder: Path) -> None:
@@ -121,7 +126,7 @@ class RunningTrial:
         def keep() -> None:
             score = None
             if state.report is not None:
-                metric, mode = self.sweep.compared
+                metric, mode = self.sweep.checkpoint_metric
                 score = state.report.metrics[metric] * (1 if mode == "max" else -1)
             with_space(lambda: self.folder.save(state.iteration, write, score), self.context.waiting)
 
@@ -136,20 +141,20 @@ def run_trial(
     context: TrialContext | None = None,
     load: Callable[[Sweep, SampleCache | None], TrialModel] = TrialModel.load,
 ) -> Iterator[Report]:
-    """Run one trial of `sweep` with the given parameters from where its folder says it stands; yields its reports.
+    """Run one trial of `sweep` with these parameters from its newest checkpoint, and yield its reports.
 
-    A trial that goes on repeats its last report first, which may never have arrived. cache: where unshifted samples,
-    which are the same for every trial, are read and kept; load: opens the model. Every process of a trial that is
-    shared runs this, and yields the same reports.
+    A resumed trial first repeats its last report, which may never have arrived. cache: where unshifted samples, which
+    are the same for every trial, are read and kept; load: opens the model. Every process that shares the trial runs
+    this, and yields the same reports.
 
-    Raises Preempted, after saving, when it was asked to stop.
+    Raises Preempted, after saving, when it was asked to end.
     """
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
     context = context or TrialContext()
-    found = context.ranks.lead(folder.latest)
-    state = State.read(found.path) if found.path else State()
-    notes = list(found.damaged)
+    latest = context.ranks.lead(folder.latest)
+    state = State.read(latest.path) if latest.path else State()
+    notes = list(latest.damaged)
     if state.report is not None:
         yield replace(state.report, notes=notes)
         notes = []
@@ -164,7 +169,10 @@ def run_trial(
 
 
 def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
-    """A method that does not train: one finding, which counts as a whole trial's."""
+    """Find and measure a set by a method that does not train, and report it as at the last iteration.
+
+    The draw batch is halved once for every time that the trial's process has run out of memory.
+    """
     method, state = parameters["method"], State(trial.sweep.train.iterations)
     drawing = DrawBatch(with_batch(trial.sweep, max(1, trial.sweep.sampler.batch >> trial.context.out_of_memory)))
     trial_model = trial.trial_model
@@ -174,7 +182,7 @@ def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
     def find(sweep: Sweep) -> DirectionSet:
         batch = sweep.sampler.batch
         with state.running():
-            found: DirectionSet = METHODS[method].find(
+            directions: DirectionSet = METHODS[method].find(
                 trial.trial_model.denoiser,
                 trial.trial_model.schedule,
                 settings,
@@ -182,14 +190,14 @@ def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
                 cache=trial.trial_model.cache,
                 **more,
             )
-        return found
+        return directions
 
     directions = drawing.run(find)
     return _report(trial, drawing, state, directions)
 
 
 def _learn(trial: RunningTrial, parameters: Mapping[str, Any]) -> Iterator[Report]:
-    """Train, in smaller parts after every time that memory has run out, from the last checkpoint on each time."""
+    """Train and yield the reports; where memory runs out, resume from the last checkpoint in smaller parts."""
     sweep, means_asked = trial.sweep, {"means": _means(trial.sweep), "smaller": trial.context.out_of_memory}
     attempt = _first_attempt(trial, parameters, means_asked)
     while True:
@@ -199,16 +207,16 @@ def _learn(trial: RunningTrial, parameters: Mapping[str, Any]) -> Iterator[Repor
             return
         except Exception as error:
             if not out_of_memory(error) or isinstance(error, NothingFits) or trial.ranks.world > 1:
-                raise  # the other processes of a trial wait for this one's gradient: all of them start anew
+                raise  # the other processes wait for this one's gradient: all have to start anew
             training, trial.context.training = trial.context.training, False
             attempt = attempt.after(drawing).smaller(sweep.micro_batches, training)
         release()
 
 
 def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], means_asked: Mapping[str, Any]) -> Attempt:
-    """As the newest checkpoint was made, unless the sweep asks for other means by now; else what fits the device.
+    """Return the attempt of the newest checkpoint if `_means` has not changed since, else the one that fits the device.
 
-    Once smaller for every time that the process itself has run out of memory.
+    Then make it smaller once for every time that the process itself ran out of memory and that it does not count yet.
     """
     trial_model, sweep, settings = trial.trial_model, trial.sweep, settings_of(parameters, trial.sweep)
     parts = trial.latest()[1].parts
@@ -225,7 +233,7 @@ def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], means_ask
 
 
 def _means(sweep: Sweep) -> dict[str, Any]:
-    """What may be changed in a sweep file that is under way, and decides how a trial trains."""
+    """Return the keys of a sweep file that may change while the sweep is under way and decide how a trial trains."""
     return {
         "gradient": sweep.gradient.model_dump(),
         "engine": {**sweep.deepspeed.model_dump(), "workers": sweep.resources.workers},
@@ -237,9 +245,10 @@ def _means(sweep: Sweep) -> dict[str, Any]:
 def _train(
     trial: RunningTrial, attempt: Attempt, drawing: DrawBatch, means_asked: Mapping[str, Any]
 ) -> Iterator[Report]:
-    """One attempt. An iteration that it leaves half done is lost: the engines hold its gradients, and go with it.
+    """Train one attempt and yield its reports.
 
-    Memory that runs out while a report is measured costs no training: `drawing` starts the measurement over.
+    An iteration that fails half-way is lost, since its gradients are in the engines, which are closed. Memory that runs
+    out while a set is measured costs no training: `drawing` starts the measurement over.
     """
     sweep, settings, trial_model, ranks = drawing.sweep, attempt.settings, trial.trial_model, trial.ranks
     path, state = trial.latest()
@@ -260,7 +269,7 @@ def _train(
             )
         if path is not None:
             engines.load(path / "engines")
-            if state.report is None and _due(sweep, state.iteration):  # it was asked to end while it was measured
+            if state.report is None and _due(sweep, state.iteration):  # the last attempt had to end while measuring
                 yield from _measured(trial, drawing, state, learner, engines, attempt)
         for n in range(state.iteration, settings.iterations):
             with state.running(), trial.context.iterating():
@@ -279,14 +288,14 @@ def _train(
 
 
 def _due(sweep: Sweep, iteration: int) -> bool:
-    """Whether a trial is measured after so many iterations."""
+    """Return whether a trial is measured after this many iterations."""
     return iteration % sweep.evaluate_every == 0 or iteration == sweep.train.iterations
 
 
 def _measured(
     trial: RunningTrial, drawing: DrawBatch, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
 ) -> Iterator[Report]:
-    """The report that is due; where the trial is asked to end meanwhile, its next attempt makes it."""
+    """Yield the report that is due. Where the trial has to end meanwhile, save; its next attempt makes the report."""
     try:
         yield _report(trial, drawing, state, learner.directions(), engines, attempt)
     except Preempted:
@@ -303,9 +312,9 @@ def _report(
     engines: Engines | None = None,
     attempt: Attempt | None = None,
 ) -> Report:
-    """Measure the set on the seeds that choose between trials, and keep it in a checkpoint with its report.
+    """Measure the set on the seeds that compare trials, save it in a checkpoint with its report, and return the report.
 
-    Only what draws samples starts over where memory runs out, so that nothing is saved or reported twice.
+    Only the steps that draw samples start over where memory runs out, so nothing is saved or reported twice.
     """
     with tempfile.TemporaryDirectory() as temporary:
         measured = Path(temporary)
@@ -324,10 +333,9 @@ def _measure(
     attempt: Attempt | None,
     folder: Path,
 ) -> Report:
-    """The report; the set that it is of, and its picture, go into the folder."""
+    """Measure the set and return its report. Write the set and its picture into the folder."""
     sampler, trial_model = drawing.sweep.sampler, trial.trial_model
-    # The set carries its window, so that it is the same edit in any pipeline, and its precision, so that it is opened
-    # where it was found.
+    # The set records its window, so that it is the same edit in any pipeline, and its precision, in which it is opened.
     found_in = {"injection": sampler.injection, "window": sampler.window, "precision": drawing.sweep.train.precision}
     origin = {**directions.provenance, **found_in}
     unscaled = replace(directions.within(sampler.window), provenance=origin)
@@ -347,6 +355,6 @@ def _measure(
         find_seconds=state.seconds,
         metrics=metrics,
         curve=state.curve,
-        memory=attempt.after(drawing).told() if attempt else drawing.told(),
+        memory=attempt.after(drawing).as_tags() if attempt else drawing.as_tags(),
         milliseconds=int(time.time() * 1000),
     )

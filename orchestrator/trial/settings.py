@@ -1,4 +1,4 @@
-"""From a trial's parameters to the settings of its method: names lose the method's prefix, words become values."""
+"""Convert a trial's parameters to the settings of its method: drop the method's prefix, replace words by values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +14,17 @@ from orchestrator.spec import Sweep
 
 @dataclass(frozen=True)
 class DeepSpeedSteps(CheckpointSteps):
-    """CheckpointSteps by DeepSpeed's own checkpointing, which moves a GPU's x_t to the CPU's memory."""
+    """The policy CheckpointSteps by DeepSpeed's own checkpointing, which moves a GPU's x_t to the CPU's memory."""
 
     def checkpoint(self, step: Step, i: int, x: Tensor) -> Tensor:
-        from orchestrator.trial.engine import checkpoint  # a plan is made without DeepSpeed
+        """Return step(i, x), keeping only x; the step runs again in the backward pass."""
+        from orchestrator.trial.engine import checkpoint  # here, because `orchestrate plan` does not need DeepSpeed
 
         return checkpoint(step, i, x)
 
 
 POLICIES: dict[str, GradientPolicy] = {
-    "auto": KeepSteps(),  # until the device is known: orchestrator.trial.footprint
+    "auto": KeepSteps(),  # a placeholder: orchestrator.trial.footprint chooses for the device
     "full_graph": FullGraph(),
     "keep_steps": KeepSteps(),
     "checkpoint_steps": CheckpointSteps(),
@@ -33,22 +34,22 @@ POLICIES: dict[str, GradientPolicy] = {
 
 
 def settings_of(parameters: Mapping[str, Any], sweep: Sweep) -> Any:
-    """The `Settings` of the trial's method; what it has no parameter for is the sweep's, or the method's default.
+    """Return the `Settings` of the trial's method. Fields without a parameter come from the sweep or are defaults.
 
-    Raises UserError where the method refuses them.
+    Raises UserError where the method refuses the settings.
     """
     method = parameters["method"]
-    given = dict(_translated(name, value) for name, value in parameters.items() if name != "method")
-    return METHODS[method].Settings(**{"seed": sweep.seed, **_of_sweep(method, given, sweep), **given})
+    values = dict(_translated(name, value) for name, value in parameters.items() if name != "method")
+    return METHODS[method].Settings(**{"seed": sweep.seed, **_of_sweep(method, values, sweep), **values})
 
 
 def samples_of(settings: Any) -> int:
-    """How many training samples a method draws at most."""
+    """Return how many training samples a method draws at most."""
     return int(getattr(settings, "pool", 0) or getattr(settings, "samples", SPREAD_SAMPLES))
 
 
 def _translated(name: str, value: Any) -> tuple[str, Any]:
-    """A parameter as a field of its method's settings: ("jacobian.step", "every") -> ("step", None)."""
+    """Return a parameter as a field of its method's settings: ("jacobian.step", "every") -> ("step", None)."""
     field = name.rpartition(".")[2]
     match name, value:
         case "supervised.attribute", _:
@@ -63,9 +64,9 @@ def _translated(name: str, value: Any) -> tuple[str, Any]:
             return field, value
 
 
-def _of_sweep(method: str, given: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """What a method takes from the sweep as a whole."""
-    if method == "supervised" and given.get("pairs") is None:  # pairs are labelled already
+def _of_sweep(method: str, values: Mapping[str, Any], sweep: Sweep) -> dict[str, Any]:
+    """Return the fields of the method's settings that come from the sweep itself."""
+    if method == "supervised" and values.get("pairs") is None:  # pairs are labelled already
         return {"predictor": sweep.predictor}
     if method != "learned":
         return {}

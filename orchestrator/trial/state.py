@@ -1,4 +1,4 @@
-"""How far a trial has come, and what it reports on the way."""
+"""Keep how far a trial has come, and define its reports."""
 
 import json
 import time
@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-STEP = "global_step"  # the field of a report by which ASHA compares trials
+STEP = "global_step"  # the field of a report by which ASHA aligns trials
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial reports of the set that it has found so far.
+    """One report of a trial on the set that it has found so far.
 
-    global_step: iterations done; find_seconds: spent on finding, without loading, measuring and drawing; metrics: of
-    the set, by name, on the seeds that choose between trials; curve: the losses of every iteration since the last
-    report; memory: how the trial was made to fit its device; milliseconds: when it was made, since 1970; notes:
-    sentences for the user; usage: samples of what the trial took of its machine (orchestrator.workers.usage). All are
-    plain JSON values, so that a report passes through Ray Tune.
+    global_step: iterations done; find_seconds: seconds spent on finding, without loading, measuring and drawing;
+    metrics: of the set, by name, on the seeds that compare trials; curve: the losses of every iteration since the last
+    report; memory: how the trial was made to fit its device; milliseconds: when the report was made, since 1970; notes:
+    sentences for the user; usage: samples of the trial's use of its machine (orchestrator.workers.usage). All are plain
+    JSON values, so that a report passes through Ray Tune.
     """
 
     global_step: int
@@ -43,17 +43,17 @@ class Report:
 
 @dataclass
 class State:
-    """How far a trial has come. What a checkpoint keeps of it is enough to go on to the same numbers."""
+    """The progress of a trial. A checkpoint keeps it, which is enough to continue to the same numbers."""
 
     iteration: int = 0
-    seconds: float = 0.0  # of finding: loading, measuring and drawing do not count
+    seconds: float = 0.0  # spent on finding: loading, measuring and drawing do not count
     curve: list[dict[str, float]] = field(default_factory=list)  # the losses since the last report
-    report: Report | None = None  # what was reported at this iteration, if it was measured
-    parts: dict[str, Any] | None = None  # how it trains (orchestrator.trial.attempt)
+    report: Report | None = None  # the report of this iteration, if it was measured
+    parts: dict[str, Any] | None = None  # how the trial trains (orchestrator.trial.attempt)
 
     @classmethod
     def read(cls, checkpoint: Path) -> "State":
-        """Read the state that a checkpoint's folder keeps."""
+        """Return the state in the folder of a checkpoint."""
         values = json.loads((checkpoint / "state.json").read_text())
         report = values.pop("report")
         return cls(**values, report=Report.from_json(report) if report else None)

@@ -99,14 +99,14 @@ def refuse_unfit(sweep: Sweep) -> None:
         return
     workers, have, each = sweep.resources.workers, ray.cluster_resources(), of_worker(sweep)
     wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
-    asked = wanted if workers == 1 else f"{counted(workers, 'process', 'processes')} of {wanted}"
+    request = wanted if workers == 1 else f"{counted(workers, 'process', 'processes')} of {wanted}"
     there = " and ".join(f"{have.get(kind, 0):g} {kind}" for kind in each)
     raise UserError(
-        f"resources: a trial asks for {asked}; this cluster has {there}, in {counted(len(alive()), 'machine')}"
+        f"resources: a trial asks for {request}; this cluster has {there}, in {counted(len(alive()), 'machine')}"
     )
 
 
-def give_back(folder: Path) -> None:
+def free_resources(folder: Path) -> None:
     """Free the resources that an ended attempt still holds, and so end its remaining processes.
 
     Ray frees them by itself only where the process that asked for them ends by itself, or at the end of the sweep.
@@ -130,20 +130,20 @@ def leaving() -> set[str]:
     return set(draining)
 
 
-def is_there(node: str) -> bool:
+def answers(node: str) -> bool:
     """Return whether a machine answers. The only machine of a cluster counts as answering."""
-    return len(alive()) == 1 and alive()[0]["NodeID"] == node or answer([node])
+    return len(alive()) == 1 and alive()[0]["NodeID"] == node or all_answer([node])
 
 
-def answer(nodes: Iterable[str]) -> bool:
+def all_answer(nodes: Iterable[str]) -> bool:
     """Return whether all these machines answer. Each is asked, because Ray is slow to notice that one is gone."""
-    here = ray.remote(num_cpus=0, max_retries=0)(_nothing)
-    asked = [
-        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
+    remote = ray.remote(num_cpus=0, max_retries=0)(_nothing)
+    probes = [
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
     ]
-    answers, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+    answered, silent = ray.wait(probes, num_returns=len(probes), timeout=_ANSWER_S)
     try:
-        ray.get(answers)
+        ray.get(answered)
     except RayError:
         return False
     return not silent

@@ -31,7 +31,7 @@ _PROCESS, _ENDED = "process.json", "ended.json"
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessRecord:
     """A process, possibly on another machine, with the facts that distinguish it from a later process of its pid."""
 
     pid: int
@@ -42,12 +42,12 @@ class Process:
     node: str | None = None  # Ray's name for the machine
 
     @classmethod
-    def this(cls, attempt: int, rank: int = 0, node: str | None = None) -> "Process":
+    def this(cls, attempt: int, rank: int = 0, node: str | None = None) -> "ProcessRecord":
         """Return the record of the calling process."""
         return cls(os.getpid(), socket.gethostname(), _born(os.getpid()), attempt, rank, node)
 
     @classmethod
-    def of(cls, folder: Path, rank: int = 0) -> "Process | None":
+    def of(cls, folder: Path, rank: int = 0) -> "ProcessRecord | None":
         """Return the process that makes the attempt at a trial, or made the last one; None where none is recorded."""
         try:
             return cls(**json.loads((folder / _file(rank)).read_text()))
@@ -55,11 +55,11 @@ class Process:
             return None
 
     @classmethod
-    def all_of(cls, folder: Path) -> list["Process"]:
+    def all_of(cls, folder: Path) -> list["ProcessRecord"]:
         """Return all processes recorded for a trial: those of this attempt, and of earlier ones."""
         ranks = (int(path.suffixes[0][1:]) for path in folder.glob("process.*.json") if path.suffixes[0][1:].isdigit())
-        found = (cls.of(folder, rank) for rank in sorted({0, *ranks}))
-        return [process for process in found if process is not None]
+        recorded = (cls.of(folder, rank) for rank in sorted({0, *ranks}))
+        return [process for process in recorded if process is not None]
 
     def write(self, folder: Path) -> None:
         """Write the record into the trial's folder, waiting while the disk is full."""
@@ -67,7 +67,7 @@ class Process:
 
     def remove(self, folder: Path) -> None:
         """Remove the record, unless another process has replaced it."""
-        if Process.of(folder, self.rank) == self:
+        if ProcessRecord.of(folder, self.rank) == self:
             (folder / _file(self.rank)).unlink(missing_ok=True)
 
     def find(self) -> psutil.Process | None:
@@ -100,7 +100,7 @@ def end_process(folder: Path) -> None:
 
     Raises RuntimeError where one has not ended after 30 seconds.
     """
-    for process in filter(None, (recorded.find() for recorded in Process.all_of(folder))):
+    for process in filter(None, (recorded.find() for recorded in ProcessRecord.all_of(folder))):
         try:
             process.kill()
             process.wait(30)
@@ -110,13 +110,13 @@ def end_process(folder: Path) -> None:
             raise RuntimeError(f"process {process.pid} of trial {folder.name} cannot be ended") from None
 
 
-def take_back(folder: Path, attempt: int, processes: int) -> None:
+def end_remotely(folder: Path, attempt: int, processes: int) -> None:
     """Make the processes of an attempt end at their next step, on whatever machine they are.
 
     Their records are overwritten with this process, and each of them ends when it finds its own record replaced.
     """
     for rank in range(processes):
-        Process.this(attempt, rank).write(folder)
+        ProcessRecord.this(attempt, rank).write(folder)
 
 
 class Hanging:
@@ -146,7 +146,7 @@ class Hanging:
 
 
 @dataclass(frozen=True)
-class End:
+class AttemptEnd:
     """How an attempt ended; final: another attempt would end in the same way."""
 
     outcome: TrialOutcome
@@ -161,37 +161,41 @@ def write_end(folder: Path, attempt: int, error: Exception) -> None:
     with_space(lambda: write_json(folder / _ENDED, end))
 
 
-def lost_machine(told: str) -> bool:
-    """Return whether Ray's message `told` says that the machine of a process is gone."""
-    return "node has died" in told or "node was terminated" in told
+def says_machine_lost(message: str) -> bool:
+    """Return whether Ray's `message` says that the machine of a process is gone."""
+    return "node has died" in message or "node was terminated" in message
 
 
-def end_of(folder: Path, attempt: int, error_file: str | None, there: Callable[[str], bool] = lambda node: True) -> End:
+def end_of(
+    folder: Path, attempt: int, error_file: str | None, there: Callable[[str], bool] = lambda node: True
+) -> AttemptEnd:
     """Return how this attempt ended, from the files that it left.
 
     error_file: Ray's own account of the error; there: tells whether the machine of a process that left no account
     answers.
     """
     try:
-        found = json.loads((folder / _ENDED).read_text())
-        if found["attempt"] == attempt:
-            return End(TrialOutcome(found["outcome"]), str(found["reason"]), bool(found["final"]))
+        content = json.loads((folder / _ENDED).read_text())
+        if content["attempt"] == attempt:
+            return AttemptEnd(TrialOutcome(content["outcome"]), str(content["reason"]), bool(content["final"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    recorded = Process.of(folder)
-    where = stood(folder / STEPS) if recorded and recorded.attempt == attempt else None
+    recorded = ProcessRecord.of(folder)
+    where = place_of_hang(folder / STEPS) if recorded and recorded.attempt == attempt else None
     if where is not None:
-        return End(TrialOutcome.FAILED, f"made no step for too long (recovery.stalled_minutes); it stood at {where}")
-    told = Path(error_file).read_text(errors="replace") if error_file and Path(error_file).is_file() else ""
-    if "OutOfMemoryError" in told:
-        return End(TrialOutcome.OUT_OF_MEMORY, "its machine ran out of memory, and Ray ended it")
-    if lost_machine(told):
-        return End(TrialOutcome.PREEMPTED, str(MachineLost()))
-    if "error raised in its creation task" in told:
-        return End(TrialOutcome.FAILED, f"its process did not start: {told.strip().splitlines()[-1]}")
+        return AttemptEnd(
+            TrialOutcome.FAILED, f"made no step for too long (recovery.stalled_minutes); it stood at {where}"
+        )
+    message = Path(error_file).read_text(errors="replace") if error_file and Path(error_file).is_file() else ""
+    if "OutOfMemoryError" in message:
+        return AttemptEnd(TrialOutcome.OUT_OF_MEMORY, "its machine ran out of memory, and Ray ended it")
+    if says_machine_lost(message):
+        return AttemptEnd(TrialOutcome.PREEMPTED, str(MachineLost()))
+    if "error raised in its creation task" in message:
+        return AttemptEnd(TrialOutcome.FAILED, f"its process did not start: {message.strip().splitlines()[-1]}")
     if recorded and recorded.attempt == attempt and recorded.node and not there(recorded.node):
-        return End(TrialOutcome.PREEMPTED, str(MachineLost()))
-    return End(TrialOutcome.FAILED, "its process ended without a word (killed, or crashed in a library)")
+        return AttemptEnd(TrialOutcome.PREEMPTED, str(MachineLost()))
+    return AttemptEnd(TrialOutcome.FAILED, "its process ended without a word (killed, or crashed in a library)")
 
 
 _RATE_S = 1.0  # the timer is restarted at most this often, because a step may be counted thousands of times a second
@@ -235,7 +239,7 @@ class Watchdog:
         self.file.close()
 
 
-def stood(report: Path) -> str | None:
+def place_of_hang(report: Path) -> str | None:
     """Return where a process was when its watchdog ended it, as `file, line N in function`; None if none was ended."""
     try:
         lines = report.read_text(errors="replace").splitlines()

@@ -112,15 +112,15 @@ def _handle(pynvml: Any, name: str) -> Any:
 def _of_gpu(handle: Any) -> Sample:
     import pynvml
 
-    found: Sample = {}
+    sample: Sample = {}
     with suppress(pynvml.NVMLError):
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-        found["memory_usage_megabytes"] = memory.used / _MB
-        found["memory_usage_percentage"] = 100 * memory.used / memory.total
+        sample["memory_usage_megabytes"] = memory.used / _MB
+        sample["memory_usage_percentage"] = 100 * memory.used / memory.total
     with suppress(pynvml.NVMLError):
-        found["utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        sample["utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
     with suppress(pynvml.NVMLError):
         watts = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
-        found["power_usage_watts"] = watts
-        found["power_usage_percentage"] = 100_000 * watts / pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)
-    return found
+        sample["power_usage_watts"] = watts
+        sample["power_usage_percentage"] = 100_000 * watts / pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)
+    return sample

@@ -20,7 +20,7 @@ from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.trial.state import Report
-from orchestrator.workers.process import STEPS, Process, Watchdog, stop_file, write_end
+from orchestrator.workers.process import STEPS, ProcessRecord, Watchdog, stop_file, write_end
 from orchestrator.workers.usage import Usage
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class AttemptProcess:
         self.folder, self.path = folder, folder.trial(config["trial_id"]).path
         self.path.mkdir(parents=True, exist_ok=True)
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
-        self.process = Process.this(config["attempt"], rank, node)
+        self.process = ProcessRecord.this(config["attempt"], rank, node)
         self.process.write(self.path)
-        self.stopped, self.asked, self.looked = False, 0.0, time.monotonic()
+        self.stopped, self.last_asked, self.looked = False, 0.0, time.monotonic()
         steps = f"{STEPS}.{rank}" if rank else STEPS
         self.watchdog = Watchdog(sweep.recovery.stalled_minutes * 60, self.path / steps)
         self.usage = Usage() if sweep.tracking.system_metrics and not rank else None
@@ -54,13 +54,13 @@ class AttemptProcess:
             self.usage.look()
         if time.monotonic() - self.looked > _LOOK_S:
             self.looked = time.monotonic()
-            if Process.of(self.path, self.process.rank) not in (None, self.process):
+            if ProcessRecord.of(self.path, self.process.rank) not in (None, self.process):
                 os._exit(1)
 
     def shall_stop(self) -> bool:
         """Return whether this attempt, or the whole sweep, has to end. Called after every call of the network."""
-        if not self.stopped and time.monotonic() - self.asked > _ASK_S:
-            self.asked = time.monotonic()
+        if not self.stopped and time.monotonic() - self.last_asked > _ASK_S:
+            self.last_asked = time.monotonic()
             self.stopped = self.folder.stop.exists() or stop_file(self.path, self.process.attempt).exists()
         return self.stopped
 

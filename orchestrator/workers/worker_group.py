@@ -26,17 +26,22 @@ from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
 from orchestrator.trial.state import Report
-from orchestrator.workers.placement import HEAD, HELD, alive, answer, give_back, of_worker
-from orchestrator.workers.process import Process, lost_machine, stop_file, take_back, write_end
+from orchestrator.workers.placement import HEAD, HELD, alive, all_answer, free_resources, of_worker
+from orchestrator.workers.process import ProcessRecord, end_remotely, says_machine_lost, stop_file, write_end
 from orchestrator.workers.worker import AttemptProcess, as_result, at_home
 
 _ASK_S = 0.5
 _FAREWELL_S, _END_S = 60.0, 90.0  # for processes that have finished; for processes told to end at once
 _COLLECTIVE_S = 24 * 3600  # long, because a worker that hangs is ended by its own watchdog
 _SILENT = "one of its processes ended without a word (killed, or crashed in a library)"
-_CUT = ("/gloo/", "NCCL error", "Connection closed by peer", "Connection reset by peer")  # how others see it
+_CONNECTION_LOST = (
+    "/gloo/",
+    "NCCL error",
+    "Connection closed by peer",
+    "Connection reset by peer",
+)  # how others see it
 # Of the errors of several workers, the first in this order is the cause; the other workers end because of it.
-_TELLING = (TrialOutcome.OUT_OF_MEMORY, TrialOutcome.DIVERGED, TrialOutcome.PREEMPTED, TrialOutcome.FAILED)
+_CAUSE_ORDER = (TrialOutcome.OUT_OF_MEMORY, TrialOutcome.DIVERGED, TrialOutcome.PREEMPTED, TrialOutcome.FAILED)
 
 
 class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -53,7 +58,7 @@ class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self.error: Exception | None = None
         self.complete = False  # the last report has arrived
         trainer = _Trainer(
-            _share,
+            _run_rank,
             train_loop_config={"config": dict(config), "sweep": sweep, "folder": folder, "home": home},
             torch_config=_Torch(timeout_s=_COLLECTIVE_S, held=self.trial.path / HELD),
             scaling_config=_scaling(sweep),
@@ -95,13 +100,13 @@ class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         if classify(error) != TrialOutcome.FAILED:
             return error
         nodes = {each.node for each in self._processes() if each.node}
-        if not answer(nodes or self.machines):  # any machine, before the processes have recorded theirs
+        if not all_answer(nodes or self.machines):  # any machine, before the processes have recorded theirs
             return MachineLost()
-        return RuntimeError(_SILENT) if any(word in str(error) for word in _CUT) else error
+        return RuntimeError(_SILENT) if any(word in str(error) for word in _CONNECTION_LOST) else error
 
-    def _processes(self) -> list[Process]:
+    def _processes(self) -> list[ProcessRecord]:
         """Return the processes of this attempt that have begun."""
-        return [each for each in Process.all_of(self.trial.path) if each.attempt == self.config["attempt"]]
+        return [each for each in ProcessRecord.all_of(self.trial.path) if each.attempt == self.config["attempt"]]
 
     def _is_to_wait_no_more(self) -> bool:
         """Return whether the attempt has to end before its first process has begun; a running one ends by itself."""
@@ -112,9 +117,9 @@ class WorkerGroup(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         """Wait until all processes are gone: Ray Train frees their resources only where it ends by itself."""
         self.thread.join(_FAREWELL_S if self.complete else 0)
         if self.thread.is_alive() and self._processes():
-            take_back(self.trial.path, self.config["attempt"], self.sweep.resources.workers)
+            end_remotely(self.trial.path, self.config["attempt"], self.sweep.resources.workers)
             self.thread.join(_END_S)
-        give_back(self.trial.path)
+        free_resources(self.trial.path)
         self.reports.shutdown(force=True)
 
 
@@ -128,12 +133,12 @@ def _scaling(sweep: Sweep) -> ScalingConfig:
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer without the process that Ray Train leaves behind for each attempt where no dashboard runs.
 
-    That process would free the resources of a killed attempt; `give_back` does so (orchestrator.workers.placement).
+    That process would free the resources of a killed attempt; `free_resources` does (orchestrator.workers.placement).
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()
-        return [each for each in made if type(each).__name__ != "PlacementGroupCleanerCallback"]
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
@@ -173,15 +178,15 @@ class _PassOn(UserCallback):  # type: ignore[misc]
         self.reports.put(metrics[0])
 
 
-def _share(given: Mapping[str, Any]) -> None:
+def _run_rank(arguments: Mapping[str, Any]) -> None:
     """Run one process's share of a trial."""
     from core.samples.cache import SampleCache
     from orchestrator.trial.model import TrialModel
     from orchestrator.trial.ranks import Ranks
     from orchestrator.trial.run import TrialContext, run_trial
 
-    config, sweep, folder = given["config"], given["sweep"], given["folder"]
-    at_home(given["home"])
+    config, sweep, folder = arguments["config"], arguments["sweep"], arguments["folder"]
+    at_home(arguments["home"])
     process = AttemptProcess(sweep, folder, config, train.get_context().get_world_rank())
     ranks = Ranks.join(process.watchdog.rest)
     context = TrialContext(process.shall_stop, process.moved, ranks, config["out_of_memory"])
@@ -195,14 +200,14 @@ def _share(given: Mapping[str, Any]) -> None:
 
 
 def _cause(error: Exception) -> Exception:
-    """Return the error that made the other workers end: of all workers' errors, the first in the order of _TELLING."""
+    """Return the error that made the other workers end: of all workers' errors, the first by _CAUSE_ORDER."""
     errors = [_bare(each) for each in getattr(error, "worker_failures", {}).values()] or [error]
-    return min(errors, key=lambda each: _TELLING.index(classify(each)))
+    return min(errors, key=lambda each: _CAUSE_ORDER.index(classify(each)))
 
 
 def _bare(error: Exception) -> Exception:
     """Return a worker's error without Ray Train's wrapping; MachineLost where its machine is gone."""
     error = getattr(error, "_base_exc", getattr(error, "health_check_failure", error))
-    if isinstance(error, RayActorError) and lost_machine(str(error)):
+    if isinstance(error, RayActorError) and says_machine_lost(str(error)):
         return MachineLost()
     return error

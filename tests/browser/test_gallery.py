@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from orchestrator.bundle.gallery import Shown, page
+from orchestrator.bundle.gallery import ShownSet, page
 from tests.galleries import SCALES, colour, dial, directions, flat_images, measured, turned, unmeasured
 
 HOSTILE = '</script><img src=x onerror="document.title=1"><b>'
@@ -24,7 +24,7 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     contexts = []
 
     def open_(
-        *sets: Shown, width: int = 1280, html: str = "", fragment: str = "", script: bool = True, **context: str
+        *sets: ShownSet, width: int = 1280, html: str = "", fragment: str = "", script: bool = True, **context: str
     ) -> Page:
         contexts.append(
             browser.new_context(
@@ -205,7 +205,7 @@ def test_a_measured_and_an_unmeasured_set_stand_side_by_side(opened: Open) -> No
 
 def test_hostile_names_are_text(opened: Open) -> None:
     strange = directions((HOSTILE, "b"), dials=(dial(**{HOSTILE: 1.0}), dial(**{HOSTILE: 0.0})))
-    view = opened(Shown(strange, flat_images(2, 2), HOSTILE), Shown(strange, flat_images(2, 2), HOSTILE))
+    view = opened(ShownSet(strange, flat_images(2, 2), HOSTILE), ShownSet(strange, flat_images(2, 2), HOSTILE))
     expect(view.locator("#a-0 h3 bdi")).to_have_text(HOSTILE)
     view.get_by_role("combobox", name="Sort").select_option(f"by effect on {HOSTILE}")
     view.get_by_label("Filter", exact=True).fill("onerror")
@@ -217,7 +217,7 @@ def test_hostile_names_are_text(opened: Open) -> None:
 @pytest.mark.parametrize("width", [320, 375, 768, 1280])
 @pytest.mark.parametrize("sets", ["one", "two"])
 def test_nothing_is_wider_than_the_window(opened: Open, width: int, sets: str) -> None:
-    long = Shown(directions(("a" * 200, "b"), dials=(dial(), dial())), flat_images(2, 2), "a" * 200)
+    long = ShownSet(directions(("a" * 200, "b"), dials=(dial(), dial())), flat_images(2, 2), "a" * 200)
     view = opened(*((long,) if sets == "one" else (long, measured())), width=width)
     assert view.evaluate("document.documentElement.scrollWidth") <= width
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.text import counted
-from orchestrator.workers.process import Process
+from orchestrator.workers.process import ProcessRecord
 from tests.cluster.machines import Cluster
 from tests.faults import stores
 from tests.faults.sweep_under_test import SweepUnderTest, check, until
@@ -71,10 +71,10 @@ class ClusterSweep(SweepUnderTest):
             return []
         return [Iteration(int(rank), int(pid), int(n), float(at)) for rank, pid, n, at in lines if at]
 
-    def ranks(self, folder: Path) -> dict[int, tuple[Process, psutil.Process]]:
+    def ranks(self, folder: Path) -> dict[int, tuple[ProcessRecord, psutil.Process]]:
         """The processes that work at a trial, by rank, on whichever machine."""
         found, begun = {}, {each.pid for each in self.iterations(folder.name)}
-        for told in Process.all_of(folder):
+        for told in ProcessRecord.all_of(folder):
             with suppress(psutil.Error):
                 process = psutil.Process(told.pid)
                 if process.status() != psutil.STATUS_ZOMBIE and told.pid in begun:

@@ -65,7 +65,7 @@ def _noise(file: Path, at: int) -> None:
 
 def refused_study(sweep: SweepUnderTest, said: str, spoil: Callable[[Path], None]) -> None:
     """Spoil the study of a sweep that lies still, and see it refused and left as it is; it is whole again then."""
-    study = sweep.folder.study
+    study = sweep.folder.study_file
     whole = study.read_bytes()
     spoil(study)
     before = _digests(sweep.folder.path)

@@ -38,7 +38,7 @@ Reference = Callable[[], Result]  # waits for the uninterrupted sweep to end
 def rows(sweep: SweepUnderTest) -> list[FrozenTrial]:
     """Every row of the study."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.load_study(study_name=sweep.name, storage=f"sqlite:///{sweep.folder.study}").trials
+    return optuna.load_study(study_name=sweep.name, storage=f"sqlite:///{sweep.folder.study_file}").trials
 
 
 def newest(sweep: SweepUnderTest) -> dict[str, FrozenTrial]:
@@ -54,7 +54,7 @@ def outcomes(sweep: SweepUnderTest) -> dict[str, tuple[str, str]]:
 
 def standing(sweep: SweepUnderTest) -> Counter[str]:
     """How many trials the study holds in each state, by a reader of our own."""
-    if not sweep.folder.study.is_file():
+    if not sweep.folder.study_file.is_file():
         return Counter()
     try:
         return Counter(row.state.name for row in newest(sweep).values())

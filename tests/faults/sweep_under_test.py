@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from orchestrator.store.folder import SweepFolder
-from orchestrator.workers.process import Process
+from orchestrator.workers.process import ProcessRecord
 
 NAME, TRIALS, ITERATIONS, EVERY = "tiny", 4, 8, 2
 SPEC = f"""\
@@ -161,7 +161,7 @@ class SweepUnderTest:
 
     def alive(self) -> dict[Path, psutil.Process]:
         """The trials that a process works at."""
-        told = {folder: Process.of(folder) for folder in self.trial_folders()}
+        told = {folder: ProcessRecord.of(folder) for folder in self.trial_folders()}
         found = {folder: process.find() for folder, process in told.items() if process}
         return {folder: process for folder, process in found.items() if process and process.status() != "zombie"}
 

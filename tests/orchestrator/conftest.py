@@ -103,7 +103,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
-class Told:
+class RecordedOutbox:
     """An outbox that keeps what it is told, in order: (what, trial, ...).
 
     A method, an argument or a keyword that Outbox does not have is refused as Outbox itself would refuse it.

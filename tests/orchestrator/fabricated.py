@@ -44,7 +44,7 @@ def started(root: Path, name: str, trials: int, **sections: Any) -> tuple[SweepF
     sweep = parse({"name": name, **given})
     folder = SweepFolder(root, name)
     folder.create(sweep, "weights")
-    create_study(sweep, folder.study)
+    create_study(sweep, folder.study_file)
     folder.add(study="study.db")
     return folder, sweep
 
@@ -67,9 +67,9 @@ def fabricated(
 ) -> SweepFolder:
     """A sweep with so many trials. More shift_scale, more identifiability and more KID; nothing else matters."""
     folder, sweep = started(root, name, trials, **sections)
-    ledger = Ledger(sweep, folder.study, "weights")
+    ledger = Ledger(sweep, folder.study_file, "weights")
     for i in range(trials):
-        given = ledger.next()
+        given = ledger.next_attempt()
         assert given is not None
         metrics = measured(given.parameters)
         for step in steps:

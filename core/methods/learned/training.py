@@ -209,11 +209,11 @@ class Learner:
 
     @torch.no_grad()
     def _plain(self, rows: Tensor) -> Tensor:
-        """Return the unshifted samples of these rows of the pool as the networks see them: [n, *seen_shape]."""
+        """Return the unshifted samples of these rows of the pool as the networks see them: [n, *judged_shape]."""
         return self.denoiser.for_judges(self.pool.x_0[rows])
 
     def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Tensor:
-        """Return the shifted samples of these rows of the pool as the networks see them: [n, *seen_shape]."""
+        """Return the shifted samples of these rows of the pool as the networks see them: [n, *judged_shape]."""
         settings = self.settings
         shift = self.explorer.shift.at(k, magnitude * settings.shift_scale)
         seeds, z = [self.pool.seeds[row] for row in rows.tolist()], None

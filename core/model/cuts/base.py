@@ -15,9 +15,7 @@ from core.errors import ModelError, UserError, first_line
 from core.model.cuts.tap import Form, Tap
 
 Network = Any  # diffusers' networks, whose parts are not typed
-NetworkInputs = Mapping[
-    str, Tensor
-]  # a network's inputs beside x_t and t (core.model.condition), a row for each sample
+NetworkInputs = Mapping[str, Tensor]  # inputs beside x_t and t (core.model.condition), a row for each sample
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ class Features:
 class Cut(ABC):
     """A frozen network that is cut at its tap.
 
-    splits_at_tap: whether the part before the tap runs once for several shifts. clock: (a, b) where the network gets a t + b
-    in place of t, and only its cut knows that. `middle` names the tap that is used by default.
+    splits_at_tap: whether the part before the tap runs once for several shifts. clock: (a, b) where the network gets
+    a t + b in place of t, and only its cut knows that. `middle` names the tap that is used by default.
     """
 
     splits_at_tap: ClassVar[bool] = True

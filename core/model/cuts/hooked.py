@@ -75,7 +75,7 @@ class HookedCut(Cut):
         return features.run(lambda hidden, _: self.tap.shifted(hidden, delta_h))
 
     def read_tap(self, blueprint: Self, sample_shape: tuple[int, int, int], inputs: NetworkInputs, model: str) -> None:
-        """Read the tap's shape as `Cut.read_tap` does; where the meta device cannot run the network, with its weights."""
+        """Read the tap's shape as `Cut.read_tap` does; with weights where the meta device cannot run the network."""
         try:
             super().read_tap(blueprint, sample_shape, inputs, model)
         except ModelError:

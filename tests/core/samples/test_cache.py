@@ -174,7 +174,7 @@ def test_a_disk_that_refuses_costs_time_only(cache: SampleCache, monkeypatch: py
     blocked = SampleCache(cache.folder / "locks" / "writer" / "cache")  # a file where a folder would have to be
     assert blocked.get_or_compute(entry("aa"), source)["h"].shape == SHAPE and not blocked.has_room_for(1)
     with monkeypatch.context() as patched:
-        patched.setattr("core.samples.cache.fcntl.flock", full)
+        patched.setattr("core.samples.cache.lock_descriptor", full)
         assert cache.get_or_compute(entry("aa"), source)["h"].shape == SHAPE
     assert not files(cache)
 

@@ -31,7 +31,7 @@ from orchestrator.sweep.record import SweepRecord
 from orchestrator.trial import model as model_module
 from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.bundles import dialled, keep_set
-from tests.orchestrator.conftest import Told, report_at
+from tests.orchestrator.conftest import RecordedOutbox, report_at
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def folder(tmp_path: Path, tiny_model: Path) -> SweepFolder:
     """A sweep's folder with one trial that is on its way and has three checkpoints."""
     given = {"name": "faces", "model": str(tiny_model), "sampler": {"steps": 2}}
     sweep = parse({**given, "search": {"directions": {"choice": [2, 3]}}})
-    folder, ledger = begun(tmp_path / "runs", sweep)
+    folder, ledger = started_sweep(tmp_path / "runs", sweep)
     [trial_id], trial_model = ledger.running(), model_module.TrialModel.load(sweep)
     found = random.find(trial_model.denoiser, trial_model.schedule, random.Settings(2))
     for number in (9, 10, 11):
@@ -55,14 +55,14 @@ def folder(tmp_path: Path, tiny_model: Path) -> SweepFolder:
     return folder
 
 
-def begun(root: Path, sweep: Sweep) -> tuple[SweepFolder, Ledger]:
+def started_sweep(root: Path, sweep: Sweep) -> tuple[SweepFolder, Ledger]:
     """A sweep whose first trial has begun."""
     folder = SweepFolder(root, sweep.name)
     folder.create(sweep, "weights")
-    create_study(sweep, folder.study)
-    folder.add(study=folder.study.name, experiment_id="1", parent_run="parent")
-    ledger = Ledger(sweep, folder.study, "weights")
-    assert ledger.next() is not None
+    create_study(sweep, folder.study_file)
+    folder.add(study=folder.study_file.name, experiment_id="1", parent_run="parent")
+    ledger = Ledger(sweep, folder.study_file, "weights")
+    assert ledger.next_attempt() is not None
     return folder, ledger
 
 
@@ -337,7 +337,7 @@ def test_an_mlflow_run_names_its_trial(folder: SweepFolder, tmp_path: Path, monk
 @pytest.mark.slow
 def test_a_set_that_is_nowhere_any_more(folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_tracking", lambda *_: NoRuns())
-    folder.trial(name_of(folder)).empty()
+    folder.trial(name_of(folder)).remove_all()
     with pytest.raises(UserError, match="of sweep 'faces' has no direction set, on disk or in MLflow"):
         export(folder, tmp_path / "out", run=name_of(folder))
 
@@ -355,11 +355,11 @@ def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> SweepRecor
             "export": {"register": "faces"},
         }
     )
-    folder, ledger = begun(tmp_path / "runs", sweep)
+    folder, ledger = started_sweep(tmp_path / "runs", sweep)
     [trial_id], trial_model = ledger.running(), model_module.TrialModel.load(sweep)
     keep_set(folder, trial_id, 400, random.find(trial_model.denoiser, trial_model.schedule, random.Settings(2)))
     ledger.end(trial_id, TrialOutcome.COMPLETED, "", report_at(400, value))
-    return SweepRecord(sweep, folder, ledger, cast(Any, Told()))
+    return SweepRecord(sweep, folder, ledger, cast(Any, RecordedOutbox()))
 
 
 @pytest.mark.slow
@@ -389,7 +389,7 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
 def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_model: Path, tmp_path: Path) -> None:
     """As after a kill before the result was written; what a kill left of the champion's folder goes."""
     record = finished(tiny_model, tmp_path)
-    told = cast(Told, record.outbox)
+    told = cast(RecordedOutbox, record.outbox)
     record.folder.champion.mkdir()
     choose_champion(record)
     first = list(told.calls)
@@ -407,10 +407,10 @@ def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_mod
 @pytest.mark.slow
 def test_where_no_trial_is_whole_nobody_is_champion(tmp_path: Path) -> None:
     sweep = parse({"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}})
-    folder, ledger = begun(tmp_path / "runs", sweep)
+    folder, ledger = started_sweep(tmp_path / "runs", sweep)
     [trial_id] = ledger.running()
     ledger.end(trial_id, TrialOutcome.FAILED, "crashed")
-    told = Told()
+    told = RecordedOutbox()
     assert choose_champion(SweepRecord(sweep, folder, ledger, cast(Any, told))) is None
     [end] = told.calls
     assert end[:4] == ("end", None, "FAILED", {"outcome": "no trial was completed"})

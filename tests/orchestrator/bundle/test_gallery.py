@@ -17,7 +17,7 @@ from core import Denoiser, DirectionSet, Schedule
 from core.errors import DirectionSetError, UserError
 from core.metrics import Traversals
 from core.metrics.calibration import with_dials
-from orchestrator.bundle.gallery import Shown, cosines, incomparable, number, page
+from orchestrator.bundle.gallery import ShownSet, cosines, incomparable, number, page
 from orchestrator.bundle.gallery_pictures import colours, difference, frames, sheet
 from tests.galleries import SCALES, colour, dial, directions, flat_images, measured, turned, unmeasured
 
@@ -76,7 +76,7 @@ def test_a_set_that_nobody_has_measured_says_so_and_keeps_its_order() -> None:
 
 def test_a_long_profile_shows_its_strongest_attributes_first_and_the_others_on_demand() -> None:
     effects = {f"attribute {i}": (-1) ** i * i / 10 for i in range(1, 9)}
-    shown = Shown(directions(("a",), dials=(dial(**effects),)), flat_images(2, 1), "A")
+    shown = ShownSet(directions(("a",), dials=(dial(**effects),)), flat_images(2, 1), "A")
     text = Page(page([shown])).text
     profile = text[text.index("standard deviations") : text.index("Where it acts")]
     assert re.findall(r"attribute (\d)|(\d) more", profile) == [
@@ -143,7 +143,7 @@ def test_names_and_provenance_of_strangers_are_text() -> None:
         dials=(dial(**{HOSTILE: 1.0}), dial(**{HOSTILE: -1.0})),
         provenance={"model": HOSTILE, "method": [HOSTILE], "sweep": "\ud800"},
     )
-    read = Page(page([Shown(strange, flat_images(1, 2), HOSTILE), unmeasured((HOSTILE, "c"))]))
+    read = Page(page([ShownSet(strange, flat_images(1, 2), HOSTILE), unmeasured((HOSTILE, "c"))]))
     assert "onerror" not in {name for _, attributes in read.tags for name in attributes}
     assert [tag for tag, _ in read.tags].count("script") == 2
     assert {src[:11] for src in read.all("img", "src")} == {"data:image/"}
@@ -214,8 +214,8 @@ def test_sets_that_cannot_be_matched_say_why() -> None:
     wide = DirectionSet(torch.ones(1, 1, 3, 2, 2) / 12**0.5, torch.ones(1, 1), (900,))
     assert incomparable(a, wide) == "one is for h of [2, 2, 2], the other of [3, 2, 2]"
     assert incomparable(a, replace(a, timesteps=(7, 5))) == "their chains have no timestep in common"
-    b = Shown(replace(a, timesteps=(7, 5)), flat_images(1, 1), "B")
-    read = Page(page([Shown(a, flat_images(1, 1), "A"), b]))
+    b = ShownSet(replace(a, timesteps=(7, 5)), flat_images(1, 1), "B")
+    read = Page(page([ShownSet(a, flat_images(1, 1), "A"), b]))
     assert "cannot be matched: their chains have no timestep in common." in read.text
     assert "most like it:" not in read.text
 
@@ -233,7 +233,9 @@ def test_what_cannot_be_shown_is_refused() -> None:
 def test_the_page_is_small_and_says_how_large_it_is() -> None:
     scales = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
     noise = torch.rand(4, 17, 10, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1  # the worst there is
-    shown = Shown(directions([str(k) for k in range(16)]), Traversals(noise[:, 16, 0], noise[:, :16], scales), "noise")
+    shown = ShownSet(
+        directions([str(k) for k in range(16)]), Traversals(noise[:, 16, 0], noise[:, :16], scales), "noise"
+    )
     text = page([shown])
     size = len(text.encode())
     assert size < 3.1e6
@@ -252,6 +254,6 @@ def test_what_calibration_makes_can_be_shown(tiny_denoiser: Denoiser) -> None:
     table = torch.nn.functional.normalize(torch.eye(2, 32, dtype=torch.float64), dim=1).reshape(2, 1, 8, 2, 2)
     found = DirectionSet(table, torch.ones(2, 1, dtype=torch.float64), schedule.timesteps)
     made = with_dials(tiny_denoiser, schedule, found)
-    read = Page(page([Shown(made.directions, made.traversals, "tiny")]))
+    read = Page(page([ShownSet(made.directions, made.traversals, "tiny")]))
     assert sorted(read.all("article", "id")) == ["a-0", "a-1"]
     assert "Faithful from" in read.text

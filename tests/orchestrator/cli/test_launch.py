@@ -74,7 +74,7 @@ CASES = {"celeba": celeba, "nasty": nasty}
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_project_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "cwd", lambda: HERE)
 
 
@@ -86,7 +86,7 @@ def rendered(case: str, target: str) -> launch.Launch:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_the_whole_files_are_as_agreed(case: str, target: str) -> None:
     made = rendered(case, target)
     text = "".join(f"==== {name}\n{content}\n" for name, content in made.files.items())
@@ -99,7 +99,7 @@ def test_the_whole_files_are_as_agreed(case: str, target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_the_file_that_is_shipped_is_the_same_sweep(case: str, target: str, tmp_path: Path) -> None:
     sweep = CASES[case](target)
     files = rendered(case, target).files
@@ -144,7 +144,7 @@ def directives(script: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_sbatch_reads_what_was_meant() -> None:
     found = directives(rendered("nasty", "slurm").files["job.sh"])
     assert found["output"] == f"{HERE}/{EVIL}".replace("%", "%%") + "/%x-%j.log"
@@ -159,7 +159,7 @@ SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_the_shell_has_nothing_to_say_against_the_scripts(case: str, target: str, tmp_path: Path) -> None:
     files = dict(rendered(case, target).files)
     if target == "kuberay":
@@ -315,7 +315,7 @@ def manifests(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_the_job_has_the_fields_that_kuberay_and_kubernetes_know(case: str) -> None:
     schema = json.loads((Path(__file__).parents[2] / "golden" / "launch" / "rayjob.schema.json").read_text())
     config, job = manifests(case)
@@ -325,7 +325,7 @@ def test_the_job_has_the_fields_that_kuberay_and_kubernetes_know(case: str) -> N
         jsonschema.validate(job | {"spec": job["spec"] | {"backofLimit": 3}}, schema)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_no_trial_runs_on_the_head_and_every_pod_sees_the_shared_disk() -> None:
     config, job = manifests("nasty")
     cluster = job["spec"]["rayClusterSpec"]
@@ -345,7 +345,7 @@ def test_no_trial_runs_on_the_head_and_every_pod_sees_the_shared_disk() -> None:
     assert config["metadata"]["name"] == launch.object_name("A_nasty.Name")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_pods_ask_for_what_a_trial_takes() -> None:
     _, job = manifests("celeba")
     [workers] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
@@ -354,7 +354,7 @@ def test_pods_ask_for_what_a_trial_takes() -> None:
     assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (1, 1, 4)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_the_script_in_the_config_map_starts_the_sweep(tmp_path: Path) -> None:
     config, _ = manifests("nasty")
     (tmp_path / "run.sh").write_text(config["data"]["run.sh"])
@@ -396,7 +396,7 @@ def test_a_file_within_a_file_is_read_as_it_was(text: str) -> None:
 
 @pytest.mark.parametrize("target", ["ray-hosts", "ray-aws"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_ray_up_accepts_its_file(case: str, target: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -404,7 +404,7 @@ def test_ray_up_accepts_its_file(case: str, target: str) -> None:
     validate_config(prepare_config(config))
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_a_cloud_has_an_on_demand_head_and_spot_workers() -> None:
     config = yaml.safe_load(rendered("celeba", "ray-aws").files["cluster.yaml"])
     kinds = config["available_node_types"]
@@ -414,7 +414,7 @@ def test_a_cloud_has_an_on_demand_head_and_spot_workers() -> None:
     assert config["max_workers"] == 4 and "python gather.py 5" in rendered("celeba", "ray-aws").files["run.sh"]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_the_first_host_is_the_head() -> None:
     config = yaml.safe_load(rendered("celeba", "ray-hosts").files["cluster.yaml"])
     assert config["provider"] == {"type": "local", "head_ip": "node-a", "worker_ips": HOSTS["hosts"][1:]}
@@ -423,7 +423,7 @@ def test_the_first_host_is_the_head() -> None:
     )
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_a_path_stays_one_word_in_the_commands_of_the_launcher() -> None:
     config = yaml.safe_load(rendered("nasty", "ray-aws").files["cluster.yaml"])
     assert shlex.split(config["initialization_commands"][0]) == ["sudo", "mkdir", "-p", SHARED]
@@ -431,7 +431,7 @@ def test_a_path_stays_one_word_in_the_commands_of_the_launcher() -> None:
     assert f"HF_HOME={SHARED}/.huggingface" in shlex.split(config["head_start_ray_commands"][1])
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_project_folder")
 def test_the_line_of_setup_comes_before_whatever_the_launcher_starts() -> None:
     line = CASES["nasty"]("ray-hosts").cluster.setup
     made = rendered("nasty", "ray-hosts")

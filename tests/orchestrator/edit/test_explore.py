@@ -109,7 +109,7 @@ def test_a_mistake_in_the_page_is_one_escaped_sentence(state: ExploreState, tmp_
             ">images: &lt;b&gt;.png cannot be read as a picture (",
         ),
     ):
-        *_, said = _drawn(state, names, *given)  # type: ignore[arg-type]
+        *_, said = _drawn(state, names, *given)
         assert said.startswith('<p class="problem" role="alert">') and message in said and "<b>" not in said
     *files, said = _drawn(state, names, 0, None, "symmetric", high, low, 2.0)
     assert all(Path(file).is_file() for file in files) and said == '<div role="status"></div>'

@@ -19,7 +19,7 @@ from core.precision import PRECISIONS
 from core.randomness import noise
 from orchestrator.edit.session import REACH, Edit, EditSession, ModelOptions, StartingSamples, recovered
 from orchestrator.trial.attempt import as_fits
-from orchestrator.trial.loading import WEIGHTS, told_of_memory
+from orchestrator.trial.loading import WEIGHTS, advice_on_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
 
 
@@ -260,10 +260,10 @@ def no_memory(*_: object, **__: object) -> None:
 
 
 def test_where_memory_runs_out_what_takes_less_is_told() -> None:
-    with pytest.raises(UserError) as error, told_of_memory("a smaller --batch", "--weights cpu"):
+    with pytest.raises(UserError) as error, advice_on_memory("a smaller --batch", "--weights cpu"):
         no_memory()
     assert str(error.value) == "memory ran out; these take less of it: a smaller --batch, --weights cpu"
-    with pytest.raises(RuntimeError, match="^another$"), told_of_memory("--weights cpu"):
+    with pytest.raises(RuntimeError, match="^another$"), advice_on_memory("--weights cpu"):
         raise RuntimeError("another")
 
 
@@ -281,7 +281,7 @@ def test_a_model_that_could_not_be_read_for_want_of_memory(
     bundle = tiny_bundle(tiny_model, tmp_path / "set")
     monkeypatch.setattr(Denoiser, "from_pretrained", unread)
     with pytest.raises(UserError, match=r"^memory ran out; these take less of it: --weights cpu$"):
-        with told_of_memory("--weights cpu"):
+        with advice_on_memory("--weights cpu"):
             EditSession.open(bundle)
 
 

@@ -27,9 +27,9 @@ def sweep_with(**sections: Any) -> Sweep:
 def test_how_many_trials_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert probe.here(sweep_with(resources={"cpus_per_worker": 3})) == 2
-    assert probe.here(sweep_with(resources={"cpus_per_worker": 2, "workers": 2})) == 2
-    assert [probe.here(sweep_with(resources={"gpus_per_trial": n})) for n in (0.2, 1, 2, 4)] == [10, 2, 1, 0]
+    assert probe.slots_here(sweep_with(resources={"cpus_per_worker": 3})) == 2
+    assert probe.slots_here(sweep_with(resources={"cpus_per_worker": 2, "workers": 2})) == 2
+    assert [probe.slots_here(sweep_with(resources={"gpus_per_trial": n})) for n in (0.2, 1, 2, 4)] == [10, 2, 1, 0]
 
 
 def test_a_machine_that_could_not_run_the_sweep_does_not_measure_it(

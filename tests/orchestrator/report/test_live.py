@@ -173,10 +173,10 @@ def test_outside_of_a_terminal_events_are_lines_and_once_a_minute_all_of_it(
             shown.event("an event")
             shown.tell("a note [bold]")
             shown.update({"1a2b": row("RUNNING")})
-            shown.look()
+            shown.print_summary_if_due()
             assert file.getvalue() == "an event\na note [bold]\n", "no escape, no markup"
             monkeypatch.setattr(live, "_SUMMARY_S", 0.0)
-            shown.look()
+            shown.print_summary_if_due()
             monkeypatch.undo()
         assert file.getvalue().splitlines()[2] == "0 done, 1 running, 3 left; 0:00 so far"
 
@@ -191,7 +191,7 @@ def test_in_a_terminal_a_table_is_drawn_below_what_matters(screen_of: Any) -> No
         shown.update({"1a2b": row("RUNNING")})
         shown.tell("a note")
         time.sleep(1.2)
-        shown.look()
+        shown.print_summary_if_due()
     told = file.getvalue()
     assert "an event" not in told and told.index("a note") < told.rindex("1a2b   running     50/400")
     assert told.count("1a2b   running") <= 2 + 1.2 * 2, "drawn twice a second at most, and below each line"
@@ -230,5 +230,5 @@ def test_a_screen_knows_no_more_than_it_was_told() -> None:
     file = io.StringIO()
     shown = Screen(Console(file=file, width=80), SWEEP, 2, 0.0)
     shown.console.print(shown)
-    shown.look()
+    shown.print_summary_if_due()
     assert file.getvalue().strip() == ""

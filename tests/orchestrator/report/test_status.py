@@ -30,14 +30,14 @@ def folder(tmp_path: Path) -> SweepFolder:
     sweep = parse({"name": "a", "model": "toyfaces", "search": search, "budget": {"trials": 4}})
     folder = SweepFolder(tmp_path, "a")
     folder.create(sweep, "weights")
-    create_study(sweep, folder.study)
-    folder.add(study=folder.study.name)
-    ledger = Ledger(sweep, folder.study, "weights")
-    given = [ledger.next() for _ in range(3)]
+    create_study(sweep, folder.study_file)
+    folder.add(study=folder.study_file.name)
+    ledger = Ledger(sweep, folder.study_file, "weights")
+    given = [ledger.next_attempt() for _ in range(3)]
     ids = [each.trial_id for each in given if each is not None]
     ledger.end(ids[0], TrialOutcome.COMPLETED, "", report_at(400, 0.75))
     ledger.reported(ids[1], 100, 0.5, stopped=False)
-    again = ledger.may_go_on(ids[2], TrialOutcome.FAILED)
+    again = ledger.ends_for_retry(ids[2], TrialOutcome.FAILED)
     ledger.end(ids[2], TrialOutcome.FAILED, "crashed", again=again)
     return folder
 
@@ -194,7 +194,7 @@ def test_a_damaged_sweep_hides_no_other(folder: SweepFolder, tmp_path: Path) -> 
     assert text.startswith("a: interrupted") and "b: " in text and "sweep.json is damaged" in text
     with pytest.raises(UserError, match="sweep.json is damaged"):
         show(tmp_path, "b", Console(file=io.StringIO()))
-    folder.study.unlink()
+    folder.study_file.unlink()
     assert "study.db is missing" in text_of(tmp_path)
 
 

@@ -25,16 +25,16 @@ def sweep_with(**sections: Any) -> Sweep:
 def started(root: Path, sweep: Sweep) -> SweepFolder:
     folder = SweepFolder(root, sweep.name)
     folder.create(sweep, "weights")
-    create_study(sweep, folder.study)
+    create_study(sweep, folder.study_file)
     return folder
 
 
 def run(folder: SweepFolder, count: int) -> dict[float, dict[str, Any]]:
     """So many trials, each as good as its scale is large; their parameters, the best first."""
     sweep = folder.sweep()
-    ledger, found = Ledger(sweep, folder.study, "weights"), {}
+    ledger, found = Ledger(sweep, folder.study_file, "weights"), {}
     for _ in range(count):
-        given = ledger.next()
+        given = ledger.next_attempt()
         assert given is not None
         value = float(given.parameters["shift_scale"])
         ledger.end(given.trial_id, TrialOutcome.COMPLETED, "", report_at(100, value))
@@ -47,8 +47,8 @@ def carried(source: SweepFolder, root: Path, sweep: Sweep) -> Ledger:
     folder = SweepFolder(root, "a-2")
     folder.create(sweep, "weights")
     for _ in range(2):
-        carry_over(source, sweep, create_study(sweep, folder.study), "weights")
-    return Ledger(sweep, folder.study, "weights")
+        carry_over(source, sweep, create_study(sweep, folder.study_file), "weights")
+    return Ledger(sweep, folder.study_file, "weights")
 
 
 def fork_of(root: Path, **sections: Any) -> Sweep:
@@ -112,7 +112,7 @@ def test_else_the_best_are_tried_first(tmp_path: Path) -> None:
     best = list(run(source, 7).values())[:5]
     ledger = carried(source, tmp_path, fork_of(tmp_path, seed=1))
     assert [row.state for row in ledger.study.trials] == [TrialState.WAITING] * 5
-    given = [ledger.next() for _ in best]
+    given = [ledger.next_attempt() for _ in best]
     assert [{name: each.parameters[name] for name in SEARCH} for each in given if each] == best
     assert len(ledger.begun()) == 5
 
@@ -123,7 +123,7 @@ def test_of_those_what_is_out_of_range_is_left_out(tmp_path: Path) -> None:
     run(source, 3)
     search = {"directions": {"choice": [8, 16]}, "shift_scale": {"float": [0.1, 0.2]}}
     ledger = carried(source, tmp_path, fork_of(tmp_path, seed=1, search=search))
-    given = [ledger.next() for _ in range(3)]
+    given = [ledger.next_attempt() for _ in range(3)]
     assert all(each is not None and 0.1 <= float(each.parameters["shift_scale"]) <= 0.2 for each in given)
 
 
@@ -133,5 +133,5 @@ def test_they_count_among_the_trials_of_the_budget(tmp_path: Path) -> None:
     run(source, 7)
     sweep = fork_of(tmp_path, seed=1, budget={"trials": 3})
     ledger = carried(source, tmp_path, sweep)
-    given = [ledger.next() for _ in range(5)]
+    given = [ledger.next_attempt() for _ in range(5)]
     assert trials(sweep) == 3 and len([each for each in given if each is not None]) == 3

@@ -40,15 +40,15 @@ def opened(sweep: Sweep, folder: Path) -> Ledger:
     return ledger
 
 
-def begun(ledger: Ledger) -> Assignment:
-    given = ledger.next()
+def assigned(ledger: Ledger) -> Assignment:
+    given = ledger.next_attempt()
     assert given is not None
     return given
 
 
 def interrupt(ledger: Ledger, trial_id: str) -> None:
     """As `settle` does with a trial that was running when its sweep was killed."""
-    ledger.end(trial_id, OUT.PREEMPTED, "", again=ledger.may_go_on(trial_id, OUT.PREEMPTED))
+    ledger.end(trial_id, OUT.PREEMPTED, "", again=ledger.ends_for_retry(trial_id, OUT.PREEMPTED))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def interrupt(ledger: Ledger, trial_id: str) -> None:
 )
 def test_states(sweep: Sweep, tmp_path: Path, outcome: TrialOutcome, state: TrialState) -> None:
     ledger = opened(sweep, tmp_path)
-    given = begun(ledger)
+    given = assigned(ledger)
     assert {"method", "directions", "shift_scale"} <= given.parameters.keys()
     assert list(ledger.running()) == [given.trial_id]
     ledger.end(given.trial_id, outcome, "why", report_at(100, 0.9, 0.2))
@@ -108,7 +108,7 @@ def test_a_trial_is_whole_where_every_objective_is_a_number(
 
 
 def test_a_trial_is_known_by_its_whole_configuration_and_the_weights(sweep: Sweep, tmp_path: Path) -> None:
-    given = begun(opened(sweep, tmp_path))
+    given = assigned(opened(sweep, tmp_path))
     assert given.parameters["start"] == "flattest", "constants are part of it"
     assert given.trial_id == sweep.trial_key(given.parameters, "weights")[:10]
     assert given.ends == Ends() and given.ends.attempt == 1
@@ -127,12 +127,12 @@ ALL = [
 def test_a_finite_space_is_run_through_once_in_order(tmp_path: Path) -> None:
     sweep = sweep_with(**FINITE)
     ledger = opened(sweep, tmp_path)
-    given = [begun(ledger) for _ in ALL]
+    given = [assigned(ledger) for _ in ALL]
     assert [(each.parameters["method"], each.parameters["seed"], each.parameters.get("start")) for each in given] == ALL
-    assert ledger.next() is None and ledger.left(), "they are running"
+    assert ledger.next_attempt() is None and ledger.has_work(), "they are running"
     for each in given:
         ledger.end(each.trial_id, OUT.COMPLETED, "", report_at(100))
-    assert ledger.next() is None and not ledger.left()
+    assert ledger.next_attempt() is None and not ledger.has_work()
     assert len({each.trial_id for each in given}) == len(ledger.study.trials) == 6
 
 
@@ -140,14 +140,14 @@ def test_a_finite_space_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     """Killed once with a configuration enqueued and not asked for, and once asked for and without an id."""
     sweep = sweep_with(**FINITE)
     ledger = opened(sweep, tmp_path)
-    begun(ledger)
+    assigned(ledger)
     ledger._enqueue_next()
     with monkeypatch.context() as broken:
         broken.setattr(module, "suggest", _killed)
         with pytest.raises(KeyboardInterrupt):
-            ledger.next()
+            ledger.next_attempt()
     ledger = opened(sweep, tmp_path)
-    given = [begun(ledger).parameters for _ in ALL[1:]]
+    given = [assigned(ledger).parameters for _ in ALL[1:]]
     assert [(each["method"], each["seed"], each.get("start")) for each in given] == ALL[1:]
 
 
@@ -163,11 +163,11 @@ def test_what_ends_before_its_time_goes_on_as_often_as_the_sweep_says(
     tmp_path: Path, outcome: TrialOutcome, attempts: int
 ) -> None:
     ledger = opened(sweep_with(recovery={"crashes": 1, "out_of_memory": 2, "preemptions": 3}), tmp_path)
-    given = [begun(ledger)]
-    while (again := ledger.may_go_on(given[0].trial_id, outcome)) is not None:
+    given = [assigned(ledger)]
+    while (again := ledger.ends_for_retry(given[0].trial_id, outcome)) is not None:
         ledger.end(given[0].trial_id, outcome, "", again=again)
         assert [row.state for row in ledger.study.trials[-2:]] == [TrialState.FAIL, TrialState.WAITING]
-        given.append(begun(ledger))
+        given.append(assigned(ledger))
     assert [each.ends.attempt for each in given] == list(range(1, attempts + 1))
     assert {(each.trial_id, str(each.parameters)) for each in given} == {(given[0].trial_id, str(given[0].parameters))}
     assert len(ledger.begun()) == 1 and len(ledger.study.trials) == attempts
@@ -179,55 +179,55 @@ def test_a_budget_of_nought_allows_no_other_attempt_and_takes_nothing_from_the_o
 ) -> None:
     names = {OUT.FAILED: "crashes", OUT.OUT_OF_MEMORY: "out_of_memory", OUT.PREEMPTED: "preemptions"}
     ledger = opened(sweep_with(recovery={names[outcome]: 0}), tmp_path)
-    trial_id = begun(ledger).trial_id
-    assert ledger.may_go_on(trial_id, outcome) is None
+    trial_id = assigned(ledger).trial_id
+    assert ledger.ends_for_retry(trial_id, outcome) is None
     for other in names.keys() - {outcome}:
-        assert ledger.may_go_on(trial_id, other) == Ends(**{names[other]: 1})
-    assert ledger.may_go_on(trial_id, OUT.COMPLETED) is None
+        assert ledger.ends_for_retry(trial_id, other) == Ends(**{names[other]: 1})
+    assert ledger.ends_for_retry(trial_id, OUT.COMPLETED) is None
 
 
 def test_by_default_interruptions_are_not_counted(sweep: Sweep, tmp_path: Path) -> None:
     ledger = opened(sweep, tmp_path)
     for attempt in range(1, 8):
-        given = begun(ledger)
+        given = assigned(ledger)
         assert given.ends == Ends(preemptions=attempt - 1)
         interrupt(ledger, given.trial_id)
-    assert ledger.left()
+    assert ledger.has_work()
 
 
 def test_each_cause_has_a_budget_of_its_own(sweep: Sweep, tmp_path: Path) -> None:
     ledger = opened(sweep, tmp_path)
     for outcome in (OUT.FAILED, OUT.OUT_OF_MEMORY, OUT.FAILED, OUT.PREEMPTED):
-        given = begun(ledger)
-        ledger.end(given.trial_id, outcome, "", again=ledger.may_go_on(given.trial_id, outcome))
-    given = begun(ledger)
+        given = assigned(ledger)
+        ledger.end(given.trial_id, outcome, "", again=ledger.ends_for_retry(given.trial_id, outcome))
+    given = assigned(ledger)
     assert given.ends == Ends(crashes=2, out_of_memory=1, preemptions=1) and given.ends.attempt == 5
-    assert ledger.may_go_on(given.trial_id, OUT.FAILED) is None
-    assert ledger.may_go_on(given.trial_id, OUT.OUT_OF_MEMORY) == Ends(2, 2, 1)
+    assert ledger.ends_for_retry(given.trial_id, OUT.FAILED) is None
+    assert ledger.ends_for_retry(given.trial_id, OUT.OUT_OF_MEMORY) == Ends(2, 2, 1)
 
 
 def test_a_sweep_is_over_when_nothing_runs_or_waits_or_is_still_to_begin(tmp_path: Path) -> None:
     ledger = opened(sweep_with(budget={"trials": 1}), tmp_path)
-    assert ledger.left(), "none has begun"
-    given = begun(ledger)
+    assert ledger.has_work(), "none has begun"
+    given = assigned(ledger)
     ledger.exhausted = True
-    assert ledger.left() and ledger.next() is None, "one runs"
+    assert ledger.has_work() and ledger.next_attempt() is None, "one runs"
     interrupt(ledger, given.trial_id)
-    assert ledger.left() and not ledger.running(), "one waits"
+    assert ledger.has_work() and not ledger.running(), "one waits"
     ledger.take_waiting()
-    assert list(ledger.running()) == [given.trial_id] and ledger.left()
+    assert list(ledger.running()) == [given.trial_id] and ledger.has_work()
     ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100))
-    assert not ledger.left()
+    assert not ledger.has_work()
 
 
 def test_trials_stay_in_the_order_in_which_they_began(sweep: Sweep, tmp_path: Path) -> None:
     """And of each the newest attempt counts, with what the others had reported."""
     ledger = opened(sweep, tmp_path)
-    first, second = begun(ledger), begun(ledger)
+    first, second = assigned(ledger), assigned(ledger)
     ledger.reported(first.trial_id, 10, 0.5, stopped=False)
     interrupt(ledger, first.trial_id)
     assert list(ledger.begun()) == [first.trial_id, second.trial_id] and list(ledger.running()) == [second.trial_id]
-    assert begun(ledger).trial_id == first.trial_id, "what waits goes on before anything new begins"
+    assert assigned(ledger).trial_id == first.trial_id, "what waits goes on before anything new begins"
     assert [row.number for row in ledger.begun().values()] == [2, 1]
     assert ledger.progress() == 1
 
@@ -236,7 +236,7 @@ def test_a_kill_between_the_next_attempt_and_the_end_of_this_one(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = opened(sweep, tmp_path)
-    given = begun(ledger)
+    given = assigned(ledger)
     ledger.reported(given.trial_id, 50, 0.4, stopped=False)
     monkeypatch.setattr(ledger.study, "tell", _killed)
     with pytest.raises(KeyboardInterrupt):
@@ -244,7 +244,7 @@ def test_a_kill_between_the_next_attempt_and_the_end_of_this_one(
     assert [row.state for row in ledger.study.trials] == [TrialState.RUNNING, TrialState.WAITING]
     ledger = opened(sweep, tmp_path)
     assert [row.state for row in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
-    again = begun(ledger)
+    again = assigned(ledger)
     assert (again.trial_id, again.parameters, again.ends.attempt) == (given.trial_id, given.parameters, 2)
     assert list(ledger.reports(given.trial_id)) == ["50"]
 
@@ -258,10 +258,10 @@ def test_what_was_carried_over_is_not_lost_with_a_trial_killed_before_it_had_an_
     with monkeypatch.context() as broken:
         broken.setattr(sweep.__class__, "trial_key", _killed)
         with pytest.raises(KeyboardInterrupt):
-            ledger.next()
+            ledger.next_attempt()
     ledger = opened(sweep, tmp_path)
     assert [row.state for row in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
-    given = begun(ledger)
+    given = assigned(ledger)
     assert {name: given.parameters[name] for name in best} == best
     assert ledger.running()[given.trial_id].user_attrs[module.CARRIED] == "another"
 
@@ -277,18 +277,18 @@ def test_a_trial_killed_before_it_had_an_id_is_proposed_again(
     with monkeypatch.context() as broken:
         broken.setattr(sweep.__class__, "trial_key", _killed)
         with pytest.raises(KeyboardInterrupt):
-            ledger.next()
+            ledger.next_attempt()
     ledger = opened(sweep, tmp_path)
     assert ledger.study.trials[-1].state == TrialState.FAIL
-    assert begun(ledger).parameters == begun(other).parameters
+    assert assigned(ledger).parameters == assigned(other).parameters
 
 
 def _finish(ledger: Ledger, interruptions: int = 0) -> str:
     """Run the next trial to its end; what it comes to follows from its parameters."""
-    given = begun(ledger)
+    given = assigned(ledger)
     for _ in range(interruptions):
         interrupt(ledger, given.trial_id)
-        assert begun(ledger).trial_id == given.trial_id
+        assert assigned(ledger).trial_id == given.trial_id
     scale = float(given.parameters["shift_scale"])
     ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100, scale, abs(scale - 1)))
     return given.trial_id
@@ -342,7 +342,7 @@ def test_what_is_there_already_is_asked_for_again_and_then_drawn_by_chance(
     ledger = opened(sweep, tmp_path)
     monkeypatch.setattr(ledger, "_take", lambda: None)
     made = _samplers(monkeypatch)
-    assert ledger.next() is None and ledger.exhausted and not ledger.left()
+    assert ledger.next_attempt() is None and ledger.exhausted and not ledger.has_work()
     names = [name for name, _, _ in made[1:]]  # the first is for what waits
     assert names == ["TPESampler"] * 10 + ["RandomSampler"] * 40
 
@@ -366,10 +366,10 @@ def test_no_configuration_is_run_twice(tmp_path: Path) -> None:
     ledger = opened(sweep_with(search=search, budget={"trials": 8}), tmp_path)
     assert not ledger.listed
     ids = []
-    while (given := ledger.next()) is not None and len(ids) < 20:
+    while (given := ledger.next_attempt()) is not None and len(ids) < 20:
         ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100, float(given.parameters["directions"])))
         ids.append(given.trial_id)
-    assert len(ids) == len(set(ids)) == 8 and not ledger.left()
+    assert len(ids) == len(set(ids)) == 8 and not ledger.has_work()
     repeated = [row for row in ledger.study.trials if module.SAME_AS in row.user_attrs]
     assert all(row.state == TrialState.FAIL and row.user_attrs[module.SAME_AS] in ids for row in repeated)
 
@@ -380,11 +380,11 @@ def test_a_space_with_nothing_new_in_it_ends_the_search(tmp_path: Path) -> None:
     search = {"shift_scale": {"float": [1.0, math.nextafter(1.0, 2.0)]}}
     ledger = opened(sweep_with(search=search, budget={"trials": 9}), tmp_path)
     ids = list(_all_of(ledger))
-    assert 1 <= len(ids) <= 2 and ledger.exhausted and not ledger.left()
+    assert 1 <= len(ids) <= 2 and ledger.exhausted and not ledger.has_work()
 
 
 def _all_of(ledger: Ledger) -> Iterator[str]:
-    while (given := ledger.next()) is not None:
+    while (given := ledger.next_attempt()) is not None:
         ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100))
         yield given.trial_id
 
@@ -394,7 +394,7 @@ def test_a_waiting_configuration_that_is_there_already_is_passed_over(sweep: Swe
     ledger = opened(sweep, tmp_path)
     for _ in range(2):
         ledger.study.enqueue_trial({"directions": 8, "shift_scale": 1.0})
-    first, second = begun(ledger), ledger.next()
+    first, second = assigned(ledger), ledger.next_attempt()
     assert second is not None and second.trial_id != first.trial_id
 
 
@@ -404,13 +404,13 @@ def test_what_a_waiting_configuration_leaves_open_follows_from_the_seed(sweep: S
         (tmp_path / name).mkdir()
         ledger = opened(sweep, tmp_path / name)
         ledger.study.enqueue_trial({"directions": 8})
-        drawn.append(begun(ledger).parameters)
+        drawn.append(assigned(ledger).parameters)
     assert drawn[0] == drawn[1]
 
 
 def test_reports_are_the_history(sweep: Sweep, tmp_path: Path) -> None:
     ledger = opened(sweep, tmp_path)
-    given = begun(ledger)
+    given = assigned(ledger)
     before = ledger.progress()
     for step, value in ((50, 0.5), (10, 0.1), (20, None), (5, 0.0)):
         ledger.reported(given.trial_id, step, value, stopped=step == 50)
@@ -428,7 +428,7 @@ def test_reports_are_the_history(sweep: Sweep, tmp_path: Path) -> None:
 
 def test_each_method_has_a_history_of_its_own(tmp_path: Path) -> None:
     ledger = opened(sweep_with(**FINITE), tmp_path)
-    given = [begun(ledger) for _ in ALL]
+    given = [assigned(ledger) for _ in ALL]
     for i, each in enumerate(given):
         ledger.reported(each.trial_id, 10, float(i), stopped=False)
     assert list(ledger.history("learned").values()) == [[(10, float(i))] for i in range(4)]

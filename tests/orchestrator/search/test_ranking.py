@@ -19,12 +19,12 @@ BOTH = [{"identifiability": "max"}, {"fidelity_kid": "min"}]
 Values = tuple[float, float]  # identifiability, fidelity_kid
 
 
-def found(tmp_path: Path, values: list[Values], objectives: list[dict[str, str]] = BOTH) -> list[Row]:
+def rows_of(tmp_path: Path, values: list[Values], objectives: list[dict[str, str]] = BOTH) -> list[Row]:
     """The rows of a sweep whose trials came to these values, in the order in which they began."""
     folder, sweep = started(tmp_path, "ranks", len(values), objectives=objectives)
-    ledger = Ledger(sweep, folder.study, "weights")
+    ledger = Ledger(sweep, folder.study_file, "weights")
     for identifiability, kid in values:
-        given = ledger.next()
+        given = ledger.next_attempt()
         assert given is not None
         ledger.end(given.trial_id, OUT.COMPLETED, "", report_at(100, identifiability, kid))
     return ranked(ledger.study, sweep)
@@ -50,7 +50,7 @@ def front(rows: list[Row]) -> set[int]:
     ],
 )
 def test_the_front_is_what_nothing_beats(tmp_path: Path, values: list[Values], expected: set[int]) -> None:
-    assert front(found(tmp_path, values)) == expected
+    assert front(rows_of(tmp_path, values)) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,23 +63,23 @@ def test_the_front_is_what_nothing_beats(tmp_path: Path, values: list[Values], e
 def test_one_objective_ranks_in_its_own_sense(
     tmp_path: Path, objectives: list[dict[str, str]], best: int, worst: int
 ) -> None:
-    rows = found(tmp_path, [(0.1, 0.5), (0.5, 0.1), (0.9, 0.9)], objectives)
+    rows = rows_of(tmp_path, [(0.1, 0.5), (0.5, 0.1), (0.9, 0.9)], objectives)
     assert order(rows)[0] == best and order(rows)[-1] == worst and front(rows) == {best}
 
 
 def test_several_objectives_rank_by_the_mean_of_their_ranks_and_the_first_breaks_ties(tmp_path: Path) -> None:
     """Ranks by (identifiability, KID): 1: 0 + 3, 2: 1 + 1, 3: 2 + 2, 4: 3 + 0; of 1 and 4 the first has more."""
-    assert order(found(tmp_path, [(0.9, 0.9), (0.8, 0.2), (0.7, 0.3), (0.1, 0.1)])) == [2, 1, 4, 3]
+    assert order(rows_of(tmp_path, [(0.9, 0.9), (0.8, 0.2), (0.7, 0.3), (0.1, 0.1)])) == [2, 1, 4, 3]
 
 
 def test_equal_values_share_a_rank(tmp_path: Path) -> None:
     """Two with the most identifiability are both first in it, so that KID decides between them."""
-    assert order(found(tmp_path, [(0.9, 0.3), (0.9, 0.2), (0.8, 0.1)])) == [2, 1, 3]
+    assert order(rows_of(tmp_path, [(0.9, 0.3), (0.9, 0.2), (0.8, 0.1)])) == [2, 1, 3]
 
 
 def test_trials_that_were_not_completed_come_after_and_are_on_no_front(tmp_path: Path) -> None:
     folder, sweep = started(tmp_path, "ranks", 5, objectives=BOTH)
-    ledger = Ledger(sweep, folder.study, "weights")
+    ledger = Ledger(sweep, folder.study_file, "weights")
     ends: list[tuple[TrialOutcome | None, int, dict[str, Any] | None]] = [
         (OUT.PRUNED, 25, report_at(25, 0.99, 0.0)),
         (OUT.COMPLETED, 100, report_at(100, 0.1, 0.9)),
@@ -88,7 +88,7 @@ def test_trials_that_were_not_completed_come_after_and_are_on_no_front(tmp_path:
         (None, 0, None),
     ]
     for outcome, step, report in ends:
-        given = ledger.next()
+        given = ledger.next_attempt()
         assert given is not None
         if report is not None:
             ledger.reported(given.trial_id, step, 0.5, False)
@@ -111,13 +111,13 @@ def test_trials_that_were_not_completed_come_after_and_are_on_no_front(tmp_path:
 def test_a_row_holds_what_its_trial_has_told(tmp_path: Path) -> None:
     """Of the second attempt at a trial that was interrupted once, and of another that waits."""
     folder, sweep = started(tmp_path, "ranks", 3, objectives=BOTH)
-    ledger = Ledger(sweep, folder.study, "weights")
-    first, second = ledger.next(), ledger.next()
+    ledger = Ledger(sweep, folder.study_file, "weights")
+    first, second = ledger.next_attempt(), ledger.next_attempt()
     assert first is not None and second is not None
     for each in (first, second):
-        again = ledger.may_go_on(each.trial_id, OUT.PREEMPTED)
+        again = ledger.ends_for_retry(each.trial_id, OUT.PREEMPTED)
         ledger.end(each.trial_id, OUT.PREEMPTED, "", again=again)
-    assert ledger.next() == replace(first, ends=Ends(preemptions=1))
+    assert ledger.next_attempt() == replace(first, ends=Ends(preemptions=1))
     for step, value in ((50, 0.5), (25, 0.25), (75, None)):
         ledger.reported(first.trial_id, step, value, stopped=False)
 

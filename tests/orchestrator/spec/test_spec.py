@@ -21,9 +21,9 @@ from orchestrator.spec import (
     IntRange,
     SpecError,
     Sweep,
-    deciding,
     load,
     parse,
+    result_keys,
 )
 from orchestrator.spec.domains import LARGEST, Whole, Window
 from orchestrator.spec.problems import Refused, nearest, shown
@@ -926,7 +926,7 @@ FULL = """
  tracking: {uri: u, experiment: e, system_metrics: false}, study: {uri: 'postgresql://h/d'}, export: {register: r}}
 """
 # What says how the same numbers are computed.
-MEANS: dict[str, Any] = {
+WITHOUT_EFFECT: dict[str, Any] = {
     "deepspeed.zero": 2,
     "deepspeed.offload_optimizer": "none",
     "deepspeed.offload_param": "cpu",
@@ -955,7 +955,7 @@ MEANS: dict[str, Any] = {
     "recovery.keep_trials": 1,
 }
 # What decides which trials there are and when they end, not what one of them comes to.
-OF_THE_SWEEP = ("name", "method", "search", "objectives", "scheduler", "budget", "tracking", "export")
+SWEEP_ONLY_KEYS = ("name", "method", "search", "objectives", "scheduler", "budget", "tracking", "export")
 CHANGES: dict[str, Any] = {
     "name": "z",
     "model": "z",
@@ -1026,7 +1026,12 @@ def _leaves(data: dict[str, Any], prefix: str = "") -> set[str]:
 
 def test_the_changes_cover_every_field() -> None:
     fields = _leaves(sweep_of("{}").resolved()) | _leaves(parse(yaml.safe_load(FULL)).resolved())
-    untold = fields - set(CHANGES) - set(MEANS) - {"method.choice", "search.directions.log", "search.directions.choice"}
+    untold = (
+        fields
+        - set(CHANGES)
+        - set(WITHOUT_EFFECT)
+        - {"method.choice", "search.directions.log", "search.directions.choice"}
+    )
     assert {field for field in untold if not any(change.startswith(f"{field}.") for change in CHANGES)} == {
         "deepspeed.nvme_path",
         "denoiser.classes",
@@ -1047,10 +1052,10 @@ def test_the_folder_on_an_nvme_disk_is_no_part_of_the_identity() -> None:
     assert one.identity() == other.identity() == sweep_of("{deepspeed: {zero: 3}}").identity()
 
 
-@pytest.mark.parametrize("path", [*CHANGES, *MEANS])
+@pytest.mark.parametrize("path", [*CHANGES, *WITHOUT_EFFECT])
 def test_identity_changes_with_what_decides_results(path: str) -> None:
     """And not with what only says how they are computed: a sweep that ran out of memory goes on with another policy."""
-    data, changes = yaml.safe_load(FULL), CHANGES | MEANS
+    data, changes = yaml.safe_load(FULL), CHANGES | WITHOUT_EFFECT
     before = parse(data).identity()
     changed = copy.deepcopy(data)
     *parents, last = path.split(".")
@@ -1059,21 +1064,21 @@ def test_identity_changes_with_what_decides_results(path: str) -> None:
         target = target[part]
     assert target[last] != changes[path]
     target[last] = changes[path]
-    assert (parse(changed).identity() == before) == (path in MEANS)
+    assert (parse(changed).identity() == before) == (path in WITHOUT_EFFECT)
     assert len(before) == 64
 
 
-@pytest.mark.parametrize("path", [*CHANGES, *MEANS])
+@pytest.mark.parametrize("path", [*CHANGES, *WITHOUT_EFFECT])
 def test_a_trial_is_another_where_it_would_come_to_something_else(path: str) -> None:
     """Not where another sweep runs it, or by other means: its parameters are given beside these."""
-    data, changes = yaml.safe_load(FULL), CHANGES | MEANS
+    data, changes = yaml.safe_load(FULL), CHANGES | WITHOUT_EFFECT
     before = parse(data).trial_key({"directions": 8}, "w")
     *parents, last = path.split(".")
     target = data
     for part in parents:
         target = target[part]
     target[last] = changes[path]
-    same = path in MEANS or path.partition(".")[0] in OF_THE_SWEEP or path == "evaluate.every"
+    same = path in WITHOUT_EFFECT or path.partition(".")[0] in SWEEP_ONLY_KEYS or path == "evaluate.every"
     assert (parse(data).trial_key({"directions": 8}, "w") == before) == same
 
 
@@ -1102,10 +1107,13 @@ def test_the_values_that_a_parameter_may_have() -> None:
         "directions: {int: [8, 9], when: {method: pca}}, consistency_weight: {choice: [0], when: {start: pca}}, "
         "discriminator_weight: {float: [0, 1], when: {start: pca}}, seed: {choice: [5, 6]}}}"
     )
-    assert (sweep.taken("directions", "pca"), sweep.taken("directions", "learned")) == (range(8, 10), (16,))
-    assert sweep.taken("consistency_weight", "learned") == (0.0, 3.0)
-    assert sweep.taken("discriminator_weight", "learned") is None
-    assert (sweep.taken("seed", "pca"), sweep.taken("shift_scale", "learned")) == ((5, 6), (0.5,))
+    assert (sweep.possible_values("directions", "pca"), sweep.possible_values("directions", "learned")) == (
+        range(8, 10),
+        (16,),
+    )
+    assert sweep.possible_values("consistency_weight", "learned") == (0.0, 3.0)
+    assert sweep.possible_values("discriminator_weight", "learned") is None
+    assert (sweep.possible_values("seed", "pca"), sweep.possible_values("shift_scale", "learned")) == ((5, 6), (0.5,))
 
 
 def test_one_trial_needs_no_search() -> None:
@@ -1166,7 +1174,7 @@ def digest_of(content: dict[str, Any]) -> str:
 def test_identities_are_digests_of_what_decides_and_of_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     """Written down in sweeps that are under way: another spelling of the same would be another sweep."""
     sweep = parse({"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}})
-    decides = deciding(sweep.resolved())
+    decides = result_keys(sweep.resolved())
     assert sweep.identity() == digest_of({"schema": SCHEMA_VERSION, "sweep": decides})
     parameters = {"method": "learned", "directions": 8}
     key = sweep.trial_key(parameters, "weights")

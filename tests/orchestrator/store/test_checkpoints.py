@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.store import checkpoints
-from orchestrator.store.checkpoints import CheckpointError, Latest, TrialFolder, keep_best
+from orchestrator.store.checkpoints import CheckpointError, Latest, TrialFolder, remove_checkpoints
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def names(trial: TrialFolder) -> list[str]:
 
 def test_a_new_trial_starts_from_nothing(trial: TrialFolder) -> None:
     assert trial.latest() == Latest(None, 0, ())
-    trial.ended()
-    keep_best([trial], 0)
+    trial.keep_result_only()
+    remove_checkpoints([trial])
 
 
 def test_the_newest_checkpoint_is_the_latest(trial: TrialFolder) -> None:
@@ -127,9 +127,9 @@ DAMAGE = [
 def test_a_damaged_checkpoint_is_set_aside(trial: TrialFolder, damage: Callable[[Path], str]) -> None:
     before = trial.save(90, content("1234"))
     path = trial.save(100, content("567"), score=0.5)
-    assert trial.whole(path) is None
+    assert trial.damage_of(path) is None
     reason = damage(path)
-    assert (trial.whole(path) or "").startswith(reason)
+    assert (trial.damage_of(path) or "").startswith(reason)
     latest = trial.latest()
     assert (latest.path, latest.step) == (before, 90)
     [said] = latest.damaged
@@ -147,13 +147,13 @@ def test_no_bit_of_a_manifest_can_flip(trial: TrialFolder) -> None:
         for bit in range(8):
             changed = bytes([*told[:place], byte ^ (1 << bit), *told[place + 1 :]])
             (path / "manifest.json").write_bytes(changed)
-            assert trial.whole(path) is not None or (byte in b" \n" and chr(byte ^ (1 << bit)).isspace())
+            assert trial.damage_of(path) is not None or (byte in b" \n" and chr(byte ^ (1 << bit)).isspace())
 
 
 def test_a_manifest_of_another_format_is_refused(trial: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     path = trial.save(100, content("x"))
     monkeypatch.setattr("orchestrator.store.checkpoints._FORMAT", 2)
-    assert trial.whole(path) == "manifest.json is of format 1, not 2"
+    assert trial.damage_of(path) == "manifest.json is of format 1, not 2"
 
 
 def test_one_damaged_checkpoint_is_kept(trial: TrialFolder) -> None:
@@ -180,7 +180,7 @@ def test_what_the_disk_does_not_give_is_damage(trial: TrialFolder, monkeypatch: 
         return entry(file)
 
     monkeypatch.setattr(checkpoints, "_entry", broken)
-    assert (trial.whole(path) or "").endswith(" cannot be read: Input/output error")
+    assert (trial.damage_of(path) or "").endswith(" cannot be read: Input/output error")
     assert trial.latest().path == before
 
 
@@ -364,10 +364,10 @@ def test_a_trial_that_has_ended_keeps_its_result(trial: TrialFolder) -> None:
         trial.save(step, content(str(step)), score=-step)
     (trial.path / "process.json").write_text("{}")
     for _ in range(2):
-        trial.ended()
+        trial.keep_result_only()
         assert names(trial) == ["checkpoint_00000100", "process.json"]
         path = trial.result()
-        assert trial.latest() == Latest(path, 100, ()) and trial.whole(path) is None
+        assert trial.latest() == Latest(path, 100, ()) and trial.damage_of(path) is None
         assert sorted(file.name for file in path.iterdir()) == ["directions", "manifest.json", "seconds.json"]
         assert json.loads((path / "manifest.json").read_text())["score"] == -100
 
@@ -376,7 +376,7 @@ def test_what_only_going_on_needs_is_there_until_the_trial_has_ended(trial: Tria
     assert not trial.resumable()
     trial.save(90, content("90"))
     assert trial.resumable()
-    trial.ended()
+    trial.keep_result_only()
     assert not trial.resumable()
 
 
@@ -385,7 +385,7 @@ def test_a_trial_that_fails_keeps_the_directions_it_had(trial: TrialFolder) -> N
     for step in (100, 110):
         trial.save(step, content("later", directions=False))
     assert trial.result().name == "checkpoint_00000090"
-    trial.ended()
+    trial.keep_result_only()
     assert names(trial) == ["checkpoint_00000090"] and trial.result().name == "checkpoint_00000090"
 
 
@@ -404,8 +404,8 @@ def test_beyond_the_best_trials_checkpoints_go(tmp_path: Path) -> None:
         trial.latest()
         (trial.path / "ended.json").write_text("{}")
     trials[3].save(100, content("x"))
-    trials[3].ended()
-    keep_best(trials, 2)
+    trials[3].keep_result_only()
+    remove_checkpoints(trials[2:])
     assert [names(trial) for trial in trials] == [["checkpoint_00000090", "damaged_00000100", "ended.json"]] * 2 + [
         ["ended.json"]
     ] * 2
@@ -422,7 +422,7 @@ def test_litter_of_others_is_left_alone(trial: TrialFolder) -> None:
 # Every process here is a child of one that has imported all, so that hundreds of them may be killed.
 KILLS = """
 import os, pathlib, shutil, signal, sys, time
-from orchestrator.store.checkpoints import TrialFolder, keep_best
+from orchestrator.store.checkpoints import TrialFolder, remove_checkpoints
 
 root = pathlib.Path(sys.argv[1])
 
@@ -444,10 +444,10 @@ def before(trial):
 
 def again(trial): trial.save(3, content("again"))
 def next(trial): trial.save(4, content("next"))
-def ended(trial): trial.ended()
+def ended(trial): trial.keep_result_only()
 def damaged(trial):
     trial.latest()
-def emptied(trial): keep_best([trial], 0)
+def emptied(trial): remove_checkpoints([trial])
 
 def child(act, trial, last):
     pid = os.fork()
@@ -467,7 +467,7 @@ def child(act, trial, last):
 def check(act, trial):
     latest = trial.latest()
     if act is not emptied:
-        assert trial.whole(latest.path) is None
+        assert trial.damage_of(latest.path) is None
         assert latest.step >= (2 if act is damaged else 3), latest
         assert trial.result() == latest.path
     left = sorted(path.name for path in trial.path.iterdir())
@@ -476,7 +476,7 @@ def check(act, trial):
         assert latest.damaged == () and not [name for name in left if name.startswith("damaged")], (latest, left)
     act(trial)  # it can be done after all
     if act is not emptied:
-        assert trial.whole(trial.latest().path) is None
+        assert trial.damage_of(trial.latest().path) is None
 
 for act in (again, next, ended, damaged, emptied):
     last, status = 0, None
@@ -505,7 +505,7 @@ for delay in range(10):  # and from outside, whenever
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     latest = trial.latest()
-    assert trial.whole(latest.path) is None and latest.damaged == ()
+    assert trial.damage_of(latest.path) is None and latest.damaged == ()
     assert not [path for path in trial.path.iterdir() if path.name.startswith(".")]
     print("OUTSIDE", latest.step)
 """

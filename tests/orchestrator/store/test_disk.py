@@ -6,14 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.store import disk
-from orchestrator.store.disk import full, with_space
+from orchestrator.store.disk import is_full, with_space
 from orchestrator.trial.outcome import Preempted
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(
-    ("error", "is_full"),
+    ("error", "expected"),
     [
         (FULL, True),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
@@ -22,8 +22,8 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (ValueError("x"), False),
     ],
 )
-def test_a_full_disk_is_told_from_other_errors(error: Exception, is_full: bool) -> None:
-    assert full(error) == is_full
+def test_a_full_disk_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert is_full(error) == expected
 
 
 def writing(tries: list[Exception]) -> Callable[[], str]:

@@ -11,7 +11,7 @@ from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 
 DATA: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}, "train": {"batch": 8}}
-MEANS = {
+WITHOUT_EFFECT = {
     "gradient": {"policy": "checkpoint_blocks", "lean": False},
     "sampler": {"batch": 4},
     "recovery": {"crashes": 9},
@@ -28,12 +28,12 @@ def folder(tmp_path: Path) -> SweepFolder:
 def test_a_sweep_goes_on_with_other_means(folder: SweepFolder) -> None:
     """After running out of memory, say, or on another device."""
     folder.refuse_changed(parse(DATA))
-    folder.refuse_changed(parse(DATA | MEANS | {"train": {"batch": 8, "micro_batch": 2}}))
+    folder.refuse_changed(parse(DATA | WITHOUT_EFFECT | {"train": {"batch": 8, "micro_batch": 2}}))
 
 
 def test_and_only_what_decides_its_results_is_told_as_changed(folder: SweepFolder) -> None:
     with pytest.raises(UserError) as caught:
-        folder.refuse_changed(parse(DATA | MEANS | {"seed": 3, "train": {"batch": 16, "micro_batch": 2}}))
+        folder.refuse_changed(parse(DATA | WITHOUT_EFFECT | {"seed": 3, "train": {"batch": 16, "micro_batch": 2}}))
     assert str(caught.value) == (
         "sweep 'a' has already been started with other settings; changed since: seed, train.batch; start a new one "
         f"that learns from it with --fork, give it another name, or remove {folder.path}"

@@ -26,7 +26,7 @@ from orchestrator.trial import model as model_module
 from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.bundles import a_set, dialled, keep_set
-from tests.orchestrator.conftest import Told, report_at
+from tests.orchestrator.conftest import RecordedOutbox, report_at
 from tests.orchestrator.fabricated import started
 
 OUT = TrialOutcome
@@ -37,15 +37,15 @@ def finished(tmp_path: Path, values: Values, **sections: Any) -> tuple[SweepReco
     """A sweep whose trials have ended so, none measured anew yet; and their ids, in the order in which they began."""
     folder, sweep = started(tmp_path / "runs", "crowned", len(values), **sections)
     folder.add(experiment_id="1", parent_run="parent")
-    ledger, ids = Ledger(sweep, folder.study, "weights"), []
+    ledger, ids = Ledger(sweep, folder.study_file, "weights"), []
     for outcome, identifiability, kid in values:
-        given = ledger.next()
+        given = ledger.next_attempt()
         assert given is not None
         ids.append(given.trial_id)
         step = 100 if outcome == OUT.COMPLETED else 50
         keep_set(folder, given.trial_id, step, a_set(given.trial_id))
         ledger.end(given.trial_id, outcome, "", report_at(step, identifiability, kid))
-    return SweepRecord(sweep, folder, ledger, cast(Any, Told())), ids
+    return SweepRecord(sweep, folder, ledger, cast(Any, RecordedOutbox())), ids
 
 
 class Measuring:
@@ -130,7 +130,7 @@ def test_what_is_kept_of_the_champion_is_its_own(tmp_path: Path, measuring: Meas
     assert dict(written.metrics) == own and written.provenance["trial"] == ids[1]
     assert written.provenance["sweep"] == "crowned"
     assert result == {"trial": ids[1], "champion": own, "random": {"identifiability": 2.0, "fidelity_kid": 0.25}}
-    told = cast(Told, record.outbox)
+    told = cast(RecordedOutbox, record.outbox)
     [(values, _)] = [call[2:] for call in told.calls if call[0] == "metrics"]
     assert values[0]["champion/identifiability"] == 1.0 and values[0]["random/identifiability"] == 2.0
     assert ("tags", ids[1], {"champion": "true"}) in told.calls

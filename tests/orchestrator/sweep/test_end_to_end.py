@@ -37,7 +37,7 @@ def test_each_configuration_was_tried_once(finished_sweep: SweepFolder, home: Pa
 
 def test_optuna_and_mlflow_tell_the_same(finished_sweep: SweepFolder) -> None:
     """As many trials as children, none of them running, each of them once, with all that it reported."""
-    study = optuna.load_study(study_name="faces", storage=f"sqlite:///{finished_sweep.study}")
+    study = optuna.load_study(study_name="faces", storage=f"sqlite:///{finished_sweep.study_file}")
     assert all(trial.state.is_finished() for trial in study.trials)
     newest = newest_rows(study)
     assert len(newest) == 4 and all(trial.state.name == "COMPLETE" for trial in newest.values())

@@ -18,7 +18,7 @@ from orchestrator.store.study import create_study
 from orchestrator.sweep import record as module
 from orchestrator.sweep.record import SweepRecord
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
-from tests.orchestrator.conftest import Told, keep, report_at
+from tests.orchestrator.conftest import RecordedOutbox, keep, report_at
 
 OUT = TrialOutcome
 
@@ -36,13 +36,13 @@ def record(sweep: Sweep, tmp_path: Path) -> SweepRecord:
     folder = SweepFolder(tmp_path, "a")
     folder.create(sweep, "weights")
     folder.add(experiment_id="1", parent_run="parent")
-    create_study(sweep, folder.study)
+    create_study(sweep, folder.study_file)
     return opened(sweep, folder)
 
 
 def opened(sweep: Sweep, folder: SweepFolder) -> SweepRecord:
     """As the next start opens them."""
-    return SweepRecord(sweep, folder, Ledger(sweep, folder.study, "weights"), cast(Any, Told()))
+    return SweepRecord(sweep, folder, Ledger(sweep, folder.study_file, "weights"), cast(Any, RecordedOutbox()))
 
 
 def again(record: SweepRecord) -> SweepRecord:
@@ -50,11 +50,11 @@ def again(record: SweepRecord) -> SweepRecord:
 
 
 def calls(record: SweepRecord) -> list[tuple[Any, ...]]:
-    return cast(Told, record.outbox).calls
+    return cast(RecordedOutbox, record.outbox).calls
 
 
 def begin(record: SweepRecord) -> Assignment:
-    given = record.ledger.next()
+    given = record.ledger.next_attempt()
     assert given is not None
     return given
 
@@ -114,7 +114,7 @@ def test_a_trial_is_compared_by_what_asha_compares(
     sweep = parse(sweep.resolved() | {"scheduler": {"asha": asha}})
     folder = SweepFolder(tmp_path, "a")
     folder.create(sweep, "weights")
-    create_study(sweep, folder.study)
+    create_study(sweep, folder.study_file)
     record = opened(sweep, folder)
     given = begin(record)
     assert record.reported(given.trial_id, report_at(50, 0.7), stopped=True)
@@ -168,7 +168,7 @@ def test_how_an_attempt_ends(
     assert (what, trial_id, told) == ("end", given.trial_id, status)
     assert (tags["outcome"], tags["reason"]) == (outcome, "why")
     assert "identifiability" in tags["mlflow.note.content"]
-    assert record.ledger.left() and (TrialState.WAITING in states(record)) == (goes_on is not None)
+    assert record.ledger.has_work() and (TrialState.WAITING in states(record)) == (goes_on is not None)
 
 
 def test_an_attempt_that_ended_before_it_began_is_recorded_as_the_one_that_it_was(record: SweepRecord) -> None:
@@ -245,7 +245,7 @@ def test_a_trial_that_had_finished_and_was_not_told(record: SweepRecord) -> None
     after = settled(record)
     [row] = after.ledger.study.trials
     assert (row.state, row.values) == (TrialState.COMPLETE, [0.8, 0.2])
-    assert cast(Told, after.outbox).kinds(given.trial_id) == ["metrics", "tags", "folder", "image", "end"]
+    assert cast(RecordedOutbox, after.outbox).kinds(given.trial_id) == ["metrics", "tags", "folder", "image", "end"]
     assert not (trial_of(after, given).result() / "engines").exists()
 
 
@@ -254,7 +254,9 @@ def test_one_whose_last_report_is_known_is_only_ended(record: SweepRecord) -> No
     keep(trial_of(record, given), 100, report_at(100))
     record.reported(given.trial_id, report_at(100))
     after = settled(record)
-    assert states(after) == [TrialState.COMPLETE] and cast(Told, after.outbox).kinds(given.trial_id) == ["end"]
+    assert states(after) == [TrialState.COMPLETE] and cast(RecordedOutbox, after.outbox).kinds(given.trial_id) == [
+        "end"
+    ]
 
 
 def test_a_trial_that_had_been_stopped(record: SweepRecord) -> None:
@@ -366,7 +368,7 @@ def test_when_the_time_is_up_nothing_goes_on(record: SweepRecord) -> None:
     rows = record.ledger.begun()
     assert {row.state for row in rows.values()} == {TrialState.PRUNED} and len(rows) == 3
     assert {row.user_attrs["reason"] for row in rows.values()} == {"the hours are over"}
-    assert cast(Told, record.outbox).kinds(running.trial_id) == ["metrics", "tags", "folder", "image", "end"]
+    assert cast(RecordedOutbox, record.outbox).kinds(running.trial_id) == ["metrics", "tags", "folder", "image", "end"]
     assert rows[running.trial_id].user_attrs["global_step"] == 50 and rows[new.trial_id].user_attrs["global_step"] == 0
 
 

@@ -23,7 +23,7 @@ def stopping(tmp_path: Path) -> Stopping:
     return Stopping(folder, Console(file=io.StringIO(), width=200))
 
 
-def told(stopping: Stopping) -> str:
+def output_of(stopping: Stopping) -> str:
     assert isinstance(stopping.console.file, io.StringIO)
     return stopping.console.file.getvalue()
 
@@ -38,7 +38,7 @@ def test_the_first_signal_asks_every_trial_to_save_and_end(stopping: Stopping, n
             os.kill(os.getpid(), number)
             time.sleep(0.05)
         assert stopping.folder.stop.exists() and stopping.over()
-        assert "Stopping: trials save and end, within 60 s; once more to end at once" in told(stopping)
+        assert "Stopping: trials save and end, within 60 s; once more to end at once" in output_of(stopping)
     assert not stopping.folder.stop.exists() and signal.getsignal(number) == before
 
 
@@ -121,7 +121,7 @@ def test_a_disk_that_is_nearly_full_holds_up_what_is_new_and_says_so_once(
     for free[0], held in ((1 << 20, True), (2 << 20, True), (1 << 39, False), (1 << 38, False)):
         assert stopping.held() == held
     where = stopping.folder.path
-    assert told(stopping).splitlines() == [
+    assert output_of(stopping).splitlines() == [
         f"Disk: only 1 MiB are free at {where}; no new trial starts until there is more",
         f"Disk: {(1 << 39) >> 20} MiB are free at {where}; it goes on",
     ]

@@ -38,7 +38,7 @@ def test_it_hands_out_what_comes_next_until_all_is_done(tmp_path: Path) -> None:
     assert isinstance(given, dict) and given["attempt"] == 1 and given["out_of_memory"] == 0
     assert given["parameters"]["method"] == "learned" and given["trial_id"] in ledger.running()
     assert search.suggest("u") is None, "it may have to be run again"
-    again = ledger.may_go_on(given["trial_id"], TrialOutcome.OUT_OF_MEMORY)
+    again = ledger.ends_for_retry(given["trial_id"], TrialOutcome.OUT_OF_MEMORY)
     ledger.end(given["trial_id"], TrialOutcome.OUT_OF_MEMORY, "", again=again)
     second = search.suggest("v")
     assert second == given | {"attempt": 2, "out_of_memory": 1}
@@ -84,7 +84,7 @@ def test_nor_does_one_that_was_found_before_the_sweep_was_interrupted(tmp_path: 
     sweep = sweep_with(method={"choice": ["learned", "pca"]})
     ledger = opened(sweep, tmp_path)
     ledger.study.enqueue_trial({"method": "pca"})
-    given = ledger.next()
+    given = ledger.next_attempt()
     assert given is not None
     ledger.reported(given.trial_id, 400, 0.99, stopped=False)
     ledger.end(given.trial_id, TrialOutcome.COMPLETED, "", report_at(400, 0.99))
@@ -127,7 +127,7 @@ def _decided(sweep: Sweep, metric: str, folder: Path, interrupted: int | None) -
                 asha.on_trial_add(None, trial(name, attempt=2))
                 repeated = asha.on_trial_result(None, trial(name, attempt=2), at(100, 0.0, metric))
                 assert repeated == TrialScheduler.CONTINUE
-        given = ledger.next()
+        given = ledger.next_attempt()
         assert given is not None
         names.append(given.trial_id)
         asha.on_trial_add(None, trial(given.trial_id))

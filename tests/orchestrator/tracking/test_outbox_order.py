@@ -290,7 +290,7 @@ def test_what_is_refused_for_ever_is_set_aside_and_holds_nobody_up(
     # The reason of two records is told once.
     assert len(said) == 3 and all(" was refused and set aside: " in text for text in said)
     assert str(aside / "00000002.json") in said[0] and "not like this" in said[0]
-    assert {call.args for call in store.tracking.reach.call_args_list} == {("parent",)}
+    assert {call.args for call in store.tracking.check_run.call_args_list} == {("parent",)}
 
 
 def test_a_record_set_aside_and_moved_back_goes_first(store: Store, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_store_that_does_not_know_the_sweeps_run_is_waited_for(
     outbox.metrics("t9", _points((1, 0.5)))
     unknown = MlflowException("no such run", error_code=5)
     store.fails = deque([NEVER, NEVER])
-    store.tracking.reach.side_effect = [unknown, unknown, unknown, None]
+    store.tracking.check_run.side_effect = [unknown, unknown, unknown, None]
     assert _send(outbox)
     assert _those_of(store) == ["a"] and refused(tmp_path) == 1, "once the store knows the sweep, it means what it says"
     assert waits == [1.0, 2.0, 1.0]
@@ -458,7 +458,7 @@ def test_a_record_whose_files_have_gone_is_set_aside(store: Store, tmp_path: Pat
     (outbox.path / "00000002" / "grid.png").unlink()
     (outbox.path / "00000002").rmdir()
     # A record that cannot be read stays so, whatever the store knows.
-    store.tracking.reach.side_effect = AWAY
+    store.tracking.check_run.side_effect = AWAY
     assert _send(outbox)
     assert _those_of(store) == ["after"] and refused(outbox.path) == 2 and waits == []
     assert "its files have gone: grid.png" in (outbox.path / "refused" / "00000001.txt").read_text()

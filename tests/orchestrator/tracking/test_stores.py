@@ -36,7 +36,7 @@ from orchestrator.search.ledger import METRICS, OUTCOME, Assignment, Ledger
 from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep, parse
 from orchestrator.store import database as module
-from orchestrator.store.database import Database, passing, place
+from orchestrator.store.database import Database, passing_reason, shown_place
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import check_place, create_study, open_study, refuse_damaged
 from orchestrator.tracking.client import Tracking
@@ -87,15 +87,15 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def begun(name: str, root: Path, uri: str | None, **sections: Any) -> tuple[Sweep, SweepFolder]:
+def started_sweep(name: str, root: Path, uri: str | None, **sections: Any) -> tuple[Sweep, SweepFolder]:
     """A sweep whose study has been made."""
     base: dict[str, Any] = {"name": name, "model": "toyfaces", "train": {"iterations": 100}, "study": {"uri": uri}}
     base |= {"search": {"directions": {"choice": [8, 16]}, "shift_scale": {"float": [0.5, 2.0]}}}
     sweep = parse(base | {"objectives": [{"identifiability": "max"}, {"fidelity_kid": "min"}]} | sections)
     folder = SweepFolder(root, name)
     folder.create(sweep, "weights")
-    create_study(sweep, folder.book)
-    folder.add(study=place(folder.book))
+    create_study(sweep, folder.study_place)
+    folder.add(study=shown_place(folder.study_place))
     return sweep, folder
 
 
@@ -148,12 +148,12 @@ def _life(sweep: Sweep, folder: SweepFolder) -> list[dict[str, Any]]:
     """Every row of trials that end in every way, of interruptions, new starts, and more trials than chance draws."""
 
     def opened() -> Ledger:
-        ledger = Ledger(sweep, folder.book, "weights")
+        ledger = Ledger(sweep, folder.study_place, "weights")
         ledger.close_strays()
         return ledger
 
     def next_of(ledger: Ledger) -> Assignment:
-        given = ledger.next()
+        given = ledger.next_attempt()
         assert given is not None
         return given
 
@@ -161,7 +161,7 @@ def _life(sweep: Sweep, folder: SweepFolder) -> list[dict[str, Any]]:
     for outcome in (TrialOutcome.PREEMPTED, TrialOutcome.FAILED, TrialOutcome.DIVERGED, TrialOutcome.PRUNED):
         given = next_of(ledger)
         ledger.reported(given.trial_id, 50, 0.4, stopped=outcome == TrialOutcome.PRUNED)
-        again = ledger.may_go_on(given.trial_id, outcome)
+        again = ledger.ends_for_retry(given.trial_id, outcome)
         ledger.end(given.trial_id, outcome, "why \u2028 \x00 ü", report_at(50, float("inf"), float("nan")), again)
     for number in range(8):
         ledger = opened() if number % 3 == 0 else ledger
@@ -179,7 +179,7 @@ def _life(sweep: Sweep, folder: SweepFolder) -> list[dict[str, Any]]:
 
 
 def test_a_study_is_the_same_on_postgresql_and_sqlite(tmp_path: Path, study: str) -> None:
-    lives = [_life(*begun("life", tmp_path / kind, uri)) for kind, uri in (("file", None), ("server", study))]
+    lives = [_life(*started_sweep("life", tmp_path / kind, uri)) for kind, uri in (("file", None), ("server", study))]
     assert lives[0] == lives[1] and len(lives[0]) == 13
     assert any(METRICS in row["told"] and OUTCOME in row["told"] for row in lives[1])
 
@@ -189,8 +189,8 @@ def test_answers_that_are_lost_leave_nothing_twice(tmp_path: Path, study: str, m
     """The server often ends right after a commit, before it has said so."""
     from sqlalchemy.engine.default import DefaultDialect
 
-    expected = _life(*begun("life", tmp_path / "undisturbed", None))
-    sweep, folder = begun("life", tmp_path / "disturbed", study)
+    expected = _life(*started_sweep("life", tmp_path / "undisturbed", None))
+    sweep, folder = started_sweep("life", tmp_path / "disturbed", study)
     commits, commit, chance = 0, DefaultDialect.do_commit, random.Random(0)
 
     def lost(self: Any, connection: Any) -> None:
@@ -209,36 +209,36 @@ def test_answers_that_are_lost_leave_nothing_twice(tmp_path: Path, study: str, m
 
 
 def test_sweeps_of_one_name_do_not_mix(tmp_path: Path, study: str, server: Postgresql) -> None:
-    made = [begun("twin", tmp_path / root, study) for root in ("one", "other")]
-    ledgers = [Ledger(sweep, folder.book, "weights") for sweep, folder in made]
+    made = [started_sweep("twin", tmp_path / root, study) for root in ("one", "other")]
+    ledgers = [Ledger(sweep, folder.study_place, "weights") for sweep, folder in made]
     for _ in range(3):
-        assert ledgers[0].next() is not None
+        assert ledgers[0].next_attempt() is not None
     assert [len(ledger.study.trials) for ledger in ledgers] == [3, 0]
-    create_study(*[(sweep, folder.book) for sweep, folder in made][0])  # a start that was killed
+    create_study(*[(sweep, folder.study_place) for sweep, folder in made][0])  # a start that was killed
     assert server.query("studies", "SELECT count(*) FROM studies WHERE study_name LIKE 'twin-%'") == "2"
 
 
 def test_a_study_stays_where_it_is(tmp_path: Path, study: str, server: Postgresql) -> None:
-    sweep, folder = begun("stays", tmp_path, study)
+    sweep, folder = started_sweep("stays", tmp_path, study)
     state = folder.path / "sweep.json"
     assert stat.S_IMODE(state.stat().st_mode) == 0o600 and PASSWORD not in json.dumps(folder.read()["study"])
     for uri in (None, server.uri("postgres"), study.replace("127.0.0.1", "localhost")):
         other = sweep.model_copy(update={"study": sweep.study.model_copy(update={"uri": uri})})
         folder.refuse_changed(other)  # it is the same sweep
         with pytest.raises(UserError, match="^study.uri: the trials of sweep 'stays' are in postgresql://[*]") as told:
-            folder.book_of(other)
+            folder.study_place_of(other)
         assert "\n" not in str(told.value) and "geheim" not in str(told.value)
     renewed = study.replace("geheim", "renewed").replace("postgresql://", "postgresql+psycopg://")
     other = sweep.model_copy(update={"study": sweep.study.model_copy(update={"uri": renewed})})
-    assert folder.book_of(other) == Database(renewed, f"stays-{folder.read()['id']}")
+    assert folder.study_place_of(other) == Database(renewed, f"stays-{folder.read()['id']}")
     folder.keep_address(other)
     assert folder.sweep().study.uri == renewed and stat.S_IMODE(state.stat().st_mode) == 0o600
 
 
 def test_a_study_that_has_gone(tmp_path: Path, study: str, server: Postgresql) -> None:
-    sweep, folder = begun("gone", tmp_path, study)
+    sweep, folder = started_sweep("gone", tmp_path, study)
     server.query("studies", "UPDATE studies SET study_name = 'hidden' WHERE study_name LIKE 'gone-%'")
-    for call in (lambda: refuse_damaged(folder.book, "gone"), lambda: open_study("gone", folder.book)):
+    for call in (lambda: refuse_damaged(folder.study_place, "gone"), lambda: open_study("gone", folder.study_place)):
         with pytest.raises(UserError, match="does not hold the study 'gone-.*; nothing was written$"):
             call()
     empty = Database(server.database("empty"), "gone")
@@ -306,8 +306,8 @@ def test_what_passes(state: str, passes: bool) -> None:
 
     error = psycopg.errors.lookup(state)("said")
     wrapped = DBAPIError.instance("SELECT", {}, error, psycopg.Error)
-    assert (passing(wrapped) == "said") == passes  # type: ignore[arg-type]
-    assert passing(ValueError("x")) is None
+    assert (passing_reason(wrapped) == "said") == passes  # type: ignore[arg-type]
+    assert passing_reason(ValueError("x")) is None
 
 
 def test_files_go_through_the_server_alone(tmp_path: Path, mlflow_uri: str, s3: str) -> None:

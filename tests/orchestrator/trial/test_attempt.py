@@ -69,7 +69,7 @@ def test_drawing_and_training_give_way_apart() -> None:
 
 def test_without_a_micro_batch_it_is_the_batch_that_is_halved() -> None:
     first = Attempt(Settings(batch=24, gradient=FullGraph()), "full_graph", 64)
-    assert first.told()["micro_batch"] == 24
+    assert first.as_tags()["micro_batch"] == 24
     assert first.smaller(SIZES, training=True).settings.micro_batch == 12
 
 
@@ -96,7 +96,7 @@ def test_it_starts_with_what_the_plan_says() -> None:
 
 def test_it_tells_how_it_trains() -> None:
     second = attempt("checkpoint_steps", CheckpointSteps()).smaller(SIZES, training=True)
-    assert second.told() == {
+    assert second.as_tags() == {
         "gradient": "checkpoint_steps",
         "micro_batch": 6,
         "sampler_batch": 64,

@@ -48,7 +48,7 @@ def case() -> Case:
 
 
 @pytest.fixture(scope="module")
-def told(case: Case) -> Callable[..., Case]:
+def case_with(case: Case) -> Callable[..., Case]:
     """The case with other sections, on the same denoiser, so that its steps are counted once for all tests."""
     return lambda **sections: replace(case, sweep=(sweep := sweep_with(**sections)), settings=heaviest(sweep))
 
@@ -115,32 +115,32 @@ def test_blocks_come_last_and_then_nothing_fits(case: Case) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_file_says_stays(told: Callable[..., Case]) -> None:
+def test_what_the_file_says_stays(case_with: Callable[..., Case]) -> None:
     train = {"batch": 16, "pool": 32, "micro_batch": 2}
-    assert summary(choose(told(train=train), HUGE)) == ("keep_steps", 2, 0, True)
+    assert summary(choose(case_with(train=train), HUGE)) == ("keep_steps", 2, 0, True)
     for policy, gradient in (("full_graph", FullGraph()), ("checkpoint_steps", CheckpointSteps())):
-        way = choose(told(gradient={"policy": policy}), HUGE)
+        way = choose(case_with(gradient={"policy": policy}), HUGE)
         assert (way.policy, way.gradient, way.micro_batch) == (policy, gradient, 16)
-        assert not choose(told(gradient={"policy": policy}, train=train), 1_000_000).fits
+        assert not choose(case_with(gradient={"policy": policy}, train=train), 1_000_000).fits
 
 
 @pytest.mark.slow
-def test_memory_bounds_what_is_kept(told: Callable[..., Case], case: Case) -> None:
+def test_memory_bounds_what_is_kept(case_with: Callable[..., Case], case: Case) -> None:
     one = choose(case, HUGE).chain.graphs / 20
     limit = {"memory": f"{3.5 * one / 1e6:.3f}MB"}
-    assert choose(told(gradient=limit), HUGE).chain.kept == 3
-    exact = choose(told(gradient={"policy": "keep_steps"} | limit), HUGE)
+    assert choose(case_with(gradient=limit), HUGE).chain.kept == 3
+    exact = choose(case_with(gradient={"policy": "keep_steps"} | limit), HUGE)
     assert (exact.policy, exact.micro_batch, exact.chain.kept) == ("keep_steps", 16, 3)
     # What the file says is not cut down to what fits; under auto it is.
     wide, train = {"memory": "1GB"}, BASE["train"] | {"micro_batch": 16}
-    assert not choose(told(gradient={"policy": "keep_steps"} | wide, train=train), just_enough(exact)).fits
-    assert choose(told(gradient=wide, train=train), just_enough(exact)).fits
+    assert not choose(case_with(gradient={"policy": "keep_steps"} | wide, train=train), just_enough(exact)).fits
+    assert choose(case_with(gradient=wide, train=train), just_enough(exact)).fits
 
 
 @pytest.mark.slow
-def test_the_nearest_that_fits_is_no_larger_than_what_was_asked_for(told: Callable[..., Case], case: Case) -> None:
+def test_the_nearest_that_fits_is_no_larger_than_what_was_asked_for(case_with: Callable[..., Case], case: Case) -> None:
     train = {"batch": 16, "pool": 32, "micro_batch": 8}
-    asked = told(train=train, gradient={"policy": "full_graph"})
+    asked = case_with(train=train, gradient={"policy": "full_graph"})
     room = just_enough(footprint(case, "checkpoint_steps", 4, HUGE))
     assert not choose(asked, room).fits
     assert summary(next_fitting(asked, room)) == ("checkpoint_steps", 4, 19, True)
@@ -148,8 +148,8 @@ def test_the_nearest_that_fits_is_no_larger_than_what_was_asked_for(told: Callab
 
 
 @pytest.mark.slow
-def test_samples_are_drawn_as_many_at_a_time_as_fit(told: Callable[..., Case]) -> None:
-    many = told(sampler={"steps": 20, "batch": 1024})
+def test_samples_are_drawn_as_many_at_a_time_as_fit(case_with: Callable[..., Case]) -> None:
+    many = case_with(sampler={"steps": 20, "batch": 1024})
     way = choose(many, HUGE)
     assert way.draw_batch == 1024 and way.drawing > way.training
     small = choose(many, just_enough(way) - 10_000)
@@ -164,23 +164,23 @@ def test_parts_add_up(case: Case) -> None:
 
 
 @pytest.mark.slow
-def test_an_optimiser_on_the_cpu_is_not_on_the_gpu(told: Callable[..., Case]) -> None:
+def test_an_optimiser_on_the_cpu_is_not_on_the_gpu(case_with: Callable[..., Case]) -> None:
     gpu, offload = {"gpus_per_trial": 1}, {"zero": 2, "offload_optimizer": "cpu"}
     trained = [
-        footprint(told(resources=resources, deepspeed=deepspeed), "checkpoint_steps", 4, HUGE).trained
+        footprint(case_with(resources=resources, deepspeed=deepspeed), "checkpoint_steps", 4, HUGE).trained
         for resources, deepspeed in ((gpu, offload), (gpu, {"zero": 2}), ({}, offload))
     ]
     assert trained[0] < trained[1] == trained[2]
 
 
 @pytest.mark.slow
-def test_what_is_partitioned_takes_less_with_every_worker(told: Callable[..., Case]) -> None:
+def test_what_is_partitioned_takes_less_with_every_worker(case_with: Callable[..., Case]) -> None:
     def trained(gpus: int, **deepspeed: object) -> int:
-        case = told(resources={"gpus_per_trial": gpus}, deepspeed=deepspeed)
+        case = case_with(resources={"gpus_per_trial": gpus}, deepspeed=deepspeed)
         return footprint(case, "checkpoint_steps", 4, HUGE).trained
 
     assert trained(1, zero=2) > trained(2, zero=2) > trained(4, zero=2) > trained(4, zero=2, offload_optimizer="cpu")
-    assert trained(4, zero=2) == trained(4, zero=3) - count(told) > trained(4, zero=3, offload_optimizer="cpu")
+    assert trained(4, zero=2) == trained(4, zero=3) - count(case_with) > trained(4, zero=3, offload_optimizer="cpu")
     whole = {"zero": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}
     assert trained(1, **whole) == trained(4, **whole) == trained(1, zero=2, offload_optimizer="cpu")
 
@@ -209,23 +209,23 @@ def test_what_an_optimiser_holds_for_each_parameter(
     assert _optimiser_bytes(sweep_with(train=train, resources=resources, deepspeed=deepspeed)) == nbytes
 
 
-def count(told: Callable[..., Case]) -> int:
+def count(case_with: Callable[..., Case]) -> int:
     """Parameters that are trained, from what two optimisers take for each."""
     four, eight = (
-        footprint(told(deepspeed={"zero": 0, "precision": kind}), "checkpoint_steps", 4, HUGE).trained
+        footprint(case_with(deepspeed={"zero": 0, "precision": kind}), "checkpoint_steps", 4, HUGE).trained
         for kind in ("fp32", "bf16")
     )
     return (eight - four) // 8
 
 
 @pytest.mark.slow
-def test_deepspeeds_checkpointing_is_planned_as_step_by_step(told: Callable[..., Case]) -> None:
-    theirs, ours = (choose(told(gradient={"policy": name}), HUGE) for name in ("deepspeed", "checkpoint_steps"))
+def test_deepspeeds_checkpointing_is_planned_as_step_by_step(case_with: Callable[..., Case]) -> None:
+    theirs, ours = (choose(case_with(gradient={"policy": name}), HUGE) for name in ("deepspeed", "checkpoint_steps"))
     assert (theirs.policy, theirs.gradient) == ("deepspeed", DeepSpeedSteps())
     assert theirs.chain == ours.chain
 
 
-def test_a_sweep_is_planned_for_the_heaviest_of_its_trials(told: Callable[..., Case]) -> None:
+def test_a_sweep_is_planned_for_the_heaviest_of_its_trials(case_with: Callable[..., Case]) -> None:
     search = {
         "directions": {"choice": [4, 24, 8]},
         "parametrisation": {"choice": ["shared", "time"]},

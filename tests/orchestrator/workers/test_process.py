@@ -18,15 +18,15 @@ from orchestrator.trial.outcome import Preempted, TrialOutcome
 from orchestrator.workers import process as module
 from orchestrator.workers.process import (
     STEPS,
-    End,
+    AttemptEnd,
     Hanging,
-    Process,
+    ProcessRecord,
     Watchdog,
     _born,
     end_of,
     end_process,
+    end_remotely,
     stop_file,
-    take_back,
     write_end,
 )
 
@@ -40,17 +40,17 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def recorded(child: subprocess.Popen[bytes], folder: Path) -> Process:
+def recorded(child: subprocess.Popen[bytes], folder: Path) -> ProcessRecord:
     """As a child would have put itself down."""
-    process = replace(Process.this(1), pid=child.pid, born=_born(child.pid))
+    process = replace(ProcessRecord.this(1), pid=child.pid, born=_born(child.pid))
     process.write(folder)
     return process
 
 
 def test_a_process_is_found_again(tmp_path: Path) -> None:
-    mine = Process.this(3)
+    mine = ProcessRecord.this(3)
     mine.write(tmp_path)
-    assert Process.of(tmp_path) == mine and (mine.pid, mine.attempt) == (os.getpid(), 3)
+    assert ProcessRecord.of(tmp_path) == mine and (mine.pid, mine.attempt) == (os.getpid(), 3)
     found = mine.find()
     assert found is not None and found.pid == os.getpid()
 
@@ -63,40 +63,40 @@ def test_a_process_that_is_left_over_is_ended(tmp_path: Path, child: subprocess.
 
 
 def test_all_that_share_an_attempt_are_found_and_ended(tmp_path: Path, child: subprocess.Popen[bytes]) -> None:
-    mine = Process.this(1)
+    mine = ProcessRecord.this(1)
     gone = [replace(mine, rank=rank, host="another machine") for rank in (0, 10, 2)]
     last = replace(mine, rank=3, pid=child.pid, born=_born(child.pid))
     for each in (*gone, last):
         each.write(tmp_path)
     for name in ("process.x.json", "process.7.json"):
         (tmp_path / name).write_text("{}")
-    assert [each.rank for each in Process.all_of(tmp_path)] == [0, 2, 3, 10]
-    assert Process.of(tmp_path) == gone[0] and Process.of(tmp_path, 10) == gone[1]
+    assert [each.rank for each in ProcessRecord.all_of(tmp_path)] == [0, 2, 3, 10]
+    assert ProcessRecord.of(tmp_path) == gone[0] and ProcessRecord.of(tmp_path, 10) == gone[1]
     end_process(tmp_path)
     assert not psutil.pid_exists(child.pid)
 
 
 def test_a_record_is_removed_by_the_process_that_it_is_of(tmp_path: Path) -> None:
-    one, later = Process.this(1, 2), Process.this(2, 2)
+    one, later = ProcessRecord.this(1, 2), ProcessRecord.this(2, 2)
     later.write(tmp_path)
     one.remove(tmp_path)
-    assert Process.of(tmp_path, 2) == later, "it is another attempt's by now"
+    assert ProcessRecord.of(tmp_path, 2) == later, "it is another attempt's by now"
     later.remove(tmp_path)
     later.remove(tmp_path)
-    assert Process.of(tmp_path, 2) is None
+    assert ProcessRecord.of(tmp_path, 2) is None
 
 
 def test_an_attempt_that_is_taken_back_is_nobody_elses(tmp_path: Path) -> None:
     for rank in (0, 1, 2):
-        replace(Process.this(4, rank), host="another machine").write(tmp_path)
-    take_back(tmp_path, 4, 2)
-    assert [each == Process.this(4, each.rank) for each in Process.all_of(tmp_path)] == [True, True, False]
+        replace(ProcessRecord.this(4, rank), host="another machine").write(tmp_path)
+    end_remotely(tmp_path, 4, 2)
+    assert [each == ProcessRecord.this(4, each.rank) for each in ProcessRecord.all_of(tmp_path)] == [True, True, False]
 
 
 def test_a_process_that_has_gone_is_not_found() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    assert replace(Process.this(1), pid=gone.pid).find() is None
+    assert replace(ProcessRecord.this(1), pid=gone.pid).find() is None
 
 
 def test_every_attempt_is_asked_to_stop_by_a_file_of_its_own(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_another_process_with_its_number_is_left_alone(
 def test_where_nobody_is_put_down_nobody_is_ended(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "process.json").write_text(content)
-    assert Process.of(tmp_path) is None
+    assert ProcessRecord.of(tmp_path) is None
     end_process(tmp_path)
 
 
@@ -170,29 +170,29 @@ def _touched(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("error", "end"),
     [
-        (Preempted(), End(OUT.PREEMPTED, "was asked to end, and saved what it had")),
-        (NonFiniteError("loss became nan"), End(OUT.DIVERGED, "loss became nan")),
-        (MemoryError("not even one sample fits"), End(OUT.OUT_OF_MEMORY, "not even one sample fits")),
-        (ValueError("first\nlast"), End(OUT.FAILED, "last")),
-        (UserError("the mask is missing"), End(OUT.FAILED, "the mask is missing", final=True)),
-        (CheckpointError("none is sound"), End(OUT.FAILED, "none is sound", final=True)),
+        (Preempted(), AttemptEnd(OUT.PREEMPTED, "was asked to end, and saved what it had")),
+        (NonFiniteError("loss became nan"), AttemptEnd(OUT.DIVERGED, "loss became nan")),
+        (MemoryError("not even one sample fits"), AttemptEnd(OUT.OUT_OF_MEMORY, "not even one sample fits")),
+        (ValueError("first\nlast"), AttemptEnd(OUT.FAILED, "last")),
+        (UserError("the mask is missing"), AttemptEnd(OUT.FAILED, "the mask is missing", final=True)),
+        (CheckpointError("none is sound"), AttemptEnd(OUT.FAILED, "none is sound", final=True)),
     ],
 )
-def test_an_attempt_tells_how_it_ends(tmp_path: Path, error: Exception, end: End) -> None:
+def test_an_attempt_tells_how_it_ends(tmp_path: Path, error: Exception, end: AttemptEnd) -> None:
     write_end(tmp_path, 2, error)
     assert end_of(tmp_path, 2, None) == end
     assert end_of(tmp_path, 3, None).reason.startswith("its process ended without a word"), "that was another attempt"
 
 
 def test_a_process_that_was_killed_tells_nothing(tmp_path: Path) -> None:
-    silent = End(OUT.FAILED, "its process ended without a word (killed, or crashed in a library)")
+    silent = AttemptEnd(OUT.FAILED, "its process ended without a word (killed, or crashed in a library)")
     assert end_of(tmp_path, 1, None) == end_of(tmp_path, 1, str(tmp_path / "missing")) == silent
     (tmp_path / "ended.json").write_text(json.dumps({"attempt": 1})[:-4])
     assert end_of(tmp_path, 1, None) == silent
 
 
 def test_one_that_hung_is_told_with_its_line(tmp_path: Path) -> None:
-    Process.this(1).write(tmp_path)
+    ProcessRecord.this(1).write(tmp_path)
     (tmp_path / STEPS).write_text(
         'Timeout (0:00:01)!\nThread 0x1 (most recent call first):\n  File "a.py", line 3 in f'
     )
@@ -204,7 +204,7 @@ def test_one_that_hung_is_told_with_its_line(tmp_path: Path) -> None:
     assert end_of(tmp_path, 2, str(tmp_path / "error.txt")) == LOST, "another attempt hung"
 
 
-LOST = End(OUT.PREEMPTED, "lost a machine that it ran on")
+LOST = AttemptEnd(OUT.PREEMPTED, "lost a machine that it ran on")
 
 
 @pytest.mark.parametrize(
@@ -212,21 +212,21 @@ LOST = End(OUT.PREEMPTED, "lost a machine that it ran on")
     [
         (
             "ray.exceptions.OutOfMemoryError: Task was killed",
-            End(OUT.OUT_OF_MEMORY, "its machine ran out of memory, and Ray ended it"),
+            AttemptEnd(OUT.OUT_OF_MEMORY, "its machine ran out of memory, and Ray ended it"),
         ),
         ("RayActorError: The actor died because its node has died. Node Id: ab", LOST),
         ("The actor died because its node was terminated expectedly: received SIGTERM", LOST),
         (
             "The actor died because of an error raised in its creation task\nImportError: no such thing",
-            End(OUT.FAILED, "its process did not start: ImportError: no such thing"),
+            AttemptEnd(OUT.FAILED, "its process did not start: ImportError: no such thing"),
         ),
         (
             "RayActorError: The actor died unexpectedly",
-            End(OUT.FAILED, "its process ended without a word (killed, or crashed in a library)"),
+            AttemptEnd(OUT.FAILED, "its process ended without a word (killed, or crashed in a library)"),
         ),
     ],
 )
-def test_what_ray_says_of_an_end(tmp_path: Path, told: str, end: End) -> None:
+def test_what_ray_says_of_an_end(tmp_path: Path, told: str, end: AttemptEnd) -> None:
     """A lost machine is no crash of the trial's: it has a budget of its own (recovery.preemptions)."""
     (tmp_path / "error.txt").write_text(told)
     assert end_of(tmp_path, 1, str(tmp_path / "error.txt")) == end
@@ -243,11 +243,11 @@ def test_a_process_with_an_account_of_its_own_is_believed_before_ray(tmp_path: P
 def test_a_silent_end_is_no_crash_where_the_machine_is_silent_too(
     tmp_path: Path, there: bool, outcome: TrialOutcome
 ) -> None:
-    Process.this(2, node="n").write(tmp_path)
+    ProcessRecord.this(2, node="n").write(tmp_path)
     assert end_of(tmp_path, 2, None, lambda node: there).outcome == outcome
     assert end_of(tmp_path, 3, None, lambda node: there).outcome == TrialOutcome.FAILED, "of another attempt"
     asked: list[str] = []
     end_of(tmp_path, 2, None, lambda node: bool(asked.append(node)))
     assert asked == ["n"]
-    Process.this(2).write(tmp_path)
+    ProcessRecord.this(2).write(tmp_path)
     assert end_of(tmp_path, 2, None, lambda node: there).outcome == TrialOutcome.FAILED, "of no machine of Ray's"

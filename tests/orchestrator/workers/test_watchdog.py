@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.workers.process import Watchdog, stood
+from orchestrator.workers.process import Watchdog, place_of_hang
 
 PROGRAM = """
 import sys, threading, time
@@ -40,12 +40,12 @@ def test_a_process_that_makes_no_step_is_ended_and_says_where_it_stood(tmp_path:
     code, took, report = run(tmp_path, 0.5, "hangs")
     line = PROGRAM.splitlines().index("    time.sleep(60)  # the line that hangs") + 1
     assert code == 1 and took < 20
-    assert stood(report) == f"{tmp_path}/program.py, line {line} in hang"
+    assert place_of_hang(report) == f"{tmp_path}/program.py, line {line} in hang"
 
 
 def test_one_that_makes_steps_or_has_ended_is_left_alone(tmp_path: Path) -> None:
     code, _, report = run(tmp_path, 0.5, "ends")
-    assert code == 0 and report.read_text() == "" and stood(report) is None
+    assert code == 0 and report.read_text() == "" and place_of_hang(report) is None
 
 
 def test_the_time_of_the_last_step_can_be_seen_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +65,9 @@ def test_the_time_of_the_last_step_can_be_seen_from_outside(tmp_path: Path, monk
 @pytest.mark.parametrize("text", ["", "Fatal Python error: Segmentation fault\n  File 'x', line 1 in y\n"])
 def test_nothing_stood_where_no_time_ran_out(tmp_path: Path, text: str) -> None:
     (tmp_path / "steps").write_text(text)
-    assert stood(tmp_path / "steps") is None and stood(tmp_path / "missing") is None
+    assert place_of_hang(tmp_path / "steps") is None and place_of_hang(tmp_path / "missing") is None
 
 
 def test_a_report_that_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / "steps").write_text("Timeout (0:00:01)!\nThread 0x1 (most recent")
-    assert stood(tmp_path / "steps") == "an unknown place"
+    assert place_of_hang(tmp_path / "steps") == "an unknown place"

@@ -12,7 +12,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from core.errors import NonFiniteError, UserError
 from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
 from orchestrator.workers import worker_group as gang
-from orchestrator.workers.process import Process
+from orchestrator.workers.process import ProcessRecord
 from orchestrator.workers.worker_group import WorkerGroup, _bare, _cause
 
 GLOO = RuntimeError("[/gloo/transport/tcp/pair.cc:544] Connection closed by peer [10.77.0.3]:1")
@@ -71,14 +71,14 @@ class Driver(WorkerGroup):  # type: ignore[misc]
             self.asked.append(set(nodes))
             return there
 
-        monkeypatch.setattr(gang, "answer", answer)
+        monkeypatch.setattr(gang, "all_answer", answer)
 
 
 def test_a_lost_connection_is_a_lost_machine_where_one_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rank, (attempt, node) in enumerate([(2, "a"), (2, "b"), (1, "c")]):
-        Process.this(attempt, rank, node).write(tmp_path)
+        ProcessRecord.this(attempt, rank, node).write(tmp_path)
     gone = Driver(tmp_path, failures(raised(GLOO)), False, monkeypatch)
     assert isinstance(gone._cause(), MachineLost) and gone.asked == [{"a", "b"}]
     killed = Driver(tmp_path, failures(raised(GLOO)), True, monkeypatch)._cause()
@@ -111,5 +111,5 @@ def test_an_attempt_that_waits_for_machines_ends_when_it_is_asked_to(
     assert not driver._is_to_wait_no_more()
     driver.folder.stop.touch()
     assert driver._is_to_wait_no_more()
-    Process.this(2, 0, "a").write(tmp_path)  # which sees that itself, and saves
+    ProcessRecord.this(2, 0, "a").write(tmp_path)  # which sees that itself, and saves
     assert not driver._is_to_wait_no_more()
