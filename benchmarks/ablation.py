@@ -24,6 +24,7 @@ from core.metrics import METRICS, calibrate, evaluate
 from core.metrics.attributes import coverage
 from core.predictors.embedded import embedded_predictor
 from core.randomness import SELECT_SEEDS
+from core.samples.draw import Sampling
 
 STEPS, STRENGTH, SEEDS = 6, 0.5, 24
 BASE = learned.Settings(
@@ -55,9 +56,9 @@ def measure(denoiser: Denoiser, settings: learned.Settings) -> Record:
     started = time.perf_counter()
     directions = learned.find(denoiser, schedule, settings)
     seconds = time.perf_counter() - started
-    directions = calibrate(denoiser, schedule, directions, STRENGTH, settings.injection)
+    directions = calibrate(denoiser, schedule, directions, STRENGTH, Sampling(settings.injection))
     chosen, reference = SELECT_SEEDS[:SEEDS], SELECT_SEEDS[SEEDS : 5 * SEEDS]
-    measured = evaluate(denoiser, schedule, directions, chosen, reference, attributes, settings.injection)
+    measured = evaluate(denoiser, schedule, directions, chosen, reference, attributes, Sampling(settings.injection))
     figures = {**measured.metrics, "seconds": seconds}
     if measured.effects is not None:
         figures["coverage_at_half"] = coverage(measured.effects, 0.5, 0.5)

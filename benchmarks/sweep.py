@@ -133,7 +133,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from benchmarks import standin
         from orchestrator.search import ledger
         from orchestrator.spec import parse
-        from orchestrator.sweep import champion, record, sweep, tune_search
+        from orchestrator.sweep import champion, record, sweep, tune_callback, tune_search
         from orchestrator.tracking import outbox
 
         os.environ[TEMPLATE] = str(_template(root / "template"))
@@ -152,6 +152,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
                 meter.watch(owner, name)
         log = Log(folder, meter)
         _follow(record.SweepRecord, log)
+        _follow_results(tune_callback.RecordCallback, log)
         _mark_asked(tune_search.LedgerSearch, folder)
         with open(root / "screen.txt", "w") as screen:
             sweep.run(parse(spec(load)), root, address, Console(file=screen))
@@ -197,23 +198,32 @@ def _template(folder: Path) -> Path:
 
 
 def _follow(record: Any, log: Log) -> None:
-    """Keep what happens to trials, as the books are told of it."""
-    started, reported, ended = record.started, record.reported, record.ended
+    """Keep what happens to trials, as the sweep's record is told of it."""
+    started, ended = record.started, record.ended
 
     def on_start(*given: Any, **more: Any) -> None:
         log.started.append(time.perf_counter())
         started(*given, **more)
-
-    def on_report(self: Any, trial_id: str, report: dict[str, Any], stopped: bool = False) -> bool:
-        log.processes.add(report["pid"])
-        return bool(reported(self, trial_id, report, stopped))
 
     def on_end(*given: Any, **more: Any) -> Any:
         again = ended(*given, **more)
         log.on_end()
         return again
 
-    record.started, record.reported, record.ended = on_start, on_report, on_end
+    record.started, record.ended = on_start, on_end
+
+
+def _follow_results(callback: Any, log: Log) -> None:
+    """Keep which processes report, as Ray Tune knows them."""
+    on_trial_result = callback.on_trial_result
+
+    def on_result(
+        self: Any, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        log.processes.add(result["pid"])
+        on_trial_result(self, iteration, trials, trial, result, **info)
+
+    callback.on_trial_result = on_result
 
 
 def _mark_asked(search: Any, folder: Path) -> None:

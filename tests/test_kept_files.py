@@ -1,7 +1,7 @@
 """Files that earlier versions wrote open as they did: tests/kept has small ones, from before the code lay in folders.
 
-    model/    a champion as MLflow keeps it, with its bundle in data/bundle; its code is imported as orchestrator.pyfunc
-    begun/    a sweep of four trials that was killed while two of them were done and two were running
+model/    a champion as MLflow keeps it, with its bundle in data/bundle; its code is imported as orchestrator.pyfunc
+begun/    a sweep of four trials that was killed while two of them were done and two were running
 """
 
 import shutil

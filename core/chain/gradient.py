@@ -211,4 +211,4 @@ def _by_blocks(blueprint: Denoiser) -> Denoiser:
 
 def _state_bytes(denoiser: Denoiser, batch: int) -> int:
     size = torch.Size(denoiser.sample_shape).numel()
-    return batch * size * torch.promote_types(denoiser.dtype, torch.float32).itemsize
+    return batch * size * denoiser.chain_dtype.itemsize

@@ -1,6 +1,7 @@
 """The sampling chain: draw samples in T DDIM steps with an optional shift of h, and invert it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,28 @@ from core.chain.step import INJECTIONS, Injection, one_step
 from core.chain.step_memory import costs
 from core.errors import UserError
 from core.model.denoiser import Denoiser
+from core.randomness import noise, step_noise
 
 Shift = Callable[[int], Tensor | None]  # step index 0..T-1 -> delta_h [N, C, H, W], or None: no shift at this step
+
+
+class Start(NamedTuple):
+    """The samples of some seeds where their chains begin.
+
+    denoiser: with each sample's prompt or class; x_T: [N, *sample_shape]; step_noise: z [T, N, *sample_shape], or None
+    where the steps add no noise.
+    """
+
+    denoiser: Denoiser
+    x_T: Tensor
+    step_noise: Tensor | None = None
+
+
+def start_of(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> Start:
+    """Return the samples of these seeds at the start of their chains, in the precision of the chain's arithmetic."""
+    shape, dtype, device = denoiser.sample_shape, denoiser.chain_dtype, denoiser.device
+    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None
+    return Start(denoiser.for_samples(seeds), noise(seeds, shape, dtype, device), z)
 
 
 def sample(

@@ -192,7 +192,7 @@ def _cost(
     """Return the cost of a step with these properties; all such steps of the chain cost the same."""
     if not (shifted or differentiable):
         return StepCost(0, 0, 0)
-    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    dtype = denoiser.chain_dtype
     x = torch.empty(batch, *denoiser.sample_shape, dtype=dtype, device="meta", requires_grad=differentiable)
     delta_h = torch.empty(batch, *denoiser.h_shape, device="meta", requires_grad=True) if shifted else None
     step = partial(one_step, denoiser, schedule, len(schedule) - 1, delta_h=delta_h, injection=injection)

@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from core.chain.sampling import start_of
 from core.chain.schedule import Schedule
 from core.chain.step import one_step
 from core.directions.direction_set import DirectionSet
@@ -33,7 +34,7 @@ from core.errors import NonFiniteError, UserError
 from core.execution.linearised import DecoderJacobian, linearised
 from core.model.denoiser import Denoiser
 from core.pictures.masks import find_mask
-from core.randomness import generator, noise, step_noise
+from core.randomness import generator
 from core.samples.cache import SampleCache
 from core.samples.training import SPREAD_SAMPLES, measured_spread, training_seeds
 from core.statistics.principal_components import matched
@@ -215,11 +216,8 @@ def _image(
     denoiser: Denoiser, schedule: Schedule, seed: int, x_T: Tensor | None, z: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return (x_T, z) of the image: drawn from `seed`, or as given and checked."""
-    dtype = torch.promote_types(denoiser.dtype, torch.float32)
     if x_T is None:
-        x_T = noise([seed], denoiser.sample_shape, dtype, denoiser.device)
-        if schedule.stochastic:
-            z = step_noise([seed], denoiser.sample_shape, len(schedule), dtype, denoiser.device)
+        _, x_T, z = start_of(denoiser, schedule, [seed])
     shape = [1, *denoiser.sample_shape]
     if list(x_T.shape) != shape:
         raise UserError(f"x_T has shape {list(x_T.shape)}; an image of model '{denoiser.name}' has {shape}")

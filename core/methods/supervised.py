@@ -149,7 +149,7 @@ def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 
     Every image is inverted, and h is read along the unshifted chain from the resulting x_T.
     Raises UserError where the chain is not deterministic.
     """
-    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    dtype = denoiser.chain_dtype
     total = torch.zeros(len(schedule), *denoiser.h_shape, dtype=torch.float64)
     for part in torch.split(images, batch):
         x_T = invert(denoiser, schedule, denoiser.x_0(part.to(denoiser.device, dtype)))
@@ -225,7 +225,7 @@ def _as_set(
     for name, total in zip(names, length.sum(dim=1), strict=True):
         if total == 0:
             raise UserError(f"attribute '{name}': its two groups of images have the same h")
-    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    dtype = denoiser.chain_dtype
     anywhere = torch.eye(1, difference[0, 0].numel()).reshape(denoiser.h_shape).to(difference)  # where nothing differs
     still = (length == 0)[:, :, None, None, None]
     return DirectionSet(

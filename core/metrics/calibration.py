@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from core.chain.schedule import Schedule
-from core.chain.step import Injection
 from core.directions.dials import Dial
 from core.directions.direction_set import DirectionSet
 from core.metrics.attributes import controlled, effects
@@ -26,12 +25,12 @@ from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
 from core.predictors.attributes import Attributes
 from core.randomness import CALIBRATION_SEEDS
-from core.samples.cache import SampleCache
+from core.samples.draw import Sampling
 
 STRENGTH = 0.5  # scale 1.0 moves an image half as far as another sample is
 SCALES = (-3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 3.0)
 SEEDS = CALIBRATION_SEEDS[72:78]
-STRENGTH_TOLERANCE = 0.1  # relative error of the strength; too small to be seen in the images
+_CLOSE = 0.1  # relative error of the strength; too small to be seen in the images
 # Share of unshifted samples whose distance to the nearest other one is within the limit of `_DialFeatures`.
 TYPICAL_QUANTILE = 0.9
 _UNNAMED = re.compile(r"direction_\d+")
@@ -52,10 +51,7 @@ def with_dials(
     directions: DirectionSet,
     attributes: Attributes | None = None,
     strength: float = STRENGTH,
-    injection: Injection = "symmetric",
-    window: tuple[int, int] | None = None,
-    batch: int = 64,
-    cache: SampleCache | None = None,
+    sampling: Sampling = Sampling(),
     named_by: str = "attributes",
     extractor: Extractor | None = None,
 ) -> Calibrated:
@@ -80,11 +76,10 @@ def with_dials(
     own). Raises UserError for a strength that is not positive, and DirectionSetError where the set does not fit the
     model or the chain. Source: ours.
     """
-    stretched = calibrate(
-        denoiser, schedule, directions, strength, injection, window, batch, cache, STRENGTH_TOLERANCE, extractor
-    )
-    drawn = draw_traversals(denoiser, schedule, stretched, SEEDS, SCALES, injection, window, batch, cache)
-    reference = draw_plain(denoiser, schedule, REFERENCE, batch, cache)
+    stretched = calibrate(denoiser, schedule, directions, strength, sampling, _CLOSE, extractor)
+    drawn = draw_traversals(denoiser, schedule, stretched, SEEDS, SCALES, sampling)
+    batch = sampling.batch
+    reference = draw_plain(denoiser, schedule, REFERENCE, batch, sampling.cache)
     features = _DialFeatures.of(drawn, reference, partial(features_of, denoiser, batch=batch, extractor=extractor))
     effect = _effects(denoiser, drawn, attributes, reference, batch)
     names, sources = names_from(directions, effect, attributes, named_by)

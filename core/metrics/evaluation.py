@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from core.chain.schedule import Schedule
-from core.chain.step import Injection
 from core.directions.direction_set import DirectionSet
 from core.errors import NonFiniteError, UserError
 from core.metrics.attributes import coverage, disentanglement, effects
@@ -21,7 +20,7 @@ from core.metrics.judges import NO_JUDGES, Judges
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
 from core.predictors.attributes import Attributes
-from core.samples.cache import SampleCache
+from core.samples.draw import Sampling
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,8 @@ def evaluate(
     seeds: Sequence[int],
     reference_seeds: Sequence[int],
     attributes: Attributes | None = None,
-    injection: Injection = "symmetric",
-    window: tuple[int, int] | None = None,
-    batch: int = 64,
+    sampling: Sampling = Sampling(),
     seed: int = 0,
-    cache: SampleCache | None = None,
     judges: Judges = NO_JUDGES,
 ) -> Evaluation:
     """Measure a direction set on samples that were not used in training.
@@ -53,17 +49,14 @@ def evaluate(
     seeds: at least 3, of the samples that are shifted (16 to 32 are enough). reference_seeds: at least 2, disjoint from
     `seeds`, of the unshifted samples used for comparison (four times as many as `seeds` is a good number). attributes:
     a predictor on the denoiser's device; without it disentanglement and coverage are absent. seed: of the network that
-    measures identifiability. cache: where unshifted samples are read and kept. judges: further networks
-    (core.metrics.judges). The same arguments give the same result.
+    measures identifiability. judges: further networks (core.metrics.judges). The same arguments give the same result.
 
     Raises UserError for too few or shared seeds, DirectionSetError for a set that does not fit the model, and
     NonFiniteError where a direction leads to images that are not finite.
     """
     _check_seeds(seeds, reference_seeds)
-    traversals = draw_traversals(
-        denoiser, schedule, directions, seeds, injection=injection, window=window, batch=batch, cache=cache
-    )
-    reference = draw_plain(denoiser, schedule, reference_seeds, batch, cache)
+    traversals, batch = draw_traversals(denoiser, schedule, directions, seeds, sampling=sampling), sampling.batch
+    reference = draw_plain(denoiser, schedule, reference_seeds, batch, sampling.cache)
     _check_finite(traversals, reference, directions.names)
     recognised, error = identifiability(_for_judges(denoiser, traversals, batch), seed, device=denoiser.device)
     metrics = {"identifiability": recognised, "strength_error": error, "diversity": diversity(directions)}

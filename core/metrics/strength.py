@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from core.chain.schedule import Schedule
-from core.chain.step import Injection
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.metrics.features import features_of, standardise
@@ -22,7 +21,7 @@ from core.metrics.networks.extractor import Extractor
 from core.metrics.traversals import draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
 from core.randomness import CALIBRATION_SEEDS
-from core.samples.cache import SampleCache
+from core.samples.draw import Sampling
 
 SEEDS = CALIBRATION_SEEDS[:8]
 REFERENCE = CALIBRATION_SEEDS[8:72]
@@ -37,10 +36,7 @@ def calibrate(
     schedule: Schedule,
     directions: DirectionSet,
     strength: float,
-    injection: Injection = "symmetric",
-    window: tuple[int, int] | None = None,
-    batch: int = 64,
-    cache: SampleCache | None = None,
+    sampling: Sampling = Sampling(),
     close: float = STRENGTH_TOLERANCE,
     extractor: Extractor | None = None,
 ) -> DirectionSet:
@@ -55,13 +51,13 @@ def calibrate(
     """
     if not strength > 0:
         raise UserError(f"strength: got {strength:g}; it must be above 0 (1 is the distance of two unshifted samples)")
-    unit = _DistanceUnit(denoiser, schedule, batch, cache=cache, extractor=extractor)
+    unit = _DistanceUnit(denoiser, schedule, SEEDS, sampling, extractor)
     goal, limit = math.log(strength), math.log(MAX_STRETCH)
     stretch = torch.zeros(len(directions), dtype=torch.float64)  # log of the factor of sigma
     slope = torch.ones_like(stretch)
     before: tuple[Tensor, Tensor] | None = None
     for rounds in itertools.count(1):
-        response = _log(unit.moved(_stretched(directions, stretch), injection, window))
+        response = _log(unit.moved(_stretched(directions, stretch)))
         if rounds == ROUNDS or (response - goal).abs().max() < close:
             break
         if before is not None:
@@ -79,18 +75,15 @@ def moved(
     denoiser: Denoiser,
     schedule: Schedule,
     directions: DirectionSet,
-    injection: Injection = "symmetric",
-    window: tuple[int, int] | None = None,
     seeds: Sequence[int] = SEEDS,
-    batch: int = 64,
-    cache: SampleCache | None = None,
+    sampling: Sampling = Sampling(),
 ) -> Tensor:
     """Return how far each direction moves images at scales -1 and 1: [K]; 1 is the distance of two unshifted samples.
 
     The root mean square change of standardised features, over samples and both signs, divided by the root mean square
     difference of two independent samples. Source: ours.
     """
-    return _DistanceUnit(denoiser, schedule, batch, seeds, cache).moved(directions, injection, window)
+    return _DistanceUnit(denoiser, schedule, seeds, sampling).moved(directions)
 
 
 class _DistanceUnit:
@@ -100,22 +93,19 @@ class _DistanceUnit:
         self,
         denoiser: Denoiser,
         schedule: Schedule,
-        batch: int,
-        seeds: Sequence[int] = SEEDS,
-        cache: SampleCache | None = None,
+        seeds: Sequence[int],
+        sampling: Sampling,
         extractor: Extractor | None = None,
     ) -> None:
-        self.denoiser, self.schedule, self.batch, self.seeds, self.cache = denoiser, schedule, batch, seeds, cache
-        self.extractor = extractor
-        self.reference = self._features(draw_plain(denoiser, schedule, REFERENCE, batch, cache))
+        self.denoiser, self.schedule, self.seeds = denoiser, schedule, seeds
+        self.sampling, self.extractor = sampling, extractor
+        self.reference = self._features(draw_plain(denoiser, schedule, REFERENCE, sampling.batch, sampling.cache))
         standard = standardise(self.reference, self.reference).double()
         self.length = (2 * standard.square().sum(dim=1).mean()).sqrt()  # RMS difference of two independent samples
 
-    def moved(self, directions: DirectionSet, injection: Injection, window: tuple[int, int] | None) -> Tensor:
+    def moved(self, directions: DirectionSet) -> Tensor:
         """Return how far each direction moves images: [K], as the function `moved` defines it."""
-        drawn = draw_traversals(
-            self.denoiser, self.schedule, directions, self.seeds, (-1.0, 1.0), injection, window, self.batch, self.cache
-        )
+        drawn = draw_traversals(self.denoiser, self.schedule, directions, self.seeds, (-1.0, 1.0), self.sampling)
         plain = standardise(self._features(drawn.plain), self.reference)  # [M, F]
         flat = self._features(drawn.shifted.flatten(0, 2))
         shifted = standardise(flat, self.reference).reshape(*drawn.shifted.shape[:3], -1)  # [M, K, 2, F]
@@ -123,7 +113,7 @@ class _DistanceUnit:
         return change.mean(dim=(0, 2)).sqrt() / self.length
 
     def _features(self, samples: Tensor) -> Tensor:
-        return features_of(self.denoiser, samples, self.batch, self.extractor)
+        return features_of(self.denoiser, samples, self.sampling.batch, self.extractor)
 
 
 def _log(response: Tensor) -> Tensor:

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.chain.sampling import Shift, sample
+from core.chain.sampling import Shift, sample, start_of
 from core.chain.schedule import Schedule
-from core.chain.step import Injection
 from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, UserError
 from core.model.denoiser import Denoiser
-from core.randomness import noise, step_noise
 from core.samples.cache import SampleCache
-from core.samples.draw import draw_images
+from core.samples.draw import Sampling, draw_images
 
 SCALES = (-1.0, -0.5, 0.5, 1.0)
 
@@ -54,15 +52,11 @@ def draw_traversals(
     directions: DirectionSet,
     seeds: Sequence[int],
     scales: Sequence[float] = SCALES,
-    injection: Injection = "symmetric",
-    window: tuple[int, int] | None = None,
-    batch: int = 64,
-    cache: SampleCache | None = None,
+    sampling: Sampling = Sampling(),
 ) -> Traversals:
-    """Draw the traversals of a set: len(seeds) * (1 + K * A) images, `batch` at a time.
+    """Draw the traversals of a set: len(seeds) * (1 + K * A) images.
 
-    All shifts of a seed share its x_T and, where steps add noise, its z_t. `batch` changes nothing beyond rounding.
-    cache: where unshifted samples are read and kept.
+    All shifts of a seed share its x_T and, where steps add noise, its z_t.
 
     Raises UserError where the scales are not ascending, symmetric and without 0; DirectionSetError where the set does
     not fit the model or the chain.
@@ -73,11 +67,13 @@ def draw_traversals(
     k, scale = torch.arange(len(directions)), torch.tensor(scales, dtype=torch.float64)
     triples = torch.cartesian_prod(torch.arange(len(seeds)), k, torch.arange(len(scales)))  # [M*K*A, 3]
     images = []
-    for part in torch.split(triples, batch):
+    for part in torch.split(triples, sampling.batch):
         shift = on_device.shift(part[:, 1], scale[part[:, 2]])
-        images.append(_draw(denoiser, schedule, [seeds[m] for m in part[:, 0].tolist()], shift, injection, window))
+        drawn = [seeds[m] for m in part[:, 0].tolist()]
+        images.append(_draw(denoiser, schedule, drawn, shift, sampling))
     shifted = torch.cat(images).reshape(len(seeds), len(directions), len(scales), *denoiser.sample_shape)
-    return Traversals(draw_plain(denoiser, schedule, seeds, batch, cache), shifted, scales, shown_by(denoiser))
+    plain = draw_plain(denoiser, schedule, seeds, sampling.batch, sampling.cache)
+    return Traversals(plain, shifted, scales, shown_by(denoiser))
 
 
 def shown_by(denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
@@ -99,19 +95,18 @@ def draw_plain(
     return torch.cat([images.cpu() for images in draw_images(denoiser, schedule, seeds, batch, cache)])
 
 
-def _draw(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    seeds: Sequence[int],
-    shift: Shift,
-    injection: Injection,
-    window: tuple[int, int] | None,
-) -> Tensor:
-    # The chain computes in float32 or better, also where the network is in 16 bits.
-    dtype, shape, device = torch.promote_types(denoiser.dtype, torch.float32), denoiser.sample_shape, denoiser.device
-    x_T = noise(seeds, shape, dtype, device)
-    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None
-    return sample(denoiser.for_samples(seeds), schedule, x_T, shift, injection, window=window, step_noise=z).cpu()
+def _draw(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], shift: Shift, sampling: Sampling) -> Tensor:
+    start = start_of(denoiser, schedule, seeds)
+    x_0 = sample(
+        start.denoiser,
+        schedule,
+        start.x_T,
+        shift,
+        sampling.injection,
+        window=sampling.window,
+        step_noise=start.step_noise,
+    )
+    return x_0.cpu()
 
 
 def _check(denoiser: Denoiser, schedule: Schedule, directions: DirectionSet, scales: tuple[float, ...]) -> None:

@@ -169,6 +169,11 @@ class Denoiser:
         """Return this denoiser with the same weights, keeping only its blocks' inputs when it is differentiated."""
         return self.with_cut(self.cut.by_blocks())
 
+    @property
+    def chain_dtype(self) -> torch.dtype:
+        """The precision of the chain's arithmetic: at least float32, whatever the network's is."""
+        return torch.promote_types(self.dtype, torch.float32)
+
     def for_samples(self, seeds: Sequence[int]) -> Self:
         """Return this denoiser for samples with these seeds: each sample gets the prompt or class of its seed."""
         if self.condition.count == 1:

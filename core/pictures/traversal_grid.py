@@ -6,12 +6,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from core.chain.sampling import sample
+from core.chain.sampling import sample, start_of
 from core.chain.schedule import Schedule
-from core.chain.step import Injection
 from core.directions.direction_set import DirectionSet
 from core.model.denoiser import Denoiser
-from core.randomness import REPORT_SEEDS, noise, step_noise
+from core.randomness import REPORT_SEEDS
+from core.samples.draw import Sampling
 
 GRID_SCALES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 
@@ -23,30 +23,20 @@ def traversal(
     directions: DirectionSet,
     seed: int = REPORT_SEEDS[0],
     scales: Sequence[float] = GRID_SCALES,
-    injection: Injection = "symmetric",
-    window: tuple[int, int] | None = None,
-    batch: int = 64,
+    sampling: Sampling = Sampling(),
 ) -> Tensor:
-    """Draw the sample of one seed, shifted along each of K directions at each of A scales: [K, A, *image_shape].
-
-    batch: images that are drawn at a time.
-    """
+    """Draw the sample of one seed, shifted along each of K directions at each of A scales: [K, A, *image_shape]."""
     k = torch.arange(len(directions)).repeat_interleave(len(scales))
     scale = torch.tensor(list(scales)).repeat(len(directions))
     directions = directions.to(denoiser.device)
-    x_T = noise([seed], denoiser.sample_shape, device=denoiser.device)
-    z = (
-        step_noise([seed], denoiser.sample_shape, len(schedule), device=denoiser.device)
-        if schedule.stochastic
-        else None
-    )
+    _, x_T, z = start_of(denoiser, schedule, [seed])
     parts = []
-    for rows in torch.split(torch.arange(len(k)), batch):
+    for rows in torch.split(torch.arange(len(k)), sampling.batch):
         shift = directions.shift(k[rows], scale[rows].to(denoiser.device))
         many = None if z is None else z.expand(-1, len(rows), -1, -1, -1)
         x = x_T.expand(len(rows), -1, -1, -1)
         repeated = denoiser.for_samples([seed] * len(rows))
-        drawn = sample(repeated, schedule, x, shift, injection, window=window, step_noise=many)
+        drawn = sample(repeated, schedule, x, shift, sampling.injection, window=sampling.window, step_noise=many)
         parts.append(denoiser.images(drawn).cpu())
     return torch.cat(parts).reshape(len(directions), len(scales), *denoiser.image_shape)
 

@@ -7,20 +7,35 @@ same with and without a cache: bit by bit where `batch` divides the cache's `blo
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from core.chain.sampling import start_of
 from core.chain.schedule import Schedule
+from core.chain.step import Injection
 from core.model.denoiser import Denoiser
-from core.randomness import noise, step_noise
 from core.samples.cache import Entry, SampleCache
 
 IMAGES = "x_0"
 H = "h"
 _FORMAT = 2  # increase it whenever the samples of an unchanged key change
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the samples of a set are drawn.
+
+    injection, window: how and within which training timesteps [high, low] they are shifted; batch: samples at a time,
+    which changes nothing beyond rounding; cache: where unshifted samples are read and kept.
+    """
+
+    injection: Injection = "symmetric"
+    window: tuple[int, int] | None = None
+    batch: int = 64
+    cache: SampleCache | None = None
 
 
 def before_step(i: int) -> str:
@@ -94,17 +109,15 @@ def _block(
 @torch.no_grad()
 def _chain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
     """Run the unshifted chain of one batch and return the named tensors."""
-    dtype, device, shape = _chain_dtype(denoiser), denoiser.device, denoiser.sample_shape
-    x = noise(seeds, shape, dtype, device)
-    z = step_noise(seeds, shape, len(schedule), dtype, device) if schedule.stochastic else None
-    denoiser, tensors, states = denoiser.for_samples(seeds), {}, []
+    denoiser, x, z = start_of(denoiser, schedule, seeds)
+    tensors, states = {}, []
     for i, t in enumerate(schedule.timesteps):
         if before_step(i) in names:
             tensors[before_step(i)] = x
         features = denoiser.encode(x, t)
         if H in names:
             states.append(features.h)
-        output = denoiser.decode(features).to(dtype)
+        output = denoiser.decode(features).to(x.dtype)
         x = schedule.step(i, x, output, output, None if z is None else z[i])
     if H in names:
         tensors[H] = torch.stack(states)
@@ -113,7 +126,7 @@ def _chain(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: 
 
 def _entry(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str]) -> Entry:
     """Return the cache entry of this batch: its key, and the shape and dtype of each named tensor."""
-    image = (len(seeds), *denoiser.sample_shape), _chain_dtype(denoiser)
+    image = (len(seeds), *denoiser.sample_shape), denoiser.chain_dtype
     h = (len(schedule), len(seeds), *denoiser.h_shape), denoiser.dtype
     return Entry(_key(denoiser, schedule, seeds), {name: h if name == H else image for name in names})
 
@@ -131,7 +144,7 @@ def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
         "tap": {name: value for name, value in asdict(denoiser.cut.tap).items() if value is not None},
         "condition": denoiser.condition.digest(),
         "network_dtype": str(denoiser.dtype),
-        "chain_dtype": str(_chain_dtype(denoiser)),
+        "chain_dtype": str(denoiser.chain_dtype),
         "float32": [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
         "schedule": asdict(schedule),
         "seeds": [int(seed) for seed in seeds],
@@ -139,8 +152,3 @@ def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _chain_dtype(denoiser: Denoiser) -> torch.dtype:
-    """Return the precision of the chain's arithmetic: at least float32, whatever the network's is."""
-    return torch.promote_types(denoiser.dtype, torch.float32)

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from core.directions.direction_set import DirectionSet
@@ -14,6 +15,7 @@ from core.metrics.calibration import SCALES, SEEDS, STRENGTH, Calibrated, with_d
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.predictors.clip import parse_words
+from core.samples.draw import Sampling
 from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import ShownSet, page
 from orchestrator.edit.session import EditSession, ModelOptions
@@ -86,12 +88,13 @@ def gallery(folders: Sequence[Path], to: Path, options: ModelOptions = ModelOpti
 def _look(session: EditSession, attributes: Attributes | None = None, named_by: str = "attributes") -> Calibrated:
     """Return the set and its images: unchanged where it has dials and no attributes are given, else measured now."""
     directions, chain = session.directions, (session.denoiser, session.schedule)
+    sampling = Sampling(session.injection, session.window)
     if directions.dials and attributes is None:
-        arguments = (*chain, directions, SEEDS, SCALES, session.injection, session.window)
-        return Calibrated(directions, as_fits(lambda batch: draw_traversals(*arguments, batch), _BATCH))
+        draw = partial(draw_traversals, *chain, directions, SEEDS, SCALES)
+        return Calibrated(directions, as_fits(lambda batch: draw(replace(sampling, batch=batch)), _BATCH))
     strength = float(directions.provenance.get("strength", STRENGTH))
-    calibration = (*chain, directions, attributes, strength, session.injection, session.window)
-    return as_fits(lambda batch: with_dials(*calibration, batch, named_by=named_by), _BATCH)
+    measure = partial(with_dials, *chain, directions, attributes, strength, named_by=named_by)
+    return as_fits(lambda batch: measure(sampling=replace(sampling, batch=batch)), _BATCH)
 
 
 def _attributes(session: EditSession, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:

@@ -14,7 +14,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from core.chain.sampling import Shift, invert, sample
+from core.chain.sampling import Shift, invert, sample, start_of
 from core.chain.schedule import Schedule
 from core.chain.step import INJECTIONS, Injection, one_step
 from core.directions.direction_set import DirectionSet
@@ -25,7 +25,6 @@ from core.model.denoiser import Denoiser
 from core.model.use import Use
 from core.pictures.images import load_images, open_picture
 from core.precision import PRECISIONS
-from core.randomness import noise, step_noise
 from orchestrator.trial.loading import own_device, placed
 from orchestrator.trial.outcome import TrialOutcome, classify
 
@@ -137,9 +136,8 @@ class EditSession:
 
     def from_seeds(self, seeds: Sequence[int]) -> StartingSamples:
         """Return samples that depend on their seeds alone."""
-        shape, device = self.denoiser.sample_shape, self.denoiser.device
-        z = step_noise(seeds, shape, len(self.schedule), device=device) if self.schedule.stochastic else None
-        return StartingSamples(self.denoiser.for_samples(seeds), self.schedule, noise(seeds, shape, device=device), z)
+        start = start_of(self.denoiser, self.schedule, seeds)
+        return StartingSamples(start.denoiser, self.schedule, start.x_T, start.step_noise)
 
     def from_images(self, images: Tensor) -> StartingSamples:
         """Return the samples that images [N, *image_shape] come from, as nearly as inversion finds them."""

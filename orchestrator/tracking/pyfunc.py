@@ -147,17 +147,14 @@ class Editor:
     ) -> np.ndarray[Any, Any]:
         import torch
 
-        from core.chain.sampling import sample
+        from core.chain.sampling import sample, start_of
         from core.pictures.traversal_grid import to_picture
-        from core.randomness import noise, step_noise
 
-        shape, device = self.denoiser.sample_shape, self.denoiser.device
-        x_T = noise(seeds, shape, device=device)
-        z = step_noise(seeds, shape, len(schedule), device=device) if schedule.stochastic else None
+        device = self.denoiser.device
+        denoiser, x_T, z = start_of(self.denoiser, schedule, seeds)
         shift = self._shift(schedule, torch.tensor(numbers, device=device), torch.tensor(scales, device=device))
         window = self.config["window"] and tuple(self.config["window"])
         with torch.no_grad():
-            denoiser = self.denoiser.for_samples(seeds)
             x_0 = sample(denoiser, schedule, x_T, shift, self.config["injection"], window=window, step_noise=z)
             drawn = denoiser.images(x_0)
         return np.stack([np.asarray(to_picture(image)) for image in drawn])

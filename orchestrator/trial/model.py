@@ -17,6 +17,7 @@ from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
+from core.samples.draw import Sampling
 from orchestrator.spec import Sweep
 from orchestrator.trial.loading import Away, loaded, own_device
 from orchestrator.trial.ranks import ALONE, Ranks
@@ -53,9 +54,13 @@ class TrialModel:
         judges = judges_of(sweep, device)
         return cls(denoiser, schedule, classifier.load(sweep.predictor, sweep.model, device), cache, judges)
 
+    def _sampling(self, sweep: Sweep) -> Sampling:
+        sampler = sweep.sampler
+        return Sampling(sampler.injection, sampler.window, sampler.batch, self.cache)
+
     def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
         """Return the set scaled to the strength `evaluate.strength`, or unchanged where the sweep does not set it."""
-        strength, sampler = sweep.evaluate.strength, sweep.sampler
+        strength = sweep.evaluate.strength
         if strength is None:
             return directions
         return calibrate(
@@ -63,26 +68,19 @@ class TrialModel:
             self.schedule,
             directions,
             strength,
-            injection=sampler.injection,
-            window=sampler.window,
-            batch=sampler.batch,
-            cache=self.cache,
+            sampling=self._sampling(sweep),
             extractor=self.judges.features,
         )
 
     def with_dials(self, sweep: Sweep, directions: DirectionSet) -> Calibrated:
         """Return the set with its dials, at `evaluate.strength`, or at the default strength where that is not set."""
-        sampler = sweep.sampler
         return with_dials(
             self.denoiser,
             self.schedule,
             directions,
             self.attributes,
             STRENGTH if sweep.evaluate.strength is None else sweep.evaluate.strength,
-            injection=sampler.injection,
-            window=sampler.window,
-            batch=sampler.batch,
-            cache=self.cache,
+            sampling=self._sampling(sweep),
             extractor=self.judges.features,
         )
 
@@ -99,23 +97,17 @@ class TrialModel:
             seeds[:count],
             reference_seeds=seeds[count : 5 * count],
             attributes=self.attributes,
-            injection=sweep.sampler.injection,
-            window=sweep.sampler.window,
-            batch=sweep.sampler.batch,
-            cache=self.cache,
+            sampling=self._sampling(sweep),
             judges=self.judges,
         )
 
     def draw(self, sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
         """Write traversal.png into `folder`: every direction at its scales, on a fixed seed."""
-        sampler = sweep.sampler
         images = traversal(
             self.denoiser,
             self.schedule,
             directions,
-            injection=sampler.injection,
-            window=sampler.window,
-            batch=sampler.batch,
+            sampling=self._sampling(sweep),
         )
         traversal_grid(images, directions).save(folder / "traversal.png")
 

@@ -94,5 +94,5 @@ def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[
 
 
 def _samples(denoiser: Denoiser, count: int) -> Tensor:
-    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    dtype = denoiser.chain_dtype
     return torch.empty(count, *denoiser.sample_shape, dtype=dtype, device="meta")

@@ -23,6 +23,7 @@ from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors.attributes import Attributes
 from core.randomness import step_noise
 from core.samples.cache import SampleCache
+from core.samples.draw import Sampling
 from tests.contracts.conftest import USES
 from tests.families import saved
 
@@ -77,7 +78,7 @@ def methods(denoiser: Denoiser, cache: SampleCache) -> Iterator[tuple[str, Calla
     yield "jacobian", lambda: jacobian.find(denoiser, schedule, jacobian.Settings(2, tolerance=0.1), batch=4)
     few = supervised.Settings(samples=8, extremes=2)
     yield "supervised", lambda: supervised.find(denoiser, schedule, few, batch=4, cache=cache, attributes=BRIGHT)
-    yield "pictures", lambda: traversal_grid(traversal(denoiser, schedule, found, batch=4), found)
+    yield "pictures", lambda: traversal_grid(traversal(denoiser, schedule, found, sampling=Sampling(batch=4)), found)
     images = torch.zeros(1, *denoiser.image_shape, device="far:0")
     yield "inversion", lambda: invert(denoiser, schedule, denoiser.x_0(images))
 

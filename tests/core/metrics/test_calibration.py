@@ -20,6 +20,7 @@ from core.metrics.consistency import agreement, distinctness
 from core.metrics.networks import Extractor
 from core.predictors.attributes import Attributes
 from core.randomness import CALIBRATION_SEEDS
+from core.samples.draw import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +73,16 @@ def test_a_dial_is_what_its_definition_reads_off_the_images(
         monkeypatch.setattr(calibration, name, fake)
     attributes = Attributes(("first", "second"), lambda x: torch.stack([x[:, 0], -x[:, 1]], dim=1)) if asked else None
     extractor, window = Extractor("own", lambda images: images), (900, 100)
-    told = (tiny_denoiser, schedule, before, attributes, 0.7, "asymmetric", window, 9, None, "clip", extractor)
+    told = (tiny_denoiser, schedule, before, attributes, 0.7, Sampling("asymmetric", window, 9), "clip", extractor)
     made = calibration.with_dials(*told)
 
-    place = ("asymmetric", window, 9, None)
-    calibrate.assert_called_once_with(tiny_denoiser, schedule, before, 0.7, *place, 0.1, extractor)
-    traversals.assert_called_once_with(tiny_denoiser, schedule, stretched, SEEDS, SCALES, *place)
+    place = Sampling("asymmetric", window, 9)
+    calibrate.assert_called_once_with(tiny_denoiser, schedule, before, 0.7, place, 0.1, extractor)
+    traversals.assert_called_once_with(tiny_denoiser, schedule, stretched, SEEDS, SCALES, place)
     unshifted.assert_called_once_with(tiny_denoiser, schedule, strength.REFERENCE, 9, None)
     assert all(call.kwargs == {"batch": 9, "extractor": extractor} for call in features.call_args_list)
     calibration.with_dials(tiny_denoiser, schedule, before)
-    calibrate.assert_called_with(tiny_denoiser, schedule, before, 0.5, "symmetric", None, 64, None, 0.1, None)
+    calibrate.assert_called_with(tiny_denoiser, schedule, before, 0.5, Sampling(), 0.1, None)
 
     def standard(x: Tensor) -> Tensor:
         return (x - reference.mean(0)) / reference.std(0)

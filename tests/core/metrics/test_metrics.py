@@ -28,6 +28,7 @@ from core.model.denoiser import Denoiser
 from core.model.use import Use
 from core.predictors.attributes import Attributes
 from core.randomness import generator, noise, step_noise
+from core.samples.draw import Sampling
 
 STEPS = 3
 SEEDS = (5, 6, 7)
@@ -64,7 +65,7 @@ def test_each_image_of_a_traversal_is_the_one_drawn_alone(tiny_denoiser: Denoise
     schedule = Schedule.ddim(tiny_denoiser, STEPS, eta)
     directions = direction_set(tiny_denoiser, steps=STEPS)
     window = (schedule.timesteps[0], schedule.timesteps[1])
-    drawn = draw_traversals(tiny_denoiser, schedule, directions, SEEDS, injection=injection, window=window, batch=5)  # type: ignore[arg-type]
+    drawn = draw_traversals(tiny_denoiser, schedule, directions, SEEDS, sampling=Sampling(injection, window, 5))  # type: ignore[arg-type]
 
     assert drawn.scales == SCALES
     assert drawn.plain.shape == (3, 3, 8, 8)
@@ -84,7 +85,9 @@ def test_each_image_of_a_traversal_is_the_one_drawn_alone(tiny_denoiser: Denoise
 @pytest.mark.slow
 def test_traversals_do_not_depend_on_the_batch(tiny_denoiser: Denoiser) -> None:
     schedule, directions = Schedule.ddim(tiny_denoiser, STEPS, eta=1.0), direction_set(tiny_denoiser)
-    one, many = (draw_traversals(tiny_denoiser, schedule, directions, SEEDS, batch=batch) for batch in (1, 64))
+    one, many = (
+        draw_traversals(tiny_denoiser, schedule, directions, SEEDS, sampling=Sampling(batch=batch)) for batch in (1, 64)
+    )
     torch.testing.assert_close(one.plain, many.plain, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(one.shifted, many.shifted, rtol=1e-9, atol=1e-9)
     assert not one.shifted.requires_grad
@@ -432,7 +435,9 @@ def test_evaluate_asks_the_judges_that_there_are(tiny_denoiser: Denoiser) -> Non
 
 def evaluated(denoiser: Denoiser, attributes: Attributes | None = None, batch: int = 64) -> Evaluation:
     schedule = Schedule.ddim(denoiser, STEPS)
-    return evaluate(denoiser, schedule, direction_set(denoiser), SEEDS, REFERENCE_SEEDS, attributes, batch=batch)
+    return evaluate(
+        denoiser, schedule, direction_set(denoiser), SEEDS, REFERENCE_SEEDS, attributes, Sampling(batch=batch)
+    )
 
 
 @pytest.mark.slow
@@ -488,9 +493,11 @@ def test_evaluate_draws_and_judges_as_it_is_told(tiny_denoiser: Denoiser, monkey
     monkeypatch.setattr(evaluation, "identifiability", judging)
     window = (schedule.timesteps[1],) * 2
     given = (tiny_denoiser, schedule, directions, SEEDS)
-    found = evaluate(*given, REFERENCE_SEEDS, LEFT_RIGHT, "asymmetric", window, 5, 3)
-    drawing.assert_called_once_with(*given, injection="asymmetric", window=window, batch=5, cache=None)
-    assert torch.equal(found.traversals.shifted, draw_traversals(*given, SCALES, "asymmetric", window, 5).shifted)
+    found = evaluate(*given, REFERENCE_SEEDS, LEFT_RIGHT, Sampling("asymmetric", window, 5), 3)
+    drawing.assert_called_once_with(*given, sampling=Sampling("asymmetric", window, 5))
+    assert torch.equal(
+        found.traversals.shifted, draw_traversals(*given, SCALES, Sampling("asymmetric", window, 5)).shifted
+    )
     judging.assert_called_once_with(found.traversals, 3, device=tiny_denoiser.device)
     assert {call.kwargs["batch"] for call in looking.call_args_list} == {5}
     assert found.metrics["identifiability"] == 0.25
@@ -535,7 +542,9 @@ def test_what_is_judged_is_what_the_settings_look_at(
     judging = create_autospec(identifiability, return_value=(0.25, 0.5))
     monkeypatch.setattr(evaluation, "identifiability", judging)
     schedule = Schedule.ddim(denoiser, STEPS)
-    made = evaluate(denoiser, schedule, direction_set(denoiser), SEEDS, REFERENCE_SEEDS, batch=5).traversals
+    made = evaluate(
+        denoiser, schedule, direction_set(denoiser), SEEDS, REFERENCE_SEEDS, sampling=Sampling(batch=5)
+    ).traversals
     judged = judging.call_args.args[0]
     assert made.plain.shape == (3, 3, 8, 8) and made.shifted.shape == (3, 2, 4, 3, 8, 8)
     for seen, drawn in ((judged.plain, made.plain), (judged.shifted, made.shifted)):

@@ -15,6 +15,7 @@ from core.metrics.features import features_of
 from core.metrics.networks import Extractor
 from core.metrics.strength import REFERENCE, SEEDS
 from core.metrics.traversals import draw_plain
+from core.samples.draw import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +165,10 @@ def test_a_set_is_calibrated_as_it_will_be_used(
     drawing = create_autospec(strength.draw_traversals, side_effect=strength.draw_traversals)
     monkeypatch.setattr(strength, "draw_traversals", drawing)
     found, window = random.find(tiny_denoiser, schedule, random.Settings(2, 1.0)), (schedule.timesteps[0],) * 2
-    measured = calibrate(tiny_denoiser, schedule, found, 0.5, "asymmetric", window, 5, None, 1e9, pixels)
+    measured = calibrate(tiny_denoiser, schedule, found, 0.5, Sampling("asymmetric", window, 5), 1e9, pixels)
     (call,) = drawing.call_args_list
     assert torch.equal(call.args[2].sigma, found.sigma)
-    assert call.args[3:] == (SEEDS, (-1.0, 1.0), "asymmetric", window, 5, None)
+    assert call.args[3:] == (SEEDS, (-1.0, 1.0), Sampling("asymmetric", window, 5))
     reference = draw_plain(tiny_denoiser, schedule, REFERENCE).flatten(1)[:, :6]
     x_T = noise(SEEDS, tiny_denoiser.sample_shape, torch.float64)
     plain = draw_plain(tiny_denoiser, schedule, SEEDS).flatten(1)[:, :6]

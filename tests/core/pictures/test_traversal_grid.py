@@ -4,14 +4,15 @@ import torch
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.pictures.traversal_grid import grid, to_picture, traversal, traversal_grid
+from core.samples.draw import Sampling
 
 
 def test_a_traversal_moves_one_direction_a_row(tiny_denoiser: Denoiser) -> None:
     schedule = Schedule.ddim(tiny_denoiser, 2)
     table = torch.nn.functional.normalize(torch.ones(2, 1, 32, dtype=torch.float64), dim=2).reshape(2, 1, 8, 2, 2)
     directions = DirectionSet(table, torch.tensor([[1.0], [3.0]], dtype=torch.float64), schedule.timesteps)
-    x_T = noise([5], tiny_denoiser.sample_shape)
-    images = traversal(tiny_denoiser, schedule, directions, seed=5, scales=(-1.0, 0.0, 2.0), batch=4)
+    x_T = noise([5], tiny_denoiser.sample_shape, tiny_denoiser.dtype)
+    images = traversal(tiny_denoiser, schedule, directions, seed=5, scales=(-1.0, 0.0, 2.0), sampling=Sampling(batch=4))
     assert images.shape == (2, 3, 3, 8, 8)
     plain = sample(tiny_denoiser, schedule, x_T)[0]
     assert torch.allclose(images[0, 1], plain, atol=1e-5) and torch.allclose(images[1, 1], plain, atol=1e-5)

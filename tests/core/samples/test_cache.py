@@ -162,7 +162,7 @@ def test_half_of_a_small_disk_is_left_to_others(cache: SampleCache, monkeypatch:
 
 
 def test_a_disk_that_refuses_costs_time_only(cache: SampleCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     source = Source()

@@ -24,7 +24,7 @@ from core.predictors.attributes import Attributes
 from core.randomness import SELECT_SEEDS, noise, step_noise
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
-from core.samples.draw import IMAGES, H, before_step, draw, draw_h, draw_images
+from core.samples.draw import IMAGES, H, Sampling, before_step, draw, draw_h, draw_images
 from core.samples.training import draw_pool, measured_spread, training_seeds
 
 NAMES = (before_step(1), IMAGES, H)
@@ -174,7 +174,7 @@ def test_everything_that_samples_depend_on_is_in_the_key(
     monkeypatch.setattr(unshifted, "_FORMAT", 0)
     keys.append(unshifted._key(denoiser, schedule, seeds))
     monkeypatch.undo()
-    monkeypatch.setattr(unshifted, "_chain_dtype", lambda _: torch.float64)
+    monkeypatch.setattr(Denoiser, "chain_dtype", torch.float64)
     keys.append(unshifted._key(denoiser, schedule, seeds))
     monkeypatch.undo()
     monkeypatch.setattr(torch, "__version__", "0")
@@ -269,9 +269,11 @@ def test_metrics_are_the_same_with_a_cache_and_their_samples_are_drawn_once(
     calibrated = calibrate(denoiser, schedule, directions, 0.1)
     for drawn in (True, False):
         chains.clear()
-        measured = evaluate(denoiser, schedule, directions, seeds, reference, cache=cache)
+        measured = evaluate(denoiser, schedule, directions, seeds, reference, sampling=Sampling(cache=cache))
         assert measured.metrics == plain.metrics
-        assert torch.equal(calibrate(denoiser, schedule, directions, 0.1, cache=cache).sigma, calibrated.sigma)
+        assert torch.equal(
+            calibrate(denoiser, schedule, directions, 0.1, Sampling(cache=cache)).sigma, calibrated.sigma
+        )
         assert bool(chains) == drawn
 
 

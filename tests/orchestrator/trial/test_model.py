@@ -9,12 +9,13 @@ import pytest
 from core.metrics import calibrate, evaluate
 from core.metrics.calibration import STRENGTH, with_dials
 from core.randomness import SELECT_SEEDS
+from core.samples.draw import Sampling
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial import model as module
 from orchestrator.trial.model import TrialModel
 
 SAMPLER = {"steps": 2, "batch": 5, "injection": "asymmetric", "window": [600, 100]}
-ASKED = {"injection": "asymmetric", "window": (600, 100), "batch": 5, "cache": sentinel.cache}
+ASKED = {"sampling": Sampling("asymmetric", (600, 100), 5, sentinel.cache)}
 
 
 def sweep_with(**evaluated: Any) -> Sweep:

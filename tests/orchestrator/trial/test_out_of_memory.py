@@ -55,10 +55,10 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
             raise no_memory()
         return chain(denoiser, schedule, seeds, names)
     def measured(work, limit):
-        def measure(*given, batch, **more):
-            if limit is not None and batch > limit:
+        def measure(*given, sampling, **more):
+            if limit is not None and sampling.batch > limit:
                 raise no_memory()
-            return work(*given, batch=batch, **more)
+            return work(*given, sampling=sampling, **more)
         return measure
     training.sample, unshifted._chain = guarded, drawn
     model.evaluate, model.traversal = measured(evaluate, measures), measured(traversal, pictures)
