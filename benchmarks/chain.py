@@ -62,9 +62,9 @@ def counted() -> list[tuple[str, str, str]]:
     full, frozen, again, kept = (chain_flops(side, denoiser, len(case.schedule)) for side in sides)
     steps = [True, True]
     plain_graph, lean_graph = (
-        chain_costs(d, case.schedule, 1, "symmetric", steps, range(2))[1].graph for d in (denoiser, leaner)
+        chain_costs(d, case.schedule, 1, "symmetric", steps)[1].graph for d in (denoiser, leaner)
     )
-    asymmetric = chain_costs(leaner, case.schedule, 1, "asymmetric", steps, range(2))[1].graph
+    asymmetric = chain_costs(leaner, case.schedule, 1, "asymmetric", steps)[1].graph
     short, long = (
         predict(leaner, Schedule.ddim(denoiser, t), 1, CheckpointSteps(), None, "asymmetric") for t in (10, 40)
     )

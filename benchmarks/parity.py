@@ -37,7 +37,7 @@ from benchmarks.common import RESULTS, machine
 from core import Denoiser, Schedule
 from core.methods.learned.optimiser import Group, TorchOptimiser
 from core.methods.learned.shift_control import Parametrisation
-from core.methods.learned.training import Learner, Settings
+from core.methods.learned.training import Learner, Settings, Workers
 from orchestrator.spec.checks import unworkable
 from orchestrator.spec.sections import DeepSpeed
 from orchestrator.store.state_file import read_state
@@ -127,7 +127,7 @@ def _train(job: Job, rank: int, model: Path, folder: Path) -> None:
     micro = job.micro_batch or BATCH // job.world
     engines, place = Engines(DeepSpeed(**job.deepspeed), micro), folder / job.name
     try:
-        learner = Learner(denoiser, schedule, settings(job, micro), engines.make, rank, job.world)
+        learner = Learner(denoiser, schedule, settings(job, micro), Workers(engines.make, rank, job.world))
         first = engines.load(folder / job.resume / "state") if job.resume else 0
         began = time.monotonic()
         losses = [_mean(learner.iterate(n)) for n in range(first, job.iterations)]
@@ -200,7 +200,7 @@ def plain(model: Path, job: Job) -> Plain:
     For bf16 it starts from weights rounded to that: DeepSpeed's copies in float32 do too.
     """
     torch.set_num_threads(1)
-    learner = Learner(*_model(model), settings(job, job.micro_batch), partial(Clipped, job.gradient_clipping))
+    learner = Learner(*_model(model), settings(job, job.micro_batch), Workers(partial(Clipped, job.gradient_clipping)))
     networks = {"explorer": learner.explorer, "discriminator": learner.discriminator}
     for network in networks.values():
         for parameter in network.parameters() if job.precision == "bf16" else ():

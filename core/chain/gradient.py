@@ -186,7 +186,7 @@ def predict(
         blueprint = _by_blocks(blueprint)
     inside = schedule.steps_in_window(window)
     first = inside.index(True)
-    costs = chain_costs(blueprint, schedule, batch, injection, inside, range(first, len(schedule)))
+    costs = chain_costs(blueprint, schedule, batch, injection, inside[first:])
     states = state * (len(costs) + 1 + (len(schedule) if schedule.stochastic else 0))
     if policy == KeepSteps() and memory is not None:
         policy = KeepSteps(max(memory - network - states - max(cost.extra_peak for cost in costs), 0))

@@ -162,7 +162,7 @@ def costs(
 ) -> list[StepCost]:
     """Return the cost of each of `steps` for a chain that starts at `x`."""
     blueprint = denoiser.blueprint()
-    return chain_costs(blueprint, schedule, len(x), injection, shifted, steps, x.requires_grad)
+    return chain_costs(blueprint, schedule, len(x), injection, [shifted[i] for i in steps], x.requires_grad)
 
 
 def chain_costs(
@@ -171,17 +171,16 @@ def chain_costs(
     batch: int,
     injection: Injection,
     shifted: Sequence[bool],
-    steps: range,
     differentiable: bool = False,
 ) -> list[StepCost]:
-    """Return the cost of each of `steps`, counted on a denoiser without weights.
+    """Return the cost of each of successive steps, counted on a denoiser without weights.
 
-    Steps before the first shift keep nothing, unless x itself is `differentiable`.
+    shifted: whether each step is; steps before the first shift keep nothing, unless x itself is `differentiable`.
     """
     step_costs = []
-    for i in steps:
-        step_costs.append(_cost(blueprint, schedule, batch, injection, shifted[i], differentiable))
-        differentiable = differentiable or shifted[i]
+    for is_shifted in shifted:
+        step_costs.append(_cost(blueprint, schedule, batch, injection, is_shifted, differentiable))
+        differentiable = differentiable or is_shifted
     return step_costs
 
 

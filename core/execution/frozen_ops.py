@@ -5,7 +5,7 @@ of its weight even where the weight is frozen (pytorch issue 133566). It also ke
 normalisation that SiLU follows.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +13,36 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+class Geometry(NamedTuple):
+    """How a convolution moves over the image. size: (H, W) of the result of a transposed one, where a stride above 1
+    allows several sizes.
+    """
+
+    stride: int = 1
+    padding: int = 0
+    transposed: bool = False
+    size: torch.Size | None = None
+
+
 class FrozenConv2d(torch.autograd.Function):
     """A convolution, or a transposed one, that keeps only the size of its input [N, C, H, W].
 
-    Each of the two is the adjoint of the other, so the backward pass is one call of the other.
+    Each of the two is the adjoint of the other, so the backward pass is one call of the other, and can be
+    differentiated again.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         """Return the convolution of `x`, transposed or not."""
-        ctx.weight, ctx.geometry = weight, (stride, padding, not transposed, x.shape[2:])
-        return convolution(x, weight, bias, stride, padding, transposed)
+        ctx.weight = weight
+        ctx.adjoint = geometry._replace(transposed=not geometry.transposed, size=x.shape[2:])
+        return convolution(x, weight, bias, geometry)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient with respect to `x`."""
-        return convolution(grad, ctx.weight, None, *ctx.geometry), None, None, None, None, None
+        back: Tensor = FrozenConv2d.apply(grad, ctx.weight, None, ctx.adjoint)  # type: ignore[no-untyped-call]
+        return back, None, None, None
 
 
 class NormSiLU(torch.autograd.Function):
@@ -61,19 +72,9 @@ class NormSiLU(torch.autograd.Function):
         return back, None, None, None, None
 
 
-def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int = 1,
-    padding: int = 0,
-    transposed: bool = False,
-    size: torch.Size | None = None,
-) -> Tensor:
-    """Return torch's own convolution of `x`, or its transposed convolution.
-
-    size: (H, W) of the result of a transposed convolution, where a stride above 1 allows several sizes.
-    """
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Return torch's own convolution of `x`, or its transposed convolution."""
+    stride, padding, transposed, size = geometry
     if not transposed:
         return F.conv2d(x, weight, bias, stride, padding)
     least = [(length - 1) * stride - 2 * padding + weight.shape[2] for length in x.shape[2:]]

@@ -35,6 +35,7 @@ from diffusers.models.unets.unet_2d_blocks import (
 from torch import Tensor, nn
 
 from core.execution import frozen_ops
+from core.execution.frozen_ops import Geometry
 from core.execution.split_resnet import Module, ResnetPart, resnet_parts, weights_of
 from core.execution.streaming import Streamed
 from core.model.cuts import Features, Form, NetworkInputs
@@ -156,7 +157,7 @@ class LeanUNet(UNetCut):
                 sample = self._run(up_block, block, sample, time, context, *(skip for skip, _ in own))
                 continue
             for (resnet, attention), (_, contribution) in zip(_layers(block), reversed(own), strict=True):
-                sample = self._run(self._up_resnet, resnet, attention, sample, time, context, *contribution)
+                sample = self._run(self._resnet, resnet, attention, sample, time, context, *contribution)
             for upsampler in block.upsamplers or ():
                 sample = self._run(self._upsample, upsampler, sample, time)
         return self.finish(sample)
@@ -195,21 +196,6 @@ class LeanUNet(UNetCut):
         inner, outer = self._enter(parts[1], skip[:, border:], time)
         return SkipContribution(skip[:, :border] if border else None, inner, outer)
 
-    def _up_resnet(
-        self,
-        resnet: Module,
-        attention: Module | None,
-        sample: Tensor,
-        time: Tensor,
-        context: Context,
-        head: Tensor | None,
-        inner: Tensor | None,
-        outer: Tensor | None,
-    ) -> Tensor:
-        if head is not None:
-            sample = torch.cat([sample, head], dim=1)
-        return self._resnet(resnet, attention, sample, time, context, inner, outer)
-
     def _resnet(
         self,
         resnet: Module,
@@ -217,9 +203,12 @@ class LeanUNet(UNetCut):
         sample: Tensor,
         time: Tensor,
         context: Context,
-        shared_inner: Tensor | None = None,
-        shared_outer: Tensor | None = None,
+        *contribution: Tensor | None,
     ) -> Tensor:
+        """Return `sample` after a resnet and the attention behind it. contribution: of a skip, as SkipContribution."""
+        head, shared_inner, shared_outer = contribution or SkipContribution(None)
+        if head is not None:
+            sample = torch.cat([sample, head], dim=1)
         parts = self._resnet_parts.get(resnet)
         if parts is None:
             sample = resnet(sample, time)
@@ -236,12 +225,12 @@ class LeanUNet(UNetCut):
     def _enter(self, part: ResnetPart, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the channels of `x` add to (a resnet's first convolution, its output)."""
         inner = self._norm_silu(x, *part.norm, part.groups, part.eps)
-        inner = self._convolve(inner, part.weight, part.bias, 1, 1, False)
+        inner = self._convolve(inner, part.weight, part.bias, Geometry(padding=1))
         if part.time is not None:
             inner = inner.add_(part.time(F.silu(time))[:, :, None, None])
         if part.shortcut is None:
             return inner, x
-        return inner, self._convolve(x, part.shortcut, part.shortcut_bias, 1, 0, False)
+        return inner, self._convolve(x, part.shortcut, part.shortcut_bias, Geometry())
 
     def _downsample(self, module: Module, sample: Tensor, time: Tensor) -> Tensor:
         if type(module) is not Downsample2D:  # a resnet
@@ -254,11 +243,11 @@ class LeanUNet(UNetCut):
 
     def _upsample(self, module: Module, sample: Tensor, time: Tensor) -> Tensor:
         if module in self._doubling:
-            return self._convolve(sample, self._doubling[module], module.conv.bias, 2, 1, True)
+            return self._convolve(sample, self._doubling[module], module.conv.bias, Geometry(2, 1, transposed=True))
         return _tensor(module(sample) if type(module) is Upsample2D else module(sample, temb=time))
 
     def _conv(self, module: Module, x: Tensor) -> Tensor:
-        return self._convolve(x, module.weight, module.bias, module.stride[0], module.padding[0], False)
+        return self._convolve(x, module.weight, module.bias, Geometry(module.stride[0], module.padding[0]))
 
     def _norm(self, module: Module, x: Tensor) -> Tensor:
         return self._norm_silu(x, module.weight, module.bias, module.num_groups, module.eps)

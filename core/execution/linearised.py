@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core.execution.frozen_ops import convolution
 from core.execution.lean import LeanUNet
 from core.execution.streaming import Streamed
 from core.model.cuts.unet import UNetCut
@@ -54,25 +53,6 @@ def _one_by_one(output: Tensor, at: Tensor, vectors: Tensor) -> Tensor:
     rows = torch.split(vectors.to(output), 1)
     with _differentiable_twice():  # blocks that run again (core.execution.streaming) must run as they did before
         return torch.cat([torch.autograd.grad(output, at, row, retain_graph=True)[0] for row in rows])
-
-
-class _Convolution(torch.autograd.Function):
-    """A convolution, or a transposed one; each is the derivative of the other. Only x is differentiated."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool
-    ) -> Tensor:
-        ctx.weight, ctx.geometry = weight, (stride, padding, transposed)
-        return convolution(x, weight, bias, stride, padding, transposed)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        stride, padding, transposed = ctx.geometry
-        back: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]  # torch's own stub
-            grad, ctx.weight, None, stride, padding, not transposed
-        )
-        return back, None, None, None, None, None
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -152,7 +132,6 @@ class LinearisedUNet(LeanUNet):
     GroupNorm everything that second derivatives need. Only the part that is linear in the cotangent is needed here.
     """
 
-    _convolve = staticmethod(_Convolution.apply)
     _norm_silu = staticmethod(_NormSiLU.apply)
 
 

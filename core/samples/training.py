@@ -67,18 +67,17 @@ class Pool:
 def draw_pool(
     denoiser: Denoiser,
     schedule: Schedule,
-    size: int,
-    seed: int = 0,
+    seeds: range,
     batch: int = 64,
     first: int = 0,
     cache: SampleCache | None = None,
 ) -> tuple[Pool, Tensor]:
-    """Draw `size` training samples. Return their pool and the h of their chains [T, P, *h_shape], float32, on the CPU.
+    """Return the pool of these training samples, and the h of their chains [T, P, *h_shape], float32, on the CPU.
 
-    first: the first step that will be shifted; the steps before it run only here.
+    seeds: from `training_seeds`; first: the first step that will be shifted; the steps before it run only here.
     """
-    seeds, state = training_seeds(size, seed), before_step(first)
-    h = torch.empty(len(schedule), size, *denoiser.h_shape)
+    state = before_step(first)
+    h = torch.empty(len(schedule), len(seeds), *denoiser.h_shape)
     states, images, done = [], [], 0
     for part in draw(denoiser, schedule, seeds, (state, IMAGES, H), batch, cache):
         h[:, done : done + len(part[IMAGES])] = part[H].cpu().float()

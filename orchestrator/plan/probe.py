@@ -186,7 +186,9 @@ def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: learned.Settin
     small = replace(attempt.settings, batch=micro, pool=max(2, micro), start="random", window=window)
     engines = Engines(sweep.deepspeed, micro)
     try:
-        learner = learned.Learner(denoiser, schedule, small, engines.make, draw_batch=attempt.draw_batch)
+        learner = learned.Learner(
+            denoiser, schedule, small, learned.Workers(engines.make), draw_batch=attempt.draw_batch
+        )
         taken = [_timed(lambda: learner.iterate(0))]
         while sum(taken[1:]) < _TIMED_S and len(taken) < 6 and (len(taken) < 2 or taken[0] < _TIMED_S):
             taken.append(_timed(lambda: learner.iterate(len(taken))))

@@ -149,10 +149,10 @@ def sweep_state(folder: SweepFolder, done: bool = False) -> str:
 
     done: True where the caller drives the sweep and has its result.
     """
-    holder = None if done else driver(folder.lock)
-    if holder is not None:
-        return f"running ({holder})"
-    return "complete" if done or folder.result.is_file() else "interrupted, the same command goes on"
+    if done or folder.result.is_file():
+        return "complete"
+    holder = driver(folder.lock)
+    return f"running ({holder})" if holder else "interrupted, the same command goes on"
 
 
 def ends_at(marks: Sequence[Mark], iterations: int) -> float | None:

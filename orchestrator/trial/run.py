@@ -256,16 +256,9 @@ def _train(
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with state.running():
+            workers = learned.Workers(engines.make, ranks.rank, ranks.world, ranks.lead)
             learner = learned.Learner(
-                trial_model.denoiser,
-                trial_model.schedule,
-                settings,
-                engines.make,
-                ranks.rank,
-                ranks.world,
-                drawing.batch,
-                trial_model.cache,
-                ranks.lead,
+                trial_model.denoiser, trial_model.schedule, settings, workers, drawing.batch, trial_model.cache
             )
         if path is not None:
             engines.load(path / "engines")

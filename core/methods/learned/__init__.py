@@ -1,5 +1,5 @@
 """The learned method: shift control, reconstructor and discriminator, trained together through the whole chain."""
 
-from core.methods.learned.training import Learner, Settings, find
+from core.methods.learned.training import Learner, Settings, Workers, find
 
-__all__ = ["Learner", "Settings", "find"]
+__all__ = ["Learner", "Settings", "Workers", "find"]

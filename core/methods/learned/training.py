@@ -44,7 +44,7 @@ from core.methods.learned.shift_control import (
 from core.model.denoiser import Denoiser
 from core.randomness import generator, step_noise
 from core.samples.cache import SampleCache
-from core.samples.training import Pool, draw_pool
+from core.samples.training import Pool, draw_pool, training_seeds
 
 Lead = Callable[[Callable[[], Any]], Any]  # runs a function in one worker and returns its result in all of them
 Start = Literal["flattest", "pca", "random"]
@@ -106,14 +106,28 @@ def _in_this_process(work: Callable[[], Any]) -> Any:
     return work()
 
 
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train together, as one of them sees them.
+
+    make_optimiser: makes an optimiser over all of them; rank, world: the number of this one, and of all; lead: runs
+    work in one of them and returns its result in all.
+    """
+
+    make_optimiser: MakeOptimiser = TorchOptimiser
+    rank: int = 0
+    world: int = 1
+    lead: Lead = _in_this_process
+
+
 class Learner:
     """A run of the learned method. `iterate(n)` runs iteration n, `directions()` returns the current set.
 
     Iteration n draws its samples, directions and magnitudes only from (seed, n), so a resumed run continues exactly
     where the interrupted one stopped.
-    rank, world: the number of this worker and of all workers; each takes its share of every batch.
+    workers: the processes that train together; each takes its share of every batch, and one draws the pool for all.
     draw_batch: samples of the pool that are drawn at a time; cache: where they are read and kept. The steps before the
-    window run only when the pool is drawn. lead: runs this drawing in one of the workers for all.
+    window run only when the pool is drawn.
     """
 
     def __init__(
@@ -121,20 +135,18 @@ class Learner:
         denoiser: Denoiser,
         schedule: Schedule,
         settings: Settings,
-        make_optimiser: MakeOptimiser = TorchOptimiser,
-        rank: int = 0,
-        world: int = 1,
+        workers: Workers = Workers(),
         draw_batch: int = 64,
         cache: SampleCache | None = None,
-        lead: Lead = _in_this_process,
     ) -> None:
         self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
+        world, lead, make_optimiser = workers.world, workers.lead, workers.make_optimiser
         self.micro_batch = settings.micro_batch or settings.batch // world
         if settings.batch % (self.micro_batch * world):
             raise UserError(
                 f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
             )
-        self.rank, self.world = rank, world
+        self.rank, self.world = workers.rank, world
         pool, spread, start = lead(partial(self._drawn, draw_batch, cache))
         self.pool = pool.to(denoiser.device)
         with torch.random.fork_rng():
@@ -158,7 +170,8 @@ class Learner:
         """Return the pool, the spread of h [T], and the start of the directions or None; on the CPU."""
         settings = self.settings
         first = self.schedule.steps_in_window(settings.window).index(True)
-        pool, h = draw_pool(self.denoiser, self.schedule, settings.pool, settings.seed, batch, first, cache)
+        seeds = training_seeds(settings.pool, settings.seed)
+        pool, h = draw_pool(self.denoiser, self.schedule, seeds, batch, first, cache)
         if not torch.isfinite(h).all():
             raise NonFiniteError(f"h of model '{self.denoiser.name}' became NaN or infinite in its training samples")
         start = None

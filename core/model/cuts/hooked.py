@@ -6,7 +6,7 @@ asymmetric step takes two passes, where a network with a cut takes one and a par
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Self
 
@@ -54,6 +54,8 @@ class HookedCut(Cut):
         """Prepare a pass up to the tap; the network runs when it is decoded, or when h is read."""
         cast = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in inputs.items()}
 
+        call = partial(self._call, self.network, x_t.to(self.dtype), t, cast)
+
         def run(at_tap: AtTap) -> Tensor:
             def change(_module: Any, _inputs: Any, output: Any) -> Any:
                 parts = _parts(output)
@@ -62,9 +64,7 @@ class HookedCut(Cut):
                     return at_tap(output, None)
                 return (*parts[:n], at_tap(parts[n], n), *parts[n + 1 :])
 
-            output: Tensor = self._run(
-                _hooked, self.network, self.name, change, self._call, x_t.to(self.dtype), t, cast
-            )
+            output: Tensor = self._run(_hooked, self.network.get_submodule(self.name), change, call)
             return output
 
         return HookedFeatures(self.tap, run, len(x_t))
@@ -167,13 +167,11 @@ class HookedFeatures(Features):
         return HookedFeatures(self.tap, self.run, self.count, guided=True)
 
 
-def _hooked(
-    network: Network, name: str, change: Callable[..., Any], call: Call, x_t: Tensor, t: Tensor, inputs: NetworkInputs
-) -> Tensor:
-    """Run one pass in which `change` replaces the output of the submodule `name`."""
-    hook = network.get_submodule(name).register_forward_hook(change)
+def _hooked(module: Any, change: Callable[..., Any], run: Callable[[], Tensor]) -> Tensor:
+    """Return what `run` returns while `change` replaces the output of the submodule."""
+    hook = module.register_forward_hook(change)
     try:
-        return call(network, x_t, t, inputs)
+        return run()
     finally:
         hook.remove()
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core import Denoiser, Schedule, noise
 from core.chain.step_memory import chain_costs
-from core.execution.frozen_ops import FrozenConv2d, NormSiLU, upsampling_weight
+from core.execution.frozen_ops import FrozenConv2d, Geometry, NormSiLU, upsampling_weight
 from core.execution.lean import LeanUNet, lean
 from core.model.cuts.unet import without_skips
 
@@ -132,7 +132,7 @@ def test_what_it_saves_on_a_large_model() -> None:
     encoder, decoder = flops(lambda: leaner.encode(x, 5)), flops(lambda: leaner.decode(features, delta_h))
     assert once == pytest.approx(2 * 248.5e9, rel=1e-3)
     assert 2 * once / (encoder + 2 * decoder) > 1.41  # one asymmetric step, two UNets over ours
-    graphs = [chain_costs(d, schedule, 1, "asymmetric", [True] * 2, range(2))[1].graph for d in (plain, leaner)]
+    graphs = [chain_costs(d, schedule, 1, "asymmetric", [True] * 2)[1].graph for d in (plain, leaner)]
     assert graphs[0] / graphs[1] > 3.8
 
 
@@ -151,7 +151,8 @@ def test_a_frozen_convolution_against_finite_differences(stride: int, transposed
     x = torch.randn(2, 3, *size, generator=random, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 3, 3, 3, generator=random, dtype=torch.float64)
     bias = torch.randn(3, generator=random, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: FrozenConv2d.apply(x, weight, bias, stride, 1, transposed), x)
+    convolved = lambda x: FrozenConv2d.apply(x, weight, bias, Geometry(stride, 1, transposed))  # noqa: E731
+    assert torch.autograd.gradcheck(convolved, x) and torch.autograd.gradgradcheck(convolved, x)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "a part", "one sample"])

@@ -281,7 +281,7 @@ def test_the_pool_starts_where_the_window_does(tiny_denoiser: Denoiser) -> None:
     """x_0 and the gradient of the directions are those of the whole chain from x_T."""
     schedule = Schedule.ddim(tiny_denoiser, 4, eta=0.5)
     window = (schedule.timesteps[2], schedule.timesteps[3])
-    pool, h = draw_pool(tiny_denoiser, schedule, 6, first=2)
+    pool, h = draw_pool(tiny_denoiser, schedule, training_seeds(6, 0), first=2)
     assert pool.first_step == 2 and h.shape[:2] == (4, 6)
     x_T = noise(pool.seeds, tiny_denoiser.sample_shape, torch.float64)
     z = step_noise(pool.seeds, tiny_denoiser.sample_shape, 4, torch.float64)
@@ -323,7 +323,7 @@ from core.model.condition import Condition
 from core.model.cuts import Cut
 from core.model.cuts.unet import UNetCut
 from core.samples.cache import SampleCache
-from core.samples.training import draw_pool
+from core.samples.training import draw_pool, training_seeds
 run, count = unshifted._chain, 0
 def counted(*arguments):
     global count
@@ -333,7 +333,8 @@ unshifted._chain = counted
 denoiser = Denoiser.from_pretrained("digits")
 print("ready", flush=True)
 sys.stdin.readline()
-pool, h = draw_pool(denoiser, Schedule.ddim(denoiser, 2), 96, batch=8, cache=SampleCache(Path(sys.argv[1]), block=8))
+cache = SampleCache(Path(sys.argv[1]), block=8)
+pool, h = draw_pool(denoiser, Schedule.ddim(denoiser, 2), training_seeds(96, 0), batch=8, cache=cache)
 print(count, float(h.double().sum()), float(pool.x_0.double().sum()), flush=True)
 """
 

@@ -39,7 +39,7 @@ def test_the_spread_is_the_distance_of_a_typical_sample_from_the_mean(
 
 @pytest.mark.parametrize("first", [0, 2])
 def test_the_pool_has_each_samples_state_image_and_h(tiny_denoiser: Denoiser, schedule: Schedule, first: int) -> None:
-    pool, h = draw_pool(tiny_denoiser, schedule, 5, seed=1, batch=2, first=first)
+    pool, h = draw_pool(tiny_denoiser, schedule, training_seeds(5, 1), batch=2, first=first)
     assert pool.seeds == training_seeds(5, 1) and pool.first_step == first
     x_T = noise(pool.seeds, tiny_denoiser.sample_shape, torch.float64)
     x_0, expected = trajectory(tiny_denoiser, schedule, x_T)

@@ -138,16 +138,16 @@ def test_where_memory_runs_out_the_options_that_help_are_told(
 
 @pytest.mark.slow
 def test_the_model_is_run_as_it_is_asked_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[dict[str, Any]] = []
+    opened: list[ModelOptions] = []
 
-    def stop(*_: Any, **given: Any) -> None:
-        opened.append(given)
+    def stop(_: Path, options: ModelOptions) -> None:
+        opened.append(options)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(EditSession, "open", stop)
     given = ["--precision", "bf16", "--weights", "cpu", "--steps", "5"]
     assert cli.main(["explore", str(bundle), "--port", str(free_port()), *given]) == 130
-    assert opened == [{"steps": 5, "any_model": False, "precision": "bf16", "weights": "cpu"}]
+    assert opened == [ModelOptions(steps=5, precision="bf16", weights="cpu")]
 
 
 def test_without_gradio_the_command_that_installs_it_is_told(

@@ -12,7 +12,7 @@ from core.methods import learned
 from core.model import catalogue
 from core.samples.cache import SampleCache
 from core.samples.draw import draw_images
-from core.samples.training import draw_pool
+from core.samples.training import draw_pool, training_seeds
 from orchestrator.plan import disk_use as upkeep
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial.footprint import heaviest, without_weights
@@ -59,7 +59,7 @@ def test_the_state_of_a_trial_is_as_large_as_was_counted(
     sweep = sweep_of(tiny_model, deepspeed={"zero": 0})
     settings = heaviest(sweep)
     engines = Engines(sweep.deepspeed, settings.batch)
-    learner = learned.Learner(trial_model.denoiser, trial_model.schedule, settings, engines.make)
+    learner = learned.Learner(trial_model.denoiser, trial_model.schedule, settings, learned.Workers(engines.make))
     learner.iterate(0)
     engines.snapshot(1).write(tmp_path)
     engines.close()
@@ -71,7 +71,7 @@ def test_the_state_of_a_trial_is_as_large_as_was_counted(
 def test_the_cache_is_as_large_as_was_counted(trial_model: TrialModel, tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_of(tiny_model, evaluate={"seeds": 6})
     cache = SampleCache(tmp_path)
-    draw_pool(trial_model.denoiser, trial_model.schedule, 70, cache=cache)
+    draw_pool(trial_model.denoiser, trial_model.schedule, training_seeds(70, 0), cache=cache)
     for first in (1 << 30, 2 << 30):  # to choose by, and to report on
         for part in (range(first, first + 6), range(first + 6, first + 30)):
             list(draw_images(trial_model.denoiser, trial_model.schedule, part, cache=cache))

@@ -16,7 +16,7 @@ SCRIPT = """
 import json, pathlib, sys
 from core import DirectionSet
 from core.methods import learned
-from orchestrator.trial import model
+from orchestrator.trial import model as trial_model
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.outcome import Preempted
 from orchestrator.spec import parse
@@ -26,7 +26,7 @@ model, root, cases = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(sys.argv
 sweep = parse({"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
                "train": {"iterations": 4, "batch": 4, "micro_batch": 2, "pool": 32},
                "evaluate": {"every": 2, "seeds": 6}, "gradient": {"policy": "full_graph"}})
-iterate, evaluate = learned.Learner.iterate, model.evaluate
+iterate, evaluate = learned.Learner.iterate, trial_model.evaluate
 
 def start(folder, stop_in=None, stop_measuring=None):
     asked, reached, ran, reports = [], [0], [], []
@@ -38,7 +38,7 @@ def start(folder, stop_in=None, stop_measuring=None):
     def measured(*given, **more):
         asked.extend([1] if reached[0] == stop_measuring else [])
         return evaluate(*given, **more)
-    learned.Learner.iterate, model.evaluate = iterated, measured
+    learned.Learner.iterate, trial_model.evaluate = iterated, measured
     ended = "whole"
     try:
         for report in run_trial({"method": "learned", "directions": 3}, sweep, folder,

@@ -130,7 +130,7 @@ def trial(
     taught.directions.return_value = a_set
 
     def learner(*given: Any) -> Any:
-        _, _, settings, _, _, _, draw_batch, cache, _ = given
+        _, _, settings, _, draw_batch, cache = given
         made.happens("learner", settings, draw_batch, cache)
         return taught
 

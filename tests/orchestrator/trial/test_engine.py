@@ -20,7 +20,7 @@ import json, pathlib, shutil, sys, warnings
 import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule
-from core.methods.learned.training import Learner, Settings
+from core.methods.learned.training import Learner, Settings, Workers
 from orchestrator.store.state_file import read_state, write_state
 from orchestrator.trial.engine import Engines, EngineError
 from orchestrator.spec.sections import DeepSpeed
@@ -36,7 +36,7 @@ ours = DeepSpeed(zero=int(zero), offload_optimizer=offload, precision=precision)
 
 def fresh():
     engines = Engines(ours, 2)
-    return engines, Learner(denoiser, schedule, settings, engines.make)
+    return engines, Learner(denoiser, schedule, settings, Workers(engines.make))
 
 engines, learner = fresh()
 losses = [learner.iterate(n) for n in range(2)]

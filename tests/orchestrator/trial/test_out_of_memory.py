@@ -19,7 +19,7 @@ from core import DirectionSet
 from core.samples import draw as unshifted
 from core.methods import learned
 from core.methods.learned import training
-from orchestrator.trial import model
+from orchestrator.trial import model as trial_model
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.outcome import classify
 from orchestrator.spec import parse
@@ -30,7 +30,7 @@ model, cases = sys.argv[1], json.loads(sys.argv[2])
 rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
 parameters = {"method": "learned", "directions": 3, **rates}
 sample, chain, iterate = training.sample, unshifted._chain, learned.Learner.iterate
-evaluate, traversal = model.evaluate, model.traversal
+evaluate, traversal = trial_model.evaluate, trial_model.traversal
 ran, alive, most_alive = [], weakref.WeakSet(), []
 
 def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None, measures=None, pictures=None,
@@ -61,7 +61,7 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
             return work(*given, sampling=sampling, **more)
         return measure
     training.sample, unshifted._chain = guarded, drawn
-    model.evaluate, model.traversal = measured(evaluate, measures), measured(traversal, pictures)
+    trial_model.evaluate, trial_model.traversal = measured(evaluate, measures), measured(traversal, pictures)
     def iterated(self, n):
         ran.append(n)
         alive.add(self)

@@ -12,6 +12,7 @@ from core.methods import random
 from core.metrics import evaluate, moved
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
+from core.samples.draw import Sampling
 from orchestrator.edit.session import EditSession, ModelOptions
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.checkpoints import CheckpointError, TrialFolder
@@ -83,11 +84,11 @@ def test_memory_that_runs_out_halves_what_is_drawn_at_a_time(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return find(denoiser, schedule, settings, batch, cache)
 
-    def tight_evaluate(*given: Any, batch: int, **more: Any) -> Any:
-        tried.append(batch)
-        if batch > 8:
+    def tight_evaluate(*given: Any, sampling: Sampling, **more: Any) -> Any:
+        tried.append(sampling.batch)
+        if sampling.batch > 8:
             raise RuntimeError("CUDA error: out of memory")
-        return measure(*given, batch=batch, **more)
+        return measure(*given, sampling=sampling, **more)
 
     monkeypatch.setattr(random, "find", tight_find)
     monkeypatch.setattr(model_module, "evaluate", tight_evaluate)

@@ -20,7 +20,7 @@ from core.methods import learned, random
 from core.methods.learned import training
 from core.methods.learned.optimiser import Group, Optimiser, TorchOptimiser
 from core.methods.learned.shift_control import flattest_directions, leading_components
-from core.methods.learned.training import Learner, Settings
+from core.methods.learned.training import Learner, Settings, Workers
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator, step_noise
 from core.samples.training import draw_pool, measured_spread, training_seeds
 
@@ -131,7 +131,7 @@ def test_each_part_has_its_own_optimiser_and_rate(denoiser: Denoiser, schedule: 
     """Two networks descend together at two rates; the discriminator alone has less momentum."""
     make = create_autospec(TorchOptimiser)
     settings = replace(SETTINGS, direction_rate=0.5, reconstructor_rate=0.3, discriminator_rate=0.1, micro_batch=2)
-    learner = Learner(denoiser, schedule, settings, make)
+    learner = Learner(denoiser, schedule, settings, Workers(make))
     (explorer, critic) = (call.args for call in make.call_args_list)
     assert explorer[:2] == ("explorer", learner.explorer) and critic[:2] == ("discriminator", learner.discriminator)
     assert explorer[3] == critic[3] == 2, "micro-batches of a step"
@@ -161,7 +161,7 @@ def test_an_update_is_one_step_of_adam_on_the_mean_of_the_losses() -> None:
 def test_directions_start_where_they_are_told_to(denoiser: Denoiser, schedule: Schedule, start: str) -> None:
     settings = replace(SETTINGS, start=start, seed=1, orthonormal=False, window=(schedule.timesteps[1], 0))
     learner = Learner(denoiser, schedule, settings)
-    pool, h = draw_pool(denoiser, schedule, 32, 1, first=1)
+    pool, h = draw_pool(denoiser, schedule, training_seeds(32, 1), first=1)
     assert learner.pool.seeds == pool.seeds and torch.equal(learner.pool.x_t, pool.x_t)
     expected = {
         "flattest": flattest_directions(h, 3, "shared", 1),
@@ -269,7 +269,7 @@ def test_checkpointing_does_not_change_what_is_learned(denoiser: Denoiser, sched
 def test_workers_share_a_batch(denoiser: Denoiser, schedule: Schedule) -> None:
     """Two workers' gradients average to those of one, and together they see every sample once."""
     alone, _ = run(denoiser, schedule, SETTINGS, 1)
-    halves = [Learner(denoiser, schedule, SETTINGS, rank=rank, world=2) for rank in (0, 1)]
+    halves = [Learner(denoiser, schedule, SETTINGS, Workers(rank=rank, world=2)) for rank in (0, 1)]
     for half in halves:
         half.iterate(0)
     assert apart(sum(map(gradient_of, halves)) / 2, gradient_of(alone)) < 1e-3
@@ -349,7 +349,7 @@ def test_settings_that_cannot_be(change: dict, message: str) -> None:
 
 def test_a_batch_that_workers_cannot_share(denoiser: Denoiser, schedule: Schedule) -> None:
     with pytest.raises(UserError, match="batch: got 4; 3 workers with micro-batches of 1 must share it"):
-        Learner(denoiser, schedule, SETTINGS, world=3)
+        Learner(denoiser, schedule, SETTINGS, Workers(world=3))
 
 
 @pytest.mark.slow
