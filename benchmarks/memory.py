@@ -13,7 +13,7 @@ from core import Denoiser, Schedule
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, GradientPolicy, KeepSteps, PredictedMemory, predict
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
-from orchestrator.plan.memory import VENDED
+from orchestrator.plan.memory import COMMON_GPUS
 from orchestrator.spec import size_bytes
 from orchestrator.trial.footprint import usable
 
@@ -83,7 +83,7 @@ def rows(denoiser: Denoiser, micro_batches: Iterable[int] = MICRO_BATCHES, steps
 def _row(name: str, denoiser: Denoiser, schedule: Schedule, micro_batch: int, policy: GradientPolicy) -> Row:
     whole = predict(denoiser, schedule, micro_batch, policy, memory=1 << 60)
     verdicts = []
-    for device in VENDED:
+    for device in COMMON_GPUS:
         room = usable(size_bytes(device))
         said = predict(denoiser, schedule, micro_batch, policy, memory=room)
         kept = f"{said.kept} of {len(schedule)}" if isinstance(policy, KeepSteps) else "yes"
@@ -93,7 +93,7 @@ def _row(name: str, denoiser: Denoiser, schedule: Schedule, micro_batch: int, po
 
 def document(tables: dict[str, list[Row]]) -> str:
     """The page."""
-    heads = ["", "micro-batch", "weights", "kept until the way back", "work of a step", "peak, GB", *VENDED]
+    heads = ["", "micro-batch", "weights", "kept until the way back", "work of a step", "peak, GB", *COMMON_GPUS]
     rule = "|" + "---|" * len(heads)
     parts = [
         "\n".join([f"## {name}", "", f"| {' | '.join(heads)} |", rule, *map(str, found)])

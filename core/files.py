@@ -12,6 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")  # of weights; they can run code, and are never read
 TEMPORARY = ".writing-"  # beginning of the names of `atomic_file`'s temporary folders
 
 

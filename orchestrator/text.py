@@ -162,13 +162,13 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
-def number(value: object) -> str:
+def number(value: object, digits: int = 3) -> str:
     """Return a value for a table: a measured one with three digits, `-` for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def signed(value: float) -> str:
@@ -181,3 +181,8 @@ def spread(mean: float | None, deviation: float | None) -> str:
     if mean is None:
         return "-"
     return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def in_code(text: object) -> str:
+    """Return a text of one line that cannot break out of its backticks in Markdown."""
+    return " ".join(str(text).replace("`", "'").split())

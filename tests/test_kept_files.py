@@ -15,6 +15,7 @@ from orchestrator.search.ledger import Ledger
 from orchestrator.search.ranking import rows
 from orchestrator.store.folder import SweepFolder
 from orchestrator.sweep.record import SweepRecord
+from orchestrator.sweep.resume import settle
 from orchestrator.tracking.outbox import Outbox
 
 KEPT = Path(__file__).parent / "kept"
@@ -46,7 +47,7 @@ def test_a_sweep_goes_on(begun: SweepFolder) -> None:
     assert sweep.identity() == begun.read()["identity"]
     outbox = create_autospec(Outbox, instance=True)
     record = SweepRecord(sweep, begun, Ledger(sweep, begun.study_place, begun.read()["weights"]), outbox)
-    assert sorted(record.settle()) == ["02231d20cd", "2b939e1003"]
+    assert sorted(settle(record)) == ["02231d20cd", "2b939e1003"]
     waiting = {assignment.trial_id for _ in range(2) if (assignment := record.ledger.next_attempt())}
     assert waiting == {"02231d20cd", "2b939e1003"} and record.ledger.next_attempt() is None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.metrics import distances
+from core.metrics import fidelity
 from core.metrics.networks import Extractor, Lpips, load_features, load_identity, load_inception, load_lpips
 from core.metrics.traversals import Traversals
 
@@ -69,8 +69,8 @@ class Judges:
             shifted = features_in_batches(self.inception, ends, traversals.images, batch)
             unshifted = features_in_batches(self.inception, reference, traversals.images, batch)
             size = min(_SUBSET, len(shifted), len(unshifted))
-            metrics["fid"] = distances.fid(shifted, unshifted)
-            metrics["inception_kid"] = distances.kid_over_subsets(shifted, unshifted, subset_size=size)[0]
+            metrics["fid"] = fidelity.fid(shifted, unshifted)
+            metrics["inception_kid"] = fidelity.kid_over_subsets(shifted, unshifted, subset_size=size)[0]
         if self.lpips is not None:
             apart = [self.lpips(*pair).mean() for pair in _pairs(plain, positive, traversals.images)]
             metrics["lpips"] = float(torch.stack(apart).mean())

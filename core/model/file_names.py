@@ -7,7 +7,6 @@ WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
 NETWORKS = ("unet", "transformer")  # folders of the network that denoises
 CODECS = ("vae", "vqvae")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def weight_names(stem: str = WEIGHTS) -> tuple[str, ...]:

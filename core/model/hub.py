@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import AbsentModelError, ModelError
+from core.files import PICKLES
 from core.model.catalogue import SINGLE_FILES
-from core.model.file_names import CODECS, NETWORKS, PICKLES, TRANSFORMERS_WEIGHTS, WEIGHTS, only_pickles, weights_at
+from core.model.file_names import CODECS, NETWORKS, TRANSFORMERS_WEIGHTS, WEIGHTS, only_pickles, weights_at
 
 _ROOT = ("model_index.json", "config.json", "scheduler_config.json")  # older models keep the network at the root
 _TEXT = tuple(f"text_encoder{number}" for number in ("", "_2", "_3"))

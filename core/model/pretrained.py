@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import AbsentModelError, ModelError, first_line
+from core.files import PICKLES
 from core.model.architecture import class_of, empty_network
 from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, origin_of
 from core.model.catalogue import model_folder as built_in_folder
@@ -26,7 +27,6 @@ from core.model.cuts import CUTS
 from core.model.file_names import (
     CODECS,
     NETWORKS,
-    PICKLES,
     TRANSFORMERS_WEIGHTS,
     WEIGHTS,
     only_pickles,

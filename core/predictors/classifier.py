@@ -1,13 +1,10 @@
-"""A predictor is a value: named scores of images, from the model's own predictor, any image classifier, or CLIP.
+"""Open a predictor: named scores of images, from the model's own predictor, any image classifier, or CLIP.
 
-Classifiers and CLIP are those of `transformers`, from a folder or the hub; safetensors only,
-and no code that came with them is run.
+Classifiers and CLIP models are those of `transformers` (core.predictors.image_model).
 """
 
-import itertools
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,12 @@ from core.pictures.traversal_grid import to_picture
 from core.predictors import clip
 from core.predictors.attributes import Attributes
 from core.predictors.embedded import embedded_predictor
+from core.predictors.image_model import REQUIRED, configuration, find_folder, read_model, refuse_lacking, refuse_pickles
 from core.quiet import quiet_transformers
 
-_EXAMPLE = "google/vit-base-patch16-224"
-_REQUIRED = (("config.json",), ("preprocessor_config.json", "processor_config.json"))  # one of each
+_EXAMPLE = "image classifier such as google/vit-base-patch16-224"
 _TOKENIZER = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "merges.txt", "special_tokens_map.json")
 _CLIP = "CLIPModel"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def load(
@@ -34,13 +30,13 @@ def load(
     device: torch.device | str = "cpu",
     words: Mapping[str, tuple[str, str]] | None = None,
 ) -> Attributes | None:
-    """The predictor of that name, on `device`; None: the one that ships with `model`, and None if it has none.
+    """Return a predictor on `device`; without a name the one that ships with `model`, or None where none does.
 
     predictor: a folder or hub id of an image-classification model, or of a CLIP model, whose attributes are `words`
-    (core.predictors.clip.WORDS where None). Raises ModelError, in one sentence, where it is missing, something else, or
-    kept as pickles; UserError for words with a predictor that takes none.
+    (core.predictors.clip.WORDS where None). Raises ModelError where it is missing, of another kind, or kept as pickles;
+    UserError for words with a predictor that takes none.
     """
-    folder = None if predictor is None else _find_folder(predictor)
+    folder = None if predictor is None else _folder_of(predictor)
     reads_words = folder is not None and predictor is not None and _kind(folder, predictor) == _CLIP
     if words is not None and not reads_words:
         raise UserError(
@@ -57,26 +53,26 @@ def load(
 
 
 def is_clip(predictor: str) -> bool:
-    """Whether its attributes are words, as `load` decides it."""
-    return _kind(_find_folder(predictor), predictor) == _CLIP
+    """Return whether the attributes of a predictor are words, as `load` decides it."""
+    return _kind(_folder_of(predictor), predictor) == _CLIP
 
 
 def _clip(folder: Path, predictor: str, words: Mapping[str, tuple[str, str]], device: torch.device | str) -> Attributes:
     try:
         with quiet_transformers():
             return clip.attributes(folder, words, device)
-    except Exception as error:  # as below
+    except Exception as error:  # transformers has a dozen exception types; the user has one problem
         raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {first_line(error)}") from error
 
 
 def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu") -> Attributes:
-    """Any image classifier of `transformers`: images [N, 1 or 3, H, W] in [-1, 1] -> log-odds [N, A], one per label.
+    """Open an image classifier of `transformers`: images [N, 1 or 3, H, W] in [-1, 1] -> log-odds [N, A], one a label.
 
-    The pictures go through the classifier's own preprocessing as 8-bit RGB, as the ones it was trained on did, and
-    therefore no gradient comes back. See `log_odds` for what a score is.
+    Images go through the classifier's own preprocessing as 8-bit RGB, as its training images did, so no gradient comes
+    back. `log_odds` says what a score is.
     """
     try:
-        net, processor, missing = _read(folder, device)
+        net, processor, missing = read_model(folder, "AutoModelForImageClassification", device)
     except Exception as error:  # transformers has a dozen exception types; the user has one problem
         raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {first_line(error)}") from error
     if missing:
@@ -93,11 +89,12 @@ def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu")
 
 
 def log_odds(logits: Tensor, exclusive: bool) -> Tensor:
-    """log p - log(1 - p) of every label. logits: [N, A] -> [N, A], float64 where the labels exclude each other.
+    """Return log p - log(1 - p) of every label. logits: [N, A] -> [N, A], float64 where the labels exclude each other.
 
-    A logit behind a sigmoid is that already. Behind a softmax it is not: a constant added to all logits of an image
-    changes no probability, so that logits rank images by what no label means. Probabilities rank them as log-odds do,
-    but run into 0 and 1, where differences between the most extreme images, the ones that matter, are rounded away.
+    exclusive: whether exactly one label is true of an image (softmax). A logit before a sigmoid is the log-odds. Before
+    a softmax it is not: a constant added to all logits of an image changes no probability, so logits of different
+    images cannot be compared. Probabilities could be, but near 0 and 1 the differences between the most extreme images
+    are rounded away.
     """
     if not exclusive:
         return logits
@@ -110,92 +107,37 @@ def log_odds(logits: Tensor, exclusive: bool) -> Tensor:
 
 
 def unique_names(labels: list[str]) -> tuple[str, ...]:
-    """Labels as names: the number is added to those that occur more than once (ImageNet has two cranes)."""
+    """Return labels as names; those that occur more than once get their number (ImageNet has two cranes)."""
     count = Counter(labels)
     return tuple(label if count[label] == 1 else f"{label}_{i}" for i, label in enumerate(labels))
 
 
 def _exclusive(config: Any) -> bool:
-    """Whether exactly one label is true of an image: the rule of transformers' own pipeline."""
+    """Return whether exactly one label is true of an image, by the rule of transformers' own pipeline."""
     return config.problem_type not in ("regression", "multi_label_classification") and config.num_labels > 1
 
 
-def _find_folder(predictor: str) -> Path:
-    folder = Path(predictor).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or predictor.count("/") != 1 or predictor.startswith("."):
-        raise ModelError(
-            f"predictor '{predictor}' is not there: give a folder or a hub id of an image classifier such as {_EXAMPLE}"
-        )
-    return _download(predictor)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = [
-        *itertools.chain(*_REQUIRED),
-        *_TOKENIZER,
-        "model.safetensors",
-        "model-*.safetensors",
-        "model.safetensors.index.json",
-    ]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # the hub client has a dozen exception types; the user has one problem
-        raise ModelError(
-            f"predictor '{hub_id}' is neither a folder here nor could it be fetched from the hub "
-            f"({type(error).__name__}): check the spelling, your access and the network, or give a local folder"
-        ) from error
+def _folder_of(predictor: str) -> Path:
+    return find_folder(predictor, f"predictor '{predictor}'", _EXAMPLE, _TOKENIZER)
 
 
 def _kind(folder: Path, predictor: str) -> str:
-    """The class of the model in a folder; no text where there is no configuration."""
+    """Return the class of the model in a folder; an empty text where there is no configuration."""
     if not (folder / "config.json").is_file():
         return ""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        return str((config.get("architectures") or ["model of unknown kind"])[0])
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"predictor '{predictor}': {folder / 'config.json'} is not a model configuration") from error
+    config = configuration(folder, f"predictor '{predictor}'")
+    return str((config.get("architectures") or ["model of unknown kind"])[0])
 
 
 def _refuse_other_kinds(folder: Path, predictor: str) -> None:
-    """What can be told from the files alone, before anything is loaded."""
-    needed = (*_REQUIRED, _TOKENIZER[:2]) if _kind(folder, predictor) == _CLIP else _REQUIRED
-    missing = [" or ".join(files) for files in needed if not any((folder / file).is_file() for file in files)]
-    if missing:
-        raise ModelError(f"predictor '{predictor}' is incomplete: {folder} lacks {' and '.join(missing)}")
-    kind = _kind(folder, predictor)
+    """Raise ModelError for what the files alone show, before anything is loaded."""
+    kind, label = _kind(folder, predictor), f"predictor '{predictor}'"
+    refuse_lacking(folder, label, (*REQUIRED, _TOKENIZER[:2]) if kind == _CLIP else REQUIRED)
     if "ForImageClassification" not in kind and kind != _CLIP:
         raise ModelError(
             f"predictor '{predictor}' is a {kind}: a transformers image classifier or a CLIP model is needed"
         )
-    if not list(folder.glob("*.safetensors")):
-        pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
-        only = f", only {', '.join(pickled)}, and pickles are not read: they can run code" if pickled else ""
-        raise ModelError(f"predictor '{predictor}' has no safetensors weights in {folder}{only}")
-
-
-def _read(folder: Path, device: torch.device | str) -> tuple[Any, Callable[..., Any], list[str]]:
-    """(network, its preprocessing, names of weights that were not in the file)."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    with quiet_transformers():
-        # Without the choice of a backend, scores would depend on whether torchvision happens to be installed.
-        processor = AutoImageProcessor.from_pretrained(
-            folder, backend="pil", trust_remote_code=False, local_files_only=True
-        )
-        net, report = AutoModelForImageClassification.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    return net.to(device).eval().requires_grad_(False), processor, sorted(report["missing_keys"])
+    refuse_pickles(folder, label)
 
 
 def _try_out(attributes: Attributes, predictor: str) -> None:

@@ -1,7 +1,7 @@
-"""Attributes that words name, from a CLIP model of `transformers` (the extra `predictors`): no labels, no training.
+"""Score attributes that are given as words, with a CLIP model of `transformers`: no labels, no training.
 
-A word's score is how much nearer an image is to one text than to its opposite. What CLIP was not taught, and what its
-224 pixels do not show, it cannot tell: the names it gives are guesses, and say so (`Dial.named_by`).
+The score of a word is how much nearer an image is to one text than to the opposite text. CLIP sees 224 pixels and knows
+what it was trained on, so names from it are guesses, and a set records that (`Dial.named_by`).
 """
 
 from collections.abc import Mapping
@@ -46,9 +46,10 @@ WORDS = {
 
 
 def parse_words(text: str) -> dict[str, tuple[str, str]]:
-    """`smile, a red car|a blue car` -> name -> texts: known words by name, others against the text behind the bar.
+    """Return name -> (text, opposite text) of words such as `smile, a red car|a blue car`.
 
-    A text without an opposite is held against "a photo". Raises UserError where nothing is named, or one twice.
+    Words of WORDS have their texts; other words are compared with the text behind the bar, or with "a photo". Raises
+    UserError where no word is given, or one twice.
     """
     words: dict[str, tuple[str, str]] = {}
     for part in filter(None, map(str.strip, text.split(","))):
@@ -64,10 +65,10 @@ def parse_words(text: str) -> dict[str, tuple[str, str]]:
 def attributes(
     folder: Path, words: Mapping[str, tuple[str, str]] = WORDS, device: torch.device | str = "cpu"
 ) -> Attributes:
-    """Scores of images [N, 1 or 3, H, W] in [-1, 1]: for each word the difference of two logits, [N, A].
+    """Return a predictor: images [N, 1 or 3, H, W] in [-1, 1] -> for each word the difference of two logits, [N, A].
 
-    folder: of a CLIP model with its processor, safetensors only. Scores pass through 8-bit pictures, so no gradient
-    comes back.
+    folder: of a CLIP model with its processor, safetensors only. Images become 8-bit pictures, so no gradient comes
+    back.
     """
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 

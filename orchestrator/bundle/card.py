@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.metrics import METRICS
 from core.model.catalogue import origin_of
 from core.model.use import DISTILLED_GUIDANCE, Use
+from orchestrator.text import in_code
 
 _SHOWN = 3  # attributes shown for a direction
 _LEAST = 0.2  # standard deviations; weaker effects are not shown
@@ -47,7 +48,7 @@ _PLAIN = {"PixArtTransformer2DModel": ", clean_caption=False, use_resolution_bin
 def card(directions: DirectionSet, for_hub: bool = False) -> str:
     """Return the card in Markdown; for a hub with the front matter that its search reads."""
     origin = directions.provenance
-    origins = {key: _plain(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
+    origins = {key: in_code(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
     parts = [
         _front_matter(directions) if for_hub else "",
         f"# {len(directions)} directions in the h-space of `{origins['model']}`",
@@ -80,7 +81,7 @@ def _front_matter(directions: DirectionSet) -> str:
 
 def _directions(directions: DirectionSet) -> str:
     if not directions.dials:
-        names = "\n".join(f"- `{_plain(name)}`" for name in directions.names)
+        names = "\n".join(f"- `{in_code(name)}`" for name in directions.names)
         return f"Nobody has measured their scales: 1.0 is what the method made of it.\n\n{names}"
     order = sorted(range(len(directions)), key=lambda k: -directions.dials[k].score)
     rows = "\n".join(_row(directions.names[k], directions.dials[k]) for k in order)
@@ -219,12 +220,7 @@ def _metric_rows(directions: DirectionSet) -> Iterator[str]:
 
 def _cell(text: str) -> str:
     """Return a text that cannot break out of its table cell."""
-    return _plain(text).replace("|", "\\|")
-
-
-def _plain(text: object) -> str:
-    """Return a text that cannot break out of its backticks."""
-    return " ".join(str(text).replace("`", "'").split())
+    return in_code(text).replace("|", "\\|")
 
 
 def _quoted(text: object) -> str:

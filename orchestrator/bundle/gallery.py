@@ -3,18 +3,13 @@
 The file contains everything it shows and needs no network, so it can be mailed, archived, or opened inside MLflow.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from torch import Tensor
 
@@ -23,6 +18,8 @@ from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, UserError
 from core.metrics import Traversals
 from orchestrator.bundle.gallery_pictures import RAMP, difference, frame_size, frames, pixelated, sheet, stops
+from orchestrator.pages import environment, read, script_hash
+from orchestrator.text import counted
 
 _ORIGINS = {
     "attributes": "named after the attribute it moves",
@@ -61,7 +58,7 @@ def page(sets: Sequence[ShownSet]) -> str:
     for shown_set in sets:
         _check(shown_set)
     values = _values(sets)
-    template = _environment().get_template("gallery.html.j2")
+    template = environment().get_template("gallery.html.j2")
     draft = template.render(values, size="0.0 MB")
     return template.render(values, size=_megabytes(len(draft.encode())))
 
@@ -80,8 +77,8 @@ def _check(shown_set: ShownSet) -> None:
 
 
 def _values(sets: Sequence[ShownSet]) -> dict[str, Any]:
-    script = _read("gallery.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = read("gallery.js")
+    digest = script_hash(script)
     moved = [abs(sd) for shown_set in sets for dial in shown_set.directions.dials for sd in dial.effects.values()]
     widest = max([1.0, *moved])  # the effect, in standard deviations, that fills a bar
     values = [_set(shown_set, letter, widest) for shown_set, letter in zip(sets, "ab", strict=False)]
@@ -100,7 +97,7 @@ def _values(sets: Sequence[ShownSet]) -> dict[str, Any]:
         ),
         "data": {card["id"]: card.pop("data") for each in values for card in each["cards"]},
         "ramp": ", ".join(RAMP),
-        "style": Markup(_read("gallery.css")),
+        "style": Markup(read("gallery.css")),
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
     }
@@ -125,7 +122,7 @@ def _facts(shown_set: ShownSet) -> list[str]:
     """Return the facts on what a set is and where it comes from, as far as its provenance has them."""
     origin, samples = shown_set.directions.provenance, len(shown_set.traversals.plain)
     origins = [form.format(_encodable(origin[key])) for key, form in _TOLD.items() if origin.get(key)]
-    return [_counted(len(shown_set.directions), "direction"), *origins, _counted(samples, "sample")]
+    return [counted(len(shown_set.directions), "direction"), *origins, counted(samples, "sample")]
 
 
 def _encodable(value: object) -> str:
@@ -250,10 +247,6 @@ def number(value: float, form: str = "g") -> str:
     return text.replace("-", "−") if float(text) else text[1:]
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def _sample_labels(count: int) -> list[str]:
     """Return labels for samples. They are letters or row numbers, not seeds."""
     return list(_LETTERS[:count]) if count <= len(_LETTERS) else [str(m + 1) for m in range(count)]
@@ -261,17 +254,6 @@ def _sample_labels(count: int) -> list[str]:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.0f} kB"
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-
-
-def _read(name: str) -> str:
-    return (resources.files("orchestrator") / "pages" / name).read_text(encoding="utf-8")
 
 
 def incomparable(a: DirectionSet, b: DirectionSet) -> str:

@@ -1,6 +1,5 @@
 """Draw the pictures of a gallery as data URIs: a direction's frames on one sheet, and where in the image it acts."""
 
-import base64
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from core.metrics import Traversals
 from core.pictures.traversal_grid import to_picture
+from orchestrator.pages import data_uri
 
 LARGEST_FRAME = 160  # pixels of the longer side; larger images are reduced
 PIXELATED = 64  # pixels of the longer side; up to this size every pixel is kept and shown as a square
@@ -105,4 +105,4 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
 def _uri(picture: Image.Image, form: str, **options: int | bool) -> str:
     buffer = BytesIO()
     picture.save(buffer, form, **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), form)

@@ -123,9 +123,9 @@ def _memory(_root: Path) -> Iterator[Check]:
 
 def _operators_of(build: bool, console: Console) -> Callable[[Path], Iterator[Check]]:
     def look(_root: Path) -> Iterator[Check]:
-        from orchestrator.trial.operators import build_ops, compiler_missing
+        from orchestrator.trial.operators import build_ops, compiler_problem
 
-        missing = compiler_missing()
+        missing = compiler_problem()
         if missing:
             cure = "install g++ and ninja to train with DeepSpeed's own Adam"
             yield Check("note", f"DeepSpeed operators: {missing}", cure)

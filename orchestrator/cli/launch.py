@@ -9,18 +9,18 @@ import hashlib
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from core.errors import UserError
 from core.files import atomic_folder
 from core.model.catalogue import origin_of
+from orchestrator.pages import environment
 from orchestrator.secrets import redacted
 from orchestrator.spec import SpecError, Sweep, countable, size_bytes
 from orchestrator.spec.domains import Text
@@ -317,15 +317,8 @@ def _templates() -> Path:
 
 
 def _filled(template: str, values: Mapping[str, Any]) -> str:
-    jinja = Environment(
-        loader=FileSystemLoader(_templates()),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    jinja.filters |= {"sh": shlex.quote, "sbatch": _sbatch, "yaml": _yaml, "block": _block}
-    return jinja.get_template(template).render(values)
+    filters: dict[str, Callable[..., str]] = {"sh": shlex.quote, "sbatch": _sbatch, "yaml": _yaml, "block": _block}
+    return environment(_templates(), html=False, filters=filters).get_template(template).render(values)
 
 
 def _sbatch(path: str) -> str:
@@ -342,6 +335,11 @@ def _yaml(value: Any) -> str:
 
 def _block(text: str, indent: int) -> str:
     """Return a text as a readable YAML block where its characters allow it, else as a quoted line."""
-    if text != text.strip() + "\n" or not text.isascii() or not text.replace("\n", "").isprintable():
+    if (
+        not text.strip()
+        or text != text.strip() + "\n"
+        or not text.isascii()
+        or not text.replace("\n", "").isprintable()
+    ):
         return _yaml(text)
     return "|\n" + "".join(" " * indent + line for line in text.splitlines(keepends=True)).removesuffix("\n")

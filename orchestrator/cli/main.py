@@ -91,7 +91,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from orchestrator.report import status
 
     if arguments.repair:
-        from orchestrator.sweep.repair import repair
+        from orchestrator.sweep.resume import repair
 
         repair(_root(arguments), arguments.sweep, _console(sys.stderr if arguments.json else None))
     if arguments.json:

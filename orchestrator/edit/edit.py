@@ -88,12 +88,16 @@ def edit(bundle: Path, to: Path, request: EditRequest, console: Console) -> None
 def _edit(bundle: Path, to: Path, request: EditRequest, kind: Kind, console: Console) -> None:
     saved = read_settings(request.settings) if request.settings else None
     session = _opened(bundle, request, saved)
-    settings = _merged(session, request, saved, kind)
+    settings = _merged_settings(session, request, saved, kind)
     if kind == "picture" and len(_sources(settings)) > 1:
         raise UserError(f"--to: {to} is one picture, and {len(_sources(settings))} are asked for: a folder, or --grid")
-    for warning in [*session.warnings, *(differences(saved, session) if saved else ()), *_beyond(session, settings)]:
+    for warning in [
+        *session.warnings,
+        *(differences(saved, session) if saved else ()),
+        *_range_warnings(session, settings),
+    ]:
         console.print(f"Note: {warning}.", soft_wrap=True, highlight=False)
-    _write(_Work(session, settings, request.batch, console), kind, to)
+    _write(_DrawingJob(session, settings, request.batch, console), kind, to)
     if request.save_settings:
         write_settings(settings, request.save_settings)
     where = settings.injection if settings.window is None else f"{settings.injection}, timesteps {settings.window}"
@@ -143,7 +147,7 @@ def _check(request: EditRequest, to: Path) -> None:
         raise UserError("--seed and --image: one of them, not both")
 
 
-def _merged(session: EditSession, request: EditRequest, saved: Settings | None, kind: Kind) -> Settings:
+def _merged_settings(session: EditSession, request: EditRequest, saved: Settings | None, kind: Kind) -> Settings:
     """Return the settings: from the command line, else the saved ones, else the set's own."""
     scales = read_directions(request.directions, session.directions, 1.0 if request.scale is None else request.scale)
     if saved and not scales:
@@ -173,7 +177,7 @@ def _samples(request: EditRequest, saved: Settings | None) -> tuple[Sequence[int
 def _frames(
     session: EditSession, scales: dict[str, float], request: EditRequest, saved: Settings | None, kind: Kind
 ) -> Frames:
-    low, high = session.reach(scales)
+    low, high = session.common_range(scales)
     base = saved.frames if saved and saved.frames else Frames(count=_FRAMES[kind], first=low, last=high)
     first = base.first if request.first is None else request.first
     last = base.last if request.last is None else request.last
@@ -187,10 +191,10 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return [file for path in paths for file in (pictures_in(path) if path.is_dir() else [path])]
 
 
-def _beyond(session: EditSession, settings: Settings) -> list[str]:
+def _range_warnings(session: EditSession, settings: Settings) -> list[str]:
     ends = (settings.frames.first, settings.frames.last) if settings.frames else (1.0,)
     turned = ({name: scale * end for name, scale in settings.directions.items()} for end in ends)
-    return [sentence for scales in turned for sentence in session.beyond(scales)]
+    return [sentence for scales in turned for sentence in session.range_warnings(scales)]
 
 
 def _sources(settings: Settings) -> list[int | Path]:
@@ -198,7 +202,7 @@ def _sources(settings: Settings) -> list[int | Path]:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _DrawingJob:
     session: EditSession
     settings: Settings
     batch: int
@@ -228,7 +232,7 @@ class _Work:
         return starting
 
 
-def _write(work: _Work, kind: Kind, to: Path) -> None:
+def _write(work: _DrawingJob, kind: Kind, to: Path) -> None:
     settings, session = work.settings, work.session
     if kind == "pictures":
         with atomic_folder(to) as folder:

@@ -16,7 +16,7 @@ from rich.console import Console
 from core.chain.step import INJECTIONS
 from core.errors import UserError
 from core.pictures.images import SUFFIXES
-from orchestrator.edit.explore_state import STEP, ExploreState, Slider, dialled
+from orchestrator.edit.explore_state import STEP, ExploreState, Slider, sliders_of
 from orchestrator.edit.session import Edit, EditSession, ModelOptions, Window
 from orchestrator.edit.settings import MAX_SEED
 from orchestrator.trial.loading import LESS, advice_on_memory
@@ -136,7 +136,7 @@ def _theme() -> "gr.themes.Base":
 def page(state: ExploreState) -> "gr.Blocks":
     """Return the page of one opened set."""
     session = state.session
-    first, folded = dialled(session)
+    first, folded = sliders_of(session)
     kept = (_KEPT_S, _KEPT_S)  # seconds between two clean-ups, and the age of files that they remove
     title = f"explore {session.name}"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=kept) as blocks, gr.Row():

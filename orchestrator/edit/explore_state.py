@@ -36,7 +36,7 @@ class Slider:
 
 
 @dataclass(frozen=True)
-class Shown:
+class EditFiles:
     """The files that the page shows and offers for download, and notes on them."""
 
     plain: Path
@@ -53,7 +53,7 @@ class ExploreState:
         self.session, self.folder = session, folder
         self._starting = lru_cache(maxsize=_KEPT)(self._begin)
 
-    def show(self, source: int | Path, edit: Edit) -> Shown:
+    def show(self, source: int | Path, edit: Edit) -> EditFiles:
         """Edit a seed's sample or a file's image, and write the files. Raises UserError for what cannot be drawn."""
         starting, notes = self._starting(source)
         scales = {name: scale for name, scale in edit.scales.items() if scale}
@@ -64,12 +64,12 @@ class ExploreState:
         seeds, images = ([source], []) if isinstance(source, int) else ([], [source.name])
         sample = Sample(sample_names([source])[0], source)
         settings = settings_of(self.session, Edit(scales, edit.injection, edit.window), seeds, images)
-        pictures = Shown(
+        pictures = EditFiles(
             self.folder / f"{sample.name}.png",
             self.folder / picture_name(sample.name, scales),
             self.folder / "difference.png",
             self.folder / "settings.json",
-            [*notes, *self.session.beyond(scales)],
+            [*notes, *self.session.range_warnings(scales)],
         )
         write_picture(plain, sample, settings.model_copy(update={"directions": {}}), self.session.name, pictures.plain)
         write_picture(edited, sample, settings, self.session.name, pictures.edited)
@@ -96,15 +96,16 @@ def difference(plain: Tensor, edited: Tensor) -> Image.Image:
     return picture.convert("RGB")
 
 
-def dialled(session: EditSession) -> tuple[list[Slider], list[Slider]]:
+def sliders_of(session: EditSession) -> tuple[list[Slider], list[Slider]]:
     """Return the sliders to show and those to fold away, the most interpretable directions first."""
     directions, dials = session.directions, session.directions.dials
     order = sorted(range(len(directions)), key=lambda k: -dials[k].score) if dials else list(range(len(directions)))
-    every = [_dialled(session, k) for k in order]
+    every = [_slider_of(session, k) for k in order]
     return every[:_FIRST], every[_FIRST:]
 
 
-def _dialled(session: EditSession, k: int) -> Slider:
+def _slider_of(session: EditSession, k: int) -> Slider:
     name, dials = session.directions.names[k], session.directions.dials
-    low, high = (math.trunc(end / STEP) * STEP for end in session.reach({name: 1.0}))  # so that 0 is one of the steps
+    ends = session.common_range({name: 1.0})
+    low, high = (math.trunc(end / STEP) * STEP for end in ends)  # so that 0 is one of the steps
     return Slider(name, round(low, 6), round(high, 6), f"interpretability {dials[k].score:.2f}" if dials else "")

@@ -19,7 +19,7 @@ from core.samples.draw import Sampling
 from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import ShownSet, page
 from orchestrator.edit.session import EditSession, ModelOptions
-from orchestrator.trial.attempt import as_fits
+from orchestrator.trial.attempt import halving_batch
 from orchestrator.trial.loading import LESS, advice_on_memory
 
 _BATCH = 64  # samples drawn at a time, where memory suffices
@@ -66,7 +66,7 @@ def name(
     with advice_on_memory(*LESS):
         session = EditSession.open(folder, options)
         session = replace(session, directions=directions)
-        calibrated = _look(session, *_attributes(session, predictor, words))
+        calibrated = _set_with_images(session, *_attributes(session, predictor, words))
     with tempfile.TemporaryDirectory() as temporary:
         write_bundle(bundle_of(calibrated, _title(calibrated.directions, folder)), Path(temporary), style)
         _replace(Path(temporary), folder)
@@ -79,22 +79,24 @@ def gallery(folders: Sequence[Path], to: Path, options: ModelOptions = ModelOpti
         raise UserError(f"{to} exists; a gallery is written into a new file")
     sets = []
     for folder in folders:
-        calibrated = _look(EditSession.open(folder, options))
+        calibrated = _set_with_images(EditSession.open(folder, options))
         sets.append(ShownSet(calibrated.directions, calibrated.traversals, _title(calibrated.directions, folder)))
     with atomic_file(to) as temporary:
         temporary.write_text(page(sets))
 
 
-def _look(session: EditSession, attributes: Attributes | None = None, named_by: str = "attributes") -> Calibrated:
+def _set_with_images(
+    session: EditSession, attributes: Attributes | None = None, named_by: str = "attributes"
+) -> Calibrated:
     """Return the set and its images: unchanged where it has dials and no attributes are given, else measured now."""
     directions, chain = session.directions, (session.denoiser, session.schedule)
     sampling = Sampling(session.injection, session.window)
     if directions.dials and attributes is None:
         draw = partial(draw_traversals, *chain, directions, SEEDS, SCALES)
-        return Calibrated(directions, as_fits(lambda batch: draw(replace(sampling, batch=batch)), _BATCH))
+        return Calibrated(directions, halving_batch(lambda batch: draw(replace(sampling, batch=batch)), _BATCH))
     strength = float(directions.provenance.get("strength", STRENGTH))
     measure = partial(with_dials, *chain, directions, attributes, strength, named_by=named_by)
-    return as_fits(lambda batch: measure(sampling=replace(sampling, batch=batch)), _BATCH)
+    return halving_batch(lambda batch: measure(sampling=replace(sampling, batch=batch)), _BATCH)
 
 
 def _attributes(session: EditSession, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:

@@ -229,7 +229,7 @@ class EditSession:
         dial = dials[self.directions.index(name)]
         return dial.low, dial.high
 
-    def reach(self, scales: Mapping[str, float]) -> tuple[float, float]:
+    def common_range(self, scales: Mapping[str, float]) -> tuple[float, float]:
         """Return the range of multiples of an edit in which all its directions stay in their ranges.
 
         REACH where there is no such range.
@@ -241,7 +241,7 @@ class EditSession:
                 low, high = max(low, ends[0]), min(high, ends[1])
         return (low, high) if math.isfinite(low) and low < high else REACH
 
-    def beyond(self, scales: Mapping[str, float]) -> list[str]:
+    def range_warnings(self, scales: Mapping[str, float]) -> list[str]:
         """Return a sentence for each direction whose scale is outside the range that was measured to stay faithful."""
         if not self.directions.dials:
             return []

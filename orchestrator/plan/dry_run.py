@@ -43,7 +43,7 @@ def show(sweep: Sweep, console: Console, root: Path = Path("runs"), options: Pla
     console.print(describe(sweep, options.samples, root))
     from orchestrator.plan import memory, summary  # they load torch
 
-    plan = summary.look_ahead(
+    plan = summary.predict_all(
         sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
     )
     for part in summary.tables(plan):
@@ -63,7 +63,7 @@ def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: 
     """
     from orchestrator.plan import summary  # loads torch
 
-    plan = summary.look_ahead(
+    plan = summary.predict_all(
         sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
     )
     document = {

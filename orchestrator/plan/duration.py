@@ -35,21 +35,21 @@ from core.metrics.strength import ROUNDS
 from core.metrics.strength import SEEDS as STRENGTH_SEEDS
 from core.metrics.traversals import SCALES
 from core.pictures.traversal_grid import GRID_SCALES
-from orchestrator.plan.probe import Measured
+from orchestrator.plan.probe import Timings
 from orchestrator.search.space import configurations, fits, sample, trials
 from orchestrator.spec import Sweep, Value
 from orchestrator.trial.settings import samples_of, settings_of
 
 _CALIBRATED = 32  # samples on which the learned method once measures the size of differences
 _DRAWN = 200  # random configurations, where the space is not run through
-_UNTOLD = {
+_UNPREDICTED = {
     "jacobian": "how many products it takes depends on how fast it converges",
     "pairs": "it depends on how many images the pairs have",
 }
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Duration:
     """The predicted seconds. None, with a reason in `unknown`, for a method that cannot be predicted."""
 
     trial: dict[str, float | None]  # by method: the mean over configurations, run to its end
@@ -62,7 +62,7 @@ class Prediction:
     limited: bool  # by budget.hours
 
 
-def predict(sweep: Sweep, schedule: Schedule, measured: Measured, slots: int) -> Prediction:
+def predict(sweep: Sweep, schedule: Schedule, measured: Timings, slots: int) -> Duration:
     """Return the prediction, by the formulas of this module, for a sweep that runs `slots` trials at a time."""
     count = trials(sweep)
     listed = configurations(sweep.space) if fits(sweep) else sample(sweep.space, _DRAWN, sweep.seed)
@@ -70,7 +70,7 @@ def predict(sweep: Sweep, schedule: Schedule, measured: Measured, slots: int) ->
     for each in listed:
         by_method.setdefault(str(each["method"]), []).append(each)
     one = _Trial(sweep, schedule, measured)
-    unknown = {method: why for method, its_own in by_method.items() if (why := _untold(its_own))}
+    unknown = {method: why for method, its_own in by_method.items() if (why := _reason_unpredicted(its_own))}
     numbers = {method: count * len(its_own) / len(listed) for method, its_own in by_method.items()}
     ends = asha_ends(sweep, numbers.get("learned", 0.0))
     whole = sweep.train.iterations
@@ -88,7 +88,7 @@ def predict(sweep: Sweep, schedule: Schedule, measured: Measured, slots: int) ->
     longest = max((max(each) for each in times.values()), default=0.0)
     total = None if busy is None else measured.load + busy / slots + (1 - 1 / slots) * longest / 2
     limit = (sweep.budget.hours or math.inf) * 3600
-    return Prediction(
+    return Duration(
         {method: fmean(times[method]) if method in times else None for method in by_method},
         {method: max(times[method]) if method in times else None for method in by_method},
         unknown,
@@ -121,7 +121,7 @@ def expected_to_go_on(count: float, reduction: float) -> float:
     return sum(chances[:whole]) + (count - whole) * (chances[whole] if whole < len(chances) else 0.0)
 
 
-def cost(sweep: Sweep, prediction: Prediction, price_per_hour: float) -> tuple[float, float, str] | None:
+def cost(sweep: Sweep, prediction: Duration, price_per_hour: float) -> tuple[float, float, str] | None:
     """Return (hours, their cost, "GPU" or "machine"): of GPUs that trials hold, or of machines where they hold none."""
     if prediction.sweep is None or prediction.busy is None:
         return None
@@ -133,7 +133,7 @@ def cost(sweep: Sweep, prediction: Prediction, price_per_hour: float) -> tuple[f
 class _Trial:
     """The seconds of the parts of a trial of this sweep."""
 
-    def __init__(self, sweep: Sweep, schedule: Schedule, measured: Measured) -> None:
+    def __init__(self, sweep: Sweep, schedule: Schedule, measured: Timings) -> None:
         self.sweep, self.measured, self.steps = sweep, measured, len(schedule)
         inside = schedule.steps_in_window(sweep.sampler.window)
         twice = sum(inside) / 2 if sweep.sampler.injection == "asymmetric" else 0.0
@@ -184,8 +184,8 @@ class _Trial:
         return int(getattr(settings, "directions", named)) or 1
 
 
-def _untold(its_own: Sequence[Mapping[str, Value]]) -> str | None:
+def _reason_unpredicted(its_own: Sequence[Mapping[str, Value]]) -> str | None:
     """Return why the time of a method is not predicted; None where it is."""
     if its_own[0]["method"] == "jacobian":
-        return _UNTOLD["jacobian"]
-    return _UNTOLD["pairs"] if any(each.get("supervised.pairs", "none") != "none" for each in its_own) else None
+        return _UNPREDICTED["jacobian"]
+    return _UNPREDICTED["pairs"] if any(each.get("supervised.pairs", "none") != "none" for each in its_own) else None

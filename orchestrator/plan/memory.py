@@ -22,7 +22,7 @@ from orchestrator.trial.footprint import (
     without_weights,
 )
 
-VENDED = ("24GB", "40GB", "80GB", "141GB")  # sizes of GPUs as vendors state them
+COMMON_GPUS = ("24GB", "40GB", "80GB", "141GB")  # sizes of GPUs as vendors state them
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def case_of(sweep: Sweep) -> Case:
 
 def devices_of(sweep: Sweep, named: str | None = None) -> list[Device]:
     """Return the devices of a plan: common GPUs if trials hold GPUs, the named one, and this machine's own."""
-    names = VENDED if sweep.resources.gpus_per_trial else ()
+    names = COMMON_GPUS if sweep.resources.gpus_per_trial else ()
     if named is not None and named not in names:
         names = (*names, named)
     devices = [Device(name, share_of(sweep, size_bytes(name))) for name in names]

@@ -41,7 +41,7 @@ _JUDGED, _JUDGE = 15, 150  # iterations of the judge's training: measured, in al
 
 
 @dataclass(frozen=True)
-class Measured:
+class Timings:
     """The measured seconds of the parts; None where no trial of the sweep needs the part."""
 
     load: float  # start of a process, its imports, and the model
@@ -53,7 +53,7 @@ class Measured:
     iteration: float | None = None  # of training the heaviest configuration
 
 
-def slots_here(sweep: Sweep) -> int:
+def trials_at_a_time(sweep: Sweep) -> int:
     """Return how many trials this machine runs at a time; 0 where it has no room for one."""
     resources = sweep.resources
     if resources.gpus_per_trial:
@@ -61,7 +61,7 @@ def slots_here(sweep: Sweep) -> int:
     return (os.cpu_count() or 1) // (resources.cpus_per_worker * resources.workers)
 
 
-def device() -> str:
+def device_name() -> str:
     """Return the name of the device that this machine computes on."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name(0))
@@ -76,14 +76,14 @@ def refuse_elsewhere(sweep: Sweep) -> None:
             f"--probe: a trial asks for {gpus:g} GPU (resources.gpus_per_trial) and this machine has {there}; measure "
             "on a machine like those that will run it, or set resources.gpus_per_trial to what is here"
         )
-    if not gpus and slots_here(sweep) < 1:
+    if not gpus and trials_at_a_time(sweep) < 1:
         raise UserError(
             f"--probe: a trial asks for {sweep.resources.workers * sweep.resources.cpus_per_worker} CPU and this "
             f"machine has {os.cpu_count()}; measure on a machine like those that will run it"
         )
 
 
-def measure(sweep: Sweep, side_by_side: int) -> Measured:
+def measure(sweep: Sweep, side_by_side: int) -> Timings:
     """Return the means over `side_by_side` processes that measure at once. Raises UserError where there is no model."""
     context = get_context("spawn")  # no copy of this process, whose threads and GPU are in use
     try:
@@ -95,12 +95,12 @@ def measure(sweep: Sweep, side_by_side: int) -> Measured:
     return _mean(results)
 
 
-def _mean(results: list[Measured]) -> Measured:
+def _mean(results: list[Timings]) -> Timings:
     together: dict[str, Any] = {}
     for name in asdict(results[0]):
         values = [getattr(each, name) for each in results]
         together[name] = None if None in values else mean(values)
-    return Measured(**together)
+    return Timings(**together)
 
 
 def _silent() -> None:
@@ -110,14 +110,14 @@ def _silent() -> None:
         os.dup2(nowhere, stream.fileno())
 
 
-def _measured(sweep: Sweep) -> Measured:
+def _measured(sweep: Sweep) -> Timings:
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
     trial_model = TrialModel.load(sweep)
     load = time.time() - psutil.Process().create_time()
     forward = _forward_s(trial_model, sweep.sampler.batch)
     labels = len(trial_model.attributes.names) if trial_model.attributes else 0
-    measured = Measured(load, forward, _score_s(trial_model), _judge_s(trial_model), labels)
+    measured = Timings(load, forward, _score_s(trial_model), _judge_s(trial_model), labels)
     if "learned" not in sweep.methods:
         return measured
     settings = heaviest(sweep)

@@ -1,6 +1,6 @@
 """Predict what a sweep takes, as far as its model is known: memory, disk, downloads and, where measured, time and cost.
 
-`look_ahead` computes it, `tables` shows it, `document` returns it as plain JSON.
+`predict_all` computes it, `tables` shows it, `document` returns it as plain JSON.
 """
 
 from collections.abc import Iterator
@@ -45,8 +45,8 @@ class PlanSummary:
     free: int  # bytes at the root
     disk: dict[str, int] | None
     fetched: list[Download]
-    measured: probe.Measured | None
-    prediction: duration.Prediction | None
+    measured: probe.Timings | None
+    prediction: duration.Duration | None
     price_per_hour: float | None
 
     @property
@@ -57,7 +57,7 @@ class PlanSummary:
         return duration.cost(self.sweep, self.prediction, self.price_per_hour)
 
 
-def look_ahead(
+def predict_all(
     sweep: Sweep,
     root: Path,
     console: Console,
@@ -70,7 +70,7 @@ def look_ahead(
         probe.refuse_elsewhere(sweep)
     denoiser, unknown = _model(sweep)
     schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta) if denoiser else None
-    slots = min(max(1, probe.slots_here(sweep)), trials(sweep))
+    slots = min(max(1, probe.trials_at_a_time(sweep)), trials(sweep))
     learns = "learned" in sweep.methods
     with console.status("Counting ..."):
         case = case_of(sweep) if denoiser and learns else None
@@ -174,7 +174,7 @@ def _time(plan: PlanSummary) -> dict[str, str]:
     if measured is None or prediction is None:
         unknown = "unknown; --probe measures it on this machine"
         return {"a trial": unknown, **({} if plan.price_per_hour is None else {"cost": unknown})}
-    rows = {"measured on": f"{probe.device()}, {counted(plan.slots, 'trial')} at a time"}
+    rows = {"measured on": f"{probe.device_name()}, {counted(plan.slots, 'trial')} at a time"}
     rows["one pass"] = f"{1000 * measured.forward:.3g} ms a sample"
     if measured.iteration is not None:
         rows["one iteration"] = f"{measured.iteration:.3g} s"
@@ -192,7 +192,7 @@ def _time(plan: PlanSummary) -> dict[str, str]:
     return {**rows, **_whole(plan, prediction)}
 
 
-def _whole(plan: PlanSummary, prediction: duration.Prediction) -> dict[str, str]:
+def _whole(plan: PlanSummary, prediction: duration.Duration) -> dict[str, str]:
     if prediction.sweep is None:
         return {"the sweep": f"not predicted: it has trials of {' and '.join(prediction.unknown)}"}
     limited = ", when budget.hours are over" if prediction.limited else ""
@@ -210,7 +210,7 @@ def _time_document(plan: PlanSummary) -> dict[str, Any] | None:
     measured = asdict(plan.measured)
     del measured["labels"]
     return {
-        "device": probe.device(),
+        "device": probe.device_name(),
         "trials_at_a_time": plan.slots,
         "measured_seconds": measured,
         "trial_seconds": prediction.trial,

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.report.progress import Mark, SweepProgress, TrialProgress, progress_of
 from orchestrator.spec import Sweep
-from orchestrator.text import Column, clock, counted, narrowed
+from orchestrator.text import Column, clock, counted, narrowed, spread
 
 _PER_SECOND = 2
 _SUMMARY_S = 60.0  # seconds between two summary lines where there is no table
@@ -146,14 +146,10 @@ class _View:
             Column("trial", [row.trial_id for row in rows], worth=6),
             Column("state", [row.state for row in rows], worth=4),
             Column("iteration", [f"{row.iteration}/{self.progress.iterations}" for row in rows], worth=3, number=True),
-            Column("objective", [_number(row.value) for row in rows], worth=1, number=True),
-            Column("best", [_number(row.best) for row in rows], worth=5, number=True),
+            Column("objective", [spread(row.value, None) for row in rows], worth=1, number=True),
+            Column("best", [spread(row.best, None) for row in rows], worth=5, number=True),
         ]
         if self.progress.driven:
             texts = ["" if left is None else clock(left) for left in lefts]
             columns.append(Column("left", texts, worth=2, number=True))
         return columns
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

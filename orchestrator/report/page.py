@@ -4,20 +4,18 @@ Everything is inline, plotly.js too, and the page's policy forbids everything el
 hashes, so that no name or reason from a sweep can run as a script.
 """
 
-import base64
-import hashlib
 import io
 import json
 from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from core.errors import UserError
 from core.files import atomic_file
+from orchestrator import pages
 from orchestrator.report.charts import Section, sections
 from orchestrator.report.findings import Findings, read
 from orchestrator.report.terminal import out_of_memory_lines
@@ -25,7 +23,6 @@ from orchestrator.spec import METRICS
 from orchestrator.store.folder import SweepFolder
 from orchestrator.text import number, plain, signed, spread
 
-_PAGES = Path(__file__).parents[1] / "pages"
 _LARGEST = 2 << 20  # bytes of a picture that is embedded unchanged
 _WIDEST, _TALLEST = 1600, 16000  # pixels of a larger picture, after it is reduced
 
@@ -65,23 +62,16 @@ def _refuse(to: Path) -> None:
 
 def page(findings: Findings) -> str:
     """Return the page's HTML."""
-    jinja = Environment(
-        loader=FileSystemLoader(_PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    jinja.filters |= {each.__name__: each for each in (plain, number, signed, spread)}
+    jinja = pages.environment(filters={each.__name__: each for each in (plain, number, signed, spread)})
     parts = sections(findings)
-    scripts = [get_plotlyjs(), (_PAGES / "report.js").read_text()] if any(each.charts for each in parts) else []
+    scripts = [get_plotlyjs(), pages.read("report.js")] if any(each.charts for each in parts) else []
     return jinja.get_template("report.html.j2").render(
         findings=findings,
         sections=parts,
         figures=_figures(parts),
         scripts=[Markup(script) for script in scripts],
-        hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
-        style=Markup((_PAGES / "report.css").read_text()),
+        hashes=[pages.script_hash(script) for script in scripts],
+        style=Markup(pages.read("report.css")),
         traversal=_traversal(findings),
         out_of_memory=out_of_memory_lines(findings.rows),
         better={"max": "more", "min": "less"},
@@ -113,8 +103,8 @@ def _traversal(findings: Findings) -> str | None:
 
 def _data_address(picture: Image.Image, path: Path) -> str:
     if picture.format == "PNG" and path.stat().st_size <= _LARGEST:
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return pages.data_uri(path.read_bytes(), "PNG")
     smaller, content = picture.convert("RGB"), io.BytesIO()
     smaller.thumbnail((_WIDEST, _TALLEST))
     smaller.save(content, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return pages.data_uri(content.getvalue(), "WEBP")

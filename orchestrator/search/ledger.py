@@ -19,12 +19,13 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.search.retries import Ends
 from orchestrator.search.space import configurations, fits, searched, suggest, trials
 from orchestrator.spec import Sweep, Value
 from orchestrator.store.database import StudyPlace
@@ -42,25 +43,6 @@ _ID_LENGTH = 10
 _ASKED, _DRAWN = 10, 40  # times that Optuna, and then random choice, may propose an existing trial
 
 
-@dataclass(frozen=True)
-class Ends:
-    """How often the process of a trial ended early, by cause."""
-
-    crashes: int = 0
-    out_of_memory: int = 0
-    preemptions: int = 0
-
-    @property
-    def attempt(self) -> int:
-        """The number of the next attempt, from 1."""
-        return 1 + self.crashes + self.out_of_memory + self.preemptions
-
-
-_COUNTED = {
-    TrialOutcome.FAILED: "crashes",
-    TrialOutcome.OUT_OF_MEMORY: "out_of_memory",
-    TrialOutcome.PREEMPTED: "preemptions",
-}
 _STATES = {TrialOutcome.COMPLETED: TrialState.COMPLETE, TrialOutcome.PRUNED: TrialState.PRUNED}
 _ENDED = {state: outcome for outcome, state in _STATES.items()}
 
@@ -202,14 +184,8 @@ class Ledger:
 
     def ends_for_retry(self, trial_id: str, outcome: TrialOutcome) -> Ends | None:
         """Return the counts of ends for the next attempt at a running trial; None where no attempt may follow."""
-        name = _COUNTED.get(outcome)
-        if name is None:
-            return None
         ends = Ends(**self.running()[trial_id].user_attrs.get(ENDS, {}))
-        allowed = getattr(self.sweep.recovery, name)
-        if allowed is not None and getattr(ends, name) >= allowed:
-            return None
-        return replace(ends, **{name: getattr(ends, name) + 1})
+        return ends.after(outcome, self.sweep.recovery)
 
     def end(
         self,

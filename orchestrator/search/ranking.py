@@ -23,11 +23,11 @@ from orchestrator.search.ledger import (
     REASON,
     REPORTS,
     SECONDS,
-    Ends,
     newest_rows,
     parameters_of,
     state_of,
 )
+from orchestrator.search.retries import Ends
 from orchestrator.spec import METRICS as METRIC_NAMES
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder

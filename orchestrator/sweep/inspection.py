@@ -140,7 +140,7 @@ def _model(wanted: Wanted) -> Iterator[str]:
 def _engines(wanted: Wanted) -> Iterator[str]:
     from orchestrator.trial import operators
 
-    missing = operators.missing(wanted.sweep.deepspeed)
+    missing = operators.settings_problem(wanted.sweep.deepspeed)
     if missing is not None:
         yield missing
     elif wanted.sweep.deepspeed.offload_optimizer != "none":

@@ -10,21 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import UserError
-from orchestrator.search.ledger import ENDS, SECONDS, Ends, Ledger, parameters_of
+from orchestrator.search.ledger import ENDS, SECONDS, Ledger, parameters_of
 from orchestrator.search.ranking import ranked
+from orchestrator.search.retries import Ends
 from orchestrator.search.space import with_constants
 from orchestrator.spec import Sweep
 from orchestrator.store.checkpoints import CheckpointError, remove_checkpoints
 from orchestrator.store.disk import with_space
 from orchestrator.store.folder import SweepFolder
-from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.lineage import of_trial
 from orchestrator.tracking.notes import NOTE, UNDER_WAY, trial_note
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.trial.outcome import ADVICE, TrialOutcome
-from orchestrator.trial.state import Report, State
-from orchestrator.workers.process import end_process
+from orchestrator.trial.outcome import TrialOutcome
+from orchestrator.trial.state import Report
 
 # outcome -> the status of its run in MLflow; FAILED for any other
 _STATUS = {TrialOutcome.COMPLETED: "FINISHED", TrialOutcome.PRUNED: "FINISHED", TrialOutcome.PREEMPTED: "KILLED"}
@@ -98,10 +96,10 @@ class SweepRecord:
         with_space(lambda: self.outbox.end(trial_id, status, tags, int(time.time() * 1000)))
         self.ledger.end(trial_id, outcome, reason, report, again)
         if again is None:
-            self._tidy(trial_id)
+            self.tidy(trial_id)
         return again
 
-    def _tidy(self, trial_id: str) -> None:
+    def tidy(self, trial_id: str) -> None:
         """Remove the networks' state of a trial that is over, and all checkpoints of trials that are not the best."""
         try:
             with_space(self.folder.trial(trial_id).keep_result_only)
@@ -114,58 +112,3 @@ class SweepRecord:
         lost = [row.trial_id for row in order[count:] if row.trial_id not in self.emptied]
         remove_checkpoints(self.folder.trial(trial_id) for trial_id in lost)
         self.emptied.update(lost)
-
-    def settle(self, over: str | None = None) -> list[str]:
-        """Close every row that is running, when no process runs any more. Return the trials that will be resumed.
-
-        over: why the sweep has ended for good, where it has; unfinished trials are then pruned for that reason.
-        """
-        self.ledger.close_strays()
-        if over is not None:
-            self.ledger.take_waiting()
-        for trial_id, row in self.ledger.begun().items():
-            if row.state.is_finished() and self.folder.trial(trial_id).resumable():  # a kill came before `_tidy`
-                self._tidy(trial_id)
-        return [trial_id for trial_id in self.ledger.running() if self._settle(trial_id, over)]
-
-    def end_runs(self, tracking: Tracking) -> int:
-        """End the runs that MLflow shows as running though no process runs. Return how many; 0 without an answer."""
-        state, interrupted = self.folder.read(), TrialOutcome.PREEMPTED
-        try:
-            runs: list[str | None] = [each for _, each in tracking.running(state["experiment_id"], state["parent_run"])]
-            if tracking.status(state["parent_run"]) == "RUNNING":
-                runs.append(None)
-        except UserError:  # runs that the ledger knows are in the outbox already
-            return 0
-        for trial_id in runs:
-            self.outbox.end(trial_id, "KILLED", {"outcome": str(interrupted), "reason": ADVICE[interrupted]})
-        return len(runs)
-
-    def _settle(self, trial_id: str, over: str | None) -> bool:
-        end_process(self.folder.trial(trial_id).path)
-        report = self._last_report(trial_id)
-        # A resumed trial repeats its last report, so an unrecorded one is compared with the others then.
-        if report is not None and (report.global_step >= self.sweep.train.iterations or self._was_stopped(trial_id)):
-            self.reported(trial_id, report)
-            self.ended(trial_id, *self.ledger.judge(report), report)
-            return False
-        if over is not None:
-            if report is not None:
-                self.reported(trial_id, report)
-            self.ended(trial_id, TrialOutcome.PRUNED, over, report)
-            return False
-        interrupted = TrialOutcome.PREEMPTED
-        return self.ended(trial_id, interrupted, ADVICE[interrupted], report) is not None
-
-    def _last_report(self, trial_id: str) -> Report | None:
-        """Return the report in the newest checkpoint of a trial; None where there is none."""
-        try:
-            latest = self.folder.trial(trial_id).latest()
-        except CheckpointError:
-            return None
-        for note in latest.damaged:  # the trial will no longer find the damaged one
-            self.outbox.tell(f"trial {trial_id}  note  {note}")
-        return State.read(latest.path).report if latest.path else None
-
-    def _was_stopped(self, trial_id: str) -> bool:
-        return any(report["stopped"] for report in self.ledger.reports(trial_id).values())

@@ -32,6 +32,7 @@ from orchestrator.sweep.cluster import Cluster
 from orchestrator.sweep.inspection import inspect
 from orchestrator.sweep.preflight import check_model
 from orchestrator.sweep.record import SweepRecord
+from orchestrator.sweep.resume import settle
 from orchestrator.sweep.stopping import Stopping
 from orchestrator.sweep.tune_callback import RecordCallback
 from orchestrator.sweep.tune_search import InOrder, LedgerAsha, LedgerSearch
@@ -40,7 +41,7 @@ from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.lineage import of_model
 from orchestrator.tracking.notes import UNDER_WAY, sweep_tags
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.trial.operators import compiler_missing, missing
+from orchestrator.trial.operators import compiler_problem, settings_problem
 from orchestrator.trial.outcome import sentence
 from orchestrator.workers.placement import Capacity, fitting, of_trial, of_worker, refuse_unfit
 from orchestrator.workers.worker import TrialWorker
@@ -93,7 +94,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
                 if address is not None:
                     console.print("Asking every machine whether it is ready ...", style="dim")
                     inspect(sweep, root, model.weights)
-                elif lacking := missing(sweep.deepspeed):
+                elif lacking := settings_problem(sweep.deepspeed):
                     raise UserError(lacking)
                 _prepare(sweep, folder, tracking, model.weights, source)
                 _go(SweepRun(sweep, folder, cluster, stopping, console), tracking, model.weights)
@@ -122,7 +123,7 @@ def _go(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
     try:
         record = SweepRecord(sweep, folder, Ledger(sweep, folder.study_place, weights, slots, console.print), outbox)
         console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
-        if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_missing()):
+        if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_problem()):
             console.print(slower)
         outbox.start(None, tags=UNDER_WAY, inputs=of_model(sweep, weights))
         try:
@@ -131,7 +132,7 @@ def _go(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
             console.print("Measuring the best set beside random directions ...", style="dim")
             best = choose_champion(record, partial(sweep_run.cluster.run, of_worker(sweep)), console.print)
         except BaseException:
-            record.settle()
+            settle(record)
             outbox.end(None, "KILLED", {"outcome": "interrupted"})
             patience = _HASTY_FLUSH_S
             raise
@@ -181,7 +182,7 @@ def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
     Raises Interrupted where the user stops it.
     """
     ledger, stopping, idle = record.ledger, sweep_run.stopping, 0
-    record.settle()
+    settle(record)
     stopping.limit(sweep_run.sweep.budget.hours, ledger.spent())
     while ledger.has_work() and not stopping.over():
         before, error = ledger.progress(), None
@@ -193,7 +194,7 @@ def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
         ledger.count_time(0)
         if stopping.over():
             break
-        record.settle()
+        settle(record)
         idle = 0 if ledger.progress() > before or (error and is_full(error)) else idle + 1
         if ledger.has_work():
             why = sentence(error) if error else "it gave no reason"
@@ -201,7 +202,7 @@ def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
                 raise RuntimeError(f"Ray Tune ends before any trial gets further ({why})") from error
             sweep_run.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
             _start_again(sweep_run.cluster, error)
-    record.settle(None if stopping.asked else _TIME_IS_UP)
+    settle(record, None if stopping.asked else _TIME_IS_UP)
     if stopping.asked and ledger.has_work():
         raise Interrupted
 

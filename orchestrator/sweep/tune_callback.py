@@ -11,10 +11,11 @@ from ray import tune
 from orchestrator.report.live import Screen
 from orchestrator.search.space import searched
 from orchestrator.sweep.record import SweepRecord
+from orchestrator.text import number
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import STEP, Report
 from orchestrator.workers.placement import answers, free_resources, leaving
-from orchestrator.workers.process import Hanging, ProcessRecord, end_of, stop_file
+from orchestrator.workers.process_record import Hanging, ProcessRecord, end_of, stop_file
 
 _LOOK_S = 5.0  # seconds between two checks of the processes of trials
 _LATE_S = 60.0  # seconds beyond a process's own limit until this callback ends it
@@ -66,7 +67,7 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.record.started(config["trial_id"], config["parameters"], config["attempt"])
         chosen = {name: config["parameters"][name] for name in self.searched if name in config["parameters"]}
         begins = "starts" if config["attempt"] == 1 else f"goes on (attempt {config['attempt']})"
-        self._say(trial, begins, ", ".join(f"{name}={_short(value)}" for name, value in chosen.items()))
+        self._say(trial, begins, ", ".join(f"{name}={number(value, 4)}" for name, value in chosen.items()))
         reached = max(map(int, self.record.ledger.reports(config["trial_id"])), default=0)
         self.screen.mark(config["trial_id"], reached, anew=True)
         self._show()
@@ -116,7 +117,3 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         line = f"{minutes:4}:{seconds:02}  trial {trial.config['trial_id']}  {what:<18} {more}".rstrip()
         (self.screen.tell if matters else self.screen.event)(line)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

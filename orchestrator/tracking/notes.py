@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.search.ranking import Row
 from orchestrator.search.space import searched
 from orchestrator.spec import METRICS, Sweep
+from orchestrator.text import in_code, number
 from orchestrator.tracking.pyfunc import PACKAGE
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import Report
@@ -66,7 +67,7 @@ def trial_note(
         lines += ["", f"> {_escaped(reason)}"]
     metrics = report.metrics if report else {}
     if metrics:
-        rows = [[name, _number(metrics[name]), _better(name)] for name in METRICS if name in metrics]
+        rows = [[name, number(metrics[name], 4), _better(name)] for name in METRICS if name in metrics]
         lines += ["", *_table(["metric", "value", "better is"], rows), "", *_code(sweep, f" --run {trial_id}")]
     return "\n".join(lines)
 
@@ -80,7 +81,9 @@ def sweep_note(
     """
     best, states = ranked[0], Counter(row.state.replace("_", " ") for row in ranked)
     compared = [
-        [name, _number(champion[name]), _number(baseline[name]), _better(name)] for name in METRICS if name in champion
+        [name, number(champion[name], 4), number(baseline[name], 4), _better(name)]
+        for name in METRICS
+        if name in champion
     ]
     lines = [
         f"**Champion: trial `{best.trial_id}`**, method `{method_of(best.parameters, sweep)}`, "
@@ -128,7 +131,7 @@ def _ranking(sweep: Sweep, ranked: Sequence[Row]) -> tuple[list[str], list[list[
             f"{place}{' *' if row.on_front else ''}",
             f"`{row.trial_id}`",
             *(_cell(row.parameters.get(name)) for name in names),
-            *(_number(row.metrics[name]) for name in sweep.objective_names),
+            *(number(row.metrics[name], 4) for name in sweep.objective_names),
         ]
         for place, row in enumerate(completed, start=1)
     ]
@@ -161,16 +164,12 @@ def _better(metric: str) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return _number(value) if isinstance(value, float) else _escaped(str(value))
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return number(value, 4) if isinstance(value, float) else _escaped(str(value))
 
 
 def _plain(text: str) -> str:
     """Return a text that cannot break out of its backticks or its table cell."""
-    return " ".join(text.replace("`", "'").replace("|", "/").split())
+    return in_code(text).replace("|", "/")
 
 
 def _escaped(text: str) -> str:

@@ -122,7 +122,7 @@ class Editor:
         Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no finite number.
         """
         from core.chain.schedule import Schedule
-        from orchestrator.trial.attempt import as_fits
+        from orchestrator.trial.attempt import halving_batch
         from orchestrator.trial.loading import advice_on_memory
 
         table = pd.DataFrame(rows)
@@ -138,7 +138,7 @@ class Editor:
             return [self._draw(schedule, seeds[cut], numbers[cut], scales[cut]) for cut in cuts]
 
         with advice_on_memory(*_LESS):
-            parts = as_fits(draw, _BATCH)
+            parts = halving_batch(draw, _BATCH)
         empty = np.empty((0, *self.denoiser.image_shape[1:], 3), np.uint8)
         return np.concatenate(parts) if parts else empty
 

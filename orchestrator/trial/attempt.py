@@ -22,7 +22,7 @@ from orchestrator.trial.settings import POLICIES
 T = TypeVar("T")
 
 # policy -> the policy that takes less memory, used where the micro-batch cannot shrink further
-_THEN = {
+_SMALLER_POLICY = {
     "full_graph": "checkpoint_steps",
     "keep_steps": "checkpoint_steps",
     "checkpoint_steps": "checkpoint_blocks",
@@ -116,7 +116,7 @@ class Attempt:
             if isinstance(gradient, KeepSteps) and gradient.memory != "auto":
                 gradient = KeepSteps(gradient.memory * half // size)  # as many steps, since each shrinks alike
             return replace(again, settings=replace(self.settings, micro_batch=half, gradient=gradient))
-        policy = _THEN.get(self.policy)
+        policy = _SMALLER_POLICY.get(self.policy)
         if policy is None:
             raise NothingFits(
                 f"not even micro_batch {size} with policy {self.policy} fits: use a device with more memory, lower "
@@ -142,7 +142,7 @@ class Attempt:
         }
 
 
-def as_fits(draw: Callable[[int], T], batch: int) -> T:
+def halving_batch(draw: Callable[[int], T], batch: int) -> T:
     """Return `draw(batch)`, or `draw` of half the batch after every time that memory runs out."""
     while True:
         try:

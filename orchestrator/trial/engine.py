@@ -134,8 +134,8 @@ def checkpoint(step: Step, i: int, x: Tensor) -> Tensor:
 
 def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
     parameters = [{"params": group.parameters, "lr": group.rate, "betas": group.betas} for group in groups]
-    if offload and operators.compiler_missing() is None:
-        with operators.guarded():
+    if offload and operators.compiler_problem() is None:
+        with operators.build_lock():
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
             optimiser: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=False)

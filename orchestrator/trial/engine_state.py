@@ -152,16 +152,16 @@ def _check(tensors: Mapping[str, Tensor], module: nn.Module, steps: int) -> None
 
 def _restore(engine: Any, tensors: Mapping[str, Tensor], steps: int) -> None:
     """Put checked tensors into an engine that has not made a step."""
-    _begin(engine, steps)
+    _create_adam_state(engine, steps)
     for name, buffer in engine.module.network.named_buffers():
         buffer.copy_(tensors[f"buffer/{name}"])
     for name, parameter in engine.module.network.named_parameters():
         for kind in ("parameter", *(_MOMENTS if steps else ())):
             _set(engine, parameter, kind, tensors[f"{kind}/{name}"])
-    _catch_up(engine.basic_optimizer, steps)
+    _replay_steps(engine.basic_optimizer, steps)
 
 
-def _begin(engine: Any, steps: int) -> None:
+def _create_adam_state(engine: Any, steps: int) -> None:
     """Create the state that Adam itself creates in its first step, as it is after `steps` steps."""
     optimiser, stage = engine.basic_optimizer, engine.zero_optimization_stage()
     flat = engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else _descended(optimiser)
@@ -214,7 +214,7 @@ def _part(parameter: Any, whole: Tensor) -> Tensor:
     return torch.cat([part, part.new_zeros(size - len(part))])
 
 
-def _catch_up(optimiser: Any, steps: int) -> None:
+def _replay_steps(optimiser: Any, steps: int) -> None:
     """Bring a new DeepSpeedCPUAdam to the internal state that it has after `steps` steps.
 
     It multiplies up the powers of its betas step by step, and no checkpoint holds them. In a new process it computes

@@ -16,7 +16,7 @@ from orchestrator.trial.outcome import TrialOutcome, classify
 WEIGHTS = ("device", "cpu")  # where the weights of a model's blocks are kept
 LESS = ("--weights cpu", "--precision bf16")  # options that take less of a device's memory
 
-Away = Callable[[Denoiser, str], Denoiser]  # makes a model run on a device that does not hold all its weights
+StreamWeights = Callable[[Denoiser, str], Denoiser]  # makes a model run on a device that does not hold all its weights
 
 
 def own_device() -> str:
@@ -24,15 +24,17 @@ def own_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def loaded(model: str, device: str, precision: str, use: Mapping[str, Any], away: Away | None = None) -> Denoiser:
+def loaded(
+    model: str, device: str, precision: str, use: Mapping[str, Any], stream: StreamWeights | None = None
+) -> Denoiser:
     """Return a model that runs on `device`. Sets torch's precision switches for the whole process.
 
-    away: loads the model on the CPU and streams its weights. Raises what `Denoiser.from_pretrained` raises.
+    stream: runs the model, loaded on the CPU, by streaming its weights. Raises what `Denoiser.from_pretrained` raises.
     """
     dtype = use_precision(precision)
-    if away is None:
+    if stream is None:
         return Denoiser.from_pretrained(model, dtype, device, **use)
-    return away(Denoiser.from_pretrained(model, dtype, "cpu", **use), device)
+    return stream(Denoiser.from_pretrained(model, dtype, "cpu", **use), device)
 
 
 def placed(model: str, device: str, precision: str, weights: str, use: Mapping[str, Any]) -> Denoiser:

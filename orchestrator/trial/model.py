@@ -19,7 +19,7 @@ from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling
 from orchestrator.spec import Sweep
-from orchestrator.trial.loading import Away, loaded, own_device
+from orchestrator.trial.loading import StreamWeights, loaded, own_device
 from orchestrator.trial.ranks import ALONE, Ranks
 
 
@@ -42,12 +42,12 @@ class TrialModel:
         ranks: the processes over which weights are partitioned; a process alone keeps them in the CPU's memory instead.
         """
         device = own_device()
-        away: Away | None = None
-        if sweep.gradient.weights == "partitioned" and ranks.assembly is not None:
-            away = partial(partitioned, rank=ranks.rank, world=ranks.world, gather=ranks.assembly.gather)
+        stream: StreamWeights | None = None
+        if sweep.gradient.weights == "partitioned" and ranks.gathering is not None:
+            stream = partial(partitioned, rank=ranks.rank, world=ranks.world, gather=ranks.gathering.gather)
         elif sweep.gradient.weights != "device":
-            away = offloaded
-        denoiser = loaded(sweep.model, device, sweep.train.precision, sweep.denoiser.use, away)
+            stream = offloaded
+        denoiser = loaded(sweep.model, device, sweep.train.precision, sweep.denoiser.use, stream)
         if sweep.gradient.lean:
             denoiser = lean(denoiser)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)

@@ -25,7 +25,7 @@ if not torch.cuda.is_available():
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
-def compiler_missing() -> str | None:
+def compiler_problem() -> str | None:
     """Return a sentence on why DeepSpeed's own optimiser cannot be built here; None where it can."""
     missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
     if not missing:
@@ -33,13 +33,13 @@ def compiler_missing() -> str | None:
     return f"{' and '.join(missing)} not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
 
 
-def missing(settings: DeepSpeed) -> str | None:
+def settings_problem(settings: DeepSpeed) -> str | None:
     """Return a sentence on why these settings cannot work on this machine; None where they can."""
     if "nvme" not in (settings.offload_optimizer, settings.offload_param):
         return None
     import deepspeed
 
-    if compiler_missing() or not deepspeed.ops.__compatible_ops__.get("async_io", False):
+    if compiler_problem() or not deepspeed.ops.__compatible_ops__.get("async_io", False):
         needed = "g++, ninja and libaio's headers (package libaio-dev)"
         return f"deepspeed: offloading to nvme needs {needed}, which are not all here"
     if not os.access(str(settings.nvme_path), os.W_OK | os.X_OK):
@@ -49,7 +49,7 @@ def missing(settings: DeepSpeed) -> str | None:
 
 def build_ops() -> None:
     """Compile the operator that trials use, Adam on the CPU, so that no trial has to wait for it."""
-    if compiler_missing() is None:
+    if compiler_problem() is None:
         load("CPUAdamBuilder")
 
 
@@ -57,12 +57,12 @@ def load(builder: str) -> None:
     """Compile an operator unless that was done before, and load it into DeepSpeed for later calls."""
     from deepspeed.accelerator import get_accelerator
 
-    with guarded():
+    with build_lock():
         get_accelerator().create_op_builder(builder).load(verbose=False)
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def build_lock() -> Iterator[None]:
     """Lock the folder of compiled operators for this process.
 
     torch guards a build by a lock file, which a killed process leaves behind; every later process then waits for ever.

@@ -30,7 +30,7 @@ def _nothing() -> None:
 _NO_MORE = -1  # in place of a block's number
 
 
-class Assembly:
+class BlockGathering:
     """The gathering of a partitioned network's blocks over the processes of a trial (core.execution.streaming).
 
     All processes train in step and so call the same block at the same time. Where the first process works by itself, it
@@ -87,7 +87,7 @@ class Assembly:
 class Ranks:
     """One of the processes that share a trial; by default the only one.
 
-    rest: called before this process waits for the first one; assembly: gathers the weights of a partitioned network,
+    rest: called before this process waits for the first one; gathering: gathers the weights of a partitioned network,
     None for a process alone.
     """
 
@@ -95,35 +95,35 @@ class Ranks:
     world: int = 1
     group: Any = None
     rest: Callable[[], None] = _nothing
-    assembly: Assembly | None = None
+    gathering: BlockGathering | None = None
 
     @classmethod
     def join(cls, rest: Callable[[], None] = _nothing) -> "Ranks":
         """Return the ranks of this process's torch.distributed world. Every rank has to call this."""
         rank, world = distributed.get_rank(), distributed.get_world_size()
         group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-        return cls(rank, world, group, rest, Assembly(group))
+        return cls(rank, world, group, rest, BlockGathering(group))
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the first process, which works for all."""
         return self.rank == 0
 
-    def lead(self, work: Callable[[], T]) -> T:
+    def on_first(self, work: Callable[[], T]) -> T:
         """Run `work` on the first rank and return its result on every rank; an error there is raised on every rank."""
-        if self.assembly is None:
+        if self.gathering is None:
             return work()
         outcome: list[Any] = [None]
-        if self.leads:
+        if self.is_first:
             try:
-                with self.assembly.leading():
+                with self.gathering.leading():
                     outcome = [(work(), None)]
             except Exception as error:
                 distributed.broadcast_object_list([(None, _portable(error))], 0, self.group)
                 raise
         else:
             self.rest()
-            self.assembly.attend()
+            self.gathering.attend()
         distributed.broadcast_object_list(outcome, 0, self.group)
         value: T
         value, ended = outcome[0]

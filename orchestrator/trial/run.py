@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +45,25 @@ from orchestrator.trial.state import Report, State
 class TrialContext:
     """The callbacks and processes through which a trial communicates while it works.
 
-    stop: returns whether the trial has to save and end; alive: called after every step; ranks: the processes that share
-    the trial; out_of_memory: how often its process has run out of memory before.
+    stop: returns whether the trial has to save and end; report_alive: called after every step; ranks: the processes
+    that share the trial; out_of_memory: how often its process has run out of memory before.
     """
 
     stop: Callable[[], bool] = lambda: False
-    alive: Callable[[], None] = lambda: None
+    report_alive: Callable[[], None] = lambda: None
     ranks: Ranks = ALONE
     out_of_memory: int = 0
     training: bool = False  # an iteration has begun and not ended: it must not be interrupted
 
-    def step(self) -> None:
+    def network_called(self) -> None:
         """Report a call of the network. Raises Preempted where the trial has to end and no iteration is under way."""
-        self.alive()
+        self.report_alive()
         if not self.training and self.stop():
             raise Preempted
 
     def waiting(self) -> None:
         """Report that the trial is alive while it waits for disk space. Raises Preempted where it has to end."""
-        self.alive()
+        self.report_alive()
         if self.stop():
             raise Preempted
 
@@ -76,12 +76,12 @@ class TrialContext:
 
     @contextmanager
     def watching(self, denoiser: Denoiser) -> Iterator[None]:
-        """Call `step` at every pass through the network inside the block."""
-        denoiser.listeners.append(self.step)
+        """Call `network_called` at every pass through the network inside the block."""
+        denoiser.listeners.append(self.network_called)
         try:
             yield
         finally:
-            denoiser.listeners.remove(self.step)
+            denoiser.listeners.remove(self.network_called)
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ class RunningTrial:
         """The processes that share this trial."""
         return self.context.ranks
 
-    def alone(self) -> "RunningTrial":
+    def on_one_process(self) -> "RunningTrial":
         """Return the same trial for one process by itself."""
         return replace(self, context=replace(self.context, ranks=ALONE))
 
     def latest(self) -> tuple[Path | None, State]:
         """Return the newest sound checkpoint (None without one) and the state in it (a new state without one)."""
-        checkpoint = self.ranks.lead(self.folder.latest)
+        checkpoint = self.ranks.on_first(self.folder.latest)
         self.notes.extend(checkpoint.damaged)
         return checkpoint.path, State.read(checkpoint.path) if checkpoint.path else State()
 
@@ -121,7 +121,7 @@ class RunningTrial:
                 shutil.copytree(measured, folder, dirs_exist_ok=True)
             if gathered is not None:
                 gathered.write(folder / "engines")
-            write_json(folder / "state.json", asdict(state))
+            write_json(folder / "state.json", state.to_json())
 
         def keep() -> None:
             score = None
@@ -130,7 +130,7 @@ class RunningTrial:
                 score = state.report.metrics[metric] * (1 if mode == "max" else -1)
             with_space(lambda: self.folder.save(state.iteration, write, score), self.context.waiting)
 
-        self.ranks.lead(keep)
+        self.ranks.on_first(keep)
 
 
 def run_trial(
@@ -152,7 +152,7 @@ def run_trial(
     if not torch.cuda.is_available():
         torch.set_num_threads(sweep.resources.cpus_per_worker)
     context = context or TrialContext()
-    latest = context.ranks.lead(folder.latest)
+    latest = context.ranks.on_first(folder.latest)
     state = State.read(latest.path) if latest.path else State()
     notes = list(latest.damaged)
     if state.report is not None:
@@ -165,7 +165,7 @@ def run_trial(
         if parameters["method"] == "learned":
             yield from _learn(trial, parameters)
         else:
-            yield context.ranks.lead(lambda: _find(trial.alone(), parameters))
+            yield context.ranks.on_first(lambda: _find(trial.on_one_process(), parameters))
 
 
 def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
@@ -193,12 +193,12 @@ def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
         return directions
 
     directions = drawing.run(find)
-    return _report(trial, drawing, state, directions)
+    return _measure_and_save(trial, drawing, state, directions)
 
 
 def _learn(trial: RunningTrial, parameters: Mapping[str, Any]) -> Iterator[Report]:
     """Train and yield the reports; where memory runs out, resume from the last checkpoint in smaller parts."""
-    sweep, means_asked = trial.sweep, {"means": _means(trial.sweep), "smaller": trial.context.out_of_memory}
+    sweep, means_asked = trial.sweep, {"means": _memory_settings(trial.sweep), "smaller": trial.context.out_of_memory}
     attempt = _first_attempt(trial, parameters, means_asked)
     while True:
         drawing = DrawBatch(attempt.applied(sweep))
@@ -214,14 +214,14 @@ def _learn(trial: RunningTrial, parameters: Mapping[str, Any]) -> Iterator[Repor
 
 
 def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], means_asked: Mapping[str, Any]) -> Attempt:
-    """Return the attempt of the newest checkpoint if `_means` has not changed since, else the one that fits the device.
+    """Return the newest checkpoint's attempt if `_memory_settings` is unchanged, else one that fits the device.
 
     Then make it smaller once for every time that the process itself ran out of memory and that it does not count yet.
     """
     trial_model, sweep, settings = trial.trial_model, trial.sweep, settings_of(parameters, trial.sweep)
-    parts = trial.latest()[1].parts
-    if parts is not None and parts["means"] == means_asked["means"]:
-        attempt, seen = Attempt.resumed(settings, parts), parts["smaller"]
+    kept = trial.latest()[1].attempt
+    if kept is not None and kept["means"] == means_asked["means"]:
+        attempt, seen = Attempt.resumed(settings, kept), kept["smaller"]
     else:
         denoiser = trial_model.denoiser
         case = Case(denoiser.blueprint(), trial_model.schedule, sweep, settings)
@@ -232,7 +232,7 @@ def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], means_ask
     return attempt
 
 
-def _means(sweep: Sweep) -> dict[str, Any]:
+def _memory_settings(sweep: Sweep) -> dict[str, Any]:
     """Return the keys of a sweep file that may change while the sweep is under way and decide how a trial trains."""
     return {
         "gradient": sweep.gradient.model_dump(),
@@ -252,25 +252,25 @@ def _train(
     """
     sweep, settings, trial_model, ranks = drawing.sweep, attempt.settings, trial.trial_model, trial.ranks
     path, state = trial.latest()
-    state.parts = {**attempt.kept(), **means_asked}
+    state.attempt = {**attempt.kept(), **means_asked}
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with state.running():
-            workers = learned.Workers(engines.make, ranks.rank, ranks.world, ranks.lead)
+            workers = learned.Workers(engines.make, ranks.rank, ranks.world, ranks.on_first)
             learner = learned.Learner(
                 trial_model.denoiser, trial_model.schedule, settings, workers, drawing.batch, trial_model.cache
             )
         if path is not None:
             engines.load(path / "engines")
             if state.report is None and _due(sweep, state.iteration):  # the last attempt had to end while measuring
-                yield from _measured(trial, drawing, state, learner, engines, attempt)
+                yield from _yield_report(trial, drawing, state, learner, engines, attempt)
         for n in range(state.iteration, settings.iterations):
             with state.running(), trial.context.iterating():
                 state.curve.append({"step": n + 1, **ranks.mean(learner.iterate(n))})
             state.iteration, state.report = n + 1, None
-            trial.context.alive()
+            trial.context.report_alive()
             if _due(sweep, n + 1):
-                yield from _measured(trial, drawing, state, learner, engines, attempt)
+                yield from _yield_report(trial, drawing, state, learner, engines, attempt)
             elif ranks.any(trial.context.stop()):
                 trial.save(state, engines)
                 raise Preempted
@@ -285,19 +285,19 @@ def _due(sweep: Sweep, iteration: int) -> bool:
     return iteration % sweep.evaluate_every == 0 or iteration == sweep.train.iterations
 
 
-def _measured(
+def _yield_report(
     trial: RunningTrial, drawing: DrawBatch, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
 ) -> Iterator[Report]:
     """Yield the report that is due. Where the trial has to end meanwhile, save; its next attempt makes the report."""
     try:
-        yield _report(trial, drawing, state, learner.directions(), engines, attempt)
+        yield _measure_and_save(trial, drawing, state, learner.directions(), engines, attempt)
     except Preempted:
         trial.save(state, engines)
         raise
     state.curve = []
 
 
-def _report(
+def _measure_and_save(
     trial: RunningTrial,
     drawing: DrawBatch,
     state: State,
@@ -311,14 +311,14 @@ def _report(
     """
     with tempfile.TemporaryDirectory() as temporary:
         measured = Path(temporary)
-        report = trial.ranks.lead(lambda: _measure(trial, drawing, state, directions, attempt, measured))
+        report = trial.ranks.on_first(lambda: _measure_set(trial, drawing, state, directions, attempt, measured))
         trial.save(replace(state, report=report, curve=[]), engines, measured)
     noted = replace(report, notes=list(trial.notes))
     trial.notes.clear()
     return noted
 
 
-def _measure(
+def _measure_set(
     trial: RunningTrial,
     drawing: DrawBatch,
     state: State,

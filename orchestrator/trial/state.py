@@ -49,14 +49,20 @@ class State:
     seconds: float = 0.0  # spent on finding: loading, measuring and drawing do not count
     curve: list[dict[str, float]] = field(default_factory=list)  # the losses since the last report
     report: Report | None = None  # the report of this iteration, if it was measured
-    parts: dict[str, Any] | None = None  # how the trial trains (orchestrator.trial.attempt)
+    attempt: dict[str, Any] | None = None  # how the trial trains (orchestrator.trial.attempt)
 
     @classmethod
     def read(cls, checkpoint: Path) -> "State":
         """Return the state in the folder of a checkpoint."""
         values = json.loads((checkpoint / "state.json").read_text())
-        report = values.pop("report")
-        return cls(**values, report=Report.from_json(report) if report else None)
+        report, attempt = values.pop("report"), values.pop("parts", None)
+        return cls(**values, report=Report.from_json(report) if report else None, attempt=attempt)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as a dict of plain values, as `read` reads it: the key of `attempt` is "parts"."""
+        values = asdict(self)
+        values["parts"] = values.pop("attempt")
+        return values
 
     @contextmanager
     def running(self) -> Iterator[None]:

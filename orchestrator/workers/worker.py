@@ -20,7 +20,7 @@ from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.trial.state import Report
-from orchestrator.workers.process import STEPS, ProcessRecord, Watchdog, stop_file, write_end
+from orchestrator.workers.process_record import STEPS, ProcessRecord, Watchdog, stop_file, write_end
 from orchestrator.workers.usage import Usage
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         from orchestrator.trial.run import TrialContext, run_trial  # imports torch, which takes a while
 
         context = TrialContext(self.process.shall_stop, self.process.moved, out_of_memory=self.config["out_of_memory"])
-        cache = SampleCache(self.folder.cache, waiting=context.step)
+        cache = SampleCache(self.folder.cache, waiting=context.network_called)
         trial = self.folder.trial(self.config["trial_id"])
         return run_trial(self.config["parameters"], self.sweep, trial, cache, context, self._load)
 

@@ -27,7 +27,7 @@ from orchestrator.store.folder import SweepFolder
 from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
 from orchestrator.trial.state import Report
 from orchestrator.workers.placement import HEAD, HELD, alive, all_answer, free_resources, of_worker
-from orchestrator.workers.process import ProcessRecord, end_remotely, says_machine_lost, stop_file, write_end
+from orchestrator.workers.process_record import ProcessRecord, end_remotely, says_machine_lost, stop_file, write_end
 from orchestrator.workers.worker import AttemptProcess, as_result, at_home
 
 _ASK_S = 0.5
@@ -190,7 +190,7 @@ def _run_rank(arguments: Mapping[str, Any]) -> None:
     process = AttemptProcess(sweep, folder, config, train.get_context().get_world_rank())
     ranks = Ranks.join(process.watchdog.rest)
     context = TrialContext(process.shall_stop, process.moved, ranks, config["out_of_memory"])
-    cache = SampleCache(folder.cache, waiting=context.step)
+    cache = SampleCache(folder.cache, waiting=context.network_called)
     trial, load = folder.trial(config["trial_id"]), partial(TrialModel.load, ranks=ranks)
     for report in run_trial(config["parameters"], sweep, trial, cache, context, load):
         process.watchdog.rest()

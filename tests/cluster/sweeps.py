@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.text import counted
-from orchestrator.workers.process import ProcessRecord
+from orchestrator.workers.process_record import ProcessRecord
 from tests.cluster.machines import Cluster
 from tests.faults import stores
 from tests.faults.sweep_under_test import SweepUnderTest, check, until

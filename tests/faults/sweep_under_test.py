@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from orchestrator.store.folder import SweepFolder
-from orchestrator.workers.process import ProcessRecord
+from orchestrator.workers.process_record import ProcessRecord
 
 NAME, TRIALS, ITERATIONS, EVERY = "tiny", 4, 8, 2
 SPEC = f"""\

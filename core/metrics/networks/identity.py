@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.files import PICKLES
 from core.metrics.networks.extractor import Extractor, rgb
 from core.metrics.networks.vision import load_vision
-from core.metrics.networks.weights import PICKLES, StateDict, read_weights
+from core.metrics.networks.weights import StateDict, read_weights
 
 SIZE = 112  # pixels, height and width
 FEATURES = 512

@@ -1,4 +1,4 @@
-"""Weights of published networks, from safetensors files alone: what does not fit is told in one sentence."""
+"""Read the weights of published networks from safetensors files, and refuse files that do not fit in one sentence."""
 
 import hashlib
 import shlex
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.errors import ModelError, first_line
+from core.files import PICKLES
 
-PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _ZIP = b"PK\x03\x04"  # how torch.save begins a file, whatever its name is
 _COUNTER = "num_batches_tracked"  # of a batch normalisation; nothing depends on it once it is frozen
 
@@ -23,17 +23,17 @@ Net = TypeVar("Net", bound=nn.Module)
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of one file, and how a message speaks of it."""
+    """The tensors of one file, and how messages call it."""
 
     label: str  # the role of the network, and where it was read from
     digest: str
     tensors: dict[str, Tensor]
 
     def fill(self, net: Net, content: str, cure: str = "") -> Net:
-        """A network that was made on the meta device, with these weights in float32; frozen. Other tensors are left.
+        """Return `net`, made on the meta device, with these weights in float32, frozen. Further tensors are ignored.
 
-        Raises ModelError, with the first name of `net` that is missing or has another shape, where the file is not
-        `content`; `cure`: what ends that sentence.
+        content: how messages call what the file should hold; cure: ends their sentence. Raises ModelError with the
+        first name of `net` that is missing or has another shape.
         """
         wanted = net.state_dict()
         for name, tensor in wanted.items():
@@ -53,7 +53,7 @@ class StateDict:
 
 
 def read_weights(where: str, role: str) -> StateDict:
-    """All tensors of a safetensors file.
+    """Read all tensors of a safetensors file.
 
     role: such as 'LPIPS network'. Raises ModelError for a file that is missing, a folder, a pickle, or damaged.
     """
@@ -70,7 +70,7 @@ def read_weights(where: str, role: str) -> StateDict:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """The first 8 digits of the sha256 of the files' contents, one after the other."""
+    """Return the first 8 digits of the SHA-256 of the files' contents, one after the other."""
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -79,9 +79,9 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def conversion(path: Path) -> str:
-    """How a state dict that torch.save wrote becomes a safetensors file beside it, as the end of a sentence.
+    """Return the end of a sentence: the command that converts a state dict of torch.save to safetensors beside it.
 
-    Cloned, since safetensors refuses tensors that share their memory, as those of LPIPS do.
+    Tensors are cloned: safetensors refuses tensors that share memory, as those of LPIPS do.
     """
     target = str(path.with_suffix(".safetensors"))
     return "convert it with: " + in_python(
@@ -92,7 +92,7 @@ def conversion(path: Path) -> str:
 
 
 def in_python(code: str) -> str:
-    """The command of a shell that runs one line of Python."""
+    """Return the shell command that runs one line of Python."""
     quoted = shlex.quote(code) if set(code) & set('"$`!\\') else f'"{code}"'
     return f"python -c {quoted}"
 

@@ -1,33 +1,27 @@
-"""What `orchestrate launch` writes, read and run as the programs that it is for would do.
+"""What `orchestrate launch` writes, and what it refuses to write.
 
 The whole files stand in tests/golden/launch; after a change that is meant, write them anew and look at the difference:
 REFRESH_GOLDEN=1 python -m pytest tests/orchestrator/cli/test_launch.py -k whole
 """
 
-import json
 import os
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.model import catalogue
 from orchestrator.cli import launch
 from orchestrator.cli import main as cli
 from orchestrator.spec import Sweep, load, parse
+from tests.orchestrator.cli.conftest import HERE
 from tests.orchestrator.conftest import Orchestrate
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +31,6 @@ CELEBA = ROOT / "sweeps" / "celeba.yaml"
 # What breaks quoting, in every place that takes free text.
 EVIL = 'it\'s "a" $HOME `id` $(id) \\ {{ x }} # %j ; & ünï\u2028 \U0001f600'
 SHARED = f"/shared/{EVIL}"
-HERE = Path("/shared/work")
 
 MACHINES = {"image": "example/h-space:1", "volume": "sweeps", "instance": "g6.12xlarge", "user": "ubuntu"}
 HOSTS = {"hosts": ["node-a", "10.0.0.2", "fd00::3", "node-d"], "user": "ubuntu"}
@@ -71,11 +64,6 @@ def nasty(target: str) -> Sweep:
 
 
 CASES = {"celeba": celeba, "nasty": nasty}
-
-
-@pytest.fixture
-def in_project_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "cwd", lambda: HERE)
 
 
 def rendered(case: str, target: str) -> launch.Launch:
@@ -116,9 +104,6 @@ def test_where_a_sweep_runs_is_no_part_of_its_identity() -> None:
     assert sweep_with(cluster={"nodes": 7, "hosts": ["a"]}).identity() == sweep_with().identity()
 
 
-# Slurm
-
-
 def directives(script: str) -> dict[str, str]:
     """The #SBATCH lines as sbatch reads them: quotes group, a backslash takes the next letter as it is, # ends."""
     found = {}
@@ -142,307 +127,6 @@ def directives(script: str) -> dict[str, str]:
         name, _, value = word.removeprefix("--").partition("=")
         found[name] = value
     return found
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_sbatch_reads_what_was_meant() -> None:
-    found = directives(rendered("nasty", "slurm").files["job.sh"])
-    assert found["output"] == f"{HERE}/{EVIL}".replace("%", "%%") + "/%x-%j.log"
-    assert found["job-name"] == "A_nasty.Name" and found["partition"] == "gpu" and found["account"] == "faces"
-    found = directives(rendered("celeba", "slurm").files["job.sh"])
-    assert (found["nodes"], found["gpus-per-node"], found["cpus-per-task"]) == ("4", "4", "16")
-    assert found["time"] == "4320" and found["signal"] == "B:USR1@180" and "requeue" in found
-
-
-SHELLCHECK = Path(sys.executable).parent / "shellcheck"
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("in_project_folder")
-def test_the_shell_has_nothing_to_say_against_the_scripts(case: str, target: str, tmp_path: Path) -> None:
-    files = dict(rendered(case, target).files)
-    if target == "kuberay":
-        files |= {"run.sh": next(yaml.safe_load_all(files["job.yaml"]))["data"]["run.sh"]}
-    scripts = [name for name in files if name.endswith(".sh")]
-    assert scripts
-    for name in scripts:
-        (tmp_path / name).write_text(files[name])
-        subprocess.run(["bash", "-n", tmp_path / name], check=True)
-        # Below errors it also warns of how a well quoted path looks.
-        level = "style" if case == "celeba" else "error"
-        done = subprocess.run([SHELLCHECK, "--severity", level, tmp_path / name], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
-
-
-FAKES = {
-    # ray symmetric-run runs the entry point on the head; here there is nothing else.
-    "srun": '#!/bin/bash\nprintf "%s\\0" "$@" > "$RECORD/srun"\nwhile [ "$1" != ray ]; do shift; done\nexec "$@"\n',
-    "ray": '#!/bin/bash\nwhile [ "$1" != -- ]; do shift; done\nshift\n"$@"\n',
-    "scontrol": '#!/bin/bash\n[ "$1" = show ] && printf "node1\\nnode2\\n" || echo "$*" >> "$RECORD/scontrol"\n',
-    "getent": '#!/bin/bash\nprintf "127.0.1.1 STREAM node1\\n10.0.0.7 STREAM\\n"\n',
-    "orchestrate": f"""#!{sys.executable}
-import json, os, pathlib, signal, stat, sys, time
-record, token = pathlib.Path(os.environ["RECORD"]), pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
-root = pathlib.Path(sys.argv[sys.argv.index("--root") + 1])
-signals = []
-def told(number, frame):
-    signals.append(number)
-    (root / "faces").mkdir(exist_ok=True)
-    (root / "faces" / "stop").touch()
-signal.signal(signal.SIGTERM, told)
-facts = dict(argv=sys.argv[1:], mode=os.environ["RAY_AUTH_MODE"], token=token.read_text(), private=str(token.parent),
-             modes=[stat.S_IMODE(path.stat().st_mode) for path in (token, token.parent)], cwd=os.getcwd(),
-             set_up=os.environ.get("SET_UP"))
-(record / "began").write_text(json.dumps(facts))
-ends = time.monotonic() + float(os.environ["LASTS"])
-while not signals and time.monotonic() < ends:
-    time.sleep(0.05)
-time.sleep(2.5 if signals else 0)  # trials save
-(record / "signals").write_text(json.dumps(signals))
-sys.exit(130 if signals else int(os.environ["ENDS"]))
-""",
-}
-
-
-class Job:
-    """A job script, run with programs of ours in place of Slurm's and Ray's."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.record, self.root = folder / "record", folder / 'it\'s $a "disk"'
-        programs = folder / "programs"
-        for made in (self.record, programs):
-            made.mkdir()
-        for name, text in FAKES.items():
-            (programs / name).write_text(text)
-            (programs / name).chmod(0o755)
-        cluster = {"root": str(self.root), "nodes": 2, "setup": 'export SET_UP="it\'s $UNSET"', "retries": 3}
-        launch.launch(sweep_with(cluster=cluster), "slurm", folder / "a launch's", folder / "runs")
-        slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node[1-2]", "RECORD": str(self.record)}
-        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-        self.environment = os.environ | slurm | {"PATH": path, "LASTS": "0", "ENDS": "0"} | environment
-        self.script = folder / "a launch's" / "job.sh"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen([self.script], env=self.environment, cwd="/", start_new_session=True)
-        until = time.monotonic() + 60
-        while not (self.record / "began").exists() or not (self.record / "began").read_text():
-            assert time.monotonic() < until and self.process.poll() in (None, int(self.environment["ENDS"]))
-            time.sleep(0.05)
-
-    def send(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def end(self) -> int:
-        assert self.process is not None
-        return self.process.wait(60)
-
-    def facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads((self.record / "began").read_text())
-        return facts
-
-    def requeued(self) -> list[str]:
-        file = self.record / "scontrol"
-        return file.read_text().splitlines() if file.exists() else []
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize("status", [0, 2])
-def test_the_job_runs_the_sweep_on_the_head_and_ends_as_it_does(status: int, folder: Path) -> None:
-    job = Job(folder, ENDS=str(status))
-    job.start()
-    assert job.end() == status and job.requeued() == []
-    facts = job.facts()
-    spec = str(folder / "a launch's" / "faces.yaml")
-    assert facts["argv"] == ["sweep", spec, "--root", str(job.root), "--address", "auto"]
-    assert load(Path(spec)).name == "faces" and facts["cwd"] == str(folder) and facts["set_up"] == "it's "
-    step = (job.record / "srun").read_text().split("\0")[:-1]
-    ray = step[step.index("ray") : step.index("--")]
-    assert ray == shlex.split("ray symmetric-run --address 10.0.0.7:6379 --min-nodes 2 --num-cpus=4 --num-gpus=0")
-    assert step[:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=4"]
-
-
-def test_ray_asks_for_a_token_that_only_this_user_can_read_and_that_goes_with_the_job(folder: Path) -> None:
-    job = Job(folder)
-    job.start()
-    assert job.end() == 0
-    facts = job.facts()
-    assert facts["mode"] == "token" and facts["modes"] == [0o600, 0o700]
-    assert len(facts["token"]) == 64 and set(facts["token"]) <= set("0123456789abcdef")
-    assert Path(facts["private"]).parent == job.root and not Path(facts["private"]).exists()
-
-
-def test_when_the_time_is_nearly_over_the_driver_is_told_once_and_the_job_queues_again(folder: Path) -> None:
-    job = Job(folder, LASTS="50")
-    job.start()
-    job.send(signal.SIGUSR1)
-    time.sleep(1.6)
-    job.send(signal.SIGTERM)  # Slurm's own, a little later
-    assert job.end() == 130
-    assert json.loads((job.record / "signals").read_text()) == [signal.SIGTERM]
-    assert job.requeued() == ["requeue 17"]
-
-
-def test_a_preempted_job_saves_and_leaves_the_queue_to_slurm(folder: Path) -> None:
-    job = Job(folder, LASTS="50")
-    job.start()
-    job.send(signal.SIGTERM)
-    assert job.end() == 130
-    assert json.loads((job.record / "signals").read_text()) == [signal.SIGTERM] and job.requeued() == []
-    assert not list(job.root.glob(".slurm-*"))
-
-
-def test_a_job_does_not_queue_for_ever(folder: Path) -> None:
-    job = Job(folder, LASTS="50", SLURM_RESTART_COUNT="3")
-    job.start()
-    job.send(signal.SIGUSR1)
-    assert job.end() == 130 and job.requeued() == []
-
-
-# Kubernetes
-
-
-def manifests(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    config, job = yaml.safe_load_all(rendered(case, "kuberay").files["job.yaml"])
-    return config, job
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("in_project_folder")
-def test_the_job_has_the_fields_that_kuberay_and_kubernetes_know(case: str) -> None:
-    schema = json.loads((Path(__file__).parents[2] / "golden" / "launch" / "rayjob.schema.json").read_text())
-    config, job = manifests(case)
-    jsonschema.validate(job, schema)
-    jsonschema.validate(config, schema["$defs"]["ConfigMap"])
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(job | {"spec": job["spec"] | {"backofLimit": 3}}, schema)
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_no_trial_runs_on_the_head_and_every_pod_sees_the_shared_disk() -> None:
-    config, job = manifests("nasty")
-    cluster = job["spec"]["rayClusterSpec"]
-    [workers] = cluster["workerGroupSpecs"]
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" and cluster["authOptions"] == {"mode": "token"}
-    assert cluster["enableInTreeAutoscaling"] and (workers["minReplicas"], workers["maxReplicas"]) == (1, 1)
-    for group in (cluster["headGroupSpec"], workers):
-        spec = group["template"]["spec"]
-        [container] = spec["containers"]
-        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        assert mounts == {"root": SHARED, "launch": "/launch", "memory": "/dev/shm"}
-        assert {volume["name"] for volume in spec["volumes"]} == mounts.keys() and spec["securityContext"][
-            "runAsNonRoot"
-        ]
-        assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
-    assert config["metadata"]["name"] == job["metadata"]["name"]
-    assert config["metadata"]["name"] == launch.object_name("A_nasty.Name")
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_pods_ask_for_what_a_trial_takes() -> None:
-    _, job = manifests("celeba")
-    [workers] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    [container] = workers["template"]["spec"]["containers"]
-    assert container["resources"]["limits"] == {"cpu": "16", "memory": "256Gi", "nvidia.com/gpu": "4"}
-    assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (1, 1, 4)
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_the_script_in_the_config_map_starts_the_sweep(tmp_path: Path) -> None:
-    config, _ = manifests("nasty")
-    (tmp_path / "run.sh").write_text(config["data"]["run.sh"])
-    (tmp_path / "orchestrate").write_text('#!/bin/bash\nprintf "%s\\0" "$PWD" "$@"\n')
-    (tmp_path / "orchestrate").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", tmp_path / "run.sh"], env=environment, capture_output=True, cwd="/", check=True)
-    told = done.stdout.decode().split("\0")[:-1]
-    assert told == [str(tmp_path), "sweep", "A_nasty.Name.yaml", "--root", SHARED, "--address", "auto"]
-
-
-@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True))
-def test_a_sweep_s_name_becomes_one_that_kubernetes_takes(name: str) -> None:
-    made = launch.object_name(name)
-    assert len(made) <= 47 and made[0].isalpha() and made[-1] != "-"
-    assert set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-
-
-def test_names_that_look_alike_stay_apart() -> None:
-    assert len({launch.object_name(name) for name in ("a-b", "a.b", "a_b", "A-b", "a" * 30, "a" * 31)}) == 6
-
-
-TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1)  # what a sweep file lets through
-
-
-@given(TEXT)
-def test_quoted_text_is_read_as_it_was(text: str) -> None:
-    assert yaml.safe_load(f"a: [{launch._yaml(text)}]") == {"a": [text]}
-    assert directives(f"#SBATCH --a={launch._sbatch(text)}") == {"a": text}
-
-
-@given(st.text(st.characters(exclude_categories=("Cs",))))
-def test_a_file_within_a_file_is_read_as_it_was(text: str) -> None:
-    assert yaml.safe_load(f"a:\n  b: {launch._block(text, 4)}\nc: 1\n") == {"a": {"b": text}, "c": 1}
-
-
-# Ray's cluster launcher
-
-
-@pytest.mark.parametrize("target", ["ray-hosts", "ray-aws"])
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("in_project_folder")
-def test_ray_up_accepts_its_file(case: str, target: str) -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = yaml.safe_load(rendered(case, target).files["cluster.yaml"])
-    validate_config(prepare_config(config))
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_a_cloud_has_an_on_demand_head_and_spot_workers() -> None:
-    config = yaml.safe_load(rendered("celeba", "ray-aws").files["cluster.yaml"])
-    kinds = config["available_node_types"]
-    assert "InstanceMarketOptions" not in kinds["head"]["node_config"] and kinds["head"]["resources"] == {"CPU": 0}
-    assert kinds["trials"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert kinds["trials"]["resources"] == {"CPU": 16, "GPU": 4} and kinds["trials"]["max_workers"] == 4
-    assert config["max_workers"] == 4 and "python gather.py 5" in rendered("celeba", "ray-aws").files["run.sh"]
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_the_first_host_is_the_head() -> None:
-    config = yaml.safe_load(rendered("celeba", "ray-hosts").files["cluster.yaml"])
-    assert config["provider"] == {"type": "local", "head_ip": "node-a", "worker_ips": HOSTS["hosts"][1:]}
-    assert config["max_workers"] == 3 and all(
-        "RAY_AUTH_MODE=token" in config[f"{kind}_start_ray_commands"][1] for kind in ("head", "worker")
-    )
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_a_path_stays_one_word_in_the_commands_of_the_launcher() -> None:
-    config = yaml.safe_load(rendered("nasty", "ray-aws").files["cluster.yaml"])
-    assert shlex.split(config["initialization_commands"][0]) == ["sudo", "mkdir", "-p", SHARED]
-    assert shlex.split(config["docker"]["run_options"][0]) == ["--volume", f"{SHARED}:{SHARED}"]
-    assert f"HF_HOME={SHARED}/.huggingface" in shlex.split(config["head_start_ray_commands"][1])
-
-
-@pytest.mark.usefixtures("in_project_folder")
-def test_the_line_of_setup_comes_before_whatever_the_launcher_starts() -> None:
-    line = CASES["nasty"]("ray-hosts").cluster.setup
-    made = rendered("nasty", "ray-hosts")
-    config = yaml.safe_load(made.files["cluster.yaml"])
-    assert all(
-        command.startswith(f"{line} && ")
-        for kind in ("head", "worker")
-        for command in config[f"{kind}_start_ray_commands"]
-    )
-    assert f"{line}\npython gather.py 4\n" in made.files["run.sh"]
-    assert shlex.split(made.commands[3], comments=True)[3].startswith(f"{line} && ray job submit")
 
 
 # How large

@@ -174,7 +174,7 @@ def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.M
 
 def test_a_repair_comes_before_the_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done: list[tuple[str, Path, str | None]] = []
-    monkeypatch.setattr("orchestrator.sweep.repair.repair", lambda root, name, _: done.append(("repair", root, name)))
+    monkeypatch.setattr("orchestrator.sweep.resume.repair", lambda root, name, _: done.append(("repair", root, name)))
     monkeypatch.setattr("orchestrator.report.status.show", lambda root, name, _: done.append(("show", root, name)))
     assert cli.main(["status", "--root", str(tmp_path)]) == 0
     assert cli.main(["status", "--repair", "faces", "--root", str(tmp_path)]) == 0

@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.servers import free_port
 from orchestrator.cli import main as cli
-from orchestrator.edit.explore_state import ExploreState, dialled, difference
+from orchestrator.edit.explore_state import ExploreState, difference, sliders_of
 from orchestrator.edit.session import Edit, EditSession, ModelOptions
 from orchestrator.edit.settings import read_settings
 from tests.orchestrator.bundles import tiny_bundle
@@ -83,11 +83,11 @@ def test_the_difference_is_brightest_where_most_changes() -> None:
 
 @pytest.mark.slow
 def test_the_directions_that_do_one_thing_come_first(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
-    first, folded = dialled(EditSession.open(bundle, ModelOptions(device="cpu")))
+    first, folded = sliders_of(EditSession.open(bundle, ModelOptions(device="cpu")))
     assert [dial.name for dial in first] == ["yaw", "hair colour", "smile", "a=b"] and folded == []
     assert (first[0].low, first[0].high, first[0].about) == (-1.5, 2.5, "interpretability 0.90")
     many = tiny_bundle(tiny_model, tmp_path / "many", names=[f"direction_{k}" for k in range(11)], dials=False)
-    first, folded = dialled(EditSession.open(many, ModelOptions(device="cpu")))
+    first, folded = sliders_of(EditSession.open(many, ModelOptions(device="cpu")))
     assert [dial.name for dial in first] == [f"direction_{k}" for k in range(8)] and len(folded) == 3
     assert (first[0].low, first[0].high, first[0].about) == (-2.0, 2.0, "")
 

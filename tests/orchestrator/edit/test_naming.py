@@ -130,7 +130,7 @@ def test_the_model_is_run_as_it_is_asked_for(folder: Path, monkeypatch: pytest.M
         opened.append((session.denoiser.dtype, isinstance(session.denoiser.cut, Streamed)))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.edit.naming._look", kept)
+    monkeypatch.setattr("orchestrator.edit.naming._set_with_images", kept)
     for given in ([], ["--precision", "bf16", "--weights", "cpu"]):
         assert cli.main(["name", str(folder), "0=smile", *given]) == 130
     assert opened == [(torch.float32, False), (torch.bfloat16, True)]

@@ -18,7 +18,7 @@ from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.randomness import noise
 from orchestrator.edit.session import REACH, Edit, EditSession, ModelOptions, StartingSamples, recovered
-from orchestrator.trial.attempt import as_fits
+from orchestrator.trial.attempt import halving_batch
 from orchestrator.trial.loading import WEIGHTS, advice_on_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set
 
@@ -126,12 +126,12 @@ def test_other_steps_take_the_nearest_shift_in_proportion(tiny_model: Path, tmp_
 
 def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: EditSession) -> None:
     assert tiny.range_of("yaw") == (-1.5, 2.5)
-    assert tiny.reach({"yaw": 1.0}) == (-1.5, 2.5)
-    assert tiny.reach({"yaw": 1.0, "smile": -1.0}) == (-1.5, 1.5)
-    assert tiny.reach({"yaw": 2.0}) == (-0.75, 1.25)
-    assert tiny.reach({}) == REACH
-    assert tiny.beyond({"yaw": 2.5, "smile": -1.5}) == []
-    assert tiny.beyond({"yaw": 2.6, "smile": -1.6}) == [
+    assert tiny.common_range({"yaw": 1.0}) == (-1.5, 2.5)
+    assert tiny.common_range({"yaw": 1.0, "smile": -1.0}) == (-1.5, 1.5)
+    assert tiny.common_range({"yaw": 2.0}) == (-0.75, 1.25)
+    assert tiny.common_range({}) == REACH
+    assert tiny.range_warnings({"yaw": 2.5, "smile": -1.5}) == []
+    assert tiny.range_warnings({"yaw": 2.6, "smile": -1.6}) == [
         "yaw +2.6 is outside -1.50 to +2.50, where its images were measured to stay faithful",
         "smile -1.6 is outside -1.50 to +2.50, where its images were measured to stay faithful",
     ]
@@ -140,7 +140,9 @@ def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: EditSessi
 @pytest.mark.slow
 def test_without_dials_the_range_is_a_guess_and_nothing_is_beyond(tiny_model: Path, tmp_path: Path) -> None:
     plain = EditSession.open(tiny_bundle(tiny_model, tmp_path / "set", dials=False), ModelOptions(device="cpu"))
-    assert plain.range_of("yaw") == plain.reach({"yaw": 1.0}) == REACH and plain.beyond({"yaw": 99.0}) == []
+    assert (
+        plain.range_of("yaw") == plain.common_range({"yaw": 1.0}) == REACH and plain.range_warnings({"yaw": 99.0}) == []
+    )
 
 
 Change = Callable[[dict[str, object]], object]
@@ -295,6 +297,6 @@ def test_half_as_many_at_a_time_until_they_fit() -> None:
             no_memory()
         return "drawn"
 
-    assert as_fits(draw, 64) == "drawn" and tried == [64, 32, 16]
+    assert halving_batch(draw, 64) == "drawn" and tried == [64, 32, 16]
     with pytest.raises(torch.OutOfMemoryError):
-        as_fits(no_memory, 2)
+        halving_batch(no_memory, 2)

@@ -9,11 +9,11 @@ import pytest
 
 from core.chain.schedule import Schedule
 from orchestrator.plan.duration import asha_ends, cost, expected_to_go_on, predict
-from orchestrator.plan.probe import Measured
+from orchestrator.plan.probe import Timings
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial.footprint import without_weights
 
-NOTHING = Measured(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iteration=0.0)
+NOTHING = Timings(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iteration=0.0)
 
 
 def sweep_with(**sections: Any) -> Sweep:
@@ -26,7 +26,7 @@ def schedule_of(sweep: Sweep) -> Schedule:
 
 
 def predicted(sweep: Sweep, slots: int = 1, **measured: float) -> Any:
-    return predict(sweep, schedule_of(sweep), Measured(**{**vars(NOTHING), **measured}), slots)
+    return predict(sweep, schedule_of(sweep), Timings(**{**vars(NOTHING), **measured}), slots)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from core.errors import UserError
 from orchestrator.cli.main import main
 from orchestrator.plan import probe
-from orchestrator.plan.probe import Measured
+from orchestrator.plan.probe import Timings
 from orchestrator.spec import Sweep, load, parse
 from orchestrator.trial.footprint import heaviest
 from orchestrator.trial.model import TrialModel
@@ -27,9 +27,14 @@ def sweep_with(**sections: Any) -> Sweep:
 def test_how_many_trials_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert probe.slots_here(sweep_with(resources={"cpus_per_worker": 3})) == 2
-    assert probe.slots_here(sweep_with(resources={"cpus_per_worker": 2, "workers": 2})) == 2
-    assert [probe.slots_here(sweep_with(resources={"gpus_per_trial": n})) for n in (0.2, 1, 2, 4)] == [10, 2, 1, 0]
+    assert probe.trials_at_a_time(sweep_with(resources={"cpus_per_worker": 3})) == 2
+    assert probe.trials_at_a_time(sweep_with(resources={"cpus_per_worker": 2, "workers": 2})) == 2
+    assert [probe.trials_at_a_time(sweep_with(resources={"gpus_per_trial": n})) for n in (0.2, 1, 2, 4)] == [
+        10,
+        2,
+        1,
+        0,
+    ]
 
 
 def test_a_machine_that_could_not_run_the_sweep_does_not_measure_it(
@@ -53,8 +58,8 @@ def test_a_machine_that_could_not_run_the_sweep_does_not_measure_it(
 
 
 def test_processes_that_measure_side_by_side_are_averaged() -> None:
-    one, two = Measured(1.0, 2.0, 0.0, 4.0, 5.0, None), Measured(3.0, 4.0, 0.0, 6.0, 7.0, None)
-    assert probe._mean([one, two]) == Measured(2.0, 3.0, 0.0, 5.0, 6.0, None)
+    one, two = Timings(1.0, 2.0, 0.0, 4.0, 5.0, None), Timings(3.0, 4.0, 0.0, 6.0, 7.0, None)
+    assert probe._mean([one, two]) == Timings(2.0, 3.0, 0.0, 5.0, 6.0, None)
 
 
 @pytest.mark.slow
@@ -88,7 +93,7 @@ def test_the_command_measures_and_predicts(sweep_file: Path, orchestrate: Orches
     found = json.loads(done.stdout)
     time, cost = found["time"], found["cost"]
     measured = time["measured_seconds"]
-    assert set(measured) == set(asdict(Measured(0, 0, 0, 0))) - {"labels"}
+    assert set(measured) == set(asdict(Timings(0, 0, 0, 0))) - {"labels"}
     assert all(measured[name] > 0 for name in ("load", "forward", "judge", "start", "iteration"))
     assert time["trials_at_a_time"] == min(3, os.cpu_count() or 1) and time["not_predicted"] == {}
     assert 4 * measured["iteration"] + 2 * measured["judge"] < time["trial_seconds"]["learned"] <= time["busy_seconds"]

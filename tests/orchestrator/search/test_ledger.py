@@ -10,7 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from orchestrator.search import ledger as module
-from orchestrator.search.ledger import Assignment, Ends, Ledger
+from orchestrator.search.ledger import Assignment, Ledger
+from orchestrator.search.retries import Ends
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.study import create_study
 from orchestrator.trial.outcome import ADVICE, TrialOutcome

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.search.ledger import Ends, Ledger
+from orchestrator.search.ledger import Ledger
 from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated, rows
+from orchestrator.search.retries import Ends
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.conftest import report_at

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec import METHODS, PARAMETERS, Choice, Fixed, IntRange, SpecError, load
-from tests.orchestrator.spec.test_spec import TEXT, mistakes_of, sweep_of
+from tests.orchestrator.spec.test_sentences import TEXT, mistakes_of
+from tests.orchestrator.spec.test_sweep import sweep_of
 
 BOX = "'left,top,right,bottom' in pixels with left < right and top < bottom, or none"
 SHARED = "directions, shift_scale, seed"

@@ -9,14 +9,16 @@ import pytest
 from optuna.trial import TrialState
 
 from core.errors import UserError
-from orchestrator.search.ledger import Assignment, Ends, Ledger
+from orchestrator.search.ledger import Assignment, Ledger
+from orchestrator.search.retries import Ends
 from orchestrator.spec import Sweep, parse
 from orchestrator.store import disk
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import create_study
-from orchestrator.sweep import record as module
+from orchestrator.sweep import resume
 from orchestrator.sweep.record import SweepRecord
+from orchestrator.sweep.resume import end_runs, settle
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from tests.orchestrator.conftest import RecordedOutbox, keep, report_at
 
@@ -231,10 +233,10 @@ def test_one_that_goes_on_keeps_what_it_needs(record: SweepRecord) -> None:
 def settled(record: SweepRecord) -> SweepRecord:
     """Settling twice leaves what settling once leaves."""
     record = again(record)
-    record.settle()
+    settle(record)
     before = [(row.number, row.state, row.values) for row in record.ledger.study.trials]
     later = again(record)
-    assert later.settle() == [] and calls(later) == []
+    assert settle(later) == [] and calls(later) == []
     assert [(row.number, row.state, row.values) for row in later.ledger.study.trials] == before
     return record
 
@@ -288,7 +290,7 @@ def test_who_goes_on_is_told(sweep: Sweep, record: SweepRecord, preemptions: int
     recovery = sweep.recovery.model_copy(update={"preemptions": preemptions})
     record = opened(sweep.model_copy(update={"recovery": recovery}), record.folder)
     given = begin(record)
-    assert record.settle() == ([given.trial_id] if goes_on else [])
+    assert settle(record) == ([given.trial_id] if goes_on else [])
     assert [call[:3] for call in calls(record)][1:] == [("end", given.trial_id, "KILLED")]
     assert states(record) == [TrialState.FAIL, *([TrialState.WAITING] if goes_on else [])]
 
@@ -306,8 +308,8 @@ def test_what_still_makes_an_attempt_is_ended_before_its_checkpoints_are_read(
         ended.append(path)
         keep(folder, 100, report_at(100))
 
-    monkeypatch.setattr(module, "end_process", end_process)
-    assert record.settle() == [] and ended == [folder.path]
+    monkeypatch.setattr(resume, "end_process", end_process)
+    assert settle(record) == [] and ended == [folder.path]
     assert states(record) == [TrialState.COMPLETE]
 
 
@@ -315,7 +317,7 @@ def test_a_checkpoint_that_is_set_aside_on_the_way_is_told(record: SweepRecord) 
     given = begin(record)
     keep(trial_of(record, given), 50, report_at(50))
     (keep(trial_of(record, given), 75, None) / "state.json").write_text("")
-    assert record.settle() == [given.trial_id]
+    assert settle(record) == [given.trial_id]
     [(what, text), *_] = calls(record)
     assert what == "tell" and text.startswith(f"trial {given.trial_id}  note  checkpoint_00000075 is damaged (")
 
@@ -344,7 +346,7 @@ def test_a_kill_between_its_end_and_its_row(record: SweepRecord, monkeypatch: py
 def test_a_kill_between_its_row_and_its_folder(record: SweepRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     given = begin(record)
     keep(trial_of(record, given), 100, report_at(100))
-    monkeypatch.setattr(SweepRecord, "_tidy", lambda *_: None)
+    monkeypatch.setattr(SweepRecord, "tidy", lambda *_: None)
     record.ended(given.trial_id, OUT.COMPLETED, "", report_at(100))
     monkeypatch.undo()
     assert not (trial_of(settled(record), given).result() / "engines").exists()
@@ -364,7 +366,7 @@ def test_when_the_time_is_up_nothing_goes_on(record: SweepRecord) -> None:
     record.ended(waiting.trial_id, OUT.FAILED, "")
     keep(trial_of(record, running), 50, report_at(50))
     calls(record).clear()
-    assert record.settle("the hours are over") == []
+    assert settle(record, "the hours are over") == []
     rows = record.ledger.begun()
     assert {row.state for row in rows.values()} == {TrialState.PRUNED} and len(rows) == 3
     assert {row.user_attrs["reason"] for row in rows.values()} == {"the hours are over"}
@@ -393,7 +395,7 @@ class Store:
 def test_runs_that_nobody_runs_are_ended(
     record: SweepRecord, running: list[str], parent: str, ended: list[str]
 ) -> None:
-    assert record.end_runs(cast(Any, Store(running, parent))) == len(ended)
+    assert end_runs(record, cast(Any, Store(running, parent))) == len(ended)
     assert [call[:3] for call in calls(record)] == [("end", trial, "KILLED") for trial in ended]
 
 
@@ -401,4 +403,4 @@ def test_a_store_that_does_not_answer_ends_nothing(record: SweepRecord) -> None:
     def away(*_: object) -> None:
         raise UserError("it does not answer")
 
-    assert record.end_runs(cast(Any, SimpleNamespace(running=away))) == 0 and calls(record) == []
+    assert end_runs(record, cast(Any, SimpleNamespace(running=away))) == 0 and calls(record) == []

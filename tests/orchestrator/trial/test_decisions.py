@@ -248,7 +248,7 @@ def test_a_trial_asked_to_end_while_it_is_measured_is_measured_when_it_goes_on(t
 
     def ask(event: tuple[Any, ...]) -> None:
         trial.asked = event[0] == "measured"
-        context.step()
+        context.network_called()
 
     trial.before = ask
     with pytest.raises(Preempted):
@@ -333,7 +333,7 @@ def test_where_processes_share_a_trial_all_of_them_start_anew(trial: Trial, worl
     """The others wait for the gradient of the one that ran out."""
     shared = create_autospec(Ranks, instance=True)
     shared.world, shared.rank = world, 0
-    shared.lead.side_effect = lambda work: work()
+    shared.on_first.side_effect = lambda work: work()
     shared.least.side_effect, shared.mean.side_effect, shared.any.side_effect = (lambda given: given,) * 3
     failed: list[int] = []
 
@@ -439,10 +439,10 @@ def test_a_trial_may_end_at_once_but_for_the_middle_of_an_iteration() -> None:
     alive: list[int] = []
     asked = [False]
     context = TrialContext(lambda: asked[0], lambda: alive.append(1))
-    context.step()
+    context.network_called()
     asked[0] = True
     with context.iterating():
-        context.step()
+        context.network_called()
     with pytest.raises(Preempted):
-        context.step()
+        context.network_called()
     assert len(alive) == 3, "each of them is a sign of life"

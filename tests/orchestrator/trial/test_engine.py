@@ -193,7 +193,7 @@ def test_without_a_compiler_torchs_optimiser_takes_over(tiny_model: Path, tmp_pa
     assert tail == losses[2:]
     for ours, plain in zip(losses, expected, strict=True):
         assert ours == pytest.approx(plain, rel=1e-3)
-    code = "from orchestrator.trial.operators import compiler_missing; print(compiler_missing())"
+    code = "from orchestrator.trial.operators import compiler_problem; print(compiler_problem())"
     assert (
         forks.run(code, tmp_path, **hidden)
         .stdout.strip()
@@ -208,9 +208,9 @@ from orchestrator.spec.sections import DeepSpeed
 there, nowhere = (DeepSpeed(zero=3, offload_param="nvme", nvme_path=path) for path in ({str(tmp_path)!r}, "/nowhere"))
 compatible = engine.deepspeed.ops.__compatible_ops__
 compatible["async_io"] = False
-print(operators.missing(DeepSpeed()), operators.missing(there), sep="|", end="|")
+print(operators.settings_problem(DeepSpeed()), operators.settings_problem(there), sep="|", end="|")
 compatible["async_io"] = True
-print(operators.missing(there), operators.missing(nowhere), sep="|")
+print(operators.settings_problem(there), operators.settings_problem(nowhere), sep="|")
 """
     done = forks.run(code, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -227,9 +227,9 @@ def test_a_build_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
     """torch's guard file stays behind, and with it nothing else would ever be built there."""
     code = """
 import time
-from orchestrator.trial.operators import guarded
+from orchestrator.trial.operators import build_lock
 print("ready", flush=True)
-with guarded():
+with build_lock():
     print("has it", flush=True)
     time.sleep(99)
 """

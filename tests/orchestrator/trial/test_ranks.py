@@ -45,15 +45,15 @@ def _all(ranks: Ranks, rested: list[int]) -> Told:
         return {"from": ranks.rank}
 
     return {
-        "lead": ranks.lead(work),
+        "on_first": ranks.on_first(work),
         "worked": worked,
         "rested": len(rested),
         "any": [ranks.any(False), ranks.any(ranks.rank == ranks.world - 1), ranks.any(True)],
         "least": ranks.least(10 - ranks.rank),
         "mean": ranks.mean({"loss": float(ranks.rank), "other": 0.1}),
-        "raised": _ended(lambda: ranks.lead(_refuse(Preempted()))),
-        "stubborn": _ended(lambda: ranks.lead(_refuse(Stubborn("this", "that")))),
-        "after": ranks.lead(lambda: "goes on"),
+        "raised": _ended(lambda: ranks.on_first(_refuse(Preempted()))),
+        "stubborn": _ended(lambda: ranks.on_first(_refuse(Stubborn("this", "that")))),
+        "after": ranks.on_first(lambda: "goes on"),
     }
 
 
@@ -85,7 +85,7 @@ def test_processes_agree(world: int, tmp_path: Path) -> None:
     answers.close()
     for rank in range(world):
         found = told[rank]
-        assert found["lead"] == {"from": 0}
+        assert found["on_first"] == {"from": 0}
         assert found["worked"] == ([0] if rank == 0 else [])
         assert found["rested"] == (0 if rank == 0 else 1)
         assert found["any"] == [False, True, True]
@@ -99,7 +99,7 @@ def test_processes_agree(world: int, tmp_path: Path) -> None:
 
 def test_one_process_agrees_with_itself() -> None:
     found = _all(ALONE, [])
-    assert ALONE.leads and found["lead"] == {"from": 0}
+    assert ALONE.is_first and found["on_first"] == {"from": 0}
     assert found["any"] == [False, True, True]
     assert found["least"] == 10 and found["mean"] == {"loss": 0.0, "other": 0.1}
     assert found["raised"][0] == "Preempted" and found["stubborn"] == ("Stubborn", "this and that")

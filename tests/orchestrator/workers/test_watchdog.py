@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.workers.process import Watchdog, place_of_hang
+from orchestrator.workers.process_record import Watchdog, place_of_hang
 
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
-from orchestrator.workers.process import Watchdog
+from orchestrator.workers.process_record import Watchdog
 
 def hang():
     time.sleep(60)  # the line that hangs

@@ -12,7 +12,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from core.errors import NonFiniteError, UserError
 from orchestrator.trial.outcome import MachineLost, Preempted, TrialOutcome, classify
 from orchestrator.workers import worker_group as gang
-from orchestrator.workers.process import ProcessRecord
+from orchestrator.workers.process_record import ProcessRecord
 from orchestrator.workers.worker_group import WorkerGroup, _bare, _cause
 
 GLOO = RuntimeError("[/gloo/transport/tcp/pair.cc:544] Connection closed by peer [10.77.0.3]:1")

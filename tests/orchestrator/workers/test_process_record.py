@@ -15,8 +15,8 @@ import pytest
 from core.errors import NonFiniteError, UserError
 from orchestrator.store.checkpoints import CheckpointError
 from orchestrator.trial.outcome import Preempted, TrialOutcome
-from orchestrator.workers import process as module
-from orchestrator.workers.process import (
+from orchestrator.workers import process_record as module
+from orchestrator.workers.process_record import (
     STEPS,
     AttemptEnd,
     Hanging,

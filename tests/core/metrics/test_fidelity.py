@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from core.metrics.distances import fid, kid_over_subsets
+from core.metrics.fidelity import fid, kid_by_sample, kid_over_subsets
 from core.randomness import generator
+from tests.core.metrics.test_traversals import normal
 
 
 def features(count: int, width: int, name: str) -> Tensor:
@@ -115,3 +116,31 @@ def test_sets_that_do_not_fit_are_told() -> None:
     with pytest.raises(UserError) as told:
         kid_over_subsets(a, a, subsets=0, subset_size=5)
     assert str(told.value) == "kid: subsets is 0; allowed: 1 and more"
+
+
+def test_kid_of_three_points_by_hand() -> None:
+    # k(x, y) = (x.y / 2 + 1)^3 = (v w + 1)^3 for x = (v, v), y = (w, w); here v = 0, 1, 2 and w = 0, 1, 3:
+    # within v: 1, 1, 27; within w: 1, 1, 64; across: 1, 1, 1, 1, 8, 64, 1, 27, 343.
+    x, y = (torch.tensor(values)[:, None].expand(3, 2) for values in ((0.0, 1.0, 2.0), (0.0, 1.0, 3.0)))
+    assert kid_by_sample(x[:, None], y) == pytest.approx(29 / 3 + 66 / 3 - 2 * 447 / 9, rel=1e-12)
+
+
+def test_kid_of_one_distribution_is_zero_on_average_however_many_images_a_sample_has() -> None:
+    x = normal(400, 6, 1, 3, purpose="kid x").expand(400, 6, 5, 3)  # five equal images of each of six samples
+    y = normal(400, 8, 3, purpose="kid y")
+    values = torch.tensor([kid_by_sample(a, b) for a, b in zip(x, y, strict=True)])
+    assert values.min() < 0 < values.max()
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(400)
+    moved = torch.tensor([kid_by_sample(a + 1.5, b) for a, b in zip(x, y, strict=True)])
+    assert moved.mean() > 10 * values.std() / math.sqrt(400)
+
+
+def test_kid_of_more_images_than_fit_in_a_block() -> None:
+    x, y = normal(1100, 1, 2, purpose="kid x"), normal(30, 2, purpose="kid y")
+    kernel = ((x[:, 0] @ x[:, 0].T / 2) + 1) ** 3
+    own = ((y @ y.T / 2) + 1) ** 3
+    across = ((x[:, 0] @ y.T / 2) + 1) ** 3
+    by_definition = (
+        (kernel.sum() - kernel.trace()) / (1100 * 1099) + (own.sum() - own.trace()) / (30 * 29) - 2 * across.mean()
+    )
+    assert kid_by_sample(x, y) == pytest.approx(float(by_definition), rel=1e-9)
