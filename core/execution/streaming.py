@@ -34,6 +34,7 @@ from core.model.cuts.base import Network, checkpointed
 from core.model.cuts.transformer import TransformerCut
 from core.model.cuts.unet import UNetCut
 from core.model.denoiser import Denoiser
+from core.model.families import family_of
 
 Bytes = Callable[[], Tensor]
 # A function that returns this process's part [n] of a block -> one that returns all W processes' parts, in order [W n].
@@ -42,7 +43,6 @@ Gather = Callable[[Bytes], Bytes]
 _ALIGNED = 256  # bytes: tensors in a buffer begin at multiples of it, for kernels that load many numbers at once
 _PIECE = 1 << 26  # bytes pinned at a time; torch rounds each request up to a power of two
 _BLOCKS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
-_READ_EARLY = {"DiTTransformer2DModel": "transformer_blocks.0.norm1.emb."}  # weights of a block read before it runs
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def _without_data(world: int, part: Bytes) -> Bytes:
 
 def _streamed_tensors(network: Network) -> dict[str, dict[str, Tensor]]:
     """Return for each block, by name, the tensors that are fetched, by their names in the block."""
-    kept = _READ_EARLY.get(type(network).__name__)
+    kept = family_of(type(network).__name__).read_early
     streamed = {}
     for name in _block_names(network):
         tensors = _tensors(network.get_submodule(name))

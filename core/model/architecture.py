@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ModelError, UserError
+from core.model.families import family_of
 from core.quiet import quiet_diffusers
 
 
@@ -23,15 +24,16 @@ def own_shape(network: Any, size: int | None = None, factor: int = 1) -> tuple[i
     factor: pixels across one place of x_t, 1 for a pixel model. Raises UserError for a size that the network cannot
     draw, and where neither `size` nor the configuration gives one.
     """
-    config, kind = network.config, type(network).__name__
-    flux = kind == "FluxTransformer2DModel"
-    channels = int(config["in_channels"]) // (4 if flux else 1)
+    config, packed = network.config, family_of(type(network).__name__).packed
+    channels = int(config["in_channels"]) // (4 if packed else 1)
     if size is not None:
-        unit = factor * (2 if flux else _unit(network))
+        unit = factor * (2 if packed else _unit(network))
         if size < unit or size % unit:
             raise UserError(f"size: got {size}; this model draws squares of {unit}, {2 * unit}, {3 * unit} ... pixels")
         return channels, size // factor, size // factor
-    return channels, *_sides(128 if flux else config["sample_size"])  # Flux's size is in its pipeline, not its network
+    return channels, *_sides(
+        128 if packed else config["sample_size"]
+    )  # Flux's size is in its pipeline, not its network
 
 
 def _sides(sample_size: object) -> tuple[int, int]:

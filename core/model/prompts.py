@@ -15,14 +15,14 @@ from torch import Tensor
 from core.errors import ModelError, UserError, first_line
 from core.model.codec import Codec
 from core.model.condition import Condition
+from core.model.families import Family, family_of
 from core.model.pretrained import ModelFolder
-from core.model.use import DISTILLED_GUIDANCE, Use
+from core.model.use import Use
 from core.quiet import quiet_diffusers, quiet_transformers
 
 Rows = dict[str, Tensor]
 _NULL_CLASS = 1000  # the class of no class in DiT's pipeline
 _PROMPT_LENGTH = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}  # whatever their tokenizers could read
-_TEXT_LENGTH = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 120, "SD3Transformer2DModel": 333}
 
 
 def condition_of(
@@ -73,7 +73,7 @@ def check_use(network: Any, use: Use, name: str) -> None:
         raise UserError(f"classes: model '{name}' has no classes")
     if wrong := [label for label in use.classes if not 0 <= label < (classes or 0)]:
         raise UserError(f"classes: got {wrong[0]}; model '{name}' has 0 to {(classes or 0) - 1}")
-    if use.guidance not in (None, 1) and not (text or type(network).__name__ == "DiTTransformer2DModel"):
+    if use.guidance not in (None, 1) and not (text or _family(network).guided_classes):
         raise UserError(f"guidance: got {use.guidance}; model '{name}' is told nothing that could be led away from: 1")
     if (
         use.guidance not in (None, 1)
@@ -89,8 +89,11 @@ def check_use(network: Any, use: Use, name: str) -> None:
 
 def reads_text(network: Any) -> bool:
     """Return whether a network takes a prompt."""
-    kind = type(network).__name__
-    return kind in _TEXT_LENGTH or kind == "FluxTransformer2DModel"
+    return _family(network).text_length is not None
+
+
+def _family(network: Any) -> Family:
+    return family_of(type(network).__name__)
 
 
 def unknown_condition(network: Any, use: Use, length: int | None = None) -> Condition:
@@ -104,11 +107,13 @@ def unknown_condition(network: Any, use: Use, length: int | None = None) -> Cond
     if next(network.parameters()).device.type != "meta":
         raise ModelError(f"a {type(network).__name__} is told what to draw: give a condition (core.model.condition)")
     count, config, kind = max(1, len(use.prompts)), network.config, type(network).__name__
+    usual = _family(network).text_length or 0
+    tokens = length or usual
     shapes: dict[str, tuple[int, ...]] = {}
     match kind:
         case "UNet2DConditionModel":
             width = config["encoder_hid_dim"] or config["cross_attention_dim"]
-            shapes["encoder_hidden_states"] = (length or 77, width if isinstance(width, int) else width[0])
+            shapes["encoder_hidden_states"] = (tokens, width if isinstance(width, int) else width[0])
             if config["addition_embed_type"] == "text_time":
                 sizes = 6 * config["addition_time_embed_dim"]
                 shapes["text_embeds"] = (config["projection_class_embeddings_input_dim"] - sizes,)
@@ -117,15 +122,15 @@ def unknown_condition(network: Any, use: Use, length: int | None = None) -> Cond
                 shapes["timestep_cond"] = (config["time_cond_proj_dim"],)
         case "PixArtTransformer2DModel":
             width = config["caption_channels"] or config["cross_attention_dim"]
-            shapes["encoder_hidden_states"] = (length or 120, width)
-            shapes["encoder_attention_mask"] = (length or 120,)
+            shapes["encoder_hidden_states"] = (tokens, width)
+            shapes["encoder_attention_mask"] = (tokens,)
             if network.use_additional_conditions:
                 shapes |= {"resolution": (2,), "aspect_ratio": (1,)}
         case "SD3Transformer2DModel":
-            shapes["encoder_hidden_states"] = (333, config["joint_attention_dim"])
+            shapes["encoder_hidden_states"] = (usual, config["joint_attention_dim"])
             shapes["pooled_projections"] = (config["pooled_projection_dim"],)
         case _:
-            shapes["encoder_hidden_states"] = (512, config["joint_attention_dim"])
+            shapes["encoder_hidden_states"] = (usual, config["joint_attention_dim"])
             shapes["pooled_projections"] = (config["pooled_projection_dim"],)
             if config["guidance_embeds"]:
                 shapes["guidance"] = ()
@@ -153,13 +158,13 @@ def _weight(network: Any, use: Use) -> float:
     """Return the weight of guidance: as asked for, else the default of a network that takes it as an input, else 1."""
     if use.guidance is not None:
         return float(use.guidance)
-    return DISTILLED_GUIDANCE[type(network).__name__] if _takes_guidance_input(network) else 1.0
+    return _family(network).distilled_guidance if _takes_guidance_input(network) else 1.0
 
 
 def _uses_two_rows(network: Any, use: Use) -> bool:
     """Return whether guidance takes a second row for every sample."""
-    able = reads_text(network) or type(network).__name__ == "DiTTransformer2DModel"
-    distilled = _takes_guidance_input(network) or type(network).__name__ == "FluxTransformer2DModel"
+    able = reads_text(network) or _family(network).guided_classes
+    distilled = _takes_guidance_input(network) or _family(network).always_distilled
     return able and not distilled and _weight(network, use) != 1
 
 

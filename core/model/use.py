@@ -12,8 +12,6 @@ Half = Literal["both", "conditional"]
 HALVES = ("both", "conditional")
 Space = Literal["latents", "pixels"]
 SPACES = ("latents", "pixels")
-# Default guidance of the networks that take it as an input: the defaults of their pipelines.
-DISTILLED_GUIDANCE = {"FluxTransformer2DModel": 3.5, "UNet2DConditionModel": 8.5}
 _SINGLE: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("tap", (str, NoneType), "the name of a block"),
     ("form", (str, NoneType), "spatial, tokens or pooled"),

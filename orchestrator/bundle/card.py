@@ -14,7 +14,8 @@ from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.metrics import METRICS
 from core.model.catalogue import origin_of
-from core.model.use import DISTILLED_GUIDANCE, Use
+from core.model.families import family_of
+from core.model.use import Use
 from orchestrator.text import in_code
 
 _SHOWN = 3  # attributes shown for a direction
@@ -42,7 +43,6 @@ pipeline.scheduler = {sampler}.from_config(config, clip_sample=False, thresholdi
 _RESCALED = "pipeline.vqvae.register_to_config(scaling_factor=1.0)\n"
 _SWAPPED = ("DDIMScheduler", "LCMScheduler")
 _RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # for pipelines without a size argument
-_PLAIN = {"PixArtTransformer2DModel": ", clean_caption=False, use_resolution_binning=False"}
 
 
 def card(directions: DirectionSet, for_hub: bool = False) -> str:
@@ -147,7 +147,7 @@ def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:
         "imported": ", ".join(sorted([pipeline, *([sampler] if swapped else [])])),
         "network": network,
         "arguments": _pipeline_arguments(origin, kind),
-        "eta": f", eta={eta}" if pixels or (eta and kind != "DiTTransformer2DModel") else "",
+        "eta": f", eta={eta}" if pixels or (eta and not family_of(kind).guided_classes) else "",
         "before": (_SWAP.format(sampler=sampler) if swapped else "")
         + _rescaled(origin)
         + _resized(origin, kind, network),
@@ -158,14 +158,14 @@ def _pipeline_arguments(origin: Mapping[str, Any], kind: str) -> str:
     """Return the arguments that make a pipeline draw what the chain drew: prompt or class, guidance, size."""
     use = _use_of(origin)
     guidance = f", guidance_scale={_guidance(origin, kind, use):g}"
-    match kind:
-        case "UNet2DModel":
-            return ""
-        case "DiTTransformer2DModel":
-            return f"class_labels={[(use.classes or (1000,))[0]]}{guidance}, "
+    family = family_of(kind)
+    if family.guided_classes:
+        return f"class_labels={[(use.classes or (1000,))[0]]}{guidance}, "
+    if family.own_size:
+        return ""
     negative = f", negative_prompt={_quoted(use.negative_prompt)}" if use.negative_prompt else ""
     size = f", height={use.size}, width={use.size}" if use.size else ""
-    return f"{_quoted((use.prompts or ('',))[0])}{negative}{guidance}{size}{_PLAIN.get(kind, '')}, "
+    return f"{_quoted((use.prompts or ('',))[0])}{negative}{guidance}{size}{family_of(kind).pipeline_arguments}, "
 
 
 def _guidance(origin: Mapping[str, Any], kind: str, use: Use) -> float:
@@ -177,7 +177,7 @@ def _guidance(origin: Mapping[str, Any], kind: str, use: Use) -> float:
         distilled = "guidance" in inputs or "timestep_cond" in inputs
     else:  # an older set, which does not contain `told`
         distilled = kind.startswith("Flux") or origin.get("sampler") == "LCMScheduler"
-    return DISTILLED_GUIDANCE.get(kind, 1.0) if distilled else 1.0
+    return family_of(kind).distilled_guidance if distilled else 1.0
 
 
 def _rescaled(origin: Mapping[str, Any]) -> str:
@@ -188,7 +188,7 @@ def _rescaled(origin: Mapping[str, Any]) -> str:
 def _resized(origin: Mapping[str, Any], kind: str, network: str) -> str:
     """Return the line for a set of another size, for pipelines that draw at their network's configured size."""
     shape = origin.get("sample_shape")
-    if _use_of(origin).size is None or kind not in ("UNet2DModel", "DiTTransformer2DModel"):
+    if _use_of(origin).size is None or not family_of(kind).own_size:
         return ""
     if not isinstance(shape, list | tuple) or len(shape) != 3 or type(shape[2]) is not int:
         return ""

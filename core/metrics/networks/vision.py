@@ -1,4 +1,4 @@
-"""Use image models of `transformers` as feature networks: CLIP, DINO, DINOv2 (core.predictors.image_model opens them)."""
+"""Use image models of `transformers` (core.predictors.image_model) as feature networks: CLIP, DINO, DINOv2, others."""
 
 from collections.abc import Callable
 from pathlib import Path

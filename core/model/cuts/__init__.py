@@ -3,12 +3,12 @@
 from core.errors import ModelError
 from core.model.cuts.base import Cut, Features, NetworkInputs
 from core.model.cuts.tap import FORMS, Form, Tap, halved
-from core.model.cuts.transformer import FAMILIES, TransformerCut
+from core.model.cuts.transformer import BLOCK_STACKS, TransformerCut
 from core.model.cuts.unet import UNetCut
 
 # The class of a diffusers network -> its cut. Other networks are used through core.model.cuts.hooked.
 CUTS: dict[str, type[Cut]] = {"UNet2DModel": UNetCut, "UNet2DConditionModel": UNetCut} | dict.fromkeys(
-    FAMILIES, TransformerCut
+    BLOCK_STACKS, TransformerCut
 )
 
 __all__ = ["CUTS", "FORMS", "Cut", "Features", "Form", "NetworkInputs", "Tap", "cut_of", "halved"]

@@ -29,7 +29,7 @@ class Embedded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Family:
+class BlockStack:
     """How the layers before and after the blocks of a kind of transformer are run.
 
     leave(network, hidden, exit) returns output tokens [N, L, P]. patch: the side of the square of x_t that a token
@@ -111,8 +111,8 @@ class TransformerCut(Cut):
         return self._family.packed
 
     @property
-    def _family(self) -> Family:
-        return FAMILIES[type(self.network).__name__]
+    def _family(self) -> BlockStack:
+        return BLOCK_STACKS[type(self.network).__name__]
 
     def middle(self) -> str:
         """Return the name of the block in the middle."""
@@ -211,9 +211,9 @@ def _places(rows: int, columns: int) -> Tensor:
     return torch.stack([torch.zeros_like(row), row, column], dim=2).reshape(-1, 3)
 
 
-FAMILIES = {
-    "DiTTransformer2DModel": Family(_enter_dit, _leave_dit),
-    "PixArtTransformer2DModel": Family(_enter_pixart, _leave_pixart),
-    "SD3Transformer2DModel": Family(_enter_sd3, _leave_adaptive),
-    "FluxTransformer2DModel": Family(_enter_flux, _leave_adaptive, lambda network: 2, packed=True),
+BLOCK_STACKS = {
+    "DiTTransformer2DModel": BlockStack(_enter_dit, _leave_dit),
+    "PixArtTransformer2DModel": BlockStack(_enter_pixart, _leave_pixart),
+    "SD3Transformer2DModel": BlockStack(_enter_sd3, _leave_adaptive),
+    "FluxTransformer2DModel": BlockStack(_enter_flux, _leave_adaptive, lambda network: 2, packed=True),
 }

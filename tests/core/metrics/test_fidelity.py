@@ -1,4 +1,4 @@
-"""FID and KID against formulas written another way, in float64."""
+"""FID and KID against formulas written another way, in float64, and on cases worked out by hand."""
 
 import math
 

@@ -8,11 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.spec import (
-    SCHEMA_VERSION,
-    parse,
-    result_keys,
-)
+from orchestrator.spec import SCHEMA_VERSION, parse, result_keys
 from tests.orchestrator.spec.test_sweep import sweep_of
 
 FULL = """

@@ -5,12 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec import (
-    PARAMETERS,
-    SpecError,
-    load,
-    parse,
-)
+from orchestrator.spec import PARAMETERS, SpecError, load, parse
 from orchestrator.spec.problems import nearest, shown
 from tests.orchestrator.spec.test_sentences import GPUS, KEYS, METHOD_NAMES, SIZE, SLUG, TEXT, mistakes_of
 

@@ -5,11 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec import (
-    FloatRange,
-    SpecError,
-    load,
-)
+from orchestrator.spec import FloatRange, SpecError, load
 from tests.orchestrator.spec.test_sweep import BASE
 
 FILES = [

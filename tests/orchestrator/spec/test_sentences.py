@@ -2,10 +2,7 @@
 
 import pytest
 
-from orchestrator.spec import (
-    PARAMETERS,
-    SpecError,
-)
+from orchestrator.spec import PARAMETERS, SpecError
 from tests.orchestrator.spec.test_sweep import sweep_of
 
 KEYS = (

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.spec import (
-    Fixed,
-    IntRange,
-    Sweep,
-    load,
-    parse,
-)
+from orchestrator.spec import Fixed, IntRange, Sweep, load, parse
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))

@@ -25,7 +25,6 @@ from orchestrator.tracking.outbox import Outbox
 
 pytestmark = pytest.mark.slow  # making an MLflow database takes seconds
 
-
 STEPS = 24
 
 
