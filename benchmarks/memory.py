@@ -13,9 +13,9 @@ from core import Denoiser, Schedule
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, GradientPolicy, KeepSteps, PredictedMemory, predict
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
-from orchestrator.plan.memory import COMMON_GPUS
+from orchestrator.plan.memory_table import COMMON_GPUS
 from orchestrator.spec import size_bytes
-from orchestrator.trial.footprint import usable
+from orchestrator.trial.memory import usable
 
 STEPS = 20
 MICRO_BATCHES = (1, 2)

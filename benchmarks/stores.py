@@ -29,9 +29,9 @@ from orchestrator.search.ledger import Ledger
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.spool import pending, refused
-from orchestrator.sweep.record import SweepRecord
 from orchestrator.sweep.sweep import _outbox, _prepare
 from orchestrator.tracking.client import Tracking
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import Report
 

@@ -133,8 +133,8 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from benchmarks import standin
         from orchestrator.search import ledger
         from orchestrator.spec import parse
-        from orchestrator.sweep import champion, record, sweep, tune_callback, tune_search
-        from orchestrator.tracking import outbox
+        from orchestrator.sweep import champion, sweep, tune_callback, tune_search
+        from orchestrator.tracking import outbox, record
 
         os.environ[TEMPLATE] = str(_template(root / "template"))
         setattr(sweep, "TrialWorker", getattr(standin, load.worker))  # noqa: B010 - a class named at run time

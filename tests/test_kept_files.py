@@ -14,9 +14,9 @@ from core import DirectionSet
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.ranking import rows
 from orchestrator.store.folder import SweepFolder
-from orchestrator.sweep.record import SweepRecord
 from orchestrator.sweep.resume import settle
 from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.record import SweepRecord
 
 KEPT = Path(__file__).parent / "kept"
 

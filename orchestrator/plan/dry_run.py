@@ -41,7 +41,7 @@ def show(sweep: Sweep, console: Console, root: Path = Path("runs"), options: Pla
     Raises UserError where training fits no device, or not the one of `options.device_memory`.
     """
     console.print(describe(sweep, options.samples, root))
-    from orchestrator.plan import memory, summary  # they load torch
+    from orchestrator.plan import memory_table, summary  # they load torch
 
     plan = summary.predict_all(
         sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
@@ -49,7 +49,7 @@ def show(sweep: Sweep, console: Console, root: Path = Path("runs"), options: Pla
     for part in summary.tables(plan):
         console.print(part)
     if plan.case is not None:
-        memory.refuse_unfit(plan.case, plan.devices, options.device_memory)
+        memory_table.refuse_unfit(plan.case, plan.devices, options.device_memory)
 
 
 def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: PlanOptions = PlanOptions()) -> str:

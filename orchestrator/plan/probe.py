@@ -30,7 +30,7 @@ from core.metrics.identifiability import identifiability
 from core.metrics.traversals import SCALES
 from orchestrator.spec import Sweep
 from orchestrator.trial.attempt import Attempt
-from orchestrator.trial.footprint import Case, device_bytes, heaviest
+from orchestrator.trial.memory import Case, device_bytes, heaviest
 from orchestrator.trial.model import TrialModel
 
 _ENOUGH_S = 0.25  # seconds of one call of the network that are enough to time it

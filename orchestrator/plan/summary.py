@@ -17,11 +17,11 @@ from core.methods.learned.memory import pool_h_bytes
 from core.model.denoiser import Denoiser
 from orchestrator.plan import duration, probe
 from orchestrator.plan.disk_use import Download, disk_parts, downloads, free_at
-from orchestrator.plan.memory import Device, case_of, devices_of, memory_table, passes_table, unet_passes
+from orchestrator.plan.memory_table import Device, case_of, devices_of, memory_table, passes_table, unet_passes
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.text import clock, counted, facts_table, nbytes
-from orchestrator.trial.footprint import Case, Footprint, choose, without_weights
+from orchestrator.trial.memory import Case, Footprint, choose, without_weights
 
 _DISK = {
     "direction_sets_and_pictures": "direction sets, pictures",

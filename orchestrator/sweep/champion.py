@@ -22,10 +22,10 @@ from orchestrator.search.ranking import Row, ranked
 from orchestrator.search.space import with_constants
 from orchestrator.spec import Sweep
 from orchestrator.store.disk import with_space
-from orchestrator.sweep.record import SweepRecord
 from orchestrator.tracking import pyfunc
 from orchestrator.tracking.lineage import of_result
 from orchestrator.tracking.notes import MODEL, NOTE, counts, loading, method_of, sweep_note
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.attempt import DrawBatch
 from orchestrator.trial.model import TrialModel, random_like
 

@@ -14,10 +14,10 @@ from orchestrator.search.ledger import Ledger
 from orchestrator.store.checkpoints import CheckpointError
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver, driving
-from orchestrator.sweep.record import SweepRecord
 from orchestrator.text import counted
 from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from orchestrator.trial.state import Report, State
 from orchestrator.workers.process_record import end_process

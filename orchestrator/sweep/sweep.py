@@ -31,7 +31,6 @@ from orchestrator.sweep.champion import choose_champion
 from orchestrator.sweep.cluster import Cluster
 from orchestrator.sweep.inspection import inspect
 from orchestrator.sweep.preflight import check_model
-from orchestrator.sweep.record import SweepRecord
 from orchestrator.sweep.resume import settle
 from orchestrator.sweep.stopping import Stopping
 from orchestrator.sweep.tune_callback import RecordCallback
@@ -41,6 +40,7 @@ from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.lineage import of_model
 from orchestrator.tracking.notes import UNDER_WAY, sweep_tags
 from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.operators import compiler_problem, settings_problem
 from orchestrator.trial.outcome import sentence
 from orchestrator.workers.placement import Capacity, fitting, of_trial, of_worker, refuse_unfit

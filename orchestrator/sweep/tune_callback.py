@@ -10,8 +10,8 @@ from ray import tune
 
 from orchestrator.report.live import Screen
 from orchestrator.search.space import searched
-from orchestrator.sweep.record import SweepRecord
 from orchestrator.text import number
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import STEP, Report
 from orchestrator.workers.placement import answers, free_resources, leaving

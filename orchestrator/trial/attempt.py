@@ -1,8 +1,8 @@
 """Choose how a trial trains, and continue after memory ran out: with the same batches, in smaller parts.
 
-The first attempt uses the settings that `orchestrate plan` shows (`footprint.choose`). After each out-of-memory error
-the micro-batch shrinks. At the smallest micro-batch every step is run again, then every block. Where memory ran out
-while samples were drawn, without a gradient, half as many samples are drawn at a time.
+The first attempt uses the settings that `orchestrate plan` shows (`orchestrator.trial.memory.choose`). After each
+out-of-memory error the micro-batch shrinks. At the smallest micro-batch every step is run again, then every block.
+Where memory ran out while samples were drawn, without a gradient, half as many samples are drawn at a time.
 """
 
 import gc
@@ -15,7 +15,7 @@ import torch
 from core.chain.gradient import KeepSteps
 from core.methods import learned
 from orchestrator.spec import Sweep
-from orchestrator.trial.footprint import Case, choose
+from orchestrator.trial.memory import Case, choose
 from orchestrator.trial.outcome import out_of_memory
 from orchestrator.trial.settings import POLICIES
 

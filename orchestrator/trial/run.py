@@ -33,7 +33,7 @@ from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.store.disk import with_space
 from orchestrator.trial.attempt import Attempt, DrawBatch, NothingFits, release, with_batch
 from orchestrator.trial.engine import Engines
-from orchestrator.trial.footprint import Case, device_bytes
+from orchestrator.trial.memory import Case, device_bytes
 from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import Preempted, out_of_memory
 from orchestrator.trial.ranks import ALONE, Ranks

@@ -24,7 +24,7 @@ class DeepSpeedSteps(CheckpointSteps):
 
 
 POLICIES: dict[str, GradientPolicy] = {
-    "auto": KeepSteps(),  # a placeholder: orchestrator.trial.footprint chooses for the device
+    "auto": KeepSteps(),  # a placeholder: orchestrator.trial.memory chooses for the device
     "full_graph": FullGraph(),
     "keep_steps": KeepSteps(),
     "checkpoint_steps": CheckpointSteps(),

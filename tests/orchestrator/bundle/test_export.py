@@ -27,7 +27,7 @@ from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import create_study
 from orchestrator.sweep.champion import choose_champion
-from orchestrator.sweep.record import SweepRecord
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial import model as model_module
 from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.bundles import dialled, keep_set

@@ -15,7 +15,7 @@ from core.samples.draw import draw_images
 from core.samples.training import draw_pool, training_seeds
 from orchestrator.plan import disk_use as upkeep
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial.footprint import heaviest, without_weights
+from orchestrator.trial.memory import heaviest, without_weights
 from orchestrator.trial.model import TrialModel
 
 

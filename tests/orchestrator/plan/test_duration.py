@@ -11,7 +11,7 @@ from core.chain.schedule import Schedule
 from orchestrator.plan.duration import asha_ends, cost, expected_to_go_on, predict
 from orchestrator.plan.probe import Timings
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial.footprint import without_weights
+from orchestrator.trial.memory import without_weights
 
 NOTHING = Timings(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iteration=0.0)
 

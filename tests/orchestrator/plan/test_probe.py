@@ -15,7 +15,7 @@ from orchestrator.cli.main import main
 from orchestrator.plan import probe
 from orchestrator.plan.probe import Timings
 from orchestrator.spec import Sweep, load, parse
-from orchestrator.trial.footprint import heaviest
+from orchestrator.trial.memory import heaviest
 from orchestrator.trial.model import TrialModel
 from tests.orchestrator.conftest import Orchestrate
 

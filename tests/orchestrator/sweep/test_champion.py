@@ -21,7 +21,7 @@ from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.sweep import champion as module
 from orchestrator.sweep.champion import choose_champion
-from orchestrator.sweep.record import SweepRecord
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial import model as model_module
 from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import TrialOutcome

@@ -8,10 +8,10 @@ import pytest
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.methods.learned.training import Settings
-from orchestrator.plan.memory import case_of
+from orchestrator.plan.memory_table import case_of
 from orchestrator.spec import parse
 from orchestrator.trial.attempt import Attempt, DrawBatch
-from orchestrator.trial.footprint import choose
+from orchestrator.trial.memory import choose
 from orchestrator.trial.settings import DeepSpeedSteps
 
 SIZES = (12, 6, 4, 2)

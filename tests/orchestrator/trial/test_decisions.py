@@ -27,7 +27,7 @@ from orchestrator.trial import run as module
 from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.engine import Engines
 from orchestrator.trial.engine_state import Snapshot
-from orchestrator.trial.footprint import Case
+from orchestrator.trial.memory import Case
 from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import Preempted
 from orchestrator.trial.ranks import Ranks
@@ -135,7 +135,7 @@ def trial(
         return taught
 
     monkeypatch.setattr(learned, "Learner", create_autospec(learned.Learner, side_effect=learner))
-    # What fits is measured, which takes seconds and depends on the machine: test_footprint.py does it.
+    # What fits is measured, which takes seconds and depends on the machine: test_memory.py does it.
     monkeypatch.setattr(module, "device_bytes", create_autospec(module.device_bytes, return_value=1 << 30))
     monkeypatch.setattr(Attempt, "first", staticmethod(_first))
     for place in (module, attempts):

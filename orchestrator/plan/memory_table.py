@@ -10,7 +10,7 @@ from core.errors import UserError
 from core.methods.learned.memory import pool_h_bytes
 from orchestrator.spec import Sweep, size_bytes
 from orchestrator.text import Grid, add_row, table_of
-from orchestrator.trial.footprint import (
+from orchestrator.trial.memory import (
     Case,
     Footprint,
     choose,

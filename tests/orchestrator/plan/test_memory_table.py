@@ -9,11 +9,11 @@ from rich.console import Console
 
 from core.errors import UserError
 from orchestrator.cli.main import main
-from orchestrator.plan import memory as forecast
+from orchestrator.plan import memory_table as module
 from orchestrator.plan.dry_run import PlanOptions, show
-from orchestrator.plan.memory import Device, again, case_of, devices_of, memory_table, refuse_unfit, unet_passes
+from orchestrator.plan.memory_table import Device, again, case_of, devices_of, memory_table, refuse_unfit, unet_passes
 from orchestrator.spec import Sweep, load, parse
-from orchestrator.trial.footprint import choose
+from orchestrator.trial.memory import choose
 
 ROOT = Path(__file__).parents[3]
 POOL = 1024  # the default of train.pool
@@ -63,7 +63,7 @@ def test_kept_steps_are_not_run_again() -> None:
     case = case_of(sweep)
     for policy, times in (("full_graph", 0), ("keep_steps", 0), ("checkpoint_steps", 5), ("checkpoint_blocks", 12)):
         asked = sweep.model_copy(update={"gradient": sweep.gradient.model_copy(update={"policy": policy})})
-        way = choose(forecast.Case(case.denoiser, case.schedule, asked, case.settings), 10**10)
+        way = choose(module.Case(case.denoiser, case.schedule, asked, case.settings), 10**10)
         assert again(asked, way) == 40 * times
 
 

@@ -17,8 +17,8 @@ from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import create_study
 from orchestrator.sweep import resume
-from orchestrator.sweep.record import SweepRecord
 from orchestrator.sweep.resume import end_runs, settle
+from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from tests.orchestrator.conftest import RecordedOutbox, keep, report_at
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepSteps
-from orchestrator.plan.memory import case_of
+from orchestrator.plan.memory_table import case_of
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial import footprint as module
-from orchestrator.trial.footprint import (
+from orchestrator.trial import memory as module
+from orchestrator.trial.memory import (
     Case,
     Footprint,
     _optimiser_bytes,
