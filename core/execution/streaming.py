@@ -195,6 +195,7 @@ class BufferSlice(NamedTuple):
     shape: torch.Size
 
     def read(self, buffer: Tensor) -> Tensor:
+        """Return the tensor as a view of the buffer."""
         return buffer[self.start : self.end].view(self.dtype).view(self.shape)
 
 
