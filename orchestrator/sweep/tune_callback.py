@@ -88,7 +88,7 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the end of a trial that completed or was stopped."""
-        outcome, reason = self.record.ledger.judge(Report.from_json(trial.last_result))
+        outcome, reason = self.record.ledger.judge(Report.from_json(trial.last_result or {}))
         self._ended(trial, outcome, reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

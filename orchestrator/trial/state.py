@@ -22,9 +22,9 @@ class Report:
     JSON values, so that a report passes through Ray Tune.
     """
 
-    global_step: int
-    find_seconds: float
-    metrics: dict[str, float]
+    global_step: int = 0
+    find_seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     memory: dict[str, str | int] = field(default_factory=dict)
     milliseconds: int = 0

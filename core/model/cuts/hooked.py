@@ -6,7 +6,7 @@ asymmetric step takes two passes, where a network with a cut takes one and a par
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from math import prod
 from typing import Any, Self
 
@@ -54,8 +54,6 @@ class HookedCut(Cut):
         """Prepare a pass up to the tap; the network runs when it is decoded, or when h is read."""
         cast = {name: rows.to(self.dtype) if rows.is_floating_point() else rows for name, rows in inputs.items()}
 
-        call = partial(self._call, self.network, x_t.to(self.dtype), t, cast)
-
         def run(at_tap: AtTap) -> Tensor:
             def change(_module: Any, _inputs: Any, output: Any) -> Any:
                 parts = _parts(output)
@@ -64,7 +62,16 @@ class HookedCut(Cut):
                     return at_tap(output, None)
                 return (*parts[:n], at_tap(parts[n], n), *parts[n + 1 :])
 
-            output: Tensor = self._run(_hooked, self.network.get_submodule(self.name), change, call)
+            output: Tensor = self._run(
+                _hooked,
+                self.network.get_submodule(self.name),
+                change,
+                self._call,
+                self.network,
+                x_t.to(self.dtype),
+                t,
+                cast,
+            )
             return output
 
         return HookedFeatures(self.tap, run, len(x_t))
@@ -167,11 +174,11 @@ class HookedFeatures(Features):
         return HookedFeatures(self.tap, self.run, self.count, guided=True)
 
 
-def _hooked(module: Any, change: Callable[..., Any], run: Callable[[], Tensor]) -> Tensor:
-    """Return what `run` returns while `change` replaces the output of the submodule."""
+def _hooked(module: Any, change: Callable[..., Any], call: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Return call(*inputs) while `change` replaces the output of the submodule."""
     hook = module.register_forward_hook(change)
     try:
-        return run()
+        return call(*inputs)
     finally:
         hook.remove()
 

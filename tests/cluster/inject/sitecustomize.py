@@ -36,7 +36,7 @@ def _patch_trial(module, watch):
     module.run_trial = run_known
 
 
-_PATCHES = {"core.methods.learned": _patch_learned, "orchestrator.trial.run": _patch_trial}
+_PATCHES = {"core.methods.learned.training": _patch_learned, "orchestrator.trial.run": _patch_trial}
 
 
 class _Finder:

@@ -106,7 +106,7 @@ def _patch_trial(module, plan):
     module.run_trial = run_known
 
 
-_PATCHES = {"core.methods.learned": _patch_learned, "orchestrator.trial.run": _patch_trial}
+_PATCHES = {"core.methods.learned.training": _patch_learned, "orchestrator.trial.run": _patch_trial}
 
 
 class _Finder(importlib.abc.MetaPathFinder):
