@@ -17,6 +17,7 @@ from core import DirectionSet
 from core.errors import UserError
 from core.methods import random
 from core.metrics import evaluate
+from core.samples.draw import Sampling
 from orchestrator.bundle import export as module
 from orchestrator.bundle.card import card
 from orchestrator.bundle.export import export
@@ -369,11 +370,11 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
     tried: list[int] = []
     measure = cast(Any, evaluate)
 
-    def tight(*given: Any, batch: int, **more: Any) -> Any:
-        tried.append(batch)
-        if batch > 16:
+    def tight(*given: Any, sampling: Sampling, **more: Any) -> Any:
+        tried.append(sampling.batch)
+        if sampling.batch > 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return measure(*given, batch=batch, **more)
+        return measure(*given, sampling=sampling, **more)
 
     monkeypatch.setattr(model_module, "evaluate", tight)
     record = finished(tiny_model, tmp_path)

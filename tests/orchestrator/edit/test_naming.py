@@ -107,8 +107,8 @@ def test_what_does_not_fit_is_drawn_half_as_many_at_a_time(
     draw: Any = draw_traversals
 
     def tight(*given: Any) -> Any:
-        tried.append(given[-1])
-        if given[-1] > most:
+        tried.append(given[-1].batch)
+        if given[-1].batch > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return draw(*given)
 
