@@ -109,9 +109,11 @@ class _Shape:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Shape":
+        """Return the shape of a tensor."""
         return cls(tensor.shape, tensor.stride(), tensor.dtype)
 
     def empty(self) -> Tensor:
+        """Return a tensor of this shape without data."""
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
 
 

@@ -41,7 +41,9 @@ class FrozenConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient with respect to `x`."""
-        back: Tensor = FrozenConv2d.apply(grad, ctx.weight, None, ctx.adjoint)  # type: ignore[no-untyped-call]
+        back: Tensor = FrozenConv2d.apply(  # type: ignore[no-untyped-call]  # torch's own stub
+            grad, ctx.weight, None, ctx.adjoint
+        )
         return back, None, None, None
 
 

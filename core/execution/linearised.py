@@ -64,6 +64,7 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        """Return silu(w n + b), and keep the slope of silu times w r, and n."""
         x = x.contiguous()
         n, c = x.shape[:2]
         inner, mean, scale = torch.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), groups, eps)
@@ -76,6 +77,7 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Return the gradient with respect to x."""
         back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
         return back, None, None, None, None
 
@@ -85,11 +87,13 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, slope: Tensor, normed: Tensor) -> Tensor:
+        """Return P S grad."""
         ctx.save_for_backward(slope, normed)
         return _projected(grad * slope, normed)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient with respect to grad, which is S P v."""
         pushed: Tensor = _Push.apply(v, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
         return pushed, None, None
 
@@ -99,11 +103,13 @@ class _Push(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, slope: Tensor, normed: Tensor) -> Tensor:
+        """Return S P v."""
         ctx.save_for_backward(slope, normed)
         return _projected(v, normed) * slope
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient with respect to v, which is P S grad."""
         back: Tensor = _Pull.apply(grad, *ctx.saved_tensors)  # type: ignore[no-untyped-call]  # torch's own stub
         return back, None, None
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from orchestrator.cli.arguments import parser
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from rich.console import Console
 
-T = TypeVar("T")
+Fields = TypeVar("Fields", bound="DataclassInstance")
 
 _PIPED_WIDTH = 160  # columns of the output where it does not go to a terminal
 
@@ -194,9 +195,9 @@ def _completion(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fields_of(arguments: argparse.Namespace, kind: type[T]) -> T:
+def _fields_of(arguments: argparse.Namespace, kind: type[Fields]) -> Fields:
     """Return a frozen value of the options that were given under the names of its fields."""
-    return kind(**{each.name: getattr(arguments, each.name) for each in fields(kind) if hasattr(arguments, each.name)})  # type: ignore[arg-type]
+    return kind(**{each.name: getattr(arguments, each.name) for each in fields(kind) if hasattr(arguments, each.name)})
 
 
 def _root(arguments: argparse.Namespace) -> Path:

@@ -71,7 +71,7 @@ def settle(record: SweepRecord, over: str | None = None) -> list[str]:
     if over is not None:
         record.ledger.take_waiting()
     for trial_id, row in record.ledger.begun().items():
-        if row.state.is_finished() and record.folder.trial(trial_id).resumable():  # a kill came before `_tidy`
+        if row.state.is_finished() and record.folder.trial(trial_id).resumable():  # a kill came before `tidy`
             record.tidy(trial_id)
     return [trial_id for trial_id in record.ledger.running() if _settle(record, trial_id, over)]
 

@@ -88,7 +88,7 @@ class TrialContext:
 class RunningTrial:
     """One trial under way: its model, its sweep, its folder, and its context."""
 
-    trial_model: TrialModel
+    model: TrialModel
     sweep: Sweep
     folder: TrialFolder
     context: TrialContext
@@ -161,7 +161,7 @@ def run_trial(
         if state.iteration >= sweep.train.iterations:
             return
     trial = RunningTrial(load(sweep, cache), sweep, folder, context, notes)
-    with context.watching(trial.trial_model.denoiser):
+    with context.watching(trial.model.denoiser):
         if parameters["method"] == "learned":
             yield from _learn(trial, parameters)
         else:
@@ -175,20 +175,15 @@ def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
     """
     method, state = parameters["method"], State(trial.sweep.train.iterations)
     drawing = DrawBatch(with_batch(trial.sweep, max(1, trial.sweep.sampler.batch >> trial.context.out_of_memory)))
-    trial_model = trial.trial_model
-    more = {"attributes": trial_model.attributes} if method == "supervised" else {}
+    model = trial.model
+    more = {"attributes": model.attributes} if method == "supervised" else {}
     settings = settings_of(parameters, trial.sweep)
 
     def find(sweep: Sweep) -> DirectionSet:
         batch = sweep.sampler.batch
         with state.running():
             directions: DirectionSet = METHODS[method].find(
-                trial.trial_model.denoiser,
-                trial.trial_model.schedule,
-                settings,
-                batch=batch,
-                cache=trial.trial_model.cache,
-                **more,
+                model.denoiser, model.schedule, settings, batch=batch, cache=model.cache, **more
             )
         return directions
 
@@ -198,12 +193,12 @@ def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
 
 def _learn(trial: RunningTrial, parameters: Mapping[str, Any]) -> Iterator[Report]:
     """Train and yield the reports; where memory runs out, resume from the last checkpoint in smaller parts."""
-    sweep, means_asked = trial.sweep, {"means": _memory_settings(trial.sweep), "smaller": trial.context.out_of_memory}
-    attempt = _first_attempt(trial, parameters, means_asked)
+    sweep, conditions = trial.sweep, {"means": _memory_settings(trial.sweep), "smaller": trial.context.out_of_memory}
+    attempt = _first_attempt(trial, parameters, conditions)
     while True:
         drawing = DrawBatch(attempt.applied(sweep))
         try:
-            yield from _train(trial, attempt, drawing, means_asked)
+            yield from _train(trial, attempt, drawing, conditions)
             return
         except Exception as error:
             if not out_of_memory(error) or isinstance(error, NothingFits) or trial.ranks.world > 1:
@@ -213,21 +208,23 @@ def _learn(trial: RunningTrial, parameters: Mapping[str, Any]) -> Iterator[Repor
         release()
 
 
-def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], means_asked: Mapping[str, Any]) -> Attempt:
-    """Return the newest checkpoint's attempt if `_memory_settings` is unchanged, else one that fits the device.
+def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], conditions: Mapping[str, Any]) -> Attempt:
+    """Return the newest checkpoint's attempt if the sweep's memory settings are unchanged, else one that fits.
 
-    Then make it smaller once for every time that the process itself ran out of memory and that it does not count yet.
+    conditions: what decides how a trial trains ("means": `_memory_settings`; "smaller": how often its process has run
+    out of memory). A checkpoint keeps them with its attempt.
+    The attempt is made smaller for every time that the process ran out of memory since.
     """
-    trial_model, sweep, settings = trial.trial_model, trial.sweep, settings_of(parameters, trial.sweep)
+    model, sweep, settings = trial.model, trial.sweep, settings_of(parameters, trial.sweep)
     kept = trial.latest()[1].attempt
-    if kept is not None and kept["means"] == means_asked["means"]:
+    if kept is not None and kept["means"] == conditions["means"]:
         attempt, seen = Attempt.resumed(settings, kept), kept["smaller"]
     else:
-        denoiser = trial_model.denoiser
-        case = Case(denoiser.blueprint(), trial_model.schedule, sweep, settings)
+        denoiser = model.denoiser
+        case = Case(denoiser.blueprint(), model.schedule, sweep, settings)
         memory = device_bytes(sweep, denoiser.device, denoiser.weight_bytes())
         attempt, seen = Attempt.first(case, trial.ranks.least(memory)), 0
-    for _ in range(seen, means_asked["smaller"]):
+    for _ in range(seen, conditions["smaller"]):
         attempt = attempt.smaller(sweep.micro_batches, training=True)
     return attempt
 
@@ -243,23 +240,21 @@ def _memory_settings(sweep: Sweep) -> dict[str, Any]:
 
 
 def _train(
-    trial: RunningTrial, attempt: Attempt, drawing: DrawBatch, means_asked: Mapping[str, Any]
+    trial: RunningTrial, attempt: Attempt, drawing: DrawBatch, conditions: Mapping[str, Any]
 ) -> Iterator[Report]:
     """Train one attempt and yield its reports.
 
     An iteration that fails half-way is lost, since its gradients are in the engines, which are closed. Memory that runs
     out while a set is measured costs no training: `drawing` starts the measurement over.
     """
-    sweep, settings, trial_model, ranks = drawing.sweep, attempt.settings, trial.trial_model, trial.ranks
+    sweep, settings, model, ranks = drawing.sweep, attempt.settings, trial.model, trial.ranks
     path, state = trial.latest()
-    state.attempt = {**attempt.kept(), **means_asked}
+    state.attempt = {**attempt.kept(), **conditions}
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with state.running():
             workers = learned.Workers(engines.make, ranks.rank, ranks.world, ranks.on_first)
-            learner = learned.Learner(
-                trial_model.denoiser, trial_model.schedule, settings, workers, drawing.batch, trial_model.cache
-            )
+            learner = learned.Learner(model.denoiser, model.schedule, settings, workers, drawing.batch, model.cache)
         if path is not None:
             engines.load(path / "engines")
             if state.report is None and _due(sweep, state.iteration):  # the last attempt had to end while measuring
@@ -327,13 +322,13 @@ def _measure_set(
     folder: Path,
 ) -> Report:
     """Measure the set and return its report. Write the set and its picture into the folder."""
-    sampler, trial_model = drawing.sweep.sampler, trial.trial_model
+    sampler, model = drawing.sweep.sampler, trial.model
     # The set records its window, so that it is the same edit in any pipeline, and its precision, in which it is opened.
     found_in = {"injection": sampler.injection, "window": sampler.window, "precision": drawing.sweep.train.precision}
     origin = {**directions.provenance, **found_in}
     unscaled = replace(directions.within(sampler.window), provenance=origin)
-    scaled = drawing.run(lambda sweep: trial_model.scaled(sweep, unscaled))
-    evaluation = drawing.run(lambda sweep: trial_model.measure(sweep, scaled, SELECT_SEEDS))
+    scaled = drawing.run(lambda sweep: model.scaled(sweep, unscaled))
+    evaluation = drawing.run(lambda sweep: model.measure(sweep, scaled, SELECT_SEEDS))
     metrics = evaluation.metrics
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -342,7 +337,7 @@ def _measure_set(
     described = replace(scaled, metrics=metrics, provenance=judged)
     (folder / "directions").mkdir()
     described.write(folder / "directions")
-    drawing.run(lambda sweep: trial_model.draw(sweep, described, folder))
+    drawing.run(lambda sweep: model.draw(sweep, described, folder))
     return Report(
         global_step=state.iteration,
         find_seconds=state.seconds,

@@ -40,8 +40,8 @@ class AttemptProcess:
         self.folder, self.path = folder, folder.trial(config["trial_id"]).path
         self.path.mkdir(parents=True, exist_ok=True)
         node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
-        self.process = ProcessRecord.this(config["attempt"], rank, node)
-        self.process.write(self.path)
+        self.record = ProcessRecord.this(config["attempt"], rank, node)
+        self.record.write(self.path)
         self.stopped, self.last_asked, self.looked = False, 0.0, time.monotonic()
         steps = f"{STEPS}.{rank}" if rank else STEPS
         self.watchdog = Watchdog(sweep.recovery.stalled_minutes * 60, self.path / steps)
@@ -54,14 +54,14 @@ class AttemptProcess:
             self.usage.look()
         if time.monotonic() - self.looked > _LOOK_S:
             self.looked = time.monotonic()
-            if ProcessRecord.of(self.path, self.process.rank) not in (None, self.process):
+            if ProcessRecord.of(self.path, self.record.rank) not in (None, self.record):
                 os._exit(1)
 
     def shall_stop(self) -> bool:
         """Return whether this attempt, or the whole sweep, has to end. Called after every call of the network."""
         if not self.stopped and time.monotonic() - self.last_asked > _ASK_S:
             self.last_asked = time.monotonic()
-            self.stopped = self.folder.stop.exists() or stop_file(self.path, self.process.attempt).exists()
+            self.stopped = self.folder.stop.exists() or stop_file(self.path, self.record.attempt).exists()
         return self.stopped
 
     def with_usage(self, report: Report) -> Report:
@@ -71,8 +71,8 @@ class AttemptProcess:
     def leave(self) -> None:
         """End this process's part in the attempt; the process itself may go on with another trial."""
         self.watchdog.close()
-        stop_file(self.path, self.process.attempt).unlink(missing_ok=True)
-        self.process.remove(self.path)
+        stop_file(self.path, self.record.attempt).unlink(missing_ok=True)
+        self.record.remove(self.path)
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types

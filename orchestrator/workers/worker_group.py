@@ -130,7 +130,7 @@ def _scaling(sweep: Sweep) -> ScalingConfig:
     )
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
     """A TorchTrainer without the process that Ray Train leaves behind for each attempt where no dashboard runs.
 
     That process would free the resources of a killed attempt; `free_resources` does (orchestrator.workers.placement).
@@ -141,7 +141,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         return [each for each in callbacks if type(each).__name__ != "PlacementGroupCleanerCallback"]
 
 
-class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray ships no types
     def on_start(self, worker_group: Any, backend_config: "_Torch") -> None:
         state = worker_group.get_worker_group_state()
         backend_config.held.write_text(state.placement_group_handle.placement_group.id.hex())
@@ -150,7 +150,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 @dataclass
-class _Torch(TorchConfig):  # type: ignore[misc]
+class _Torch(TorchConfig):  # type: ignore[misc]  # Ray ships no types
     """torch.distributed over the network that Ray uses. held: the file for the id of the attempt's placement group."""
 
     held: Path = Path(HELD)
@@ -168,7 +168,7 @@ def _use_network() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-class _PassOn(UserCallback):  # type: ignore[misc]
+class _PassOn(UserCallback):  # type: ignore[misc]  # Ray ships no types
     """A callback that puts the first worker's reports into the driver's queue."""
 
     def __init__(self, reports: Queue) -> None:
