@@ -31,7 +31,7 @@ from orchestrator.trial.model import TrialModel, random_like
 
 
 @dataclass(frozen=True)
-class Measured:
+class ChampionAndBaseline:
     """The champion, ready to be written, and the metrics of the baseline beside it."""
 
     champion: Bundle
@@ -40,7 +40,7 @@ class Measured:
 
 def choose_champion(
     record: SweepRecord,
-    run: Callable[..., Measured] = lambda work, *arguments: work(*arguments),
+    run: Callable[..., ChampionAndBaseline] = lambda work, *arguments: work(*arguments),
     say: Callable[[str], None] = lambda _: None,
 ) -> Row | None:
     """Make the set of the best completed trial the champion, and return its row; None where no trial completed.
@@ -56,11 +56,11 @@ def choose_champion(
     with tempfile.TemporaryDirectory() as temporary:
         directions = DirectionSet.load(result_of(folder, best.trial_id, Path(temporary)) / "directions")
     origin = {**directions.provenance, "sweep": sweep.name, "trial": best.trial_id}
-    _keep(record, best, run(_measured, sweep, folder.cache, replace(directions, provenance=origin)), say)
+    _publish(record, best, run(_measured, sweep, folder.cache, replace(directions, provenance=origin)), say)
     return best
 
 
-def _measured(sweep: Sweep, cache: Path, directions: DirectionSet) -> Measured:
+def _measured(sweep: Sweep, cache: Path, directions: DirectionSet) -> ChampionAndBaseline:
     """Give the set its dials, and measure it and its baseline on seeds that chose nothing.
 
     The metrics are those of the set at the lengths that its method found: the dials reverse some directions, and some
@@ -73,13 +73,13 @@ def _measured(sweep: Sweep, cache: Path, directions: DirectionSet) -> Measured:
     baseline = drawing.run(lambda fitting: trial_model.scaled(fitting, random_like(trial_model, directions, fitting)))
     random = drawing.run(lambda fitting: trial_model.measure(fitting, baseline, REPORT_SEEDS)).metrics
     measured = replace(dialled, directions=replace(dialled.directions, metrics=champion))
-    return Measured(bundle_of(measured, f"{sweep.name}, trial {directions.provenance['trial']}"), random)
+    return ChampionAndBaseline(bundle_of(measured, f"{sweep.name}, trial {directions.provenance['trial']}"), random)
 
 
-def _keep(record: SweepRecord, best: Row, measured: Measured, say: Callable[[str], None]) -> None:
+def _publish(record: SweepRecord, best: Row, measured: ChampionAndBaseline, say: Callable[[str], None]) -> None:
     folder, champion = record.folder, measured.champion.directions.metrics
     result = {"trial": best.trial_id, "champion": dict(champion), "random": dict(measured.random)}
-    with_space(lambda: _enthrone(measured.champion, folder.champion))
+    with_space(lambda: _write_champion(measured.champion, folder.champion))
     _report(record, result, say)
     with_space(lambda: log_champion(record, best, champion, measured.random, _last_end(record)))
     with_space(lambda: write_json(folder.result, result))
@@ -96,7 +96,7 @@ def _report(record: SweepRecord, result: Mapping[str, Any], say: Callable[[str],
     with_space(lambda: record.outbox.file(None, folder.report, "report"))
 
 
-def _enthrone(champion: Bundle, to: Path) -> None:
+def _write_champion(champion: Bundle, to: Path) -> None:
     shutil.rmtree(to, ignore_errors=True)  # left by a run that was interrupted here
     with atomic_folder(to) as temporary:
         write_bundle(champion, temporary)

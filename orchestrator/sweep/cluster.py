@@ -116,7 +116,7 @@ class Cluster:
         result: T = ray.get(remote.remote(*arguments))
         return result
 
-    def look(self) -> None:
+    def check_alive(self) -> None:
         """Raise RayLost where an own Ray has lost one of its processes, since it cannot be relied on any more."""
         for process in self.processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:

@@ -27,7 +27,7 @@ _LEAST_DISK = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Requirements:
     """What every machine has to have, as it is on the driver's machine."""
 
     sweep: Sweep
@@ -43,20 +43,20 @@ def inspect(sweep: Sweep, root: Path, weights: str) -> None:
     probe = root / f".probe-{uuid.uuid4().hex}"
     probe.touch()
     try:
-        nodes_with = _ask(Wanted(sweep, weights, Path.cwd(), probe, versions()))
+        nodes_with = _ask(Requirements(sweep, weights, Path.cwd(), probe, versions()))
     finally:
         probe.unlink(missing_ok=True)
     if nodes_with:
         raise UserError("\n".join(f"{' and '.join(machines)}: {problem}" for problem, machines in nodes_with.items()))
 
 
-def _ask(wanted: Wanted) -> dict[str, list[str]]:
+def _ask(requirements: Requirements) -> dict[str, list[str]]:
     """Return the machines that have each problem."""
     machines = {}
-    for node in hosts(wanted.sweep, alive()):
+    for node in hosts(requirements.sweep, alive()):
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(problems)
-        machines[task.remote(wanted)] = node["NodeManagerAddress"]
+        machines[task.remote(requirements)] = node["NodeManagerAddress"]
     ready, late = ray.wait(list(machines), num_returns=len(machines), timeout=_PATIENCE_S)
     nodes_with: dict[str, list[str]] = {}
     for answer in ready:
@@ -87,22 +87,28 @@ def versions() -> dict[str, str]:
     return packages
 
 
-def problems(wanted: Wanted) -> list[str]:
+def problems(requirements: Requirements) -> list[str]:
     """Return the problems of this machine, each with its cure."""
-    at_home(wanted.home)
-    return [*_versions(wanted), *_disks(wanted), *_device(wanted), *_model(wanted), *_engines(wanted)]
+    at_home(requirements.home)
+    return [
+        *_versions(requirements),
+        *_disks(requirements),
+        *_device(requirements),
+        *_model(requirements),
+        *_engines(requirements),
+    ]
 
 
-def _versions(wanted: Wanted) -> Iterator[str]:
+def _versions(requirements: Requirements) -> Iterator[str]:
     for package, own in versions().items():
-        if own != wanted.versions[package]:
-            there = wanted.versions[package]
+        if own != requirements.versions[package]:
+            there = requirements.versions[package]
             yield f"{package} is {own}, the driver has {there}: install from the same constraints.txt"
 
 
-def _disks(wanted: Wanted) -> Iterator[str]:
-    root = wanted.probe.parent
-    if not wanted.probe.exists():
+def _disks(requirements: Requirements) -> Iterator[str]:
+    root = requirements.probe.parent
+    if not requirements.probe.exists():
         yield f"does not see {root}: set --root to a folder on a disk that all machines share"
         return
     try:
@@ -115,33 +121,33 @@ def _disks(wanted: Wanted) -> Iterator[str]:
         yield f"only {free >> 20} MiB are free in {tempfile.gettempdir()}: free {_LEAST_DISK >> 20} MiB"
 
 
-def _device(wanted: Wanted) -> Iterator[str]:
+def _device(requirements: Requirements) -> Iterator[str]:
     import torch
 
-    if wanted.sweep.resources.gpus_per_trial and torch.version.cuda is None:
+    if requirements.sweep.resources.gpus_per_trial and torch.version.cuda is None:
         yield "its torch is built for the CPU alone: install one for CUDA, or set resources.gpus_per_trial: 0"
 
 
-def _model(wanted: Wanted) -> Iterator[str]:
+def _model(requirements: Requirements) -> Iterator[str]:
     from core.model.denoiser import Denoiser
     from core.precision import PRECISIONS
     from core.predictors import classifier
 
-    sweep = wanted.sweep
+    sweep = requirements.sweep
     dtype = PRECISIONS[sweep.train.precision].dtype
     try:
-        if Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use).digest != wanted.weights:
+        if Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use).digest != requirements.weights:
             yield f"model '{sweep.model}' has other weights than on the driver's machine: copy those"
         classifier.load(sweep.predictor, sweep.model)
     except UserError as error:
         yield str(error)
 
 
-def _engines(wanted: Wanted) -> Iterator[str]:
+def _engines(requirements: Requirements) -> Iterator[str]:
     from orchestrator.trial import operators
 
-    missing = operators.settings_problem(wanted.sweep.deepspeed)
+    missing = operators.settings_problem(requirements.sweep.deepspeed)
     if missing is not None:
         yield missing
-    elif wanted.sweep.deepspeed.offload_optimizer != "none":
+    elif requirements.sweep.deepspeed.offload_optimizer != "none":
         operators.build_ops()

@@ -21,18 +21,18 @@ from orchestrator.trial.settings import samples_of, settings_of
 
 _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
 _NEEDS_NETWORK = {"fid": "inception", "inception_kid": "inception", "lpips": "lpips", "identity": "identity"}
-_TRIED = 500  # configurations checked: all of a smaller space, else this many random ones
+_CHECKED_CONFIGURATIONS = 500  # configurations checked: all of a smaller space, else this many random ones
 
 
 @dataclass(frozen=True)
-class Checked:
+class ModelFacts:
     """The facts on its model that a sweep needs."""
 
     weights: str  # digest of the model's weights
     set_bytes: int  # bytes of the largest direction set that a trial may find
 
 
-def check_model(sweep: Sweep) -> Checked:
+def check_model(sweep: Sweep) -> ModelFacts:
     """Load the model and return its facts. Raises UserError, a line for each mistake, where the sweep cannot run."""
     dtype = PRECISIONS[sweep.train.precision].dtype  # a large model would take twice the memory in float32
     denoiser = Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use)
@@ -44,12 +44,12 @@ def check_model(sweep: Sweep) -> Checked:
         *_objectives(sweep, attributes),
         *_supervised(sweep, attributes),
         *_pairs(sweep, denoiser),
-        *_refused(sweep, denoiser),
+        *_method_problems(sweep, denoiser),
     ]
     if problems:
         raise UserError("\n".join(problems))
     most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=1)
-    return Checked(denoiser.digest, 4 * most * sweep.sampler.steps * prod(denoiser.h_shape))
+    return ModelFacts(denoiser.digest, 4 * most * sweep.sampler.steps * prod(denoiser.h_shape))
 
 
 def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None) -> Iterator[str]:
@@ -106,12 +106,14 @@ def _pairs(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
             yield f"search.supervised.pairs: {error}"
 
 
-def _refused(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
+def _method_problems(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
     """Yield what the methods themselves refuse, each sentence once."""
     count = size(sweep.space)
-    small = count is not None and count <= _TRIED
+    small = count is not None and count <= _CHECKED_CONFIGURATIONS
     messages: dict[str, None] = {}
-    for parameters in configurations(sweep.space) if small else sample(sweep.space, _TRIED, sweep.seed):
+    for parameters in (
+        configurations(sweep.space) if small else sample(sweep.space, _CHECKED_CONFIGURATIONS, sweep.seed)
+    ):
         try:
             settings = settings_of(parameters, sweep)
             training_seeds(samples_of(settings), settings.seed)

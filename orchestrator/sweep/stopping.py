@@ -29,8 +29,8 @@ class Stopping:
     def __init__(self, folder: SweepFolder, console: Console, set_bytes: int = 0) -> None:
         self.folder, self.console = folder, console
         self.least_free = _LEAST_FREE + _SETS * set_bytes  # a trial's checkpoints, and its files in MLflow
-        self.asked: float | None = None  # when the user asked to stop
-        self.ends: float | None = None  # when the budget's hours are over
+        self.stop_asked_at: float | None = None  # when the user asked to stop
+        self.deadline: float | None = None  # when the budget's hours are over
         self.full, self.looked = False, 0.0
         self.searching = False  # whether trials may be under way, which have to save
 
@@ -45,11 +45,11 @@ class Stopping:
         self.folder.stop.unlink(missing_ok=True)
 
     def _signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.stop_asked_at is not None:
             os._exit(130)  # Ray's processes end with this one
         if not self.searching:
             raise KeyboardInterrupt
-        self.asked = time.monotonic()
+        self.stop_asked_at = time.monotonic()
         with suppress(OSError, RuntimeError):  # a full disk; a line that was just being printed
             self.folder.stop.touch()
             self.console.print(f"Stopping: trials save and end, within {GRACE_S:.0f} s; once more to end at once")
@@ -65,22 +65,22 @@ class Stopping:
 
     def limit(self, hours: float | None, spent_s: float) -> None:
         """Set the end of the sweep after so many hours, of which `spent_s` seconds are spent; None sets no end."""
-        self.ends = None if hours is None else time.monotonic() + hours * 3600 - spent_s
+        self.deadline = None if hours is None else time.monotonic() + hours * 3600 - spent_s
 
     def time_is_up(self) -> bool:
         """Return whether the budget's hours are over."""
-        return self.ends is not None and time.monotonic() >= self.ends
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
-    def over(self) -> bool:
+    def no_more_trials(self) -> bool:
         """Return whether no more trials start."""
-        return self.asked is not None or self.time_is_up()
+        return self.stop_asked_at is not None or self.time_is_up()
 
-    def held(self) -> bool:
+    def paused_by_disk(self) -> bool:
         """Return whether no trial starts at this moment because the disk is full."""
-        self.look()
+        self.check_disk()
         return self.full
 
-    def look(self) -> None:
+    def check_disk(self) -> None:
         """Check the free disk, at most every two seconds, and print a line where it has become full or free again."""
         if time.monotonic() - self.looked < _LOOK_S:
             return
@@ -110,7 +110,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray ships no types
         return False
 
     def stop_all(self) -> bool:
-        late = self.stopping.asked is not None and time.monotonic() - self.stopping.asked > GRACE_S
+        late = self.stopping.stop_asked_at is not None and time.monotonic() - self.stopping.stop_asked_at > GRACE_S
         return late or self.stopping.time_is_up()
 
     def __getstate__(self) -> dict[str, Any]:

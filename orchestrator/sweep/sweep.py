@@ -34,7 +34,7 @@ from orchestrator.sweep.preflight import check_model
 from orchestrator.sweep.resume import settle
 from orchestrator.sweep.stopping import Stopping
 from orchestrator.sweep.tune_callback import RecordCallback
-from orchestrator.sweep.tune_search import InOrder, LedgerAsha, LedgerSearch
+from orchestrator.sweep.tune_search import FirstComeScheduler, LedgerAsha, LedgerSearch
 from orchestrator.tracking import views
 from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.lineage import of_model
@@ -73,7 +73,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
         raise UserError(f"sweep '{sweep.name}' is being run by {holder}; wait for it, or stop it first")
     tracking = Tracking(sweep.tracking.uri, root)
     if folder.result.is_file():
-        _show(sweep, folder, tracking, console)
+        _show_complete(sweep, folder, tracking, console)
         return sweep.name
     model = check_model(sweep)
     folder.refuse_other_weights(model.weights)
@@ -97,7 +97,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
                 elif lacking := settings_problem(sweep.deepspeed):
                     raise UserError(lacking)
                 _prepare(sweep, folder, tracking, model.weights, source)
-                _go(SweepRun(sweep, folder, cluster, stopping, console), tracking, model.weights)
+                _run_to_end(SweepRun(sweep, folder, cluster, stopping, console), tracking, model.weights)
         finally:
             folder.remove_if_empty()
     return sweep.name
@@ -114,7 +114,7 @@ class SweepRun:
     console: Console
 
 
-def _go(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
+def _run_to_end(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
     """Run the rest of the sweep and show its result. Where an error ends it early, settle the records."""
     sweep, folder, console = sweep_run.sweep, sweep_run.folder, sweep_run.console
     outbox, patience = _outbox(folder, tracking, console), _FLUSH_S
@@ -144,7 +144,7 @@ def _go(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
         raise RuntimeError(f"no trial of sweep '{sweep.name}' reached its last iteration; the table says why")
 
 
-def _show(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
+def _show_complete(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
     """Show a complete sweep. Send MLflow the records that it has not received yet."""
     console.print(f"Sweep '{sweep.name}' is complete.")
     if pending(folder.outbox):
@@ -184,7 +184,7 @@ def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
     ledger, stopping, idle = record.ledger, sweep_run.stopping, 0
     settle(record)
     stopping.limit(sweep_run.sweep.budget.hours, ledger.spent())
-    while ledger.has_work() and not stopping.over():
+    while ledger.has_work() and not stopping.no_more_trials():
         before, error = ledger.progress(), None
         try:
             with stopping.search():
@@ -192,7 +192,7 @@ def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
         except Exception as raised:
             error = raised
         ledger.count_time(0)
-        if stopping.over():
+        if stopping.no_more_trials():
             break
         settle(record)
         idle = 0 if ledger.progress() > before or (error and is_full(error)) else idle + 1
@@ -202,8 +202,8 @@ def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
                 raise RuntimeError(f"Ray Tune ends before any trial gets further ({why})") from error
             sweep_run.console.print(f"Ray ended too early ({why}); it starts anew, from every last checkpoint")
             _start_again(sweep_run.cluster, error)
-    settle(record, None if stopping.asked else _TIME_IS_UP)
-    if stopping.asked and ledger.has_work():
+    settle(record, None if stopping.stop_asked_at else _TIME_IS_UP)
+    if stopping.stop_asked_at and ledger.has_work():
         raise Interrupted
 
 
@@ -219,8 +219,8 @@ def _tune(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
     sweep, folder, stopping = sweep_run.sweep, sweep_run.folder, sweep_run.stopping
 
     def look() -> None:
-        stopping.look()
-        sweep_run.cluster.look()
+        stopping.check_disk()
+        sweep_run.cluster.check_alive()
         record.ledger.count_time()
 
     shutil.rmtree(folder.tune, ignore_errors=True)
@@ -232,8 +232,8 @@ def _tune(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
             of_trial(sweep),
         ),
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearch(record.ledger, stopping.held, stopping.over, room),
-            scheduler=LedgerAsha(sweep, record.ledger) if sweep.scheduler else InOrder(),
+            search_alg=LedgerSearch(record.ledger, stopping.paused_by_disk, stopping.no_more_trials, room),
+            scheduler=LedgerAsha(sweep, record.ledger) if sweep.scheduler else FirstComeScheduler(),
             num_samples=-1,  # LedgerSearch ends it
             reuse_actors=worker is TrialWorker,  # the next trial needs the same model, which is loaded
             trial_dirname_creator=_trial_name,

@@ -20,26 +20,26 @@ from orchestrator.trial.state import STEP
 class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
     """The search algorithm that gives Tune the next trial of the ledger.
 
-    held: whether nothing new may start at this moment (a full disk); over: whether nothing starts any more;
-    room: how many trials may be under way, which changes as machines come and go.
+    paused: whether nothing new may start at this moment (a full disk); ended: whether nothing starts any more;
+    capacity: how many trials may be under way, which changes as machines come and go.
     Tune's record of this search is not kept, since the ledger holds all state.
     """
 
     def __init__(
-        self, ledger: Ledger, held: Callable[[], bool], over: Callable[[], bool], room: Callable[[], int]
+        self, ledger: Ledger, paused: Callable[[], bool], ended: Callable[[], bool], capacity: Callable[[], int]
     ) -> None:
         super().__init__()
-        self.ledger, self.held, self.over, self.room = ledger, held, over, room
+        self.ledger, self.paused, self.ended, self.capacity = ledger, paused, ended, capacity
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles it, but never reads the result
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial as a config, None where none may start now, or FINISHED where no more will start."""
-        if self.over():
+        if self.ended():
             return str(Searcher.FINISHED)
         running = self.ledger.running()
-        if self.held() or len(running) >= self.room():
+        if self.paused() or len(running) >= self.capacity():
             return None
         assignment = self.ledger.next_attempt()
         if assignment is not None:
@@ -61,7 +61,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # Ray ships no types
         """Do nothing: see the class."""
 
 
-class InOrder(FIFOScheduler):  # type: ignore[misc]
+class FirstComeScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     """The scheduler that runs trials in their order, in an idle process where there is one, else in a new one.
 
     Tune would give an idle process to a trial whose own process is starting, end the latter, and start another one for
@@ -72,7 +72,7 @@ class InOrder(FIFOScheduler):  # type: ignore[misc]
         """Return no preference: Tune starts every trial that it was given."""
 
 
-class LedgerAsha(InOrder, ASHAScheduler):  # type: ignore[misc]
+class LedgerAsha(FirstComeScheduler, ASHAScheduler):  # type: ignore[misc]  # Ray ships no types
     """ASHA among the trials that train, by the ledger's trial ids: a resumed trial counts as the same trial.
 
     Sets of methods that do not train are left out: they cannot be compared with sets of unfinished trials.
@@ -97,28 +97,28 @@ class LedgerAsha(InOrder, ASHAScheduler):  # type: ignore[misc]
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a trial that trains."""
         if _trains(trial):
-            super().on_trial_add(tune_controller, _known(trial))
+            super().on_trial_add(tune_controller, _with_ledger_id(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return whether a trial continues; one that does not train always does."""
         if not _trains(trial):
             return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, _known(trial), result))
+        return str(super().on_trial_result(tune_controller, _with_ledger_id(trial), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Add the last report of a trial that trains."""
         if _trains(trial):
-            super().on_trial_complete(tune_controller, _known(trial), result)
+            super().on_trial_complete(tune_controller, _with_ledger_id(trial), result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Remove a trial that trains."""
         if _trains(trial):
-            super().on_trial_remove(tune_controller, _known(trial))
+            super().on_trial_remove(tune_controller, _with_ledger_id(trial))
 
 
 def _trains(trial: Any) -> bool:
     return bool(trial.config["parameters"]["method"] == "learned")
 
 
-def _known(trial: Any) -> Any:
+def _with_ledger_id(trial: Any) -> Any:
     return SimpleNamespace(trial_id=trial.config["trial_id"])

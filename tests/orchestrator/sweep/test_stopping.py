@@ -33,11 +33,11 @@ def test_the_first_signal_asks_every_trial_to_save_and_end(stopping: Stopping, n
     before = signal.getsignal(number)
     stopping.folder.stop.touch()  # of a start that was killed
     with stopping:
-        assert not stopping.folder.stop.exists() and not stopping.over()
+        assert not stopping.folder.stop.exists() and not stopping.no_more_trials()
         with stopping.search():
             os.kill(os.getpid(), number)
             time.sleep(0.05)
-        assert stopping.folder.stop.exists() and stopping.over()
+        assert stopping.folder.stop.exists() and stopping.no_more_trials()
         assert "Stopping: trials save and end, within 60 s; once more to end at once" in output_of(stopping)
     assert not stopping.folder.stop.exists() and signal.getsignal(number) == before
 
@@ -46,7 +46,7 @@ def test_where_no_trial_runs_there_is_nothing_to_wait_for(stopping: Stopping) ->
     with stopping, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
-    assert not stopping.over()
+    assert not stopping.no_more_trials()
 
 
 @pytest.mark.slow
@@ -71,9 +71,9 @@ with Stopping(folder, Console()) as stopping, stopping.search():
 def test_trials_that_do_not_end_in_time_are_ended(stopping: Stopping, monkeypatch: pytest.MonkeyPatch) -> None:
     stopper = stopping.stopper()
     assert not stopper("t", {}) and not stopper.stop_all()
-    stopping.asked = time.monotonic()
+    stopping.stop_asked_at = time.monotonic()
     assert not stopper.stop_all(), "they have a minute"
-    stopping.asked -= module.GRACE_S + 1
+    stopping.stop_asked_at -= module.GRACE_S + 1
     assert stopper.stop_all()
 
 
@@ -81,9 +81,9 @@ def test_the_hours_of_the_budget_count_what_was_spent_before(stopping: Stopping)
     stopping.limit(None, 1e9)
     assert not stopping.time_is_up()
     stopping.limit(1.0, 3590)
-    assert not stopping.over()
+    assert not stopping.no_more_trials()
     stopping.limit(1.0, 3601)
-    assert stopping.over() and stopping.stopper().stop_all()
+    assert stopping.no_more_trials() and stopping.stopper().stop_all()
 
 
 @pytest.mark.parametrize(("set_mib", "least_mib"), [(0, 16), (10, 76), (1000, 6016)])
@@ -96,7 +96,7 @@ def test_a_trial_starts_where_six_of_its_sets_fit_beside_16_mib(
     asked: list[Path] = []
     for free, held in (((least_mib << 20) - 1, True), (least_mib << 20, False)):
         monkeypatch.setattr(module, "free_bytes", lambda path, free=free: asked.append(path) or free)
-        assert Stopping(folder, Console(file=io.StringIO()), set_mib << 20).held() == held
+        assert Stopping(folder, Console(file=io.StringIO()), set_mib << 20).paused_by_disk() == held
     assert asked == [folder.path] * 2
 
 
@@ -107,7 +107,7 @@ def test_the_disk_is_looked_at_every_two_seconds_at_the_most(
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(module, "free_bytes", lambda path: looks.append(now[0]) or 1 << 40)
     for now[0] in (1000.0, 1001.9, 1002.0, 1003.0, 1004.5):
-        stopping.held()
+        stopping.paused_by_disk()
     assert looks == [1000.0, 1002.0, 1004.5]
 
 
@@ -117,9 +117,9 @@ def test_a_disk_that_is_nearly_full_holds_up_what_is_new_and_says_so_once(
     monkeypatch.setattr(module, "_LOOK_S", 0.0)
     free = [1 << 40]
     monkeypatch.setattr(module, "free_bytes", lambda path: free[0])
-    assert not stopping.held()
+    assert not stopping.paused_by_disk()
     for free[0], held in ((1 << 20, True), (2 << 20, True), (1 << 39, False), (1 << 38, False)):
-        assert stopping.held() == held
+        assert stopping.paused_by_disk() == held
     where = stopping.folder.path
     assert output_of(stopping).splitlines() == [
         f"Disk: only 1 MiB are free at {where}; no new trial starts until there is more",
