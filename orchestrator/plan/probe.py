@@ -24,7 +24,7 @@ import torch
 from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods import learned
-from core.methods.learned.shift_control import flattest_directions, leading_components
+from core.methods.learned.starts import flattest_directions, leading_components
 from core.metrics import Traversals
 from core.metrics.identifiability import identifiability
 from core.metrics.traversals import SCALES

@@ -33,14 +33,8 @@ from core.methods.learned import losses
 from core.methods.learned.discriminator import Discriminator
 from core.methods.learned.optimiser import Group, MakeOptimiser, Optimiser, TorchOptimiser
 from core.methods.learned.reconstructor import Reconstructor
-from core.methods.learned.shift_control import (
-    PARAMETRISATIONS,
-    Parametrisation,
-    ShiftControl,
-    flattest_directions,
-    leading_components,
-    spread_of,
-)
+from core.methods.learned.shift_control import PARAMETRISATIONS, Parametrisation, ShiftControl
+from core.methods.learned.starts import flattest_directions, leading_components, spread_of
 from core.model.denoiser import Denoiser
 from core.randomness import generator, step_noise
 from core.samples.cache import SampleCache

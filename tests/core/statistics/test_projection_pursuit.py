@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.methods.learned.shift_control import flattest_directions
+from core.methods.learned.starts import flattest_directions
 from core.statistics.principal_components import principal_components
 from core.statistics.projection_pursuit import flattest_sources, kurtosis
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.methods.learned import shift_control
-from core.methods.learned.shift_control import ShiftControl, flattest_directions, leading_components, spread_of
+from core.methods.learned import starts
+from core.methods.learned.shift_control import ShiftControl
+from core.methods.learned.starts import flattest_directions, leading_components, spread_of
 
 SHAPE, TIMESTEPS = (4, 2, 2), (600, 300, 0)
 KINDS = ("shared", "per_step", "time")
@@ -105,8 +106,8 @@ def test_flat_projections_are_looked_for_in_sixteen_components_or_as_many_as_ask
     """And never in more than the samples can have; by the seed that is given."""
     h = torch.randn(2, 40, 16, 2, 2, generator=torch.Generator().manual_seed(0))
     sources = torch.randn(40, min(count, 39), dtype=torch.float64)
-    pursued = create_autospec(shift_control.flattest_sources, return_value=sources)
-    monkeypatch.setattr(shift_control, "flattest_sources", pursued)
+    pursued = create_autospec(starts.flattest_sources, return_value=sources)
+    monkeypatch.setattr(starts, "flattest_sources", pursued)
     found = flattest_directions(h, count, "per_step", seed=7)
     (rows, *asked) = pursued.call_args.args
     assert asked == [min(count, 39), components, 7]

@@ -19,7 +19,7 @@ from core.errors import NonFiniteError, UserError
 from core.methods import learned, random
 from core.methods.learned import training
 from core.methods.learned.optimiser import Group, Optimiser, TorchOptimiser
-from core.methods.learned.shift_control import flattest_directions, leading_components
+from core.methods.learned.starts import flattest_directions, leading_components
 from core.methods.learned.training import Learner, Settings, Workers
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator, step_noise
 from core.samples.training import draw_pool, measured_spread, training_seeds
