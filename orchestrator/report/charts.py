@@ -66,7 +66,7 @@ def _front(findings: Findings) -> Section | None:
         return None
     done = _completed(findings)
     charts = [_pair(findings, done, x, y) for x, y in combinations(names, 2)] if done else []
-    note = "Trials that no other beats in every objective. A click on a point leads to its trial."
+    note = "No other trial is as good in every objective and better in one. A click on a point leads to its trial."
     rows = [[row.trial_id, *_values(row, findings)] for row in findings.front]
     table = Table(["trial", *_headings(findings)], rows) if rows else None
     return Section("front", "Pareto front", note if done else "No trial was completed.", charts, table)
