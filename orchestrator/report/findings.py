@@ -16,7 +16,7 @@ from orchestrator.plan.dry_run import spelled, what_runs
 from orchestrator.report.progress import sweep_state
 from orchestrator.search.importance import Importance, importances
 from orchestrator.search.ledger import spent_s
-from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated
+from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, places, ranked, repeated
 from orchestrator.search.space import ordered, trials
 from orchestrator.secrets import redacted, scrub
 from orchestrator.spec import METRICS, Fixed, SpecError, Sweep, parse
@@ -47,13 +47,6 @@ class Compared:
             return None
         same = math.isclose(self.champion, self.random, rel_tol=1e-9, abs_tol=1e-12)
         return 0.0 if same else self.champion - self.random
-
-    @property
-    def better(self) -> str:
-        """The better one, "champion" or "random"; "neither" where they are equal or one was not measured."""
-        if not self.difference:
-            return "neither"
-        return "champion" if (self.difference > 0) == (self.mode == "max") else "random"
 
 
 @dataclass(frozen=True)
@@ -201,14 +194,28 @@ def _result(folder: SweepFolder, result: Mapping[str, Any] | None) -> tuple[str 
 
 
 def _with_champion(findings: Findings) -> str:
-    measured = [each for each in findings.compared if each.difference is not None]
-    ahead = sum(each.better == "champion" for each in measured)
-    first = next((each for each in measured if each.metric == findings.sweep.objectives[0].metric), None)
-    comparison = f"; {plain(first.metric)} {number(first.champion)} against {number(first.random)}" if first else ""
-    return (
-        f"The champion is the set of trial {findings.champion}: on seeds that trained and chose nothing it is better "
-        f"than random directions in {ahead} of {counted(len(measured), 'metric')}{comparison}."
+    objectives = findings.sweep.objective_names
+    measured = [each for each in findings.compared if each.metric in objectives and each.difference is not None]
+    values = ", ".join(
+        f"{plain(each.metric)} {number(each.champion)} against {number(each.random)}" for each in measured
     )
+    beside = (
+        f" Beside random directions, on seeds that trained and chose nothing: {values}; one measurement of each, "
+        "without an interval."
+    )
+    return f"The champion is the set of trial {findings.champion}, {_chosen_by(findings)}.{beside if values else ''}"
+
+
+def _chosen_by(findings: Findings) -> str:
+    """Return the rule that chose the champion, and its place in each objective where there are several."""
+    row = next((row for row in findings.rows if row.trial_id == findings.champion), None)
+    completed = sum(row.state == "completed" for row in findings.rows)
+    names = findings.sweep.objective_names
+    if len(names) == 1 or row is None or row.state != "completed":
+        rule = f"by {plain(names[0])}" if len(names) == 1 else "by the mean of the ranks in the objectives"
+        return f"the first of {completed} completed {rule}"
+    each = [f"{place} in {plain(name)}" for name, place in places(row, findings.rows, findings.sweep).items()]
+    return f"the first of {completed} completed by the mean of the ranks in the objectives: {', '.join(each)}"
 
 
 def _without_champion(findings: Findings) -> str:
@@ -239,9 +246,7 @@ def as_json(findings: Findings) -> str:
         "seconds": findings.seconds,
         "objectives": [asdict(objective) for objective in findings.sweep.objectives],
         "champion": findings.champion,
-        "against_random": [
-            asdict(each) | {"difference": each.difference, "better": each.better} for each in findings.compared
-        ],
+        "against_random": [asdict(each) | {"difference": each.difference} for each in findings.compared],
         "pareto_front": [row.trial_id for row in findings.front],
         "trials": [asdict(row) for row in findings.rows],
         "methods": [asdict(row) for row in findings.methods],

@@ -20,7 +20,8 @@ from orchestrator.text import Column, clock, counted, narrowed, spread
 
 _PER_SECOND = 2
 _SUMMARY_S = 60.0  # seconds between two summary lines where there is no table
-_FEW = 5  # finished trials shown, the best ones
+_FEW = 5  # finished trials shown where the table is redrawn, the best ones
+_MANY = 20  # the same where it is printed once
 _BESIDE = 8  # lines of a terminal not used for trials: heading, summary, the next prompt
 
 
@@ -136,8 +137,10 @@ class _View:
     def _chosen(self) -> tuple[list[TrialProgress], list[TrialProgress]]:
         """Return (trials to show, trials only to count)."""
         active, over = self.progress.of(over=False), self.progress.ranked()
-        room = len(active) + _FEW if self.height is None else max(1, self.height - _BESIDE)
-        few = min(_FEW, max(0, room - len(active)))
+        room = len(active) + _MANY if self.height is None else max(1, self.height - _BESIDE)
+        few = min(_MANY if self.height is None else _FEW, max(0, room - len(active)))
+        if len(active) <= room and len(over) == few + 1:
+            few += 1  # a line that counts one trial is as long as the trial's own
         return active[:room] + over[:few], active[room:] + over[few:]
 
     def _columns(self, rows: list[TrialProgress]) -> list[Column]:

@@ -4,14 +4,14 @@ The study holds the reports of each trial, in steps of `evaluate.every`. `Mark`s
 when they come, and elsewhere the time of a checkpoint on disk stands for that of its report.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
 from orchestrator.search.ledger import METRICS, REPORTS, state_of
+from orchestrator.search.ranking import ranked_rows
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.spec.tables import Mode
@@ -35,6 +35,7 @@ class TrialProgress:
     began: float | None  # of its newest attempt
     ended: float | None
     ends: float | None = None  # the predicted end, at its own pace; None where that is not known yet
+    place: int = 0  # in the report's order, from 0
 
     def left(self, now: float) -> float | None:
         """Return the seconds to its end; None where it is over or not predicted."""
@@ -61,9 +62,8 @@ class SweepProgress:
         return [trial for trial in self.trials if trial.over == over]
 
     def ranked(self) -> list[TrialProgress]:
-        """Return the trials that are over, the best first, those without a value last."""
-        sign = -1 if self.mode == "max" else 1
-        return sorted(self.of(over=True), key=lambda each: math.inf if each.best is None else sign * each.best)
+        """Return the trials that are over, in the report's order (orchestrator.search.ranking)."""
+        return sorted(self.of(over=True), key=lambda trial: trial.place)
 
     def best(self) -> TrialProgress | None:
         """Return the trial with the best value so far; None where none has a value."""
@@ -128,7 +128,11 @@ def progress_of(
     since it was started; slots: trials at a time; spent: seconds so far; driven: whether a process drives the sweep.
     """
     metric, mode = sweep.checkpoint_metric
-    trials_now = tuple(_trial(sweep, trial_id, row, marks.get(trial_id, ()), driven) for trial_id, row in rows.items())
+    places = {row.trial_id: place for place, row in enumerate(ranked_rows(rows, sweep, driven))}
+    trials_now = tuple(
+        replace(_trial(sweep, trial_id, row, marks.get(trial_id, ()), driven), place=places[trial_id])
+        for trial_id, row in rows.items()
+    )
     whole = sweep.train.iterations
     return SweepProgress(
         name=sweep.name,
@@ -196,7 +200,7 @@ def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven:
 
 def _trial_document(trial: TrialProgress, now: float) -> dict[str, Any]:
     plain = asdict(trial)
-    del plain["ends"]
+    del plain["ends"], plain["place"]
     began, ended = plain.pop("began"), plain.pop("ended")
     taken = None if began is None else (ended or now) - began
     return {**plain, "elapsed_seconds": _rounded(taken), "left_seconds": _rounded(trial.left(now))}

@@ -134,10 +134,10 @@ def repeats_table(repeats: Sequence[Repeated], sweep: Sweep) -> Grid:
 
 def comparison_table(compared: Sequence[Compared]) -> Grid:
     """Return the champion and the baseline on the reporting seeds."""
-    title, headings = "On seeds that trained and chose nothing", ("champion", "random", "difference", "better", "ahead")
+    title, headings = "On seeds that trained and chose nothing", ("champion", "random", "difference", "better")
     table = table_of(title, "metric", *headings, numbers=True)
     for each in compared:
         difference = "-" if each.difference is None else signed(each.difference)
         values = [number(each.champion), number(each.random), difference]
-        add_row(table, plain(each.metric), *values, _BETTER[each.mode], each.better)
+        add_row(table, plain(each.metric), *values, _BETTER[each.mode])
     return table

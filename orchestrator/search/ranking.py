@@ -7,7 +7,7 @@ exchange rate between objectives. The first objective breaks ties.
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import le
 from statistics import mean, stdev
@@ -91,7 +91,11 @@ def ranked(study: optuna.Study, sweep: Sweep, driven: bool = True) -> list[Row]:
 
     driven: whether a process is running the trials that the study holds as RUNNING; else they count as interrupted.
     """
-    trials = newest_rows(study)
+    return ranked_rows(newest_rows(study), sweep, driven)
+
+
+def ranked_rows(trials: Mapping[str, FrozenTrial], sweep: Sweep, driven: bool) -> list[Row]:
+    """Return trials, by their id in the order in which they began, ordered as by `rows`."""
     completed = [trial for trial in trials.values() if trial.state == TrialState.COMPLETE]
     front = _front(completed, sweep)
     rows = [
@@ -99,8 +103,21 @@ def ranked(study: optuna.Study, sweep: Sweep, driven: bool = True) -> list[Row]:
         for began, (trial_id, trial) in enumerate(trials.items(), start=1)
     ]
     done = [row for row in rows if row.state == "completed"]
-    others = sorted((row for row in rows if row.state != "completed"), key=lambda row: (row.state, -row.iteration))
-    return [*_by_mean_rank(done, sweep), *others]
+    others = [row for row in rows if row.state != "completed"]
+    return [*_by_mean_rank(done, sweep), *sorted(others, key=lambda row: _by_best_report(row, sweep))]
+
+
+def places(row: Row, ranked: Sequence[Row], sweep: Sweep) -> dict[str, int]:
+    """Return the place of a completed trial among the completed ones in each objective, from 1."""
+    costs = _columns([_costs(each, sweep) for each in ranked if each.state == "completed"])
+    places = [bisect_left(column, cost) + 1 for cost, column in zip(_costs(row, sweep), costs, strict=True)]
+    return dict(zip(sweep.objective_names, places, strict=True))
+
+
+def _by_best_report(row: Row, sweep: Sweep) -> tuple[str, float, int]:
+    """Return the key that orders trials by state, then by their best report, then by the iteration they reached."""
+    sign = -1 if sweep.checkpoint_metric[1] == "max" else 1
+    return row.state, min((sign * value for value in row.reports.values()), default=math.inf), -row.iteration
 
 
 def _row(trial_id: str, trial: FrozenTrial, on_front: bool, driven: bool, began: int) -> Row:

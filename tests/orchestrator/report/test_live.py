@@ -18,6 +18,7 @@ from rich.console import Console
 from orchestrator.report import live
 from orchestrator.report.live import Screen, screen, summary, table
 from orchestrator.report.progress import SweepProgress, TrialProgress, ends_at, progress_of
+from orchestrator.search.ranking import ranked_rows
 from orchestrator.spec import parse
 
 NOW = 10_000.0
@@ -71,21 +72,27 @@ def test_no_line_is_longer_than_the_terminal(width: int) -> None:
 
 
 def test_of_many_trials_those_under_way_and_the_best_that_are_over_are_shown() -> None:
-    over = [trial(f"over{n}", "completed" if n % 2 else "pruned", n / 100) for n in range(40)]
+    over = [trial(f"over{n}", "completed" if n % 2 else "pruned", n / 100, place=40 - n) for n in range(40)]
     active = [trial(f"active{n}") for n in range(12)]
     many = stands(*over, *active, total=100)
-    lines = lines_of(many, 80)
+    lines = lines_of(many, 80, height=60)
     shown = [line.split()[0] for line in lines if line.startswith(("over", "active"))]
     assert shown == [f"active{n}" for n in range(12)] + ["over39", "over38", "over37", "over36", "over35"]
     assert "and 35 trials more: 18 pruned, 17 completed" in lines
+    assert any(line.startswith("and 20 trials more") for line in lines_of(many, 80)), "more where it is printed once"
     low = lines_of(many, 80, height=16)
     assert len(low) <= 16 - 3 and [line.split()[0] for line in low[1:9]] == [f"active{n}" for n in range(8)]
     assert any(line.startswith("and 44 trials more: 4 running, ") for line in low)
 
 
+def test_a_single_trial_is_never_hidden_behind_a_line_as_long_as_its_own() -> None:
+    six = stands(*(trial(f"t{n}", "completed", 0.5, place=n) for n in range(6)))
+    assert not any("more" in line for line in lines_of(six, 80, height=40))
+    assert sum(line.startswith("t") and line[1].isdigit() for line in lines_of(six, 80, height=40)) == 6
+
+
 def test_less_is_better_where_the_metric_says_so() -> None:
     few = stands(trial("a", "completed", 0.5), trial("b", "completed", 0.1), trial("c", "failed"), mode="min")
-    assert [each.trial_id for each in few.ranked()] == ["b", "a", "c"]
     best = few.best()
     assert best is not None and best.trial_id == "b"
 
@@ -121,11 +128,28 @@ SWEEP = parse(
 def row(state: str, **attributes: Any) -> SimpleNamespace:
     """As Optuna gives it."""
     return SimpleNamespace(
+        number=0,
         state=TrialState[state],
+        params={},
+        values=[attributes["metrics"]["identifiability"]] if state == "COMPLETE" else None,
         user_attrs=attributes,
+        system_attrs={},
         datetime_start=None,
         datetime_complete=None,
     )
+
+
+def test_trials_that_are_over_come_in_the_order_of_the_report() -> None:
+    rows = {
+        "early": row("PRUNED", reports={"100": {"value": 0.857, "stopped": True}}),
+        "crashed": row("FAIL", outcome="failed"),
+        "done": row("COMPLETE", metrics={"identifiability": 0.5}),
+        "late": row("PRUNED", reports={"50": {"value": 0.909, "stopped": True}}),
+        "best": row("COMPLETE", metrics={"identifiability": 0.8}),
+    }
+    progress = progress_of(SWEEP, rows, {}, 1, 0.0, driven=False)
+    order = [each.trial_id for each in ranked_rows(rows, SWEEP, driven=False)]
+    assert order == [each.trial_id for each in progress.ranked()] == ["best", "done", "crashed", "late", "early"]
 
 
 def test_what_the_book_says_of_a_trial() -> None:
