@@ -12,7 +12,6 @@ import argparse
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -24,7 +23,7 @@ from tests.cluster.flows import Row, Stage
 from tests.cluster.machines import Cluster, Hosts
 from tests.cluster.sweeps import environment
 from tests.faults import stores
-from tests.faults.machine import facts, tiny_model
+from tests.faults.machine import facts, short_folder, tiny_model
 from tests.faults.rows import Scenario, failed
 
 _PACE_S = 1.5  # an iteration takes at least that, so that there is time to strike
@@ -101,7 +100,7 @@ def main() -> int:
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # whatever ends this, the cluster ends first
         signal.signal(number, signal.default_int_handler)
-    place, began = Path(tempfile.mkdtemp(prefix="clu-", dir="/tmp")), time.monotonic()
+    place, began = short_folder("clu-"), time.monotonic()
     model = tiny_model(place / "model")
     kinds = [given.only] if given.only else list(_KINDS)
     found = {kind: play(kind, place / kind[:1], model, given) for kind in kinds}

@@ -1,10 +1,8 @@
 """A short selection of the matrix of `make cluster-test`: raylets on one host, one trial of two processes."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     """A head and two machines of one CPU each; a folder whose path is short enough for Ray's sockets."""
-    place = Path(tempfile.mkdtemp(prefix="clu-", dir="/tmp"))
+    place = machine.short_folder("clu-")
     cluster = Cluster(place / "c", environment(place / "watch", 0.3))
     with cluster.up("n1", "n2"):
         yield Stage(place, machine.tiny_model(place / "model"), cluster)

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults import kills, stops, stores, within
-from tests.faults.machine import facts, readers, tiny_model
+from tests.faults.machine import facts, readers, short_folder, tiny_model
 from tests.faults.rows import Row, Scenario, failed, table
 from tests.faults.sweep_under_test import Server, SweepUnderTest, check
 
@@ -173,7 +172,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where it was ignored, sweeps would ignore it, too
-    place, began = Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp")), time.monotonic()
+    place, began = short_folder("faults-"), time.monotonic()
     matrix = Matrix(place, given)
     lanes = matrix.lanes()
     if "kills" not in lanes and "faults" in lanes:

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,6 +15,12 @@ from tests.faults.rows import Scenario
 from tests.faults.sweep_under_test import check
 
 _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
+
+
+def short_folder(prefix: str) -> Path:
+    """A new folder whose path leaves room for Ray's sockets, which may have 107 bytes."""
+    usual = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=usual if len(usual) <= 20 else "/tmp"))
 
 
 def tiny_model(folder: Path) -> Path:

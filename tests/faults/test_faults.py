@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ TRIALS = 2
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A folder whose path is short enough for Ray's sockets."""
-    made = Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp"))
+    made = machine.short_folder("faults-")
     yield made
     shutil.rmtree(made)
 
