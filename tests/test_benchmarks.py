@@ -2,11 +2,13 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from benchmarks import jacobian, memory, pca, sweep
+from benchmarks import jacobian, jacobian_published, memory, pca, sweep
 from benchmarks.ablation import BASE, CHANGES
 from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
@@ -60,6 +62,19 @@ def test_power_iteration_and_block_power_iteration_find_the_largest() -> None:
     assert 10 < products < 60
     assert jacobian.residuals(lambda v: v * values, vectors) <= 2e-6
     assert 10 < jacobian.block_power_iteration(lambda v: v * values, (5,), 2, 1e-6) < 60
+
+
+def test_passes_of_the_published_code_are_counted_as_products(tiny_denoiser: Denoiser) -> None:
+    class Power:
+        def sequential_power_iteration(self, eps: Any, h: Tensor, **settings: float) -> tuple[Tensor, Tensor, Tensor]:
+            assert settings == {"tol": 1e-5, "max_iters": 50, "k": 3}
+            assert torch.allclose(eps(h), tiny_denoiser(x_t, t))
+            found = torch.stack([torch.ones_like(eps(h * (1 + n)))[0] for n in range(7)])
+            return found, found, torch.stack([h[0] * n for n in range(3)])
+
+    x_t, t = jacobian.at_step(tiny_denoiser, 5)
+    vectors, products = jacobian_published.theirs(Power(), tiny_denoiser, x_t, t)
+    assert vectors.shape == (3, *tiny_denoiser.h_shape) and products == 8 - 3
 
 
 @FORWARD_MODE
