@@ -25,6 +25,7 @@ from orchestrator.secrets import redacted
 from orchestrator.spec import SpecError, Sweep, countable, size_bytes
 from orchestrator.spec.domains import Text
 from orchestrator.spec.problems import Refused, complaint
+from orchestrator.spec.scalars import to_yaml
 from orchestrator.text import counted
 
 TARGETS = ("slurm", "kuberay", "ray")
@@ -163,7 +164,7 @@ def _ray(sweep: Sweep, values: dict[str, Any], folder: Path, working: Path) -> L
 
 def sweep_text(sweep: Sweep) -> str:
     """Return the sweep as a file with every override and default, in ASCII, which every reader decodes alike."""
-    return yaml.safe_dump(sweep.resolved(), sort_keys=False, allow_unicode=False, default_flow_style=None, width=110)
+    return to_yaml(sweep.resolved(), allow_unicode=False, default_flow_style=None, width=110)
 
 
 def object_name(name: str) -> str:

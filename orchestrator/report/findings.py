@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-import yaml
-
 from core.errors import UserError
 from orchestrator.plan.dry_run import spelled, what_runs
 from orchestrator.report.progress import sweep_state
@@ -20,6 +18,7 @@ from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, pla
 from orchestrator.search.space import ordered, trials
 from orchestrator.secrets import redacted, scrub
 from orchestrator.spec import METRICS, Fixed, SpecError, Sweep, parse
+from orchestrator.spec.scalars import to_yaml
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.store.study import open_study
@@ -133,7 +132,7 @@ class Findings:
     @property
     def resolved(self) -> str:
         """The whole sweep file with every default, without the secrets of its addresses."""
-        return yaml.safe_dump(without_secrets(self.sweep), sort_keys=False, allow_unicode=True, width=100)
+        return to_yaml(without_secrets(self.sweep), allow_unicode=True, width=100)
 
 
 def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findings:

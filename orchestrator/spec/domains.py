@@ -8,14 +8,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pydantic_core import PydanticCustomError, core_schema
 
 from orchestrator.spec.problems import Problem, Refused, complaint
-
-# YAML 1.1 reads 1e-3 (no dot) as text; here it is a number.
-_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+from orchestrator.spec.scalars import Ambiguous
 
 LARGEST = 2**31 - 1  # bound of whole numbers without an own bound, so that loops up to them end
 LONGEST = 1_024  # characters of a text
@@ -76,7 +74,7 @@ class Whole(Domain):
 
 @dataclass(frozen=True)
 class Real(Domain):
-    """A finite number; integers and texts such as 1e-3 count. `above` and `below` exclude their end."""
+    """A finite number; integers count. `above` and `below` exclude their end."""
 
     low: float | None = None
     high: float | None = None
@@ -108,11 +106,7 @@ class Real(Domain):
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str) and not _EXPONENT.fullmatch(value):
-        return None
-    if not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         return float(value)
@@ -128,7 +122,9 @@ class Truth(Domain):
         return "true or false"
 
     def check(self, value: object) -> bool:
-        """Return `value` if it is a bool, else raise Refused."""
+        """Return `value` if it is a bool, or true and false for yes, on and no, off. Raises Refused otherwise."""
+        if isinstance(value, Ambiguous) and value.truth is not None:
+            return value.truth
         if not isinstance(value, bool):
             self.refuse("is neither true nor false", value)
         return value
@@ -287,6 +283,49 @@ def _widened(inner: Domain, outer: Domain, value: object) -> Any:
     except Refused as refused:
         problems = [Problem(p.path, p.text.replace(str(inner), str(outer), 1)) for p in refused.problems]
         raise Refused(problems) from refused
+
+
+_SECONDS = {"d": 86_400, "h": 3600, "m": 60, "min": 60, "s": 1}
+_AMOUNT = r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(d|h|min|m|s)"
+_CLOCK = re.compile(r"([0-9]{1,9}):([0-5]?[0-9])(?::([0-5]?[0-9]))?")
+
+
+@dataclass(frozen=True)
+class Duration(Domain):
+    """An amount of time above 0: a number of `unit`, or a time with units of its own."""
+
+    unit: Literal["hours", "minutes"]
+    high: float | None = None
+
+    def __str__(self) -> str:
+        most = "" if self.high is None else f" and <= {self.high:g}"
+        return f"a number of {self.unit} > 0{most}, or a time such as 12:00:00, 90m, 1.5h or 2d"
+
+    def check(self, value: object) -> float:
+        """Return the number of `unit`. Raises Refused for what is no time, and for one out of range.
+
+        "1:30" begins with `unit`: it is an hour and a half, or a minute and a half. "1:30:00" begins with hours.
+        """
+        number = value
+        if isinstance(value, Ambiguous | str):
+            number = self._read(str(value))
+            if number is None:
+                self.refuse("is not a time", value)
+        try:
+            return Real(above=0, high=self.high).check(number)
+        except Refused as refused:
+            self.refuse(refused.problems[0].text.partition(" (got ")[0], value)
+
+    def _read(self, text: str) -> float | None:
+        unit = _SECONDS[self.unit[0]]
+        if clock := _CLOCK.fullmatch(text):
+            first, second, third = clock.groups()
+            if third is None:
+                return int(first) + int(second) / 60
+            return (3600 * int(first) + 60 * int(second) + int(third)) / unit
+        if not re.fullmatch(f"{_AMOUNT}(?: ?{_AMOUNT})*", text):
+            return None
+        return sum(float(number) * _SECONDS[word] for number, word in re.findall(_AMOUNT, text)) / unit
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import yaml
 
 from orchestrator.spec.problems import Path, shown
+from orchestrator.spec.scalars import plain
 
 # (id of a list or mapping, index in it or id of the key) -> line of the alias that stands there. The node of an alias
 # has only the line of its anchor.
@@ -53,8 +54,8 @@ def _inside(node: yaml.Node, part: str | int) -> tuple[int, yaml.Node, yaml.Node
 
 
 def _names(key: yaml.Node) -> tuple[str, ...]:
-    """Return the names of a key in a path: as it is written, and as YAML reads it (`on` is true)."""
+    """Return the names of a key in a path: as it is written, and as it is shown (`True` is true)."""
     if not isinstance(key, yaml.ScalarNode):
         return ()
-    plain = key.tag == "tag:yaml.org,2002:str"
-    return (key.value,) if plain else (key.value, shown(yaml.safe_load(key.value)))
+    is_text = key.tag == "tag:yaml.org,2002:str"
+    return (key.value,) if is_text else (key.value, shown(plain(key.value)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from core.errors import UserError
+from orchestrator.spec.scalars import Ambiguous
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -70,8 +71,13 @@ class MistakeCollector:
 
 
 def complaint(what: str, got: object, allowed: object, options: Iterable[str] = ()) -> str:
-    """Return `what (got VALUE); allowed: ...; did you mean 'x'?`, the last part only where an option is near."""
+    """Return `what (got VALUE); allowed: ...; did you mean 'x'?`, the last part only where an option is near.
+
+    Where versions of YAML read the value differently, the last part says so.
+    """
     text = f"{what} (got {shown(got)}); allowed: {allowed}"
+    if isinstance(got, Ambiguous):
+        return f"{text}; {got.advice}"
     near = nearest(got, options)
     return f"{text}; did you mean {near!r}?" if near else text
 

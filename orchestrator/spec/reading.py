@@ -16,6 +16,7 @@ import yaml
 from core.files import open_regular
 from orchestrator.spec.lines import Lines
 from orchestrator.spec.problems import Problem, SpecError, shown
+from orchestrator.spec.scalars import read_scalars
 from orchestrator.spec.tables import METHODS
 
 # Limits of a file, or of the value of one --set: far more than any sweep needs. The sweeps that ship have at most 1,574
@@ -44,7 +45,7 @@ def read(path: Path) -> Document:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise _TooMuch(f"it is longer than {MAX_BYTES} bytes")
-        return _yaml(content.decode())
+        return document(content.decode())
     except FileNotFoundError:
         raise SpecError([f"{path}: there is no such file"]) from None
     except UnicodeDecodeError:
@@ -83,7 +84,7 @@ def _set(data: dict[Any, Any], text: str) -> list[Problem]:
         raise _TooMuch(f"it is longer than {MAX_BYTES} bytes")
     if len(path) > MAX_DEPTH:
         raise _TooMuch(f"more than {MAX_DEPTH} keys inside each other")
-    value = _yaml(value_text)
+    value = document(value_text)
     target = data
     for part in path[:-1]:
         if target.get(part) is None:
@@ -122,7 +123,8 @@ class _TooMuch(Exception):
     """A text is YAML, but exceeds what a sweep file may have; the message is one line."""
 
 
-def _yaml(text: str) -> Document:
+def document(text: str) -> Document:
+    """Return YAML as plain data, with values without quotes read as `orchestrator.spec.scalars.plain` does."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -133,7 +135,7 @@ def _yaml(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise _NotYaml(f"{error.problem}{_place(mark) if mark else ''}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date such as 2026-13-45
+    except (yaml.YAMLError, ValueError) as error:
         raise _NotYaml(str(error).splitlines()[0]) from None
 
 
@@ -190,6 +192,7 @@ class _Loader(yaml.SafeLoader):
             raise _TooMuch(f"text with control characters, {shown(text)}{_place(node.start_mark)}")
 
 
+read_scalars(_Loader)
 _REFUSED = ("Cc", "Cs")  # Unicode's control characters, and halves of characters, which cannot be written
 _SHOWN = 80  # characters of a --set in a message
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from orchestrator.secrets import redacted
 from orchestrator.spec.domains import (
     Domain,
+    Duration,
     Gpus,
     OneOf,
     OrNull,
@@ -101,7 +102,7 @@ class Budget(Section):
     """When the sweep ends: after `trials` trials, or `hours` hours (null: no limit)."""
 
     trials: Annotated[int, Whole(1, 100_000)] = 16
-    hours: Annotated[float | None, OrNull(Real(above=0))] = None
+    hours: Annotated[float | None, OrNull(Duration("hours"))] = None
 
 
 class Evaluate(Section):
@@ -196,7 +197,7 @@ class Recovery(Section):
     crashes: Annotated[int, Whole(0)] = 2
     out_of_memory: Annotated[int, Whole(0)] = 3
     preemptions: Annotated[int | None, OrNull(Whole(0))] = None
-    stalled_minutes: Annotated[float, Real(above=0)] = 30.0
+    stalled_minutes: Annotated[float, Duration("minutes")] = 30.0
     checkpoint_every: Annotated[int | None, OrNull(Whole(1))] = None
     keep_trials: Annotated[int, Whole(1)] = 10
 
@@ -312,7 +313,7 @@ class Cluster(Section):
     gpus_per_node: Annotated[int | None, OrNull(Whole(0, 64))] = None
     cpus_per_node: Annotated[int | None, OrNull(Whole(1, 4096))] = None
     memory_per_node: Annotated[str | None, OrNull(Size())] = None
-    hours: Annotated[float | None, OrNull(Real(above=0, high=8760))] = None
+    hours: Annotated[float | None, OrNull(Duration("hours", 8760))] = None
     retries: Annotated[int, Whole(0, 1000)] = 20
     root: Annotated[str | None, OrNull(Absolute())] = None
     setup: Annotated[str | None, OrNull(Text())] = None

@@ -14,7 +14,6 @@ FILES = [
     (b"\xff\xfe\xfa", "{path}: is not text in UTF-8"),
     (b"a: [1", "{path}: is not YAML: expected ',' or ']', but got '<stream end>' (line 1, column 6)"),
     (b"a: 1\n\tb: 2", "{path}: is not YAML: found character '\\t' that cannot start any token (line 2, column 1)"),
-    (b"a: 2026-13-45", "{path}: is not YAML: month must be in 1..12"),
     (b"a: \x00", "{path}: is not YAML: unacceptable character #x0000: special characters are not allowed"),
     (
         b"a: !!python/name:os.system",
@@ -127,7 +126,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
         ["17", "search.strat"],
         ["19", "evaluate.seeds"],  # merged in
         ["20", "evaluate.every"],
-        ["21", "true"],
+        ["21", "on"],
         ["24", "objectives[1].fidelity_kid"],
         ["25", "objectives[2].strength_error"],
         ["25", "objectives[3].strength_error"],

@@ -17,6 +17,7 @@ METRIC_NAMES = (
 )
 SLUG = "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
 TEXT = "text, not empty (quote what YAML reads as a number or a truth value)"
+HOURS = "a number of hours > 0, or a time such as 12:00:00, 90m, 1.5h or 2d"
 WINDOW = "[high, low], integers with 1000 >= high > low >= 0, or null"
 SIZE = "a number above 0 with MB, GB, MiB or GiB, such as 20GiB, or auto"
 GPUS = "a number from 0 to 1, or a whole number of GPUs"
@@ -49,7 +50,7 @@ SENTENCES = [
     ("name: 7", f"name: is not a name (got 7); allowed: {SLUG}"),
     ("name: cache", f"name: is the name of what all sweeps share (got 'cache'); allowed: {SLUG}"),
     ("model: ''", f"model: is empty (got ''); allowed: {TEXT}"),
-    ("model: on", f"model: is not text (got true); allowed: {TEXT}"),
+    ("model: on", f"model: is not text (got on); allowed: {TEXT}; YAML reads on as true: write true, or 'on' for text"),
     ("predictor: 5", f"predictor: is not text (got 5); allowed: {TEXT}, or null"),
     ("tracking: {uri: 5}", f"tracking.uri: is not text (got 5); allowed: {TEXT}, or null"),
     (
@@ -80,9 +81,9 @@ SENTENCES = [
     ("sampler: {eta: true}", "sampler.eta: is not a number (got true); allowed: a number >= 0 and <= 1"),
     ("sampler: {eta: '0.5'}", "sampler.eta: is not a number (got '0.5'); allowed: a number >= 0 and <= 1"),
     ("sampler: {eta: .nan}", "sampler.eta: is not a finite number (got .nan); allowed: a number >= 0 and <= 1"),
-    ("budget: {hours: .inf}", "budget.hours: is not a finite number (got .inf); allowed: a number > 0, or null"),
-    ("budget: {hours: 1e999}", "budget.hours: is not a finite number (got '1e999'); allowed: a number > 0, or null"),
-    ("budget: {hours: 0}", "budget.hours: is out of range (got 0); allowed: a number > 0, or null"),
+    ("budget: {hours: .inf}", f"budget.hours: is not a finite number (got .inf); allowed: {HOURS}, or null"),
+    ("budget: {hours: 1e999}", f"budget.hours: is not a finite number (got .inf); allowed: {HOURS}, or null"),
+    ("budget: {hours: 0}", f"budget.hours: is out of range (got 0); allowed: {HOURS}, or null"),
     ("budget: {trials: 0}", "budget.trials: is out of range (got 0); allowed: an integer >= 1 and <= 100000"),
     ("train: {strength_floor: 1}", "train.strength_floor: is out of range (got 1); allowed: a number >= 0 and < 1"),
     ("train: {micro_batch: 0}", "train.micro_batch: is out of range (got 0); allowed: an integer >= 1, or null"),

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from orchestrator.spec import Fixed, IntRange, Sweep, load, parse
+from orchestrator.spec.reading import document
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
@@ -18,7 +18,7 @@ BASE = "name: a\nmodel: toyfaces\nsearch: {directions: {choice: [8, 12]}}\n"
 
 def sweep_of(text: str) -> Sweep:
     """The sweep of BASE with the top-level keys of `text` in place of its own."""
-    return parse(yaml.safe_load(BASE) | yaml.safe_load(text))
+    return parse(document(BASE).data | document(text).data)
 
 
 def test_the_shares_of_a_huge_batch_are_found_at_once() -> None:
