@@ -226,6 +226,16 @@ class Schedule:
         return chosen
 
 
+def check_window(denoiser: Denoiser, window: tuple[int, int] | None) -> None:
+    """Raise UserError for a window that begins above the model's training timesteps."""
+    total = int(denoiser.scheduler.config["num_train_timesteps"])
+    if window is not None and window[0] > total:
+        raise UserError(
+            f"window: got [{window[0]}, {window[1]}]; allowed: [high, low] with {total} >= high > low >= 0, for model "
+            f"'{denoiser.name}' has {total} training timesteps"
+        )
+
+
 def level_at(denoiser: Denoiser, fraction: float) -> tuple[float, float]:
     """Return (training timestep, signal a) at this fraction of the model's training timesteps.
 

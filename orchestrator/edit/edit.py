@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from core.chain.schedule import check_window
 from core.chain.step import Injection
 from core.errors import UserError
 from core.files import atomic_file, atomic_folder
@@ -157,6 +158,7 @@ def _merged_settings(session: EditSession, request: EditRequest, saved: Settings
     base = saved.edit if saved else session.edit({})
     edit = Edit(scales, request.injection or base.injection, request.window or base.window)
     session.check(edit)
+    check_window(session.denoiser, edit.window)
     session.schedule.steps_in_window(edit.window)
     seeds, images = _samples(request, saved)
     if images:

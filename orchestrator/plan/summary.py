@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from core.chain.schedule import Schedule
+from core.chain.schedule import Schedule, check_window
 from core.errors import AbsentModelError
 from core.methods.learned.memory import pool_h_bytes
 from core.model.denoiser import Denoiser
@@ -69,7 +69,11 @@ def predict_all(
     if measure:
         probe.refuse_elsewhere(sweep)
     denoiser, unknown = _model(sweep)
-    schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta) if denoiser else None
+    schedule = None
+    if denoiser is not None:
+        check_window(denoiser, sweep.sampler.window)
+        schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
+        schedule.steps_in_window(sweep.sampler.window)  # refuses a window without a step
     slots = min(max(1, probe.trials_at_a_time(sweep)), trials(sweep))
     learns = "learned" in sweep.methods
     with console.status("Counting ..."):

@@ -330,17 +330,20 @@ class Duration(Domain):
 
 @dataclass(frozen=True)
 class Window(Domain):
-    """[high, low] in training timesteps, the order in which the chain passes them."""
+    """[high, low] in training timesteps, the order in which the chain passes them.
+
+    How many of them a model has, only the model says: `core.chain.schedule.check_window`.
+    """
 
     def __str__(self) -> str:
-        return "[high, low], integers with 1000 >= high > low >= 0"
+        return "[high, low], integers with high > low >= 0"
 
     def check(self, value: object) -> tuple[int, int]:
         """Return (high, low). Raises Refused for anything that is not such a pair of integers."""
         if not isinstance(value, list | tuple) or len(value) != 2 or any(type(end) is not int for end in value):
             self.refuse("is not a pair of timesteps", value)
         high, low = value
-        if not 1000 >= high > low >= 0:
+        if not LARGEST >= high > low >= 0:
             self.refuse("is not a window of timesteps", value)
         return high, low
 

@@ -60,7 +60,7 @@ class Sampler(Section):
     `batch` is how many samples are drawn at a time wherever nothing is differentiated; it changes no result.
     """
 
-    steps: Annotated[int, Whole(1, 1000)] = 20
+    steps: Annotated[int, Whole(1, 10_000)] = 20  # at most the training timesteps of the model
     injection: Annotated[Literal["symmetric", "asymmetric"], OneOf(("symmetric", "asymmetric"))] = "symmetric"
     window: Annotated[tuple[int, int] | None, OrNull(Window())] = None
     eta: Annotated[float, Real(low=0, high=1)] = 0.0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from core.chain.schedule import Schedule
+from core.chain.schedule import Schedule, check_window
 from core.errors import UserError
 from core.methods.jacobian import check_count
 from core.model.denoiser import Denoiser
@@ -36,6 +36,7 @@ def check_model(sweep: Sweep) -> ModelFacts:
     """Load the model and return its facts. Raises UserError, a line for each mistake, where the sweep cannot run."""
     dtype = PRECISIONS[sweep.train.precision].dtype  # a large model would take twice the memory in float32
     denoiser = Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use)
+    check_window(denoiser, sweep.sampler.window)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).steps_in_window(sweep.sampler.window)
     attributes = classifier.load(sweep.predictor, sweep.model)
     judges_of(sweep)

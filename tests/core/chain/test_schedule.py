@@ -19,7 +19,7 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling
 from torch import Tensor
 
 from core import Denoiser, Schedule, noise
-from core.chain.schedule import PREDICTIONS, level_at
+from core.chain.schedule import PREDICTIONS, check_window, level_at
 from core.errors import UserError
 from core.model.condition import Condition
 
@@ -303,3 +303,16 @@ def test_a_window_holds_both_its_ends(window: tuple[int, int] | None, chosen: li
     schedule = Schedule.ddim(model(DDIM()), 5)
     assert schedule.timesteps == (800, 600, 400, 200, 0)
     assert [int(inside) for inside in schedule.steps_in_window(window)] == chosen
+
+
+def test_a_window_begins_within_the_training_timesteps_of_the_model() -> None:
+    long, usual = model(DDIM(num_train_timesteps=4000)), model(DDIM())
+    for denoiser, window in ((long, (4000, 2000)), (usual, (1000, 0)), (usual, None)):
+        check_window(denoiser, window)
+    for denoiser, window, total in ((long, (4001, 0), 4000), (usual, (4000, 2000), 1000)):
+        with pytest.raises(UserError) as caught:
+            check_window(denoiser, window)
+        assert str(caught.value) == (
+            f"window: got {list(window)}; allowed: [high, low] with {total} >= high > low >= 0, for model 'tiny' has "
+            f"{total} training timesteps"
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from core.errors import UserError
 from orchestrator.cli.main import main
 from orchestrator.plan.disk_use import free_at
 from orchestrator.plan.dry_run import PlanOptions, describe, show
@@ -288,3 +289,10 @@ def test_what_follows_from_the_file_loads_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_a_window_that_the_model_does_not_have_is_told_by_the_plan(tmp_path: Path) -> None:
+    for window, sentence in (([4000, 2000], "with 1000 >= high > low >= 0"), ([3, 2], "holds none of the chain's")):
+        with pytest.raises(UserError) as caught:
+            show(sweep_with(method="pca", sampler={"window": window}), Console(file=io.StringIO()), tmp_path)
+        assert sentence in str(caught.value)

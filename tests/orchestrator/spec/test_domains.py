@@ -18,7 +18,16 @@ def test_sizes_of_memory(memory: str, text: str, size: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("window", "allowed"),
-    [([1000, 0], True), ([1, 0], True), ([9, 9], False), ([1001, 0], False), ([5, -1], False), ([0, 1], False)],
+    [
+        ([1000, 0], True),
+        ([1, 0], True),
+        ([9, 9], False),
+        ([4000, 2000], True),
+        ([LARGEST, 0], True),
+        ([LARGEST + 1, 0], False),
+        ([5, -1], False),
+        ([0, 1], False),
+    ],
 )
 def test_the_ends_of_a_window(window: list[int], allowed: bool) -> None:
     if allowed:

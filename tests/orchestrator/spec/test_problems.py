@@ -38,7 +38,7 @@ def test_five_mistakes_are_five_lines(tmp_path: Path) -> None:
         load(path)
     assert str(caught.value).splitlines() == [
         f"{path}:3: method: is not known (got 'lerned'); allowed: {METHOD_NAMES}; did you mean 'learned'?",
-        f"{path}:4: sampler.steps: is not an integer (got 'many'); allowed: an integer >= 1 and <= 1000",
+        f"{path}:4: sampler.steps: is not an integer (got 'many'); allowed: an integer >= 1 and <= 10000",
         f"{path}:4: sampler.injecton: is not a known key (got 'symmetric'); allowed: steps, injection, window, eta, "
         "batch; did you mean 'injection'?",
         f"{path}:6: search.shift_scale.float: is upside down (got [3, 1]); allowed: [low, high] with low < high",

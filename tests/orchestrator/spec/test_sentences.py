@@ -18,7 +18,7 @@ METRIC_NAMES = (
 SLUG = "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
 TEXT = "text, not empty (quote what YAML reads as a number or a truth value)"
 HOURS = "a number of hours > 0, or a time such as 12:00:00, 90m, 1.5h or 2d"
-WINDOW = "[high, low], integers with 1000 >= high > low >= 0, or null"
+WINDOW = "[high, low], integers with high > low >= 0, or null"
 SIZE = "a number above 0 with MB, GB, MiB or GiB, such as 20GiB, or auto"
 GPUS = "a number from 0 to 1, or a whole number of GPUs"
 
@@ -75,9 +75,9 @@ SENTENCES = [
     ("method: {}", "method.choice: is not a list (got null); allowed: a list of values"),
     # numbers
     ("seed: -1", "seed: is out of range (got -1); allowed: an integer >= 0 and <= 4294967295"),
-    ("sampler: {steps: 0}", "sampler.steps: is out of range (got 0); allowed: an integer >= 1 and <= 1000"),
-    ("sampler: {steps: 5.0}", "sampler.steps: is not an integer (got 5.0); allowed: an integer >= 1 and <= 1000"),
-    ("sampler: {steps: true}", "sampler.steps: is not an integer (got true); allowed: an integer >= 1 and <= 1000"),
+    ("sampler: {steps: 0}", "sampler.steps: is out of range (got 0); allowed: an integer >= 1 and <= 10000"),
+    ("sampler: {steps: 5.0}", "sampler.steps: is not an integer (got 5.0); allowed: an integer >= 1 and <= 10000"),
+    ("sampler: {steps: true}", "sampler.steps: is not an integer (got true); allowed: an integer >= 1 and <= 10000"),
     ("sampler: {eta: true}", "sampler.eta: is not a number (got true); allowed: a number >= 0 and <= 1"),
     ("sampler: {eta: '0.5'}", "sampler.eta: is not a number (got '0.5'); allowed: a number >= 0 and <= 1"),
     ("sampler: {eta: .nan}", "sampler.eta: is not a finite number (got .nan); allowed: a number >= 0 and <= 1"),

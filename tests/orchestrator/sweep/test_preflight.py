@@ -1,5 +1,7 @@
 """What only the model can tell is told before a trial starts, a line for each mistake."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,22 @@ def mistakes_of(sweep: Sweep) -> list[str]:
 @pytest.mark.parametrize("method", ["learned", "pca", "jacobian", "random", SEVERAL])
 def test_what_fits_passes(tiny_model: Path, method: object) -> None:
     check_model(sweep_with(tiny_model, method=method, search={"directions": 32}))
+
+
+def test_a_window_is_measured_against_the_training_timesteps_of_its_model(tiny_model: Path, tmp_path: Path) -> None:
+    long = shutil.copytree(tiny_model, tmp_path / "long")
+    config = long / "scheduler" / "scheduler_config.json"
+    steps = {"num_train_timesteps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005}
+    config.write_text(json.dumps(json.loads(config.read_text()) | steps))
+    check_model(sweep_with(long, sampler={"steps": 2, "window": [4000, 2000]}))
+    told = [
+        mistakes_of(sweep_with(model, sampler={"steps": 2, "window": window}))
+        for model, window in ((long, [5000, 0]), (tiny_model, [4000, 0]))
+    ]
+    assert [line.partition(", for model")[0] for [line] in told] == [
+        "window: got [5000, 0]; allowed: [high, low] with 4000 >= high > low >= 0",
+        "window: got [4000, 0]; allowed: [high, low] with 1000 >= high > low >= 0",
+    ]
 
 
 @pytest.mark.slow
