@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from rich.console import Console
 
+    from orchestrator.spec import Sweep
+
 Fields = TypeVar("Fields", bound="DataclassInstance")
 
 _PIPED_WIDTH = 160  # columns of the output where it does not go to a terminal
@@ -46,11 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _plan(arguments)
-    from orchestrator.spec import load
+    console = _console()
+    sweep = _loaded(arguments, console)
     from orchestrator.sweep.cluster import configure
 
-    sweep = load(arguments.spec, arguments.set)
-    console = _console()
     console.print("Loading ...", style="dim")
     configure(arguments.address)
     from orchestrator.sweep.sweep import Interrupted, run
@@ -66,23 +67,23 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    as_data = getattr(arguments, "json", False)
+    console = _console(sys.stderr if as_data else None)
+    sweep = _loaded(arguments, console)
     from orchestrator.plan.dry_run import PlanOptions, as_json, show
-    from orchestrator.spec import load
 
-    sweep = load(arguments.spec, arguments.set)
     options = _fields_of(arguments, PlanOptions)  # sweep --dry-run has none of them
-    if getattr(arguments, "json", False):
-        print(as_json(sweep, _console(sys.stderr), _root(arguments), options))
+    if as_data:
+        print(as_json(sweep, console, _root(arguments), options))
     else:
-        show(sweep, _console(), _root(arguments), options)
+        show(sweep, console, _root(arguments), options)
     return 0
 
 
 def _launch(arguments: argparse.Namespace) -> int:
     from orchestrator.cli.launch import launch
-    from orchestrator.spec import load
 
-    sweep = load(arguments.spec, arguments.set)
+    sweep = _loaded(arguments, _console(sys.stderr))
     folder = arguments.to or Path(f"{sweep.name}-{arguments.on}")
     print(launch(sweep, arguments.on, folder, _root(arguments), arguments.dry_run))
     return 0
@@ -193,6 +194,17 @@ def _completion(arguments: argparse.Namespace) -> int:
 
     print(shtab.complete(parser(), shell=arguments.shell))
     return 0
+
+
+def _loaded(arguments: argparse.Namespace, console: "Console") -> "Sweep":
+    """Return the sweep that a verb was given, with the address of its MLflow store; print what decides on that."""
+    from orchestrator.spec import load
+    from orchestrator.tracking.address import addressed
+
+    sweep, line = addressed(load(arguments.spec, arguments.set), _root(arguments))
+    if line:
+        console.print(line, soft_wrap=True, highlight=False)
+    return sweep
 
 
 def _fields_of(arguments: argparse.Namespace, kind: type[Fields]) -> Fields:

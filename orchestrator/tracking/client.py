@@ -102,7 +102,7 @@ class Tracking:
             raise UserError(f"tracking.uri: the MLflow store {self.shown} {why}")
         raise UserError(
             f"tracking.uri: the MLflow store {self.shown} does not answer ({kind}); "
-            "start it, correct the address, or leave uri out to use the embedded store"
+            "start it, correct the address, or give none (tracking.uri, MLFLOW_TRACKING_URI) to use the embedded store"
         )
 
     def check_run(self, run_id: str) -> None:

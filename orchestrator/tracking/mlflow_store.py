@@ -115,8 +115,8 @@ def check_version(uri: str) -> str | None:
     if numbers[1] != major:
         raise UserError(
             f"tracking.uri: the MLflow server {address} is version {theirs}, and the client here is {ours}, which "
-            f"cannot record there; run a server of version {major} (pip install mlflow=={ours}), or leave uri out to "
-            "use the embedded store"
+            f"cannot record there; run a server of version {major} (pip install mlflow=={ours}), or give no "
+            "address (tracking.uri, MLFLOW_TRACKING_URI) to use the embedded store"
         )
     if numbers[2] != minor:
         return (
