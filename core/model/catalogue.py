@@ -70,6 +70,15 @@ def origin_of(name: str) -> Origin:
     return "folder" if elsewhere else "hub"
 
 
+def missing_model(name: str) -> str:
+    """Return the sentence for a name that is no model on this machine, and can be none of the hub."""
+    return (
+        f"model '{name}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
+        "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "
+        "@REVISION pins it"
+    )
+
+
 def at_path(name: str) -> Literal["folder", "file"] | None:
     """Return whether a folder or a file lies at this path; None where there is neither."""
     try:

@@ -20,7 +20,7 @@ from torch import Tensor
 from core.errors import AbsentModelError, ModelError, first_line
 from core.files import PICKLES
 from core.model.architecture import class_of, empty_network
-from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, origin_of
+from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, missing_model, origin_of
 from core.model.catalogue import model_folder as built_in_folder
 from core.model.codec import Codec
 from core.model.cuts import CUTS
@@ -82,11 +82,7 @@ def find_model(model: str | Path, weights: bool = True) -> ModelFolder:
             name, unpacked(path) if weights else unpacked_before(path) or _of_hub(configured_as(path), False)
         )
     if origin_of(name) != "hub":
-        raise AbsentModelError(
-            f"model '{model}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
-            "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "
-            "@REVISION pins it"
-        )
+        raise AbsentModelError(missing_model(name))
     return ModelFolder(name, _of_hub(name, weights))
 
 

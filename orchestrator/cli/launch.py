@@ -19,13 +19,13 @@ import yaml
 
 from core.errors import UserError
 from core.files import atomic_folder
-from core.model.catalogue import origin_of
 from orchestrator.pages import environment
 from orchestrator.secrets import redacted
-from orchestrator.spec import SpecError, Sweep, countable, size_bytes
+from orchestrator.spec import SpecError, Sweep, size_bytes
 from orchestrator.spec.domains import Text
 from orchestrator.spec.problems import Refused, complaint
 from orchestrator.spec.scalars import to_yaml
+from orchestrator.spec.sources import sources
 from orchestrator.text import counted
 
 TARGETS = ("slurm", "kuberay", "ray")
@@ -35,7 +35,6 @@ _MOST_GPUS, _MOST_CPUS = 8, 64  # of a node, where the sweep file does not say
 _HOURS = 24.0  # of one job, where neither the cluster nor the budget says
 _SECONDS_TO_SAVE = 180  # before the end of a job; trials save and end within 60
 _SHARED = Path("/shared/runs")  # the mount point of a volume, where the sweep file does not say
-_FILES = ("search.jacobian.mask", "search.supervised.pairs")  # parameters that name files
 
 
 @dataclass(frozen=True)
@@ -275,27 +274,17 @@ def _secret(sweep: Sweep) -> Iterator[str]:
 
 def _paths(sweep: Sweep, target: str, root: Path) -> Iterator[str]:
     """Yield a message for each file that the sweep names and the nodes do not have."""
-    named = [("model", sweep.model), ("predictor", sweep.predictor)]
-    for where in _FILES:
-        named += [
-            (where, str(value)) for value in countable(sweep.distribution_of(where.removeprefix("search."))) or ()
-        ]
-    for where, text in named:
-        path = Path(text or "none")
-        if text in (None, "none") or not _is_path(where, str(text)):
+    for source in sources(sweep):
+        path, text = Path(source.name), source.name
+        if not source.on_disk:
             continue
         if target == "slurm":  # its nodes share this machine's disk, and start in this working folder
-            inside = path.is_absolute() or str(text).startswith("~") or _below(Path.cwd() / path, Path.cwd(), root)
+            inside = path.is_absolute() or text.startswith("~") or _below(Path.cwd() / path, Path.cwd(), root)
             allowed = "a folder below the working folder, or an absolute path"
         else:
             inside, allowed = path.is_absolute() and _below(path, root), f"an absolute path below {root}"
         if not inside:
-            yield f"{where}: " + complaint("is nothing that the nodes have", text, allowed)
-
-
-def _is_path(where: str, text: str) -> bool:
-    """Return whether a name stands for something on a disk."""
-    return where in _FILES or origin_of(text) in ("folder", "file")
+            yield f"{source.key}: " + complaint("is nothing that the nodes have", text, allowed)
 
 
 def _below(path: Path, *parents: Path) -> bool:

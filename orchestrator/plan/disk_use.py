@@ -22,6 +22,7 @@ from core.pictures.traversal_grid import GRID_SCALES, grid
 from core.samples.cache import SampleCache
 from orchestrator.search.space import configurations, fits, sample, trials
 from orchestrator.spec import Sweep
+from orchestrator.spec.sources import sources
 from orchestrator.store.disk import free_bytes
 from orchestrator.trial.settings import samples_of, settings_of
 
@@ -123,9 +124,10 @@ def downloads(sweep: Sweep, denoiser: Denoiser | None) -> list[Download]:
             size = 4 * sum(weight.numel() for part in parts for weight in part.parameters())
             what = "model and its text encoders, which are not counted" if reads_text(denoiser.network) else "model"
         missing.append(Download(what, sweep.model, size))
-    predictor = sweep.predictor
-    if predictor and origin_of(predictor) == "hub" and not _cached(predictor, TRANSFORMERS_WEIGHTS, ("",)):
-        missing.append(Download("predictor", predictor, None))
+    for source in sources(sweep):
+        hub = source.key != "model" and not source.on_disk and origin_of(source.name) == "hub"
+        if hub and not _cached(source.name, TRANSFORMERS_WEIGHTS, ("",)):
+            missing.append(Download(source.key, source.name, None))
     return missing
 
 

@@ -59,7 +59,7 @@ def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: 
     space            configurations (null: continuous), parameters with their values and conditions
     samples          configurations, each a mapping of all parameters
     trials, root     their number, and the folder of their results
-    unet_passes, memory, disk, downloads, time, cost, not_counted        see orchestrator.plan.summary.document
+    unet_passes, memory, disk, downloads, absent, time, cost, not_counted        see orchestrator.plan.summary.document
     """
     from orchestrator.plan import summary  # loads torch
 

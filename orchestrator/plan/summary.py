@@ -20,6 +20,7 @@ from orchestrator.plan.disk_use import Download, disk_parts, downloads, free_at
 from orchestrator.plan.memory_table import Device, case_of, devices_of, memory_table, passes_table, unet_passes
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
+from orchestrator.spec.sources import Source, absent
 from orchestrator.text import clock, counted, facts_table, nbytes
 from orchestrator.trial.memory import Case, Footprint, choose, without_weights
 
@@ -116,7 +117,15 @@ def tables(plan: PlanSummary) -> Iterator[RenderableType]:
             yield memory_table(plan.case, plan.devices)
     yield facts_table("Disk, at the most", _disk(plan))
     yield facts_table("To be downloaded", _fetched(plan))
+    if missing := absent(sweep):
+        yield facts_table(
+            "Not on this machine", {key: _names(missing, key) for key in dict.fromkeys(s.key for s in missing)}
+        )
     yield facts_table("Time", _time(plan))
+
+
+def _names(read: list[Source], key: str) -> str:
+    return ", ".join(source.name for source in read if source.key == key)
 
 
 def document(plan: PlanSummary) -> dict[str, Any]:
@@ -136,6 +145,7 @@ def document(plan: PlanSummary) -> dict[str, Any]:
             "free_bytes": plan.free,
         },
         "downloads": [{"what": each.what, "name": each.name, "size_bytes": each.bytes} for each in plan.fetched],
+        "absent": [{"what": source.key, "name": source.name} for source in absent(plan.sweep)],
         "time": _time_document(plan),
         "cost": _cost_document(plan),
         "not_counted": plan.unknown,
@@ -170,7 +180,7 @@ def _fetched(plan: PlanSummary) -> dict[str, str]:
         each.what: f"{each.name}, " + (f"at most {nbytes(each.bytes)}" if each.bytes else "size unknown offline")
         for each in plan.fetched
     }
-    return rows or {"nothing": "the model and its predictor are on this machine"}
+    return rows or {"nothing": "what is read from the hub is on this machine"}
 
 
 def _time(plan: PlanSummary) -> dict[str, str]:

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.errors import UserError, first_line
 from orchestrator.spec import Sweep
+from orchestrator.spec.sources import absent
 from orchestrator.workers.placement import alive, hosts
 from orchestrator.workers.worker import at_home
 
@@ -132,13 +133,19 @@ def _model(requirements: Requirements) -> Iterator[str]:
     from core.model.denoiser import Denoiser
     from core.precision import PRECISIONS
     from core.predictors import classifier
+    from orchestrator.trial.model import judges_of
 
     sweep = requirements.sweep
     dtype = PRECISIONS[sweep.train.precision].dtype
+    missing = absent(sweep)
+    yield from (str(source.absent) for source in missing)
     try:
-        if Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use).digest != requirements.weights:
-            yield f"model '{sweep.model}' has other weights than on the driver's machine: copy those"
-        classifier.load(sweep.predictor, sweep.model)
+        if not any(source.key == "model" for source in missing):
+            if Denoiser.from_pretrained(sweep.model, dtype, **sweep.denoiser.use).digest != requirements.weights:
+                yield f"model '{sweep.model}' has other weights than on the driver's machine: copy those"
+        if not missing:
+            classifier.load(sweep.predictor, sweep.model)
+            judges_of(sweep)
     except UserError as error:
         yield str(error)
 

@@ -200,6 +200,19 @@ def test_the_cluster_is_worked_out_from_one_trial(
             "search.supervised.pairs: is nothing that the nodes have (got 'pairs'); "
             "allowed: an absolute path below /shared/runs",
         ),
+        *(
+            (
+                target,
+                {"evaluate": {key: name}, "cluster": MACHINES if target == "kuberay" else {}},
+                f"evaluate.{key}: is nothing that the nodes have (got '{name}'); allowed: {allowed}",
+            )
+            for target, name, allowed in (
+                ("kuberay", "./net.pth", "an absolute path below /shared/runs"),
+                ("kuberay", "/elsewhere/net.safetensors", "an absolute path below /shared/runs"),
+                ("slurm", "../net.safetensors", "a folder below the working folder, or an absolute path"),
+            )
+            for key in ("features", "inception", "lpips", "identity")
+        ),
         (
             "kuberay",
             {"cluster": {"volume": "x"}},

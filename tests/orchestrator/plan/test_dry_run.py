@@ -13,7 +13,7 @@ from rich.console import Console
 from core.errors import UserError
 from orchestrator.cli.main import main
 from orchestrator.plan.disk_use import free_at
-from orchestrator.plan.dry_run import PlanOptions, describe, show
+from orchestrator.plan.dry_run import PlanOptions, as_json, describe, show
 from orchestrator.spec import Sweep, load, parse
 from orchestrator.text import nbytes
 
@@ -183,7 +183,7 @@ def test_disk_downloads_and_time_are_told() -> None:
     console = Console(width=160, file=io.StringIO(), record=True)
     show(sweep_with(method="random", model="toyfaces"), console, options=PlanOptions(price_per_hour=2.0))
     text = console.export_text()
-    assert row_of(text, "nothing")[1] == "the model and its predictor are on this machine"
+    assert row_of(text, "nothing")[1] == "what is read from the hub is on this machine"
     assert row_of(text, "a trial") == ["a trial", "unknown; --probe measures it on this machine"]
     assert row_of(text, "cost")[1] == "unknown; --probe measures it on this machine", "never guessed"
     assert all(row_of(text, part) for part in ("champion", "MLflow's files", "unshifted samples", "in all", "free"))
@@ -296,3 +296,16 @@ def test_a_window_that_the_model_does_not_have_is_told_by_the_plan(tmp_path: Pat
         with pytest.raises(UserError) as caught:
             show(sweep_with(method="pca", sampler={"window": window}), Console(file=io.StringIO()), tmp_path)
         assert sentence in str(caught.value)
+
+
+def test_the_plan_tells_what_is_not_on_this_machine_and_what_comes_from_the_hub(tmp_path: Path) -> None:
+    evaluate = {"lpips": "./lpips.safetensors", "features": "openai/clip-vit-base-patch32", "identity": "some/faces"}
+    sweep = sweep_with(method="pca", evaluate=evaluate)
+    console = Console(width=120, file=io.StringIO(), record=True)
+    show(sweep, console, tmp_path)
+    text = console.export_text()
+    assert row_of(text, "evaluate.lpips") == ["evaluate.lpips", "./lpips.safetensors"]
+    assert row_of(text, "evaluate.features")[1].startswith("openai/clip-vit-base-patch32, ")
+    found = json.loads(as_json(sweep, console, tmp_path))
+    assert found["absent"] == [{"what": "evaluate.lpips", "name": "./lpips.safetensors"}]
+    assert [each["name"] for each in found["downloads"]] == ["openai/clip-vit-base-patch32", "some/faces"]
