@@ -144,7 +144,7 @@ def _listed(value: object) -> str:
 
 
 def _budget(sweep: Sweep) -> str:
-    count = counted(sweep.budget.trials, "trial")
+    count = counted(trials(sweep), "trial")
     if fits(sweep) and trials(sweep) > 1:
         count = f"all {counted(trials(sweep), 'configuration')}, each once"
     return f"{count}, at most {sweep.budget.hours:g} hours" if sweep.budget.hours else count

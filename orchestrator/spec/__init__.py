@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # Replaces missing or wrong parts while the other parts are checked against each other.
-_STAND_IN = {"name": "x", "model": "x", "search": {}}
+_STAND_IN = {"name": "x", "model": "x"}
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:

@@ -231,7 +231,12 @@ def _circle(search: dict[str, Distribution], trail: list[str], seen: set[str]) -
 
 
 def _nothing(sweep: Sweep) -> Iterator[Check]:
-    if sweep.budget.trials > 1 and all(_settled(distribution) for distribution in sweep.space.values()):
+    """Yield a mistake where a method that has much to search is to search nothing; the others have one trial then."""
+    if (
+        "learned" in sweep.methods
+        and sweep.budget.trials > 1
+        and all(_settled(distribution) for distribution in sweep.space.values())
+    ):
         text = complaint(
             "nothing is searched, so every trial would be the same",
             {name: distribution.resolved() for name, distribution in sweep.search.items()},

@@ -48,6 +48,10 @@ def read(path: Path) -> Document:
         return document(content.decode())
     except FileNotFoundError:
         raise SpecError([f"{path}: there is no such file"]) from None
+    except IsADirectoryError:
+        inside = sorted(file.name for file in path.iterdir() if file.suffix in (".yaml", ".yml"))
+        held = f"one of its files: {', '.join(inside)}" if inside else "a YAML file, and it holds none"
+        raise SpecError([f"{path}: is a folder, and no sweep file; allowed: {held}"]) from None
     except UnicodeDecodeError:
         raise SpecError([f"{path}: is not text in UTF-8"]) from None
     except OSError as error:

@@ -146,7 +146,7 @@ class Sweep(Section):
     denoiser: ModelUse = ModelUse()
     sampler: Sampler = Sampler()
     train: Train = Train()
-    search: Annotated[dict[str, Distribution], _Search()]
+    search: Annotated[dict[str, Distribution], _Search()] = {}
     objectives: Annotated[tuple[Objective, ...], _Objectives()] = (Objective("identifiability", "max"),)
     scheduler: Scheduler | None = None
     budget: Budget = Budget()

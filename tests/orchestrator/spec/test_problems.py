@@ -16,7 +16,8 @@ def test_required_keys() -> None:
     assert caught.value.problems == [
         f"name: is missing; allowed: {SLUG}",
         f"model: is missing; allowed: {TEXT}",
-        "search: is missing; allowed: a mapping of parameters to their values",
+        "search: nothing is searched, so every trial would be the same (got {}); "
+        "allowed: at least one parameter with choice, int or float, or budget.trials: 1",
     ]
 
 

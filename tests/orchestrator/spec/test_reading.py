@@ -59,7 +59,12 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
     assert str(missing.value) == f"{tmp_path / 'no.yaml'}: there is no such file"
     with pytest.raises(SpecError) as folder:
         load(tmp_path)
-    assert str(folder.value) == f"{tmp_path}: cannot be read: Is a directory"
+    assert str(folder.value) == f"{tmp_path}: is a folder, and no sweep file; allowed: a YAML file, and it holds none"
+    for name in ("b.yaml", "a.yml", "c.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(SpecError) as full:
+        load(tmp_path)
+    assert str(full.value).endswith(": is a folder, and no sweep file; allowed: one of its files: a.yml, b.yaml")
     os.mkfifo(tmp_path / "pipe")
     for other in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(SpecError) as endless:
@@ -142,8 +147,8 @@ def test_what_is_absent_is_told_with_the_line_of_what_should_hold_it(tmp_path: P
     assert [problem.removeprefix(f"{path}:").split(": ")[:2] for problem in caught.value.problems] == [
         ["3", "model"],
         ["4", "predictor"],  # an alias stands where it was written
-        ["2", "search"],
         ["7", "scheduler.asha.grace"],
+        ["2", "search"],
     ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.plan.dry_run import what_runs
+from orchestrator.search.space import trials
 from orchestrator.spec import Fixed, IntRange, Sweep, load, parse
 from orchestrator.spec.reading import document
 
@@ -211,3 +213,13 @@ def test_the_metrics_are_those_of_core() -> None:
     from orchestrator.spec import METRICS
 
     assert metrics_of_core == METRICS
+
+
+@pytest.mark.parametrize("method", ["pca", "jacobian", "random"])
+def test_a_method_that_trains_nothing_needs_no_search(method: str) -> None:
+    given = {"name": "a", "model": "toyfaces", "method": method}
+    sweep = parse(given)
+    assert trials(sweep) == 1 and trials(parse({**given, "budget": {"trials": 4}})) == 1
+    assert what_runs(sweep)["budget"] == "1 trial"
+    assert parse(sweep.resolved()).identity() == sweep.identity() == parse({**given, "search": {}}).identity()
+    assert trials(parse({**given, "method": {"choice": [method, "supervised"]}})) == 2
