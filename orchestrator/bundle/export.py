@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.files import atomic_folder
 from core.samples.cache import SampleCache
 from orchestrator.bundle.files import Bundle, Format, bundle_of, is_whole, read_bundle, write_bundle
+from orchestrator.bundle.selection import best, check, matching, trial_named, unknown
 from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep
 from orchestrator.store.checkpoints import CheckpointError
@@ -36,30 +37,23 @@ def export(
     The champion already has dials and gallery. Those of another trial are measured now, with the sweep's model.
     Raises UserError, with nothing written, where `to` exists or the sweep or the run is missing.
     """
-    if to.exists():
-        raise UserError(f"{to} exists; an export is written into a new folder")
-    sweep = folder.sweep()
+    sweep = check(folder, to, run, top)
     if top is None:
         bundle = _one(folder, sweep, run, say)
         with atomic_folder(to) as temporary:
             write_bundle(bundle, temporary, style)
         return [to]
-    completed = [row for row in rows(folder, sweep) if row.state == "completed"]
-    if not 1 <= top <= len(completed):
-        raise UserError(f"--top: got {top}; sweep '{sweep.name}' has {len(completed)} completed trials")
     with atomic_folder(to) as temporary:
-        for place, row in enumerate(completed[:top], start=1):
-            part = temporary / f"{place:02d}_{row.trial_id}"
+        for place, trial_id in enumerate(best(folder, sweep, top), start=1):
+            part = temporary / f"{place:02d}_{trial_id}"
             part.mkdir()
-            write_bundle(_of_trial(folder, sweep, row.trial_id, say), part, style)
+            write_bundle(_of_trial(folder, sweep, trial_id, say), part, style)
     return sorted(to.iterdir())
 
 
 def _one(folder: SweepFolder, sweep: Sweep, run: str | None, say: Say) -> Bundle:
     if run is not None:
         return _of_trial(folder, sweep, _trial_of(folder, sweep, run), say)
-    if not folder.champion.is_dir():
-        raise UserError(f"sweep '{folder.name}' has no champion yet; run it to its end, or name a trial with --run")
     if is_whole(folder.champion):
         return read_bundle(folder.champion)
     return _measured(folder, sweep, DirectionSet.load(folder.champion), say)
@@ -86,15 +80,16 @@ def _measured(folder: SweepFolder, sweep: Sweep, directions: DirectionSet, say: 
 
 
 def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
-    """Return the trial id for a trial id or an MLflow run id."""
-    known = [row.trial_id for row in rows(folder, sweep)]
-    if run in known:
-        return run
-    state = folder.read()
-    for child in _tracking(folder, sweep).children(state["experiment_id"], state["parent_run"]):
-        if child.info.run_id == run and child.data.tags.get("trial_id") in known:
-            return str(child.data.tags["trial_id"])
-    raise UserError(f"--run: sweep '{folder.name}' has no run or trial '{run}'; its trials: {', '.join(known)}")
+    """Return the trial id for a trial id or an MLflow run id, or for the beginning of one; trials come first."""
+    if (trial_id := trial_named(folder, sweep, run)) is not None:
+        return trial_id
+    known, state = [row.trial_id for row in rows(folder, sweep)], folder.read()
+    children = _tracking(folder, sweep).children(state["experiment_id"], state["parent_run"])
+    trial_of = {child.info.run_id: child.data.tags.get("trial_id") for child in children}
+    found = matching(run, (run_id for run_id, trial_id in trial_of.items() if trial_id in known))
+    if found is None:
+        raise unknown(folder, sweep, run)
+    return str(trial_of[found])
 
 
 def result_of(folder: SweepFolder, trial_id: str, temporary: Path) -> Path:

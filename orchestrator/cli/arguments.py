@@ -155,7 +155,9 @@ def _using(add: Add) -> None:
     export.add_argument("sweep", metavar="SWEEP")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
     which = export.add_mutually_exclusive_group()
-    which.add_argument("--run", metavar="ID", help="a trial or MLflow run instead of the champion")
+    which.add_argument(
+        "--run", metavar="ID", help="a trial or MLflow run (or its first letters) instead of the champion"
+    )
     which.add_argument("--top", type=int, metavar="N", help="the N best trials, one folder each")
     export.add_argument(
         "--format", choices=("bundle", "hub"), default="bundle", help="hub: with what a model hub reads"

@@ -51,9 +51,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     console = _console()
     sweep = _loaded(arguments, console)
     from orchestrator.sweep.cluster import configure
+    from orchestrator.sweep.refusals import refuse_at_once
 
-    console.print("Loading ...", style="dim")
     configure(arguments.address)
+    refuse_at_once(sweep, _root(arguments).resolve(), arguments.address, arguments.fork)
+    console.print("Loading ...", style="dim")
     from orchestrator.sweep.sweep import Interrupted, run
 
     try:
@@ -71,8 +73,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     console = _console(sys.stderr if as_data else None)
     sweep = _loaded(arguments, console)
     from orchestrator.plan.dry_run import PlanOptions, as_json, show
+    from orchestrator.spec.sources import refuse_absent
 
     options = _fields_of(arguments, PlanOptions)  # sweep --dry-run has none of them
+    if options.probe:
+        refuse_absent(sweep)
     if as_data:
         print(as_json(sweep, console, _root(arguments), options))
     else:
@@ -107,6 +112,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from orchestrator.store.folder import SweepFolder
 
     folder = SweepFolder(_root(arguments), arguments.sweep)
+    folder.read()
     if arguments.json:
         from orchestrator.report.findings import as_json, read
 
@@ -122,11 +128,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from orchestrator.bundle.export import export
+    from orchestrator.bundle.selection import check
     from orchestrator.store.folder import SweepFolder
 
     folder = SweepFolder(_root(arguments), arguments.sweep)
-    folder.read()
+    check(folder, arguments.to, arguments.run, arguments.top)
+    from orchestrator.bundle.export import export
+
     for path in export(
         folder, arguments.to, arguments.run, arguments.top, arguments.format, _console(sys.stderr).print
     ):
@@ -135,11 +143,13 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _name(arguments: argparse.Namespace) -> int:
-    from orchestrator.edit.naming import name, parse_names
-    from orchestrator.edit.session import ModelOptions
+    from orchestrator.edit.request import ModelOptions, check_name, parse_names
 
     names = parse_names(arguments.names)
     options = _fields_of(arguments, ModelOptions)
+    check_name(arguments.bundle, arguments.predictor, arguments.words, arguments.names_only)
+    from orchestrator.edit.naming import name
+
     directions = name(arguments.bundle, names, arguments.predictor, arguments.words, arguments.names_only, options)
     for number, called in enumerate(directions.names):
         print(f"{number:3}  {called}")
@@ -147,8 +157,10 @@ def _name(arguments: argparse.Namespace) -> int:
 
 
 def _gallery(arguments: argparse.Namespace) -> int:
+    from orchestrator.edit.request import ModelOptions, check_gallery
+
+    check_gallery(arguments.bundles, arguments.to)
     from orchestrator.edit.naming import gallery
-    from orchestrator.edit.session import ModelOptions
 
     gallery(arguments.bundles, arguments.to, _fields_of(arguments, ModelOptions))
     print(arguments.to)
@@ -156,21 +168,29 @@ def _gallery(arguments: argparse.Namespace) -> int:
 
 
 def _edit(arguments: argparse.Namespace) -> int:
-    from orchestrator.edit.edit import EditRequest, edit
-    from orchestrator.edit.session import ModelOptions
+    from orchestrator.edit.request import EditRequest, ModelOptions, check_edit, kind_of
 
     arguments.options, arguments.window = (
         _fields_of(arguments, ModelOptions),
         arguments.window and tuple(arguments.window),
     )
-    edit(arguments.bundle, arguments.to, _fields_of(arguments, EditRequest), _console(sys.stderr))
+    request = _fields_of(arguments, EditRequest)
+    kind_of(arguments.to, request)
+    check_edit(arguments.bundle, arguments.to, request)
+    from orchestrator.edit.edit import edit
+
+    edit(arguments.bundle, arguments.to, request, _console(sys.stderr))
     print(arguments.to)
     return 0
 
 
 def _explore(arguments: argparse.Namespace) -> int:
+    from orchestrator.edit.request import ModelOptions, check_bundle
+    from orchestrator.pages.port import check_port
+
+    check_port(arguments.port)
+    check_bundle(arguments.bundle)
     from orchestrator.edit.explore import serve
-    from orchestrator.edit.session import ModelOptions
 
     return serve(
         arguments.bundle, arguments.port, not arguments.no_browser, _console(), _fields_of(arguments, ModelOptions)
@@ -178,6 +198,9 @@ def _explore(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
+    from orchestrator.pages.port import check_port
+
+    check_port(arguments.port)
     from orchestrator.cli.ui import serve
 
     return serve(_root(arguments), arguments.port, _console())

@@ -4,7 +4,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from urllib.parse import quote, urlencode
 from rich.console import Console
 
 from core.errors import UserError
+from orchestrator.pages.port import HOST, check_port
 from orchestrator.store.folder import SweepFolder
 from orchestrator.tracking import views
 from orchestrator.tracking.client import Tracking
@@ -24,8 +24,9 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def serve(root: Path, port: int, console: Console) -> int:
-    """Serve until interrupted. Raises UserError where there is nothing to serve or the port is taken."""
+    """Serve until interrupted. Raises UserError where there is nothing to serve, or no such port is free."""
     root = root.resolve()
+    check_port(port)
     elsewhere = [f"  {name}: {uri}" for name, uri in _elsewhere(root).items()]
     if not (root / "mlflow.db").is_file():
         if elsewhere:  # nothing to serve here: their servers have their own pages
@@ -34,17 +35,14 @@ def serve(root: Path, port: int, console: Console) -> int:
             )
             return 0
         raise UserError(f"no embedded store in {root}; run a sweep first, or name its folder with --root")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"--port: {port} is taken; choose another one")
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{HOST}:{port}"
     console.print(f"MLflow: {address}   (Ctrl-C ends it)")
     for link in links(root, address):
         console.print(f"  {link}", soft_wrap=True, highlight=False)
     for line in elsewhere:
         console.print(line, soft_wrap=True, highlight=False)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(None, root)]
-    command += ["--default-artifact-root", (root / "mlartifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--default-artifact-root", (root / "mlartifacts").as_uri(), "--host", HOST, "--port", str(port)]
     return _until_interrupted([*command, "--workers", "1"])
 
 

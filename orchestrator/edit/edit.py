@@ -1,11 +1,9 @@
 """Run `orchestrate edit`: read seeds or real images, and write edited pictures, a grid or an animation."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -13,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from core.chain.schedule import check_window
-from core.chain.step import Injection
 from core.errors import UserError
 from core.files import atomic_file, atomic_folder
 from core.pictures.images import pictures_in
@@ -26,12 +23,11 @@ from orchestrator.edit.files import (
     write_grid,
     write_picture,
 )
+from orchestrator.edit.request import EditRequest, Kind, check_edit, kind_of
 from orchestrator.edit.session import (
     Edit,
     EditSession,
-    ModelOptions,
     StartingSamples,
-    Window,
     describe_recovery,
     recovered,
 )
@@ -47,32 +43,7 @@ from orchestrator.edit.settings import (
 )
 from orchestrator.trial.loading import LESS, advice_on_memory
 
-Kind = Literal["pictures", "picture", "grid", "animation"]
-
-_ANIMATED = (".gif", ".webp")
-_OTHER_FORMATS = (".apng", ".avif", ".bmp", ".jpeg", ".jpg", ".mp4", ".tif", ".tiff")
 _FRAMES = {"grid": 7, "animation": 21}
-
-
-@dataclass(frozen=True)
-class EditRequest:
-    """The options of the command line. None leaves a value to the settings file or to the set."""
-
-    directions: Sequence[str] = ()
-    scale: float | None = None
-    seeds: Sequence[int] | None = None
-    images: Sequence[Path] | None = None
-    injection: Injection | None = None
-    window: Window | None = None
-    frames: int | None = None
-    first: float | None = None
-    last: float | None = None
-    animate: bool = False
-    grid: bool = False
-    batch: int = 64
-    options: ModelOptions = ModelOptions()
-    settings: Path | None = None
-    save_settings: Path | None = None
 
 
 def edit(bundle: Path, to: Path, request: EditRequest, console: Console) -> None:
@@ -80,8 +51,8 @@ def edit(bundle: Path, to: Path, request: EditRequest, console: Console) -> None
 
     Raises UserError, with nothing written, for every mistake in `request`.
     """
-    kind = _kind(to, request)
-    _check(request, to)
+    kind = kind_of(to, request)
+    check_edit(bundle, to, request)
     with advice_on_memory("a smaller --batch", *LESS):
         _edit(bundle, to, request, kind, console)
 
@@ -111,41 +82,6 @@ def _opened(bundle: Path, request: EditRequest, saved: Settings | None) -> EditS
         steps = saved.steps if options.steps is None else options.steps
         options = replace(options, steps=steps, precision=options.precision or saved.precision)
     return EditSession.open(bundle, options)
-
-
-def _kind(to: Path, request: EditRequest) -> Kind:
-    suffix = to.suffix.lower()
-    if suffix in _OTHER_FORMATS:
-        raise UserError(f"--to: {to} is of no kind that is written; allowed: a new folder, .png, .gif or .webp")
-    if request.grid and (request.animate or suffix != ".png"):
-        raise UserError(f"--to: {to}; a grid is written as one .png")
-    if request.animate and suffix not in _ANIMATED:
-        raise UserError(f"--to: {to}; an animation is written as .gif or .webp")
-    if suffix in _ANIMATED:
-        return "animation"
-    if request.grid:
-        return "grid"
-    if any(each is not None for each in (request.frames, request.first, request.last)):
-        raise UserError("--frames, --from and --until are of an animation (--to x.gif, x.webp) or a --grid")
-    return "picture" if suffix == ".png" else "pictures"
-
-
-def _check(request: EditRequest, to: Path) -> None:
-    """Raise UserError for what can be refused before anything is read."""
-    for path, option in ((to, "--to"), (request.save_settings, "--save-settings")):
-        if path is not None and path.exists():
-            raise UserError(f"{option}: {path} exists; name one that does not")
-    if request.frames is not None and request.frames < 2:
-        raise UserError(f"--frames: got {request.frames}; allowed: 2 or more")
-    for option, value in (("--scale", request.scale), ("--from", request.first), ("--until", request.last)):
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"{option}: got {value}; allowed: a finite number")
-    if request.batch < 1:
-        raise UserError(f"--batch: got {request.batch}; allowed: 1 or more")
-    if request.scale is not None and not request.directions:
-        raise UserError("--scale is that of directions without one of their own: name them with --direction")
-    if request.seeds is not None and request.images is not None:
-        raise UserError("--seed and --image: one of them, not both")
 
 
 def _merged_settings(session: EditSession, request: EditRequest, saved: Settings | None, kind: Kind) -> Settings:

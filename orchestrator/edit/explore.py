@@ -4,7 +4,6 @@ import html
 import os
 import secrets
 import signal
-import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -17,8 +16,10 @@ from core.chain.step import INJECTIONS
 from core.errors import UserError
 from core.pictures.images import SUFFIXES
 from orchestrator.edit.explore_state import STEP, ExploreState, Slider, sliders_of
-from orchestrator.edit.session import Edit, EditSession, ModelOptions, Window
+from orchestrator.edit.request import ModelOptions, Window, check_bundle
+from orchestrator.edit.session import Edit, EditSession
 from orchestrator.edit.settings import MAX_SEED
+from orchestrator.pages.port import HOST, check_port
 from orchestrator.trial.loading import LESS, advice_on_memory
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -27,7 +28,6 @@ try:
 except ImportError:
     raise UserError("the page needs gradio: pip install 'h-space-orchestrator[explore]'") from None
 
-_HOST = "127.0.0.1"
 _SEEDS = 1_000_000  # random seeds are below this: short enough to read out
 _KEPT_S = 600  # seconds that files which the page has shown are kept
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -59,7 +59,8 @@ def serve(
     options: ModelOptions = ModelOptions(),
 ) -> int:
     """Serve the page until it is interrupted. Raises UserError for a set that cannot be opened, or a taken port."""
-    _check_port(port)
+    check_port(port)
+    check_bundle(bundle)
     with advice_on_memory(*LESS):
         session = EditSession.open(bundle, options)
     for warning in session.warnings:
@@ -74,7 +75,7 @@ def serve(
             _launch(blocks, port, browser)
         except OSError:
             raise UserError(f"--port: {port} is taken; choose another one") from None
-        console.print(f"Explore: http://{_HOST}:{port}   (Ctrl-C ends it)", highlight=False)
+        console.print(f"Explore: http://{HOST}:{port}   (Ctrl-C ends it)", highlight=False)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM acts like Ctrl-C
         try:
             threading.Event().wait()
@@ -85,24 +86,15 @@ def serve(
     return 0
 
 
-def _check_port(port: int) -> None:
-    """Raise UserError for an invalid or taken port, before a model is loaded for nothing."""
-    if not 1 <= port <= 65535:
-        raise UserError(f"--port: got {port}; allowed: 1 to 65535")
-    with socket.socket() as probe:
-        if probe.connect_ex((_HOST, port)) == 0:
-            raise UserError(f"--port: {port} is taken; choose another one")
-
-
 def _spare_proxies() -> None:
     """Exclude this machine from proxies: gradio calls its own server at the start, which a proxy cannot reach."""
     for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), _HOST]))
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
 
 
 def _launch(blocks: "gr.Blocks", port: int, browser: bool) -> None:
     blocks.launch(
-        server_name=_HOST,
+        server_name=HOST,
         server_port=port,
         inbrowser=browser,
         prevent_thread_lock=True,

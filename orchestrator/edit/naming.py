@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from core.directions.direction_set import DirectionSet
-from core.errors import UserError
 from core.files import atomic_file
 from core.metrics import draw_traversals
 from core.metrics.calibration import SCALES, SEEDS, STRENGTH, Calibrated, with_dials
@@ -18,25 +17,12 @@ from core.predictors.clip import parse_words
 from core.samples.draw import Sampling
 from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import ShownSet, page
-from orchestrator.edit.session import EditSession, ModelOptions
+from orchestrator.edit.request import ModelOptions, check_gallery, check_name
+from orchestrator.edit.session import EditSession
 from orchestrator.trial.attempt import halving_batch
 from orchestrator.trial.loading import LESS, advice_on_memory
 
 _BATCH = 64  # samples drawn at a time, where memory suffices
-
-
-def parse_names(texts: Sequence[str]) -> dict[int | str, str]:
-    """Return names by old name or number: ["3=smile", "yaw=turn left"] -> {3: "smile", "yaw": "turn left"}.
-
-    Raises UserError for a text that is not OLD=NEW.
-    """
-    names: dict[int | str, str] = {}
-    for text in texts:
-        old, equals, new = map(str.strip, text.partition("="))
-        if not (old and equals and new):
-            raise UserError(f"names: got '{text}'; allowed: OLD=NEW, as in 3=smile or direction_3=smile")
-        names[int(old) if old.isdigit() else old] = new
-    return names
 
 
 def name(
@@ -53,11 +39,10 @@ def name(
     `words`. Picture and gallery are drawn anew, which needs the model; names_only: keep the picture and remove the
     gallery, without the model. Raises UserError, with nothing changed, where a direction or a model is missing.
     """
+    check_name(folder, predictor, words, names_only)
     directions = DirectionSet.load(folder).renamed(names)
     style: Format = "hub" if (folder / ".gitattributes").is_file() else "bundle"
     if names_only:
-        if predictor is not None:
-            raise UserError("--names-only: names from a predictor need the model; give one of the two")
         with tempfile.TemporaryDirectory() as temporary:
             write_bundle(Bundle(directions, {}), Path(temporary), style)
             _replace(Path(temporary), folder)
@@ -75,8 +60,7 @@ def name(
 
 def gallery(folders: Sequence[Path], to: Path, options: ModelOptions = ModelOptions()) -> None:
     """Write the page of one bundle, or of two side by side. Raises UserError, with nothing written, if `to` exists."""
-    if to.exists():
-        raise UserError(f"{to} exists; a gallery is written into a new file")
+    check_gallery(folders, to)
     sets = []
     for folder in folders:
         calibrated = _set_with_images(EditSession.open(folder, options))
@@ -102,8 +86,6 @@ def _set_with_images(
 def _attributes(session: EditSession, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:
     """Return the attributes to name by, and the word that records their source."""
     if predictor is None:
-        if words is not None:
-            raise UserError("--words: for which CLIP model? name it with --predictor")
         return None, ""
     word_list = None if words is None else parse_words(words)
     attributes = classifier.load(predictor, session.denoiser.name, session.denoiser.device, word_list)

@@ -25,14 +25,13 @@ from core.model.denoiser import Denoiser
 from core.model.use import Use
 from core.pictures.images import load_images, open_picture
 from core.precision import PRECISIONS
+from orchestrator.edit.request import ModelOptions, Window
 from orchestrator.trial.loading import own_device, placed
 from orchestrator.trial.outcome import TrialOutcome, classify
 
 REACH = (-2.0, 2.0)  # scales of a direction whose own range was not measured
 _INVERSION_PASSES = 60  # about the passes of the network; few steps are far apart, so each needs more
 _SHOWN = 12  # hexadecimal digits of a digest in a message
-
-Window = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -73,23 +72,6 @@ class StartingSamples:
     def plain(self) -> Tensor:
         """The images without an edit: [N, *image_shape], on the CPU."""
         return self.denoiser.images(self.before(len(self.schedule))).cpu()
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """How to open the model of a direction set, where that differs from what the set says.
-
-    model: a folder or hub id, instead of the model that the set names; any_model: accept other weights of the same
-    shape; steps: of the chain, instead of the set's own; precision: of the model, instead of the one in which the set
-    was found; weights: where they are kept, "device" or "cpu"; device: None for this machine's own.
-    """
-
-    model: str | None = None
-    any_model: bool = False
-    steps: int | None = None
-    precision: str | None = None
-    weights: str = "device"
-    device: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.files import atomic_file, open_regular
 from core.precision import PRECISIONS
-from orchestrator.edit.session import Edit, EditSession, Window
+from orchestrator.edit.request import Window
+from orchestrator.edit.session import Edit, EditSession
 
 _MAX_BYTES = 1 << 20
 _SHOWN = 60  # characters of a value from the file in a message

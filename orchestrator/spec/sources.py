@@ -3,13 +3,14 @@
 Whatever copies, checks or downloads these things before trials run goes by this list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.files import PICKLES
 from core.model.catalogue import at_path, missing_model, origin_of
 from orchestrator.spec.distributions import countable
+from orchestrator.spec.problems import SpecError
 from orchestrator.spec.sweep import Sweep
 
 # What may stand at each key. A key of this second table is never the name of something on the hub.
@@ -54,13 +55,18 @@ def sources(sweep: Sweep) -> Iterator[Source]:
     yield Source("model", sweep.model)
     for key in (*_NETWORKS, *_FILES):
         section, _, name = key.partition(".")
+        values: Sequence[object] = [sweep.predictor if section == "predictor" else getattr(sweep.evaluate, name, None)]
         if section == "search":
-            values = [value for value in countable(sweep.distribution_of(name)) or () if value != "none"]
-        else:
-            values = [sweep.predictor if section == "predictor" else getattr(sweep.evaluate, name)]
-        yield from (Source(key, str(value)) for value in values if value is not None)
+            values = countable(sweep.distribution_of(name)) or ()
+        yield from (Source(key, str(value)) for value in values if value not in (None, "none"))
 
 
 def absent(sweep: Sweep) -> list[Source]:
     """Return everything that should be on the disk of this machine and is not."""
     return [source for source in sources(sweep) if source.absent is not None]
+
+
+def refuse_absent(sweep: Sweep) -> None:
+    """Raise SpecError, a line for each, where something should be on the disk of this machine and is not."""
+    if missing := absent(sweep):
+        raise SpecError(str(source.absent) for source in missing)

@@ -24,13 +24,14 @@ from orchestrator.spec import Sweep
 from orchestrator.store.database import shown_place
 from orchestrator.store.disk import is_full
 from orchestrator.store.folder import SweepFolder
-from orchestrator.store.lock import driver, driving
+from orchestrator.store.lock import driving
 from orchestrator.store.spool import pending
-from orchestrator.store.study import check_place, create_study, refuse_damaged
+from orchestrator.store.study import check_place, create_study
 from orchestrator.sweep.champion import choose_champion
 from orchestrator.sweep.cluster import Cluster
 from orchestrator.sweep.inspection import inspect
 from orchestrator.sweep.preflight import check_model
+from orchestrator.sweep.refusals import refuse_folder
 from orchestrator.sweep.resume import settle
 from orchestrator.sweep.stopping import Stopping
 from orchestrator.sweep.tune_callback import RecordCallback
@@ -64,23 +65,19 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     """
     root = root.resolve()  # trials may run elsewhere
     source, sweep = forked(sweep, root) if fork else (None, sweep)
-    folder = SweepFolder(root, sweep.name)
-    if folder.exists():
-        folder.refuse_changed(sweep)
-        if "study" in folder.read():
-            refuse_damaged(folder.study_place_of(sweep), sweep.name)
-    if holder := driver(folder.lock):
-        raise UserError(f"sweep '{sweep.name}' is being run by {holder}; wait for it, or stop it first")
+    folder = refuse_folder(sweep, root)
     tracking = Tracking(sweep.tracking.uri, root)
     if folder.result.is_file():
         _show_complete(sweep, folder, tracking, console)
         return sweep.name
-    model = check_model(sweep)
-    folder.refuse_other_weights(model.weights)
-    if not folder.exists() and (warning := tracking.check()):
-        console.print(warning, soft_wrap=True, highlight=False, markup=False)
+    if not tracking.embedded:
+        _check_store(folder, tracking, console)
     if not folder.exists() or "study" not in folder.read():
         check_place(sweep)
+    model = check_model(sweep)
+    folder.refuse_other_weights(model.weights)
+    if tracking.embedded:  # checked last, because that makes its file
+        _check_store(folder, tracking, console)
     with driving(folder.lock, f"sweep '{sweep.name}'"):
         if folder.exists():  # another process began it meanwhile, and has ended
             folder.refuse_changed(sweep)
@@ -101,6 +98,12 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
         finally:
             folder.remove_if_empty()
     return sweep.name
+
+
+def _check_store(folder: SweepFolder, tracking: Tracking, console: Console) -> None:
+    """Raise UserError where a new sweep's MLflow store cannot be used; print what the store is warned of."""
+    if not folder.exists() and (warning := tracking.check()):
+        console.print(warning, soft_wrap=True, highlight=False, markup=False)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from core.pictures.traversal_grid import to_picture
 from orchestrator.cli import main as cli
-from orchestrator.edit.edit import EditRequest, edit
+from orchestrator.edit.edit import edit
 from orchestrator.edit.files import picture_name, sample_names
-from orchestrator.edit.session import Edit, EditSession, ModelOptions
+from orchestrator.edit.request import EditRequest, ModelOptions
+from orchestrator.edit.session import Edit, EditSession
 from orchestrator.edit.settings import Frames
 from tests.orchestrator.bundles import tiny_bundle
 

@@ -20,7 +20,8 @@ from PIL import Image
 from benchmarks.servers import free_port
 from orchestrator.cli import main as cli
 from orchestrator.edit.explore_state import ExploreState, difference, sliders_of
-from orchestrator.edit.session import Edit, EditSession, ModelOptions
+from orchestrator.edit.request import ModelOptions
+from orchestrator.edit.session import Edit, EditSession
 from orchestrator.edit.settings import read_settings
 from tests.orchestrator.bundles import tiny_bundle
 

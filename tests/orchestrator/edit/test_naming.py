@@ -17,7 +17,8 @@ from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from orchestrator.bundle.files import bundle_of, write_bundle
 from orchestrator.cli import main as cli
-from orchestrator.edit.naming import gallery, name, parse_names
+from orchestrator.edit.naming import gallery, name
+from orchestrator.edit.request import parse_names
 from orchestrator.edit.session import EditSession
 
 

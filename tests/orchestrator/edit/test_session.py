@@ -17,7 +17,8 @@ from core.execution.streaming import Streamed
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.randomness import noise
-from orchestrator.edit.session import REACH, Edit, EditSession, ModelOptions, StartingSamples, recovered
+from orchestrator.edit.request import ModelOptions
+from orchestrator.edit.session import REACH, Edit, EditSession, StartingSamples, recovered
 from orchestrator.trial.attempt import halving_batch
 from orchestrator.trial.loading import WEIGHTS, advice_on_memory
 from tests.orchestrator.bundles import tiny_bundle, tiny_set

@@ -13,7 +13,8 @@ from core.metrics import evaluate, moved
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling
-from orchestrator.edit.session import EditSession, ModelOptions
+from orchestrator.edit.request import ModelOptions
+from orchestrator.edit.session import EditSession
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.checkpoints import CheckpointError, TrialFolder
 from orchestrator.trial import model as model_module
