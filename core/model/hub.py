@@ -13,18 +13,21 @@ _TEXT = tuple(f"text_encoder{number}" for number in ("", "_2", "_3"))
 _TOKENIZERS = tuple(f"tokenizer{number}" for number in ("", "_2", "_3"))
 _STEMS = dict.fromkeys((*NETWORKS, *CODECS), WEIGHTS) | dict.fromkeys(_TEXT, TRANSFORMERS_WEIGHTS)
 _IGNORED = ["*.fp16*", "*non_ema*"]
+_LOST = ("TransportError", "ConnectionError", "TimeoutError")  # by name: the hub's client has changed its HTTP library
 
 
 def download(hub_id: str, revision: str | None, weights: bool) -> Path:
     """Download the used parts of a hub model once, and return its folder; with weights=False only configurations.
 
     Weights in half precision are downloaded only where there are no others. Raises ModelError, in one sentence, where
-    the model cannot be fetched, is not in diffusers layout, or has weights only as pickles.
+    the model cannot be fetched, is not in diffusers layout, or has weights only as pickles; AbsentModelError where the
+    hub cannot be reached and this machine's cache holds only a part of it.
     """
     folder = _fetched(hub_id, revision, list(_patterns(weights)), _IGNORED)
     lacking = _without_weights(folder) if weights else []
-    if not lacking or not (files := _listed(hub_id, revision)):
+    if not lacking:
         return folder
+    files = _listed(hub_id, revision, lacking)
     if half := [file for file in files if ".fp16" in file and _is_of(lacking, file) and not _is_pickle(file)]:
         folder = _fetched(hub_id, revision, half, [])
     name = f"{hub_id}@{revision}" if revision else hub_id
@@ -57,8 +60,11 @@ def _fetched(hub_id: str, revision: str | None, patterns: list[str], ignored: li
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
     except Exception as error:  # the hub client raises a dozen exception types
-        what = f"{hub_id} at revision {revision}" if revision else hub_id
-        raise AbsentModelError(_unreachable(what, error)) from error
+        raise AbsentModelError(unreachable(f"model '{_named(hub_id, revision)}'", error)) from error
+
+
+def _named(hub_id: str, revision: str | None) -> str:
+    return f"{hub_id} at revision {revision}" if revision else hub_id
 
 
 def _without_weights(folder: Path) -> list[str]:
@@ -68,14 +74,21 @@ def _without_weights(folder: Path) -> list[str]:
     return [part for part in parts if weights_at(folder / part, _STEMS.get(part, WEIGHTS)) is None]
 
 
-def _listed(hub_id: str, revision: str | None) -> list[str]:
-    """Return the names of a repository's files; none where the hub cannot be reached."""
+def _listed(hub_id: str, revision: str | None, lacking: list[str]) -> list[str]:
+    """Return the names of a repository's files.
+
+    Raises AbsentModelError where the hub does not answer: what the parts `lacking` need may be there or not.
+    """
     from huggingface_hub import HfApi
 
     try:
         return sorted(HfApi().list_repo_files(hub_id, revision=revision))
-    except Exception:  # the list only improves an error message
-        return []
+    except Exception as error:  # the hub client raises a dozen exception types
+        parts = " and ".join(part or "the network" for part in lacking)
+        raise AbsentModelError(
+            f"model '{_named(hub_id, revision)}': this machine's cache has no weights of {parts}, and the hub is out "
+            f"of reach ({type(error).__name__}): fetch it where there is a network"
+        ) from error
 
 
 def _is_of(parts: list[str], file: str) -> bool:
@@ -88,7 +101,8 @@ def _is_pickle(file: str) -> bool:
     return file.endswith(PICKLES)
 
 
-def _unreachable(what: str, error: Exception) -> str:
+def unreachable(label: str, error: Exception) -> str:
+    """Return why something of the hub could not be fetched. label: its role and name, such as "model 'a/b'"."""
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -97,14 +111,15 @@ def _unreachable(what: str, error: Exception) -> str:
         RevisionNotFoundError,
     )
 
-    prefix = f"model '{what}' is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
+    prefix = f"{label} is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
     if isinstance(error, GatedRepoError):
-        return f"model '{what}' is gated: ask for access on its page of the hub, then `hf auth login` here"
+        return f"{label} is gated: ask for access on its page of the hub, then `hf auth login` here"
     if isinstance(error, RevisionNotFoundError):
-        return f"model '{what}': the hub has no such revision; give a branch, a tag or a commit after @"
+        return f"{label}: the hub has no such revision; give a branch, a tag or a commit after @"
     if isinstance(error, RepositoryNotFoundError):
         return f"{prefix}no such model, or a private one: check the spelling and your access"
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+    lost = any(kind.__name__ in _LOST for kind in type(error).__mro__)
+    if lost or isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return (
             f"{prefix}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
         )

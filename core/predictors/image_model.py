@@ -14,6 +14,7 @@ import torch
 
 from core.errors import ModelError
 from core.files import PICKLES
+from core.model.hub import unreachable
 from core.quiet import quiet_transformers
 
 REQUIRED = (("config.json",), ("preprocessor_config.json", "processor_config.json"))  # one of each
@@ -36,10 +37,7 @@ def find_folder(where: str, label: str, example: str, more: Sequence[str] = ()) 
     try:
         return Path(snapshot_download(where, allow_patterns=[*sum(REQUIRED, ()), *more, *_WEIGHTS]))
     except Exception as error:  # the hub client has a dozen exception types; the user has one problem
-        raise ModelError(
-            f"{label} is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
-            "check the spelling, your access and the network, or give a local folder"
-        ) from error
+        raise ModelError(unreachable(label, error)) from error
 
 
 def refuse_lacking(folder: Path, label: str, required: Sequence[Sequence[str]] = REQUIRED) -> None:

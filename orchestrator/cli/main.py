@@ -24,7 +24,7 @@ _PIPED_WIDTH = 160  # columns of the output where it does not go to a terminal
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     parsed = parser().parse_args(arguments)
-    from core.errors import UserError
+    from core.errors import UserError, first_line
 
     try:
         return _VERBS[parsed.verb](parsed)
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has closed it: `orchestrate report x | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder without permission
-        print(f"{error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+    except OSError as error:  # a full disk, a folder without permission, a network that is away
+        print(": ".join(filter(None, (error.strerror or first_line(error), error.filename))), file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:
         print(error, file=sys.stderr)

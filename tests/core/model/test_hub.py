@@ -7,12 +7,14 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 
-from core.errors import ModelError
+from core.errors import AbsentModelError, ModelError
 from core.model.denoiser import Denoiser
 from core.model.pretrained import find_model
+from core.predictors.image_model import find_folder
 from tests import families
 
 UNET, VAE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
@@ -150,8 +152,40 @@ def test_single_files_of_a_repository_are_told(hub: Hub) -> None:
     )
 
 
-def test_a_hub_that_does_not_list_its_files_is_not_waited_for(sd: Hub) -> None:
-    sd.rename(lambda name: name.replace(".safetensors", ".bin"))
-    sd.answers = False
-    with pytest.raises(ModelError, match=r"is incomplete: .*unet lacks diffusion_pytorch_model.safetensors"):
-        Denoiser.from_pretrained("some/model")
+def test_a_hub_out_of_reach_is_told_where_the_cache_has_a_part_of_the_model(hub: Hub) -> None:
+    """The hub's client answers from its cache then, and what that lacks would look like a broken model."""
+    hub.put("model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    hub.put("vae/diffusion_pytorch_model.safetensors")
+    hub.answers = False
+    with pytest.raises(AbsentModelError) as caught:
+        find_model("some/model@v2")
+    assert str(caught.value) == (
+        "model 'some/model at revision v2': this machine's cache has no weights of unet, and the hub is out of reach "
+        "(OSError): fetch it where there is a network"
+    )
+
+
+class TransportError(Exception):
+    """The class of that name in the HTTP library of the hub's client."""
+
+
+class ConnectError(TransportError):
+    """One of its kinds."""
+
+
+@pytest.mark.parametrize("error", [ConnectionError("refused"), ConnectError("refused"), OfflineModeIsEnabled("x")])
+def test_a_network_that_is_away_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(AbsentModelError) as caught:
+        find_model("some/model")
+    with pytest.raises(ModelError) as of_predictor:
+        find_folder("some/model", "predictor 'some/model'", "image classifier")
+    sentence = (
+        f"is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): it is not in this "
+        "machine's cache, and the hub is out of reach: fetch it where there is a network"
+    )
+    assert str(caught.value) == f"model 'some/model' {sentence}"
+    assert str(of_predictor.value) == f"predictor 'some/model' {sentence}"

@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -160,6 +161,19 @@ def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.M
     for error in (RuntimeError("a part broke"), MemoryError("not even one sample fits")):
         raising(error)
         assert cli.main(["status"]) == 1
+
+
+def test_an_error_of_the_system_names_its_file_where_it_has_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, said in (
+        (ConnectionError("the network is away\nsecond line"), "the network is away"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(28, "No space left on device", "runs/a"), "No space left on device: runs/a"),
+    ):
+        monkeypatch.setitem(cli._VERBS, "status", Mock(side_effect=error))
+        assert cli.main(["status"]) == 1
+        assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_a_repair_comes_before_the_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
