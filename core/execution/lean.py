@@ -9,12 +9,13 @@ The weights and the function are the same. The savings are exact:
                      per output instead of 9.
     less saved       Convolutions keep no input, GroupNorm and SiLU one tensor together (core.execution.frozen_ops).
 
-Results differ from the plain denoiser's by rounding, because sums are taken in another order. Blocks of unknown kinds
-run as diffusers has them.
+Results differ from the plain denoiser's by rounding, because sums are taken in another order. Modules of unknown kinds,
+and those that somebody altered (core.model.alterations), are called as they are.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any, NamedTuple, Self
 
@@ -38,6 +39,7 @@ from core.execution import frozen_ops
 from core.execution.frozen_ops import Geometry
 from core.execution.split_resnet import Module, ResnetPart, resnet_parts, weights_of
 from core.execution.streaming import Streamed
+from core.model.alterations import plain_convolution, plain_norm, unaltered
 from core.model.cuts import Features, Form, NetworkInputs
 from core.model.cuts.unet import Context, UNetCut, UNetFeatures, down_block, middle_block, up_block
 from core.model.denoiser import Denoiser
@@ -65,11 +67,10 @@ class SkipContributionFeatures(UNetFeatures):
 def lean(denoiser: Denoiser) -> Denoiser:
     """Return the denoiser with the savings above, or unchanged where they do not apply.
 
-    They apply to a UNet that is not lean yet, whose weights are not streamed, and whose maps halve without remainder.
+    They apply to a UNet that is not lean yet and whose weights are not streamed. The network is read once, here: hooks,
+    adapters or weights that are changed later need a lean denoiser made anew.
     """
     if isinstance(denoiser.cut, LeanUNet | Streamed) or not isinstance(denoiser.cut, UNetCut):
-        return denoiser
-    if denoiser.cut.uneven(denoiser.sample_shape):
         return denoiser
     return denoiser.with_cut(LeanUNet.of(denoiser.cut))
 
@@ -88,7 +89,9 @@ class LeanUNet(UNetCut):
     ) -> None:
         super().__init__(network, tap, form)
         self.share_skips = share_skips
-        self._resnet_parts = resnet_parts(network, _UP if share_skips else ())
+        # The modules that are run part by part; all others are called.
+        self._apart = {module for module in network.modules() if _run_in_parts(module)}
+        self._resnet_parts = resnet_parts(network, self._apart if share_skips else ())
         self._doubling = {
             module: frozen_ops.upsampling_weight(module.conv.weight) for module in network.modules() if _doubles(module)
         }
@@ -122,18 +125,19 @@ class LeanUNet(UNetCut):
         """Run everything up to the tap, and the contributions of the skips. x_t: [N, *sample_shape], t: [N]."""
         unet = self.network
         sample, time, context = self.embed(x_t, t, inputs)
-        sample = self._conv(unet.conv_in, sample)
+        sample = self._conv(unet.conv_in, sample) if plain_convolution(unet.conv_in) else unet.conv_in(sample)
         skips = [sample]
         for block in unet.down_blocks:
-            if type(block) not in _DOWN:
+            if block not in self._apart:
                 sample, outputs = self._run(down_block, block, sample, time, context)
                 skips.extend(outputs)
                 continue
             for resnet, attention in _layers(block):
                 sample = self._run(self._resnet, resnet, attention, sample, time, context)
                 skips.append(sample)
+            timed = getattr(block, "downsample_type", None) == "resnet"
             for downsampler in block.downsamplers or ():
-                sample = self._run(self._downsample, downsampler, sample, time)
+                sample = self._run(self._downsample, downsampler, sample, time if timed else None)
                 skips.append(sample)
         hidden = self._run(self._middle, sample, time, context)
         return SkipContributionFeatures(
@@ -151,27 +155,34 @@ class LeanUNet(UNetCut):
         )
         sample = self.tap.shifted(features.hidden, delta_h)
         remaining = list(zip(features.skips, shared, strict=True))
+        uneven = self.uneven(features.skips[0].shape)
         for block in self.network.up_blocks:
             own, remaining = remaining[-len(block.resnets) :], remaining[: -len(block.resnets)]
-            if type(block) not in _UP:
-                sample = self._run(up_block, block, sample, time, context, *(skip for skip, _ in own))
+            size = remaining[-1][0].shape[2:] if uneven and remaining else None
+            if block not in self._apart:
+                run = partial(up_block, size=size)
+                sample = self._run(run, block, sample, time, context, *(skip for skip, _ in own))
                 continue
             for (resnet, attention), (_, contribution) in zip(_layers(block), reversed(own), strict=True):
                 sample = self._run(self._resnet, resnet, attention, sample, time, context, *contribution)
+            timed = getattr(block, "upsample_type", None) == "resnet"
             for upsampler in block.upsamplers or ():
-                sample = self._run(self._upsample, upsampler, sample, time)
+                sample = self._run(partial(self._upsample, size=size), upsampler, sample, time if timed else None)
         return self.finish(sample)
 
     def finish(self, sample: Tensor) -> Tensor:
         """Return the network's output from the result of the last up block."""
         unet = self.network
-        if not (isinstance(unet.conv_norm_out, nn.GroupNorm) and isinstance(unet.conv_act, nn.SiLU)):
+        plain = (
+            plain_norm(unet.conv_norm_out) and unaltered(unet.conv_act, nn.SiLU) and plain_convolution(unet.conv_out)
+        )
+        if not plain:
             return super().finish(sample)
         return self._conv(unet.conv_out, self._norm(unet.conv_norm_out, sample))
 
     def _middle(self, sample: Tensor, time: Tensor, context: Context) -> Tensor:
         block = self.network.mid_block
-        if type(block) not in _MIDDLE:
+        if block not in self._apart:
             return middle_block(block, sample, time, context)
         sample = self._resnet(block.resnets[0], None, sample, time, context)
         for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
@@ -232,19 +243,19 @@ class LeanUNet(UNetCut):
             return inner, x
         return inner, self._convolve(x, part.shortcut, part.shortcut_bias, Geometry())
 
-    def _downsample(self, module: Module, sample: Tensor, time: Tensor) -> Tensor:
-        if type(module) is not Downsample2D:  # a resnet
-            return _tensor(module(sample, temb=time))
-        if not isinstance(module.conv, nn.Conv2d) or module.norm is not None:
-            return _tensor(module(sample))
+    def _downsample(self, module: Module, sample: Tensor, time: Tensor | None) -> Tensor:
+        if module not in self._apart:
+            return _tensor(module(sample) if time is None else module(sample, temb=time))
         if module.padding == 0:
             sample = F.pad(sample, (0, 1, 0, 1))
         return self._conv(module.conv, sample)
 
-    def _upsample(self, module: Module, sample: Tensor, time: Tensor) -> Tensor:
-        if module in self._doubling:
+    def _upsample(self, module: Module, sample: Tensor, time: Tensor | None, size: torch.Size | None) -> Tensor:
+        if module in self._doubling and size in (None, torch.Size(2 * side for side in sample.shape[2:])):
             return self._convolve(sample, self._doubling[module], module.conv.bias, Geometry(2, 1, transposed=True))
-        return _tensor(module(sample) if type(module) is Upsample2D else module(sample, temb=time))
+        if time is not None:
+            return _tensor(module(sample, temb=time))
+        return _tensor(module(sample) if size is None else module(sample, size))
 
     def _conv(self, module: Module, x: Tensor) -> Tensor:
         return self._convolve(x, module.weight, module.bias, Geometry(module.stride[0], module.padding[0]))
@@ -265,15 +276,21 @@ def _attend(attention: Module, sample: Tensor, time: Tensor | None, context: Con
     return _tensor(attention(sample) if time is None else attention(sample, temb=time))
 
 
+def _run_in_parts(module: Module) -> bool:
+    """Return whether a module is a block, or a downsampling convolution, that is run by its parts and not called."""
+    if type(module) is Downsample2D:
+        return unaltered(module, Downsample2D) and module.norm is None and plain_convolution(module.conv)
+    return unaltered(module, *_DOWN, *_UP, *_MIDDLE)
+
+
 def _doubles(module: Module) -> bool:
     """Return whether a module doubles the image by nearest neighbour and convolves it with 3x3 weights."""
     return bool(
-        type(module) is Upsample2D
+        unaltered(module, Upsample2D)
         and module.interpolate
         and module.norm is None
         and module.name == "conv"
-        and isinstance(module.conv, nn.Conv2d)
-        and module.conv.kernel_size == (3, 3)
+        and plain_convolution(module.conv, 3)
     )
 
 

@@ -4,12 +4,14 @@ GroupNorm treats its groups separately and a convolution is linear in its input 
 is exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+
+from core.model.alterations import plain_convolution, plain_norm, unaltered
 
 Module = Any  # diffusers' modules, whose parts are not typed
 
@@ -32,15 +34,15 @@ class ResnetPart:
     time: nn.Linear | None
 
 
-def resnet_parts(unet: Module, sharing: tuple[type, ...] = ()) -> dict[Module, tuple[ResnetPart, ...]]:
-    """Return the parts of every resnet of a known kind: one, or two in up blocks whose type is in `sharing`.
+def resnet_parts(unet: Module, sharing: Collection[Module] = ()) -> dict[Module, tuple[ResnetPart, ...]]:
+    """Return the parts of every unaltered resnet of a known kind: one, or two in the up blocks `sharing`.
 
     The second one takes the channels of the skip that are not normalised together with h.
     """
     parts: dict[Module, tuple[ResnetPart, ...]] = {
         resnet: (_resnet_part(resnet, 0, resnet.in_channels),) for resnet in unet.modules() if _is_plain(resnet)
     }
-    ups = [(resnet, type(block) in sharing) for block in unet.up_blocks for resnet in block.resnets]
+    ups = [(resnet, block in sharing) for block in unet.up_blocks for resnet in block.resnets]
     for (resnet, known), skip in zip(reversed(ups), _skip_channels(unet), strict=True):
         if known and resnet in parts and resnet.conv_shortcut is not None:
             border = _border(resnet.norm1, resnet.in_channels - skip)
@@ -58,10 +60,10 @@ def _border(norm: Module, channels: int) -> int:
 
 def _skip_channels(unet: Module) -> list[int]:
     """Return the number of channels of every skip, in the order in which the encoder makes them."""
-    channels = [unet.conv_in.out_channels]
-    for block in unet.down_blocks:
-        channels += [resnet.out_channels for resnet in block.resnets]
-        channels += [block.resnets[-1].out_channels for _ in block.downsamplers or ()]
+    widths = unet.config["block_out_channels"]
+    channels = [widths[0]]
+    for block, width in zip(unet.down_blocks, widths, strict=True):
+        channels += [width] * (len(block.resnets) + len(block.downsamplers or ()))
     return channels
 
 
@@ -91,12 +93,19 @@ def weights_of(parts: Sequence[ResnetPart]) -> list[Tensor]:
 
 
 def _is_plain(module: Module) -> bool:
-    """Return whether a module is a resnet without resampling, with an added time embedding and SiLU."""
+    """Return whether a module is a resnet without resampling, with an added time embedding and SiLU, and unaltered.
+
+    Its time layer is called in any case, so that one may be altered.
+    """
     return bool(
-        type(module) is ResnetBlock2D
+        unaltered(module, ResnetBlock2D)
         and module.upsample is None
         and module.downsample is None
         and module.time_embedding_norm == "default"
         and not module.skip_time_act
-        and isinstance(module.nonlinearity, nn.SiLU)
+        and unaltered(module.nonlinearity, nn.SiLU)
+        and unaltered(module.dropout, nn.Dropout)
+        and all(plain_norm(norm) for norm in (module.norm1, module.norm2))
+        and all(plain_convolution(conv, 3) for conv in (module.conv1, module.conv2))
+        and (module.conv_shortcut is None or plain_convolution(module.conv_shortcut, 1))
     )

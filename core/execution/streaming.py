@@ -62,7 +62,7 @@ class Storage:
 def offloaded(denoiser: Denoiser, device: torch.device | str) -> Denoiser:
     """Return the denoiser on `device`, with the weights of its blocks in the CPU's memory.
 
-    Raises UserError for a network that is not run block by block.
+    Raises UserError for a network that is not run block by block, or has modules with a `forward` of their own.
     """
     return _streamed(denoiser, torch.device(device), Storage(cpu=True))
 
@@ -79,13 +79,14 @@ def partitioned(
 
     gather: an all-gather of equal parts, called once for each block when it is set up; the meta device needs none.
     cpu: keep the part in the CPU's memory, so that the processes of a machine hold one copy there together.
-    Raises UserError for a network that is not run block by block.
+    Raises UserError for a network that is not run block by block, or has modules with a `forward` of their own.
     """
     return _streamed(denoiser, torch.device(device), Storage(cpu, rank, world, gather))
 
 
 def _streamed(denoiser: Denoiser, device: torch.device, storage: Storage) -> Denoiser:
     """Return a new denoiser with streamed weights; the given one is unchanged. The meta device never holds data."""
+    _refuse_own_forward(denoiser)
     device = torch.empty(0, device=device).device  # with its index
     cut = _kind(denoiser.cut)(denoiser.cut, device, storage.on_meta() if device.type == "meta" else storage)
     twin = denoiser.with_cut(cut)
@@ -105,6 +106,16 @@ def _kind(cut: Cut) -> "type[StreamedUNet | StreamedTransformer]":
     if isinstance(cut, TransformerCut):
         return StreamedTransformer
     raise UserError(f"a {type(cut.network).__name__} without a cut of its own is not run block by block")
+
+
+def _refuse_own_forward(denoiser: Denoiser) -> None:
+    """Raise UserError where a module has a `forward` of its own, which may hold on to weights that are not fetched."""
+    for name, module in denoiser.network.named_modules():
+        if "forward" in vars(module):
+            raise UserError(
+                f"weights: {name} of model '{denoiser.name}' has a forward of its own, which may hold other weights "
+                "than those that are fetched: such a network is not streamed"
+            )
 
 
 def _moved(codec: Codec, device: torch.device) -> Codec:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from core.errors import ModelError
+from core.model.alterations import own_behaviour
 from core.model.cuts import CUTS
 from core.model.cuts.transformer import TransformerCut
 
@@ -11,6 +12,7 @@ def refuse_unsupported(network: Any, name: str) -> None:
     """Raises ModelError for a network of a known kind that its kind's cut cannot draw with by itself."""
     if type(network).__name__ in CUTS:
         _refuse_channels(network, name)
+        _refuse_altered(network, name)
     if type(network).__name__.startswith("UNet2D"):
         _refuse_unets(network, name)
 
@@ -31,6 +33,15 @@ def _refuse_channels(network: Any, name: str) -> None:
         f"model '{name}' takes {takes} channels and gives {gives}: it needs an image to begin with (inpainting, "
         "upscaling), and only models that draw by themselves are supported"
     )
+
+
+def _refuse_altered(network: Any, name: str) -> None:
+    """A cut runs the parts of a network one by one, so that a call of the whole network never takes place."""
+    if own := own_behaviour(network):
+        raise ModelError(
+            f"model '{name}' is a {type(network).__name__} with {own}, which a cut does not run: remove it, put it on "
+            "one of the network's blocks, or give a core.model.cuts.hooked.HookedCut as cut"
+        )
 
 
 def _refuse_unets(network: Any, name: str) -> None:

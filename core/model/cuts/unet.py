@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.model.alterations import has_freeu
 from core.model.cuts.base import Cut, Features, NetworkInputs
 
 Context = Mapping[str, Tensor]  # the inputs of cross attention
@@ -150,6 +151,8 @@ def up_block(
     The skips are passed one by one, because a checkpoint would keep those packed into a tuple.
     """
     arguments: dict[str, Any] = dict(context) if reads_context(block) else {}
+    if has_freeu(block):
+        sample = sample.clone()  # diffusers' FreeU scales its input in place; here h is read again by the next decode
     return block(sample, skips, time, **arguments | ({} if size is None else {"upsample_size": size}))
 
 
