@@ -24,13 +24,15 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from core.errors import UserError
+from core.errors import UserError, first_line
 from core.model.denoiser import Denoiser
+from core.model.schedulers import diffusion_levels
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow")
 
 _TINY = 1e-12
+_ZERO = 1e-7  # of a cumulative alpha: Euler's schedulers put 2^-24 in place of zero signal
 _SMALLEST_SLOPE = 0.1  # the smallest |p| that `inverse_step` divides by
 
 
@@ -61,7 +63,7 @@ class Schedule:
         if not 0 <= eta <= 1:
             raise UserError(f"eta: got {eta}; allowed: 0 (DDIM) to 1 (DDPM's variance)")
         kind = type(denoiser.scheduler).__name__
-        if eta > 0 and kind != "DDIMScheduler":
+        if eta > 0 and kind in ("FlowMatchEulerDiscreteScheduler", "LCMScheduler"):
             what = "a flow" if kind.startswith("Flow") else "a consistency model"
             raise UserError(f"eta: got {eta}; model '{denoiser.name}' is {what}, whose steps have no eta: 0")
         if kind == "FlowMatchEulerDiscreteScheduler":
@@ -73,18 +75,25 @@ class Schedule:
     @classmethod
     def _diffusion(cls, denoiser: Denoiser, steps: int, eta: float) -> "Schedule":
         scheduler = denoiser.scheduler
-        scheduler.set_timesteps(steps)
-        alphas, final = scheduler.alphas_cumprod.double().tolist(), float(scheduler.final_alpha_cumprod)
-        # For some numbers of steps, rounding in diffusers adds one step at the end of a trailing chain: timestep -1.
-        timesteps = [t for t in scheduler.timesteps.tolist() if t >= 0][:steps]
-        if timesteps[0] >= len(alphas):
+        try:
+            timesteps, alpha = diffusion_levels(scheduler, steps)
+        except Exception as error:  # what diffusers raises for steps that a scheduler cannot have is of many types
+            raise UserError(
+                f"steps: got {steps}; model '{denoiser.name}' has no such chain: {first_line(error)}"
+            ) from error
+        known = len(scheduler.alphas_cumprod)
+        if timesteps[0] >= known:
             raise UserError(
                 f"steps: got {steps}; the chain would begin at timestep {timesteps[0]}, and model '{denoiser.name}' "
-                f"knows 0 to {len(alphas) - 1}: take fewer steps"
+                f"knows 0 to {known - 1}: take fewer steps"
             )
-        alpha = [*(alphas[t] for t in timesteps), final]
+        if len(timesteps) < steps:
+            raise UserError(
+                f"steps: got {steps}; the {type(scheduler).__name__} of model '{denoiser.name}' has only "
+                f"{len(timesteps)} timesteps for them: take fewer steps"
+            )
         prediction: Prediction = scheduler.config["prediction_type"]
-        if prediction == "epsilon" and alpha[0] <= _TINY:
+        if prediction == "epsilon" and alpha[0] <= (_ZERO if scheduler.config.get("rescale_betas_zero_snr") else _TINY):
             raise UserError(
                 f"model '{denoiser.name}' predicts the noise and begins at zero signal (rescale_betas_zero_snr), "
                 "where noise tells nothing of the image: such a schedule needs v_prediction or sample"

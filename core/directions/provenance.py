@@ -7,6 +7,7 @@ import torch
 
 from core.chain.schedule import Schedule
 from core.model.denoiser import Denoiser
+from core.model.schedulers import sampler_of
 
 
 def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def provenance(method: str, denoiser: Denoiser, schedule: Schedule, settings: Ma
         "told": sorted(denoiser.condition.given),
         "sample_shape": list(denoiser.sample_shape),
         "network": type(denoiser.network).__name__,
-        "sampler": type(denoiser.scheduler).__name__,
+        "sampler": sampler_of(denoiser.scheduler),
         **({"codec": denoiser.codec.kind, "scaling_factor": denoiser.codec.scaling} if denoiser.codec else {}),
         "settings": plain,
         "torch": torch.__version__,

@@ -23,6 +23,7 @@ from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.directions import apply_directions
 from core.directions.provenance import provenance
 from core.model.pretrained import find_model, load_scheduler
+from core.model.schedulers import diffusion_levels, sampler_of
 from core.randomness import step_noise
 from orchestrator.bundle.card import card
 from tests import families
@@ -87,6 +88,9 @@ def evenly(scheduler: Any) -> Any:
 def pipeline_of(name: str, folder: Path) -> Any:
     pipeline = families.loads(folder).to(torch.float64)
     scheduler = evenly(load_scheduler(find_model(folder)))
+    if sampler_of(scheduler) == "DDIMScheduler":
+        config = {**scheduler.config, "_use_default_values": []}
+        scheduler = diffusers.DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=_ends(scheduler))
     if not isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
         scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
@@ -97,6 +101,11 @@ def pipeline_of(name: str, folder: Path) -> Any:
         pipeline.unet.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
     pipeline.scheduler = scheduler
     return pipeline
+
+
+def _ends(scheduler: Any) -> bool:
+    """Whether a chain of a model's scheduler ends without noise."""
+    return bool(diffusion_levels(scheduler, STEPS)[1][-1] == 1)
 
 
 class Watched:
@@ -315,7 +324,7 @@ def test_the_code_on_a_card_draws_what_our_chain_draws(
     name, use = CARDS[case]
     if name == "lcm" and injection == "asymmetric":
         pytest.skip("a consistency model's steps have no second part")
-    denoiser = Denoiser.from_pretrained(leading(folder(name), tmp_path / "model"), **use)
+    denoiser = Denoiser.from_pretrained(evenly_spaced(folder(name), tmp_path / "model"), **use)
     found = set_of(denoiser)
     found = replace(found, provenance={**found.provenance, "injection": injection})
     found.save(tmp_path / "set")
@@ -336,13 +345,13 @@ def test_the_code_on_a_card_draws_what_our_chain_draws(
     assert float((plain - expected).norm() / expected.norm()) > 1e-2
 
 
-def leading(folder: Path, to: Path) -> Path:
+def evenly_spaced(folder: Path, to: Path) -> Path:
     """The same model; for timesteps at equal distances, as in `evenly`, where they are not."""
     shutil.copytree(folder, to)
     file = to / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text())
     if config.get("timestep_spacing") == "linspace":
-        file.write_text(json.dumps({**config, "timestep_spacing": "leading"}))
+        file.write_text(json.dumps({**config, "timestep_spacing": "trailing"}))
     return to
 
 
