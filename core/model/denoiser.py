@@ -99,7 +99,6 @@ class Denoiser:
         options, model_folder = Use.of(use), find_model(model)
         network, *digests = load_network(model_folder, dtype)
         scheduler = load_scheduler(model_folder)
-        refuse_unsupported(network, model_folder.name)
         refuse_incomplete(model_folder)
         shape = own_shape(network, options.size, codec_factor(model_folder))
         codec = None

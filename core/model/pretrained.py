@@ -17,7 +17,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.errors import AbsentModelError, ModelError, first_line
+from core.errors import AbsentModelError, ModelError, UserError, first_line
 from core.files import PICKLES
 from core.model.architecture import class_of, empty_network
 from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, missing_model, origin_of
@@ -36,6 +36,8 @@ from core.model.file_names import (
 from core.model.hub import download
 from core.model.schedulers import PLAIN, as_run, refuse_kind
 from core.model.single_file import configured_as, unpacked, unpacked_before
+from core.model.stored_weights import check_names
+from core.model.unsupported import refuse_unsupported
 from core.quiet import quiet_diffusers
 
 
@@ -190,19 +192,17 @@ def _loaded(model_folder: ModelFolder, folder: Path, config: Mapping[str, Any], 
     try:
         with init_empty_weights(include_buffers=False), quiet_diffusers():  # buffers may be computed, and in no file
             network = class_of(config).from_config(config)
-        stored = {name: weight for file in weight_files(folder) for name, weight in load_file(file).items()}
+        refuse_unsupported(network, model_folder.name)  # before weights are held against what it is not
+        files = weight_files(folder)
+        stored = {name: weight for file in files for name, weight in load_file(file).items()}
         network._fix_state_dict_keys_on_load(stored)  # published models have old names in attention
-        expected = network.state_dict()
-        stored = {name: stored[name] for name in expected if name in stored}
-        for name, weight in stored.items():
-            if weight.shape != expected[name].shape:
-                shapes = f"{list(weight.shape)}, and by its configuration {list(expected[name].shape)}"
-                raise ValueError(f"{name} is of shape {shapes}")
+        check_names(stored, network, files)
+        stored = {name: stored[name] for name in network.state_dict()}
         cast = {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in stored.items()}
-        missing = network.load_state_dict(cast, strict=False, assign=True).missing_keys
-        if missing:
-            raise ValueError(f"it lacks {missing[0]}")
+        network.load_state_dict(cast, assign=True)
         return network.eval(), tensors_digest(stored)
+    except UserError:
+        raise
     except Exception as error:
         raise ModelError(f"model '{model_folder.name}' cannot be read from {folder}: {first_line(error)}") from error
 

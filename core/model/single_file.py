@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from core.errors import ModelError, first_line
 from core.files import atomic_folder
+from core.model.stored_weights import prefixed, reason
 from core.quiet import quiet_diffusers, quiet_transformers
 
 SUFFIX = ".safetensors"
@@ -128,7 +129,13 @@ def _kind(file: Path) -> str:
     """Return diffusers' name for the file's model type. Raises ModelError for an unsupported type or a missing part."""
     shapes = _shapes(file)
     kind = _inferred(shapes)
+    if why := reason(shapes):
+        raise ModelError(f"model '{file}' cannot be read: some of its weights are not those of a model: {why}")
     if _pipeline_of(kind) is None:
+        prefix = f"{next(iter(shapes), '').partition('.')[0]}."
+        unwrapped = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+        if all(name.startswith(prefix) for name in shapes) and _pipeline_of(_inferred(unwrapped)):
+            raise ModelError(f"model '{file}' cannot be read: {prefixed([prefix], [file])}")
         raise ModelError(f"model '{file}' is a single file of kind '{kind}'; allowed: {', '.join(_PIPELINES)}")
     if lacking := [part for part, begins in _BESIDE.items() if not _any_begins(shapes, begins)]:
         raise ModelError(f"model '{file}' holds no {' and no '.join(lacking)}: {_instead(kind)}")

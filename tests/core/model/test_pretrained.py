@@ -26,6 +26,7 @@ from core.model.catalogue import GROUP
 from core.model.cuts.hooked import HookedCut
 from core.model.denoiser import Denoiser
 from core.model.pretrained import find_model, refuse_incomplete
+from core.model.stored_weights import check_names
 from core.model.use import Use
 from core.randomness import noise
 from tests import families
@@ -182,6 +183,106 @@ def test_weights_of_another_shape_are_told_by_the_first(sd: Path) -> None:
         f"model '{sd}' cannot be read from {sd / 'unet'}: down_blocks.1.resnets.0.conv1.weight is of shape "
         "[16, 8, 3, 3], and by its configuration [24, 8, 3, 3]"
     )
+
+
+NETWORK = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def pixel(tmp_path: Path) -> Path:
+    return families.saved("pixel", tmp_path / "pixel")
+
+
+def restored(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """The folder, with the network's weights changed."""
+    save_file(change(load_file(folder / NETWORK)), folder / NETWORK, {"format": "pt"})
+    return folder
+
+
+ANOTHER = "the configuration is of another network: take the config.json that was saved with the weights"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (
+            {"class_embedding.weight": (10, 32)},
+            "it holds 1 weight (class_embedding.weight) that its configuration has no place for: the network is told a "
+            "class, and its configuration has lost num_class_embeds: take the config.json that was saved with the "
+            "weights",
+        ),
+        (
+            {f"conv_in.lora_{part}.default.weight": (2, 3, 1, 1) for part in "AB"},
+            "it holds 2 weights (conv_in.lora_A.default.weight, conv_in.lora_B.default.weight) that its configuration "
+            "has no place for: they belong to an adapter (LoRA): merge it into the weights (fuse_lora, "
+            "merge_and_unload) and save the model",
+        ),
+        (
+            {"conv_in.weight.absmax": (3,)},
+            "it holds 1 weight (conv_in.weight.absmax) that its configuration has no place for: they are quantised: "
+            "give the weights of 32 or 16 bits",
+        ),
+        (
+            {f"layer.{n}.bias": (1,) for n in range(5)},
+            "it holds 5 weights (layer.0.bias, layer.1.bias, layer.2.bias, ...) that its configuration has no place "
+            f"for: {ANOTHER}",
+        ),
+    ],
+)
+def test_weights_that_the_configuration_has_no_place_for_are_refused_with_the_likely_reason(
+    pixel: Path, more: dict[str, tuple[int, ...]], sentence: str
+) -> None:
+    restored(pixel, lambda weights: weights | {name: torch.ones(shape) for name, shape in more.items()})
+    with pytest.raises(ModelError) as caught:
+        Denoiser.from_pretrained(pixel)
+    assert str(caught.value) == f"model '{pixel}' cannot be read from {pixel / 'unet'}: {sentence}"
+
+
+def test_weights_that_are_missing_are_named(pixel: Path) -> None:
+    restored(pixel, lambda weights: {name: weight for name, weight in weights.items() if "conv_out" not in name})
+    with pytest.raises(ModelError) as caught:
+        Denoiser.from_pretrained(pixel)
+    assert str(caught.value) == (
+        f"model '{pixel}' cannot be read from {pixel / 'unet'}: it lacks 2 weights (conv_out.weight, conv_out.bias): "
+        f"the files are not whole, or {ANOTHER}"
+    )
+
+
+def test_an_autoencoders_weights_are_held_against_its_configuration_too(sd: Path) -> None:
+    file = sd / "vae/diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"loss.discriminator.weight": torch.ones(1)}, file)
+    with pytest.raises(ModelError, match=r"^model '.*' cannot be read from .*/vae: it holds 1 weight \(loss.discrim"):
+        Denoiser.from_pretrained(sd, **PROMPTED)
+
+
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        (lambda name: [f"module.{name}"], "begin with 'module.', which"),
+        (lambda name: [f"_orig_mod.{name}"], "begin with '_orig_mod.', which"),
+        (lambda name: [f"model.unet.{name}"], "begin with 'model.unet.', which"),
+        (lambda name: [f"ema.{name}", f"model.{name}"], "begin with 'ema.', of 'ema.' and 'model.', which"),
+        (lambda name: [name.replace("conv1.", "conv1._orig_mod.")], "hold '_orig_mod.', which"),
+    ],
+)
+def test_names_that_a_wrapper_changed_are_told_with_the_command_that_restores_them(
+    pixel: Path, renamed: Callable[[str], list[str]], said: str
+) -> None:
+    digest = Denoiser.from_pretrained(pixel).digest
+    restored(pixel, lambda weights: {new: weight.clone() for name, weight in weights.items() for new in renamed(name)})
+    with pytest.raises(ModelError) as caught:
+        Denoiser.from_pretrained(pixel)
+    sentence, command = str(caught.value).split(': python -c "')
+    start = f"model '{pixel}' cannot be read from {pixel / 'unet'}: the names of its weights {said} a wrapper put there"
+    assert sentence.startswith(start) and sentence.endswith("save them once without it")
+    exec(command.rstrip('"'), {})  # the very command that is told
+    assert Denoiser.from_pretrained(pixel).digest == digest
+
+
+def test_a_buffer_that_is_computed_and_was_saved_by_an_older_version_is_no_weight_too_many(pixel: Path) -> None:
+    network = Denoiser.from_pretrained(pixel).network
+    network.register_buffer("places", torch.ones(2), persistent=False)
+    check_names(network.state_dict() | {"places": torch.ones(2)}, network, [pixel / NETWORK])
 
 
 @pytest.mark.slow

@@ -150,6 +150,32 @@ def test_a_file_of_another_kind_is_told(
     )
 
 
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_file_whose_names_a_wrapper_changed_is_told_with_the_command_that_restores_them(
+    tmp_path: Path, weights: bool, asked: list[str]
+) -> None:
+    file = write(tmp_path / "x.safetensors", *(f"module.{name}" for name in (UNET, *BESIDE)))
+    with pytest.raises(ModelError) as caught:
+        find_model(file, weights)
+    sentence, command = str(caught.value).split(': python -c "')
+    assert sentence == (
+        f"model '{file}' cannot be read: the names of its weights begin with 'module.', which a wrapper put there "
+        "(DistributedDataParallel, torch.compile, a trainer, an EMA): save them once without it"
+    )
+    exec(command.rstrip('"'), {})  # the very command that is told
+    assert find_model(file).folder.is_dir() and asked == [str(file)]
+
+
+def test_a_file_with_an_adapter_beside_the_model_is_refused(file: Path, asked: list[str]) -> None:
+    write(file, UNET, *BESIDE, "lora_unet_mid_block.lora_down.weight")
+    with pytest.raises(ModelError) as caught:
+        find_model(file)
+    assert asked == [] and str(caught.value) == (
+        f"model '{file}' cannot be read: some of its weights are not those of a model: they belong to an adapter "
+        "(LoRA): merge it into the weights (fuse_lora, merge_and_unload) and save the model"
+    )
+
+
 @pytest.mark.parametrize(
     ("shapes", "lacking", "whole"),
     [
