@@ -77,6 +77,7 @@ class Denoiser:
         if not self.cut.tap.channels:
             self.cut.read_tap(self._on_meta(), self.sample_shape, self.condition.plain().rows(1), name)
         self.listeners: list[Callable[[], object]] = []  # called at the start of every pass
+        self.notes: tuple[str, ...] = ()  # what a user should know of how the model was found, a sentence each
         self._blueprints: dict[torch.dtype, Denoiser] = {}
 
     @classmethod
@@ -110,7 +111,9 @@ class Denoiser:
         for part in (network, *([codec.network] if codec else [])):
             torch.nn.Module.to(part, device=device)  # diffusers' own override only adds a warning
         parts: dict[str, Any] = {"condition": condition, "codec": codec, "use": options, "sample_shape": shape}
-        return cls(network, scheduler, str(model), combined_digest(digests), **parts)
+        denoiser = cls(network, scheduler, str(model), combined_digest(digests), **parts)
+        denoiser.notes = model_folder.notes
+        return denoiser
 
     @classmethod
     def without_weights(cls, model: str | Path, dtype: torch.dtype = torch.float32, **use: Any) -> "Denoiser":

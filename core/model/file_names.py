@@ -1,24 +1,53 @@
 """The folders of a model in diffusers layout, and the names of the files with its weights."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
 NETWORKS = ("unet", "transformer")  # folders of the network that denoises
+AVERAGED = "unet_ema"  # of a training checkpoint: the moving average of the weights, beside those in unet/
 CODECS = ("vae", "vqvae")
+_VARIANTS = ("fp32", "fp16", "bf16")  # the usual ones, best first
+_PART = r"(?:-\d+-of-\d+)?"
 
 
 def weight_names(stem: str = WEIGHTS) -> tuple[str, ...]:
-    """Return the file names to look for, in order: an index of several files, one file, then both in half precision."""
-    return tuple(
-        name for half in ("", ".fp16") for name in (f"{stem}.safetensors.index{half}.json", f"{stem}{half}.safetensors")
-    )
+    """Return the usual file names, in the order in which they are looked for: of no variant first, an index first."""
+    return tuple(name for variant in ("", *_VARIANTS) for name in _names_of(stem, variant))
 
 
 def weights_at(part: Path, stem: str = WEIGHTS) -> Path | None:
-    """Return the file with a part's weights, or the index that names several; None where there is neither."""
-    return next((part / name for name in weight_names(stem) if (part / name).is_file()), None)
+    """Return the file with a part's weights, or the index that names several; None where there is neither.
+
+    Weights of a variant ("fp16", "bf16", or any other) are taken only where there are no others.
+    """
+    variant = best_variant([file.name for file in part.glob(f"{stem}.*")], stem)
+    names = (*_names_of(stem, ""), *(_names_of(stem, variant) if variant else ()))
+    return next((part / name for name in names if (part / name).is_file()), None)
+
+
+def variant_of(name: str, stem: str = WEIGHTS) -> str | None:
+    """Return the variant of a file of weights, of one of its parts, or of an index; None for any other file."""
+    found = re.fullmatch(
+        rf"{stem}(?:\.safetensors\.index\.(\w+)\.json|\.(\w+){_PART}\.safetensors|{_PART}\.(\w+)\.safetensors)", name
+    )
+    return found and next(filter(None, found.groups()))
+
+
+def best_variant(names: Iterable[str], stem: str = WEIGHTS) -> str | None:
+    """Return the variant to take among these files; None where there is none."""
+    variants = {variant for name in names if (variant := variant_of(name, stem))}
+    known = {variant: place for place, variant in enumerate(_VARIANTS)}
+    return min(variants, key=lambda each: ("non_ema" in each, known.get(each, len(known)), each), default=None)
+
+
+def _names_of(stem: str, variant: str) -> tuple[str, str]:
+    """Return the names of the index and of the one file of a variant; "" is none."""
+    dotted = f".{variant}" if variant else ""
+    return f"{stem}.safetensors.index{dotted}.json", f"{stem}{dotted}.safetensors"
 
 
 def weight_files(part: Path) -> list[Path]:

@@ -6,30 +6,39 @@ from pathlib import Path
 from core.errors import AbsentModelError, ModelError
 from core.files import PICKLES
 from core.model.catalogue import SINGLE_FILES
-from core.model.file_names import CODECS, NETWORKS, TRANSFORMERS_WEIGHTS, WEIGHTS, only_pickles, weights_at
+from core.model.file_names import (
+    CODECS,
+    NETWORKS,
+    TRANSFORMERS_WEIGHTS,
+    WEIGHTS,
+    best_variant,
+    only_pickles,
+    variant_of,
+    weights_at,
+)
 
 _ROOT = ("model_index.json", "config.json", "scheduler_config.json")  # older models keep the network at the root
 _TEXT = tuple(f"text_encoder{number}" for number in ("", "_2", "_3"))
 _TOKENIZERS = tuple(f"tokenizer{number}" for number in ("", "_2", "_3"))
 _STEMS = dict.fromkeys((*NETWORKS, *CODECS), WEIGHTS) | dict.fromkeys(_TEXT, TRANSFORMERS_WEIGHTS)
-_IGNORED = ["*.fp16*", "*non_ema*"]
+_IGNORED = ["*.fp16*", "*non_ema*", "*.safetensors.index.*.json"]  # of variants, as far as a pattern below names them
 _LOST = ("TransportError", "ConnectionError", "TimeoutError")  # by name: the hub's client has changed its HTTP library
 
 
 def download(hub_id: str, revision: str | None, weights: bool) -> Path:
     """Download the used parts of a hub model once, and return its folder; with weights=False only configurations.
 
-    Weights in half precision are downloaded only where there are no others. Raises ModelError, in one sentence, where
-    the model cannot be fetched, is not in diffusers layout, or has weights only as pickles; AbsentModelError where the
-    hub cannot be reached and this machine's cache holds only a part of it.
+    Weights of a variant ("fp16") are downloaded only where there are no others. Raises ModelError, in one sentence,
+    where the model cannot be fetched, is not in diffusers layout, or has weights only as pickles; AbsentModelError where
+    the hub cannot be reached and this machine's cache holds only a part of it.
     """
     folder = _fetched(hub_id, revision, list(_patterns(weights)), _IGNORED)
     lacking = _without_weights(folder) if weights else []
     if not lacking:
         return folder
     files = _listed(hub_id, revision, lacking)
-    if half := [file for file in files if ".fp16" in file and _is_of(lacking, file) and not _is_pickle(file)]:
-        folder = _fetched(hub_id, revision, half, [])
+    if variants := [file for part in lacking for file in _best_variant(part, files)]:
+        folder = _fetched(hub_id, revision, variants, [])
     name = f"{hub_id}@{revision}" if revision else hub_id
     pickled = [file for file in files if _is_pickle(file) and _is_of(_without_weights(folder), file)]
     single = [file for file in files if "/" not in file and file.endswith(SINGLE_FILES)]
@@ -89,6 +98,14 @@ def _listed(hub_id: str, revision: str | None, lacking: list[str]) -> list[str]:
             f"model '{_named(hub_id, revision)}': this machine's cache has no weights of {parts}, and the hub is out "
             f"of reach ({type(error).__name__}): fetch it where there is a network"
         ) from error
+
+
+def _best_variant(part: str, files: list[str]) -> list[str]:
+    """Return the files of the variant ("fp16", "bf16", ...) that is taken where a part has no other weights."""
+    stem = _STEMS.get(part, WEIGHTS)
+    names = {file: file.rpartition("/")[2] for file in files if file.rpartition("/")[0] == part}
+    best = best_variant(names.values(), stem)
+    return [file for file, name in names.items() if best and variant_of(name, stem) == best]
 
 
 def _is_of(parts: list[str], file: str) -> bool:

@@ -25,11 +25,13 @@ from core.model.catalogue import model_folder as built_in_folder
 from core.model.codec import Codec
 from core.model.cuts import CUTS
 from core.model.file_names import (
+    AVERAGED,
     CODECS,
     NETWORKS,
     TRANSFORMERS_WEIGHTS,
     WEIGHTS,
     only_pickles,
+    variant_of,
     weight_files,
     weights_at,
 )
@@ -39,6 +41,8 @@ from core.model.single_file import configured_as, unpacked, unpacked_before
 from core.model.stored_weights import check_names
 from core.model.unsupported import refuse_unsupported
 from core.quiet import quiet_diffusers
+
+_SCHEDULER = "scheduler_config.json"
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,39 @@ class ModelFolder:
 
     @property
     def network(self) -> Path:
-        """The folder of the network; the root for older models."""
+        """The folder of the network; the root for older models. Of a training checkpoint the averaged weights."""
+        averaged = self.folder / AVERAGED
+        if (averaged / "config.json").is_file() and weights_at(averaged):
+            return averaged
         return next((self.folder / part for part in NETWORKS if (self.folder / part).is_dir()), self.folder)
+
+    @property
+    def scheduler(self) -> Path:
+        """The folder of the scheduler; the root for older models. That of a training checkpoint lies above it."""
+        own = self.folder / "scheduler"
+        own = own if own.is_dir() else self.folder
+        above = self._above
+        return own if (own / _SCHEDULER).is_file() or above is None else above / "scheduler"
+
+    @property
+    def _above(self) -> Path | None:
+        """The folder above that has the scheduler of a training: of RUN/checkpoint-500, or of its unet."""
+        parents = self.folder.resolve().parents[: 2 if self.folder.name in (*NETWORKS, AVERAGED) else 1]
+        return next((parent for parent in parents if (parent / "scheduler" / _SCHEDULER).is_file()), None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what is taken: a sentence each, without a full stop."""
+        notes = []
+        if self.network.name == AVERAGED and self.network != self.folder:
+            instead = self.folder / "unet"
+            notes.append(
+                f"model '{self.name}': the averaged weights (EMA) in {self.network} are taken; for those of the last "
+                f"step give {instead} as the model"
+            )
+        if not self.scheduler.is_relative_to(self.folder):
+            notes.append(f"model '{self.name}' has no scheduler of its own: that in {self.scheduler} is taken")
+        return tuple(notes)
 
     @property
     def codec(self) -> Path | None:
@@ -60,9 +95,9 @@ class ModelFolder:
 
     @property
     def variant(self) -> str | None:
-        """diffusers' variant "fp16" where weights of a text encoder exist in half precision only, else None."""
-        stored = [weights_at(part, TRANSFORMERS_WEIGHTS) for part in self.folder.glob("text_encoder*")]
-        return "fp16" if any(".fp16" in file.name for file in stored if file) else None
+        """diffusers' variant, such as "fp16", where weights of a text encoder exist in no other, else None."""
+        stored = [weights_at(part, TRANSFORMERS_WEIGHTS) for part in sorted(self.folder.glob("text_encoder*"))]
+        return next((found for file in stored if file and (found := variant_of(file.name, TRANSFORMERS_WEIGHTS))), None)
 
 
 def find_model(model: str | Path, weights: bool = True) -> ModelFolder:
@@ -77,7 +112,9 @@ def find_model(model: str | Path, weights: bool = True) -> ModelFolder:
     if name in MODELS:
         return ModelFolder(name, built_in_folder(name))
     if there == "folder":
-        return ModelFolder(name, Path(name).expanduser())
+        found = ModelFolder(name, Path(name).expanduser())
+        _refuse_part(found)
+        return found
     if there == "file":
         path = Path(name).expanduser()
         return ModelFolder(
@@ -86,6 +123,19 @@ def find_model(model: str | Path, weights: bool = True) -> ModelFolder:
     if origin_of(name) != "hub":
         raise AbsentModelError(missing_model(name))
     return ModelFolder(name, _of_hub(name, weights))
+
+
+def _refuse_part(model_folder: ModelFolder) -> None:
+    """Raise ModelError for one network of a model whose other networks lie in the folder above."""
+    folder, above = model_folder.folder, model_folder.scheduler.parent
+    if model_folder.scheduler.is_relative_to(folder):
+        return
+    parts = sorted(path.name for name in (*CODECS, "text_encoder*") for path in above.glob(name) if path.is_dir())
+    if lacking := [f"{part}/" for part in parts if not (folder / part).is_dir()]:
+        raise ModelError(
+            f"model '{model_folder.name}' is a part of that in {above}, whose {', '.join(lacking)} it lacks: give that "
+            "folder as the model, or a copy of it with these weights in the place of its own"
+        )
 
 
 def _of_hub(name: str, weights: bool) -> Path:
@@ -276,10 +326,10 @@ def _current(config: dict[str, Any]) -> dict[str, Any]:
 
 def load_scheduler(model_folder: ModelFolder) -> Any:
     """Load the scheduler that this package runs for the model (core.model.schedulers)."""
-    part = model_folder.folder / "scheduler" if (model_folder.folder / "scheduler").is_dir() else model_folder.folder
-    if not (part / "scheduler_config.json").is_file():
-        raise ModelError(f"model '{model_folder.name}' is incomplete: {part} lacks scheduler_config.json")
-    config = _read_json(part / "scheduler_config.json", model_folder.name)
+    part = model_folder.scheduler
+    if not (part / _SCHEDULER).is_file():
+        raise ModelError(f"model '{model_folder.name}' is incomplete: {part} lacks {_SCHEDULER}")
+    config = _read_json(part / _SCHEDULER, model_folder.name)
     refuse_kind(config["_class_name"], model_folder.name)
     try:
         with quiet_diffusers(), warnings.catch_warnings():

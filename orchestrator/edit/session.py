@@ -97,7 +97,7 @@ class EditSession:
         injection, window, eta = _chain_of(directions, bundle)
         precision = options.precision or _precision_of(directions, bundle)
         denoiser = lean(_model(directions, options, precision))
-        warnings = [*_agreement(directions, denoiser, options.any_model)]
+        warnings = [*denoiser.notes, *_agreement(directions, denoiser, options.any_model)]
         steps = len(directions.timesteps) if options.steps is None else options.steps
         schedule = Schedule.ddim(denoiser, steps, eta)
         if len(schedule) != len(directions.timesteps):

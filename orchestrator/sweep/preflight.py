@@ -30,6 +30,7 @@ class ModelFacts:
 
     weights: str  # digest of the model's weights
     set_bytes: int  # bytes of the largest direction set that a trial may find
+    notes: tuple[str, ...] = ()  # what a user should know of how the model was found, a sentence each
 
 
 def check_model(sweep: Sweep) -> ModelFacts:
@@ -50,7 +51,7 @@ def check_model(sweep: Sweep) -> ModelFacts:
     if problems:
         raise UserError("\n".join(problems))
     most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=1)
-    return ModelFacts(denoiser.digest, 4 * most * sweep.sampler.steps * prod(denoiser.h_shape))
+    return ModelFacts(denoiser.digest, 4 * most * sweep.sampler.steps * prod(denoiser.h_shape), denoiser.notes)
 
 
 def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None) -> Iterator[str]:

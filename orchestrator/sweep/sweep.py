@@ -75,6 +75,8 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     if not folder.exists() or "study" not in folder.read():
         check_place(sweep)
     model = check_model(sweep)
+    for note in model.notes:
+        console.print(f"Note: {note}.", soft_wrap=True, highlight=False, markup=False)
     folder.refuse_other_weights(model.weights)
     if tracking.embedded:  # checked last, because that makes its file
         _check_store(folder, tracking, console)

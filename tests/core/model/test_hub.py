@@ -114,6 +114,15 @@ def test_weights_that_are_there_in_half_precision_alone_are_fetched(hub: Hub, tm
     assert [name for name in hub.files(hub.fetched) if ".fp16" in name] == [f"{UNET}.fp16.safetensors"]
 
 
+@pytest.mark.parametrize("variant", ["bf16", "other"])
+def test_weights_that_are_there_as_any_variant_alone_are_fetched(hub: Hub, variant: str) -> None:
+    hub.put("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", f"{UNET}.non_ema.safetensors")
+    hub.put(f"{UNET}.{variant}-00001-of-00001.safetensors", f"{UNET}.safetensors.index.{variant}.json")
+    find_model("some/model")
+    found = [name for name in hub.files(hub.fetched) if name.startswith(UNET)]
+    assert found == [f"{UNET}.{variant}-00001-of-00001.safetensors", f"{UNET}.safetensors.index.{variant}.json"]
+
+
 @pytest.mark.slow
 def test_pickles_are_refused_with_the_command_that_converts_them(
     sd: Hub, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

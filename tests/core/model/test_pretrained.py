@@ -199,6 +199,71 @@ def restored(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str,
     return folder
 
 
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "mine"])
+@pytest.mark.parametrize("several", [False, True])
+def test_weights_of_any_variant_are_read_where_there_are_no_others(pixel: Path, variant: str, several: bool) -> None:
+    whole = Denoiser.from_pretrained(pixel).digest
+    part = (pixel / NETWORK).parent
+    name = f"diffusion_pytorch_model.{variant}{'-00001-of-00001' * several}.safetensors"
+    if several:
+        index = json.dumps({"weight_map": dict.fromkeys(load_file(pixel / NETWORK), name)})
+        (part / f"diffusion_pytorch_model.safetensors.index.{variant}.json").write_text(index)
+    (pixel / NETWORK).rename(part / name)
+    other = part / "diffusion_pytorch_model.non_ema.safetensors"  # which is taken last
+    save_file({"nothing": torch.ones(1)}, other)
+    assert Denoiser.from_pretrained(pixel).digest == whole
+
+
+@pytest.fixture
+def checkpoint(pixel: Path) -> Path:
+    """A checkpoint as diffusers' training scripts write it, under the folder of the run."""
+    folder = pixel / "checkpoint-500"
+    shutil.copytree(pixel / "unet", folder / "unet")
+    return folder
+
+
+@pytest.mark.parametrize("part", ["", "unet"])
+def test_a_training_checkpoint_has_the_scheduler_of_the_folder_above_it(
+    checkpoint: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(checkpoint.parent / "scheduler/scheduler_config.json", num_train_timesteps=500)
+    monkeypatch.chdir(checkpoint)
+    for given in (checkpoint / part, Path(part)):
+        for open_model in OPEN:
+            assert open_model(given).scheduler.config["num_train_timesteps"] == 500
+        place = checkpoint.parent / "scheduler"
+        assert Denoiser.from_pretrained(given).notes == (
+            f"model '{given}' has no scheduler of its own: that in {place} is taken",
+        )
+
+
+def test_averaged_weights_of_a_checkpoint_are_taken_and_the_others_can_be_chosen(checkpoint: Path) -> None:
+    averaged = checkpoint / "unet_ema/diffusion_pytorch_model.safetensors"
+    shutil.copytree(checkpoint / "unet", averaged.parent)
+    save_file({name: weight / 2 for name, weight in load_file(averaged).items()}, averaged)
+    edit(averaged.parent / "config.json", decay=0.99, optimization_step=500)  # as EMAModel saves it
+    shutil.copytree(checkpoint.parent / "scheduler", checkpoint / "scheduler")
+    last, taken = Denoiser.from_pretrained(checkpoint / "unet"), Denoiser.from_pretrained(checkpoint)
+    assert torch.equal(taken.network.conv_in.weight, last.network.conv_in.weight / 2)
+    assert taken.notes == (
+        f"model '{checkpoint}': the averaged weights (EMA) in {averaged.parent} are taken; for those of the last step "
+        f"give {checkpoint / 'unet'} as the model",
+    )
+    averaged.unlink()
+    assert Denoiser.from_pretrained(checkpoint).digest == last.digest, "without averaged weights"
+
+
+@pytest.mark.parametrize("part", ["unet", "checkpoint-500"])
+def test_a_part_of_a_latent_model_is_not_taken_for_a_whole_one(sd: Path, part: str) -> None:
+    shutil.copytree(sd / "unet", sd / "checkpoint-500/unet")
+    with pytest.raises(ModelError) as caught:
+        find_model(sd / part)
+    assert str(caught.value) == (
+        f"model '{sd / part}' is a part of that in {sd}, whose text_encoder/, vae/ it lacks: give that folder as the "
+        "model, or a copy of it with these weights in the place of its own"
+    )
+
+
 ANOTHER = "the configuration is of another network: take the config.json that was saved with the weights"
 
 

@@ -49,6 +49,13 @@ def test_a_window_is_measured_against_the_training_timesteps_of_its_model(tiny_m
     ]
 
 
+def test_what_a_user_should_know_of_the_model_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model / "unet", tmp_path / "checkpoint-5/unet")
+    shutil.copytree(tiny_model / "scheduler", tmp_path / "scheduler")
+    (note,) = check_model(sweep_with(tmp_path / "checkpoint-5", method="random")).notes
+    assert note.endswith(f"has no scheduler of its own: that in {tmp_path / 'scheduler'} is taken")
+
+
 @pytest.mark.slow
 def test_more_directions_than_dimensions(tiny_model: Path) -> None:
     for directions in (33, {"choice": [4, 33]}, {"int": [4, 33]}):
