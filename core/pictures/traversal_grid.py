@@ -1,6 +1,7 @@
 """Traversals: draw one sample along every direction at several scales, and show the images as a labelled grid."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from PIL import Image, ImageDraw
@@ -10,10 +11,13 @@ from core.chain.sampling import sample, start_of
 from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.model.denoiser import Denoiser
+from core.pictures.labels import LINE, drawable, label_font, widest, wrapped
 from core.randomness import REPORT_SEEDS
 from core.samples.draw import Sampling
 
 GRID_SCALES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+_GAP = 2  # pixels between images
+_LEAST_TITLE = 300  # pixels that a title may take where the images take fewer
 
 
 @torch.no_grad()
@@ -41,28 +45,42 @@ def traversal(
     return torch.cat(parts).reshape(len(directions), len(scales), *denoiser.image_shape)
 
 
-def grid(images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), cell: int = 96) -> Image.Image:
-    """Return images [R, C, channels, H, W] in [-1, 1] as one labelled picture, each `cell` pixels wide and high.
+def grid(
+    images: Tensor, rows: Sequence[str] = (), columns: Sequence[str] = (), cell: int = 96, title: str = ""
+) -> Image.Image:
+    """Return images [R, C, channels, H, W] in [-1, 1] as one labelled picture, in the aspect ratio of H, W.
 
-    rows, columns: the labels. Images are resized by nearest neighbour, so that small ones are not blurred.
+    rows, columns: the labels; cell: the pixels of the longer side of an image; title: written above, and wrapped at its
+    commas. Images are resized by nearest neighbour, so that small ones are not blurred.
     """
-    left = 8 + max((7 * len(name) for name in rows), default=-8)
-    top = 18 if columns else 0
-    gap = 2
-    height, width = len(images) * (cell + gap) + top, images.shape[1] * (cell + gap) + left
-    picture = Image.new("RGB", (width, height), "white")
+    rows, columns = [drawable(name) for name in rows], [drawable(name) for name in columns]
+    height, width = shown_size(images.shape[-2:], cell)
+    across, down = max(width, widest(columns) + 6 if columns else 0) + _GAP, max(height, LINE if rows else 0) + _GAP
+    left = widest(rows) + 8 if rows else 0
+    lines = wrapped(drawable(title), max(left + images.shape[1] * across, _LEAST_TITLE))
+    top = LINE * (len(lines) + bool(columns))
+    size = max(left + images.shape[1] * across, widest(lines) + 8 if lines else 0), top + len(images) * down
+    picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    for r, row in enumerate(images):
-        y = top + r * (cell + gap)
-        if rows:
-            draw.text((4, y + cell // 2 - 6), rows[r], fill="black")
-        for c, image in enumerate(row):
-            picture.paste(
-                to_picture(image).resize((cell, cell), Image.Resampling.NEAREST), (left + c * (cell + gap), y)
-            )
+    write = partial(draw.text, fill="black", font=label_font())
+    for i, line in enumerate(lines):
+        write((4, LINE * i + LINE // 2), line, anchor="lm")
     for c, name in enumerate(columns):
-        draw.text((left + c * (cell + gap) + cell // 2 - 3 * len(name), 3), name, fill="black")
+        write((left + c * across + (across - _GAP) // 2, top - LINE // 2), name, anchor="mm")
+    for r, row in enumerate(images):
+        y = top + r * down
+        if rows:
+            write((4, y + (down - _GAP) // 2), rows[r], anchor="lm")
+        for c, image in enumerate(row):
+            x = left + c * across + (across - _GAP - width) // 2
+            picture.paste(to_picture(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
     return picture
+
+
+def shown_size(size: Sequence[int], longest: int) -> tuple[int, int]:
+    """Return the (height, width) in which an image of this height and width is `longest` pixels on its longer side."""
+    height, width = (max(1, round(side * longest / max(size))) for side in size)
+    return height, width
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -1,9 +1,12 @@
 """Pictures show what they say."""
 
+import numpy as np
+import pytest
 import torch
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
-from core.pictures.traversal_grid import grid, to_picture, traversal, traversal_grid
+from core.pictures.labels import LINE
+from core.pictures.traversal_grid import grid, shown_size, to_picture, traversal, traversal_grid
 from core.samples.draw import Sampling
 
 
@@ -33,3 +36,16 @@ def test_grey_levels_and_order() -> None:
 def test_channels_that_no_screen_has_are_left_out() -> None:
     shown = {c: to_picture(torch.linspace(-1, 1, c)[:, None, None].expand(c, 2, 2)).getpixel((0, 0)) for c in (2, 3, 4)}
     assert shown == {2: (0, 0, 0), 3: (0, 128, 255), 4: (0, 85, 170)}
+
+
+@pytest.mark.parametrize("size", [(16, 24), (24, 8)])
+def test_images_keep_their_aspect_ratio(size: tuple[int, int]) -> None:
+    """Each pixel of an image becomes a square of the picture, whatever the labels beside it."""
+    images = torch.rand(2, 3, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    height, width = (4 * side for side in size)
+    bare = np.asarray(grid(images, cell=96))
+    assert bare.shape[:2] == (2 * (height + 2), 3 * (width + 2))
+    assert (bare[:height, :width] == np.asarray(to_picture(images[0, 0])).repeat(4, 0).repeat(4, 1)).all()
+    labelled = grid(images, ["smile", "улыбка"], ["-1", "original", "+1"], title="smile")
+    assert labelled.height == 2 * (height + 2) + 2 * LINE and labelled.width > bare.shape[1]
+    assert shown_size((1, 400), 96) == (1, 96)

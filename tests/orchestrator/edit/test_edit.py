@@ -122,7 +122,8 @@ def test_a_grid_has_samples_down_and_scales_across(run: Run, bundle: Path) -> No
     assert run("--seeds", "0-1", "--direction", "yaw", *more, "--to", "grid.png")[0] == 0
     grid, session = pixels(Path("grid.png")), EditSession.open(bundle, ModelOptions(device="cpu"))
     drawn = session.draw(session.from_seeds([0, 1]), Edit({"yaw": 1.0}), (-2.0, 0.0, 2.0))
-    left, top, cell, gap = 8 + 7 * len("seed_0"), 18, 96, 2
+    cell, gap = 96, 2
+    left, top = grid.shape[1] - 3 * (cell + gap), grid.shape[0] - 2 * (cell + gap)
     for r in range(2):
         for c in range(3):
             y, x = top + r * (cell + gap), left + c * (cell + gap)
