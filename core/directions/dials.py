@@ -3,11 +3,13 @@
 `core.metrics.calibration` measures dials; `core.directions.direction_set` stores them in a set's file.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 NAMED_BY = ("", "attributes", "clip", "hand")
+_ROUNDING = 1e-6  # hundredths; a number that is a hundredth but for rounding is not rounded further
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Dial:
     def score(self) -> float:
         """Return the interpretability, 0 to 1: high where samples change alike and no other direction does the same."""
         return self.consistency * self.distinctness
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Return (low, high), rounded inward to hundredths: as it is shown, and as an edit is checked against it."""
+        return math.ceil(self.low * 100 - _ROUNDING) / 100 + 0.0, math.floor(self.high * 100 + _ROUNDING) / 100 + 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the dial as a mapping that JSON can hold."""

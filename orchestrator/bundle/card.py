@@ -99,8 +99,9 @@ Effects are those of scale 1, in standard deviations.
 def _row(name: str, dial: Dial) -> str:
     strongest = sorted(dial.effects.items(), key=lambda item: -abs(item[1]))[:_SHOWN]
     effects = ", ".join(f"`{_cell(attribute)}` {by:+.1f}" for attribute, by in strongest if abs(by) >= _LEAST)
+    low, high = dial.range
     numbers = f"{dial.score:.2f} | {dial.consistency:.2f} | {dial.distinctness:.2f}"
-    return f"| `{_cell(name)}` | {numbers} | {dial.low:+.1f} to {dial.high:+.1f} | {effects or '-'} |"
+    return f"| `{_cell(name)}` | {numbers} | {low:+g} to {high:+g} | {effects or '-'} |"
 
 
 def _use(directions: DirectionSet) -> str:

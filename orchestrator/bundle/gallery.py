@@ -136,7 +136,7 @@ def _card(shown_set: ShownSet, k: int, letter: str, rank: int, widest: float) ->
     dial = directions.dials[k] if directions.dials else None
     images, name = frames(shown_set.traversals, k), directions.names[k]
     height, width = frame_size(images)
-    inside = [dial is None or dial.low - 1e-9 <= scale <= dial.high + 1e-9 for scale in scales]
+    inside = [dial is None or dial.range[0] <= scale <= dial.range[1] for scale in scales]
     start = min((i for i in range(len(scales)) if inside[i]), key=lambda i: abs(scales[i] - 1.0))
     return {
         "id": f"{letter}-{k}",
@@ -175,14 +175,14 @@ def _dial(dial: Dial) -> dict[str, Any]:
         "score": f"{dial.score:.2f}",
         "consistency": f"{dial.consistency:.2f}",
         "distinctness": f"{dial.distinctness:.2f}",
-        "low": number(dial.low, ".2g"),
-        "high": number(dial.high, ".2g"),
+        "low": number(dial.range[0]),
+        "high": number(dial.range[1]),
     }
 
 
 def _band(dial: Dial, scales: Sequence[float]) -> dict[str, str]:
     """Return the ends of the range as fractions of the slider, on which frames are at equal distances."""
-    ends = np.interp([dial.low, dial.high], scales, np.linspace(0, 1, len(scales)))
+    ends = np.interp(dial.range, scales, np.linspace(0, 1, len(scales)))
     return {"from": f"{ends[0]:.4f}", "to": f"{ends[1]:.4f}"}
 
 

@@ -67,10 +67,11 @@ class ExploreState:
         pictures = EditFiles(
             self.folder / f"{sample.name}.png",
             self.folder / picture_name(sample.name, scales),
-            self.folder / "difference.png",
+            self.folder / "of both" / "difference.png",  # no sample's picture, whatever the sample is called
             self.folder / "settings.json",
             [*notes, *self.session.range_warnings(scales)],
         )
+        pictures.difference.parent.mkdir()
         write_picture(plain, sample, settings.model_copy(update={"directions": {}}), self.session.name, pictures.plain)
         write_picture(edited, sample, settings, self.session.name, pictures.edited)
         difference(plain, edited).save(pictures.difference)
@@ -107,5 +108,5 @@ def sliders_of(session: EditSession) -> tuple[list[Slider], list[Slider]]:
 def _slider_of(session: EditSession, k: int) -> Slider:
     name, dials = session.directions.names[k], session.directions.dials
     ends = session.common_range({name: 1.0})
-    low, high = (math.trunc(end / STEP) * STEP for end in ends)  # so that 0 is one of the steps
-    return Slider(name, round(low, 6), round(high, 6), f"interpretability {dials[k].score:.2f}" if dials else "")
+    low, high = (math.trunc(round(end / STEP, 6)) * STEP for end in ends)  # so that 0 is one of the steps
+    return Slider(name, round(low, 6), round(high, 6), f"score {dials[k].score:.2f}" if dials else "")

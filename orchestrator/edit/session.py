@@ -208,8 +208,7 @@ class EditSession:
         dials = self.directions.dials
         if not dials:
             return REACH
-        dial = dials[self.directions.index(name)]
-        return dial.low, dial.high
+        return dials[self.directions.index(name)].range
 
     def common_range(self, scales: Mapping[str, float]) -> tuple[float, float]:
         """Return the range of multiples of an edit in which all its directions stay in their ranges.
@@ -229,7 +228,7 @@ class EditSession:
             return []
         ranges = {name: self.range_of(name) for name in scales}
         return [
-            f"{name} {scales[name]:+g} is outside {low:+.2f} to {high:+.2f}, "
+            f"{name} {scales[name]:+g} is outside {low:+g} to {high:+g}, "
             "where its images were measured to stay faithful"
             for name, (low, high) in ranges.items()
             if not low <= scales[name] <= high

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from core import DirectionSet
+from core import Denoiser, DirectionSet, Schedule
 from core.errors import UserError
 from core.methods import random
 from core.metrics import evaluate
@@ -22,6 +22,7 @@ from orchestrator.bundle import export as module
 from orchestrator.bundle.card import card
 from orchestrator.bundle.export import export
 from orchestrator.bundle.files import bundle_of, read_bundle, write_bundle
+from orchestrator.edit.session import EditSession
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.ranking import rows
 from orchestrator.spec import Sweep, parse
@@ -131,10 +132,23 @@ def test_a_card_says_what_each_direction_does_best_first(directions: DirectionSe
     assert "# 2 directions in the h-space of `toyfaces`" in text
     assert "| globality | 0.500 | more |" in text and "| identifiability" not in text
     first, second = (line for line in text.splitlines() if line.startswith("| `direction"))
-    assert first == "| `direction_1` | 0.81 | 0.90 | 0.90 | -3.0 to +3.0 | - |"
-    assert second == "| `direction_0` | 0.40 | 0.50 | 0.80 | -1.0 to +2.0 | `smile` +0.9, `age` -0.3 |"
+    assert first == "| `direction_1` | 0.81 | 0.90 | 0.90 | -3 to +3 | - |"
+    assert second == "| `direction_0` | 0.40 | 0.50 | 0.80 | -1 to +2 | `smile` +0.9, `age` -0.3 |"
     assert "num_inference_steps=2" in text and "Nobody has measured" not in text
     assert "Nobody has measured their scales" in card(directions)
+
+
+def test_a_card_the_gallery_and_an_edit_name_the_same_range(directions: DirectionSet, tiny_model: Path) -> None:
+    measured = dialled(directions)
+    dials = tuple(replace(dial, low=-1.987, high=0.4171) for dial in measured.directions.dials)
+    shown = replace(measured, directions=replace(measured.directions, dials=dials))
+    assert "| -1.98 to +0.41 |" in card(shown.directions)
+    assert "Faithful from <b>−1.98</b> to <b>+0.41</b>" in bundle_of(shown, "a set").files["gallery.html"].decode()
+    model = Denoiser.from_pretrained(str(tiny_model))
+    session = EditSession(shown.directions, model, Schedule.ddim(model, 2))
+    assert session.range_warnings({"direction_0": -1.98}) == []
+    [warning] = session.range_warnings({"direction_0": -1.985})
+    assert warning.startswith("direction_0 -1.985 is outside -1.98 to +0.41, ")
 
 
 def code_of(directions: DirectionSet, **told: Any) -> str:

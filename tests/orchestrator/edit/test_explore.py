@@ -67,11 +67,17 @@ def test_a_sample_is_begun_once_and_an_image_inverted_once(
     second = state.show(tmp_path / "me.png", Edit({"yaw": 2.0}))
     assert second.notes == first.notes and second.edited.name == "me__yaw+2.png"
     assert sorted(path.name for path in state.folder.iterdir()) == [
-        "difference.png",
         "me.png",
         "me__yaw+2.png",
+        "of both",
         "settings.json",
     ]
+
+
+def test_an_own_image_of_any_name_keeps_its_picture(state: ExploreState, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "difference.png")
+    shown = state.show(tmp_path / "difference.png", Edit({"yaw": 1.0}))
+    assert len({shown.plain, shown.edited, shown.difference, shown.settings}) == 4
 
 
 def test_the_difference_is_brightest_where_most_changes() -> None:
@@ -86,7 +92,7 @@ def test_the_difference_is_brightest_where_most_changes() -> None:
 def test_the_directions_that_do_one_thing_come_first(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
     first, folded = sliders_of(EditSession.open(bundle, ModelOptions(device="cpu")))
     assert [dial.name for dial in first] == ["yaw", "hair colour", "smile", "a=b"] and folded == []
-    assert (first[0].low, first[0].high, first[0].about) == (-1.5, 2.5, "interpretability 0.90")
+    assert (first[0].low, first[0].high, first[0].about) == (-1.5, 2.5, "score 0.90")
     many = tiny_bundle(tiny_model, tmp_path / "many", names=[f"direction_{k}" for k in range(11)], dials=False)
     first, folded = sliders_of(EditSession.open(many, ModelOptions(device="cpu")))
     assert [dial.name for dial in first] == [f"direction_{k}" for k in range(8)] and len(folded) == 3

@@ -133,8 +133,8 @@ def test_the_reach_of_an_edit_is_that_of_its_narrowest_direction(tiny: EditSessi
     assert tiny.common_range({}) == REACH
     assert tiny.range_warnings({"yaw": 2.5, "smile": -1.5}) == []
     assert tiny.range_warnings({"yaw": 2.6, "smile": -1.6}) == [
-        "yaw +2.6 is outside -1.50 to +2.50, where its images were measured to stay faithful",
-        "smile -1.6 is outside -1.50 to +2.50, where its images were measured to stay faithful",
+        "yaw +2.6 is outside -1.5 to +2.5, where its images were measured to stay faithful",
+        "smile -1.6 is outside -1.5 to +2.5, where its images were measured to stay faithful",
     ]
 
 
