@@ -282,7 +282,7 @@ def edit_options(verb: argparse.ArgumentParser) -> None:
         "--window", type=int, nargs=2, metavar=("HIGH", "LOW"), help="the training timesteps within which it is edited"
     )
     verb.add_argument("--animate", action="store_true", help="an animation, there and back (TO ends in .gif or .webp)")
-    verb.add_argument("--grid", action="store_true", help="one picture: samples down, scales across")
+    verb.add_argument("--grid", action="store_true", help="one picture: samples down, scales across, original included")
     verb.add_argument("--frames", type=int, metavar="N", help="of an animation (default: 21) or across a grid (7)")
     verb.add_argument("--from", type=float, dest="first", metavar="X", help="the first multiple of the scales")
     verb.add_argument("--until", type=float, dest="last", metavar="X", help="the last (default: what stays faithful)")

@@ -17,6 +17,7 @@ from core.pictures.images import pictures_in
 from orchestrator.edit.files import (
     Sample,
     check_size,
+    grid_factors,
     picture_name,
     sample_names,
     write_animation,
@@ -38,6 +39,7 @@ from orchestrator.edit.settings import (
     differences,
     read_directions,
     read_settings,
+    round_frames,
     settings_of,
     write_settings,
 )
@@ -115,13 +117,25 @@ def _samples(request: EditRequest, saved: Settings | None) -> tuple[Sequence[int
 def _frames(
     session: EditSession, scales: dict[str, float], request: EditRequest, saved: Settings | None, kind: Kind
 ) -> Frames:
-    low, high = session.common_range(scales)
-    base = saved.frames if saved and saved.frames else Frames(count=_FRAMES[kind], first=low, last=high)
+    if saved and saved.frames:
+        base = saved.frames.model_copy(update={"count": request.frames or saved.frames.count})
+    else:
+        base = _own_frames(session, scales, request.frames, kind)
     first = base.first if request.first is None else request.first
     last = base.last if request.last is None else request.last
     if first == last:
         raise UserError(f"--from and --until: both are {first:g}; an animation or a grid goes from one to another")
-    return Frames(count=base.count if request.frames is None else request.frames, first=first, last=last)
+    return Frames(count=base.count, first=first, last=last)
+
+
+def _own_frames(session: EditSession, scales: dict[str, float], count: int | None, kind: Kind) -> Frames:
+    """Return the frames within the range in which all directions stay faithful; those of a grid at round scales."""
+    low, high = session.common_range(scales)
+    count = _FRAMES[kind] if count is None else count
+    if kind != "grid":
+        return Frames(count=count, first=low, last=high)
+    own = [scale for scale in scales.values() if scale]
+    return round_frames(low, high, count, own[0] if len(scales) == len(own) == 1 else 1.0)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -157,6 +171,11 @@ class _DrawingJob:
                 images = self.session.draw(starting, self.settings.edit, factors, self.batch, advance)
                 yield [Sample(n, s) for n, s in zip(names[part], sources[part], strict=True)], images
 
+    def tell_of_file(self, sample: Sample, becomes: str) -> None:
+        """Print what an image of the user becomes, as two of them may have the same name; nothing for a seed."""
+        if isinstance(sample.source, Path):
+            self.console.print(f"{sample.source} -> {becomes}", soft_wrap=True, highlight=False)
+
     def _begin(self, sources: Sequence[int | Path]) -> StartingSamples:
         files = [source for source in sources if isinstance(source, Path)]
         if not files:
@@ -178,9 +197,12 @@ def _write(work: _DrawingJob, kind: Kind, to: Path) -> None:
                 for sample, image in zip(samples, images[:, 0], strict=True):
                     to_file = folder / picture_name(sample.name, settings.directions)
                     write_picture(image, sample, settings, session.name, to_file)
+                    work.tell_of_file(sample, f"{to / to_file.name}")
             write_settings(settings, folder / "settings.json")
         return
-    factors = settings.frames.factors() if settings.frames else [1.0]
+    factors = [1.0]
+    if settings.frames:
+        factors = grid_factors(settings) if kind == "grid" else settings.frames.factors()
     check_size(kind, len(_sources(settings)), len(factors), session.denoiser.image_shape)
     parts = list(work.drawn(factors))
     samples = [sample for part, _ in parts for sample in part]
@@ -190,6 +212,8 @@ def _write(work: _DrawingJob, kind: Kind, to: Path) -> None:
         if kind == "animation":
             write_animation(images, temporary)
         elif kind == "grid":
+            for sample in samples:
+                work.tell_of_file(sample, f"the row '{sample.name}'")
             write_grid(images, samples, settings, session.name, temporary)
         else:
             write_picture(images[0, 0], samples[0], settings, session.name, temporary)

@@ -18,6 +18,7 @@ from orchestrator.edit.session import Edit, EditSession
 _MAX_BYTES = 1 << 20
 _SHOWN = 60  # characters of a value from the file in a message
 MAX_SEED = 2**63 - 1
+_ROUND = (1.0, 2.0, 2.5, 5.0)  # steps between round numbers, times a power of ten
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
@@ -37,6 +38,19 @@ class Frames(_Strict):
         """Return the multiples, rounded to six decimals."""
         step = (self.last - self.first) / (self.count - 1)
         return [round(self.first + i * step, 6) for i in range(self.count)]
+
+
+def round_frames(low: float, high: float, count: int, scale: float = 1.0) -> Frames:
+    """Return at least `count` frames whose scales are round numbers, as many below 0 as above, and 0 in the middle.
+
+    low, high: the range of multiples that they stay in, around 0; on one side alone where the other has no room.
+    scale: what the multiples are multiplied with.
+    """
+    half = count // 2
+    reach = (min(-low, high) if low < 0 < high else max(-low, high)) * abs(scale) / half
+    power = 10.0 ** math.floor(math.log10(reach))
+    step = power * max(part for part in _ROUND if part * power <= reach * (1 + 1e-9)) / abs(scale)
+    return Frames(count=2 * half + 1, first=-half * step, last=half * step)
 
 
 class Settings(_Strict):

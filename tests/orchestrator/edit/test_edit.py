@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from core.pictures.traversal_grid import to_picture
+from core.pictures.traversal_grid import grid, to_picture
 from orchestrator.cli import main as cli
 from orchestrator.edit.edit import edit
 from orchestrator.edit.files import picture_name, sample_names
 from orchestrator.edit.request import EditRequest, ModelOptions
 from orchestrator.edit.session import Edit, EditSession
-from orchestrator.edit.settings import Frames
+from orchestrator.edit.settings import Frames, round_frames
 from tests.orchestrator.bundles import tiny_bundle
 
 
@@ -120,15 +120,58 @@ def test_an_animation_swings_back_and_forth_for_ever(run: Run, suffix: str) -> N
 def test_a_grid_has_samples_down_and_scales_across(run: Run, bundle: Path) -> None:
     more = ("--frames", "3", "--from", "-2", "--until", "2", "--grid")
     assert run("--seeds", "0-1", "--direction", "yaw", *more, "--to", "grid.png")[0] == 0
-    grid, session = pixels(Path("grid.png")), EditSession.open(bundle, ModelOptions(device="cpu"))
+    whole, session = pixels(Path("grid.png")), EditSession.open(bundle, ModelOptions(device="cpu"))
     drawn = session.draw(session.from_seeds([0, 1]), Edit({"yaw": 1.0}), (-2.0, 0.0, 2.0))
     cell, gap = 96, 2
-    left, top = grid.shape[1] - 3 * (cell + gap), grid.shape[0] - 2 * (cell + gap)
+    left, top = whole.shape[1] - 3 * (cell + gap), whole.shape[0] - 2 * (cell + gap)
     for r in range(2):
         for c in range(3):
             y, x = top + r * (cell + gap), left + c * (cell + gap)
-            shown = grid[y + 6 : y + cell : 12, x + 6 : x + cell : 12]
+            shown = whole[y + 6 : y + cell : 12, x + 6 : x + cell : 12]
             assert np.abs(shown - np.asarray(to_picture(drawn[r, c]))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count", "scale", "scales"),
+    [
+        (-2.71, 1.95, 7, 1.0, [-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5]),
+        (-0.5, 0.3, 5, -2.0, [0.5, 0.25, 0.0, -0.25, -0.5]),  # multiples of a scale of -2: up to 0.6
+        (-3.0, 3.0, 4, 1.0, [-2.0, -1.0, 0.0, 1.0, 2.0]),
+        (-0.5, 0.0, 3, 1.0, [-0.5, 0.0, 0.5]),
+    ],
+)
+def test_a_grid_has_round_scales_around_the_original(
+    low: float, high: float, count: int, scale: float, scales: list[float]
+) -> None:
+    factors = round_frames(low, high, count, scale).factors()
+    assert [factor * scale for factor in factors] == pytest.approx(scales)
+
+
+def test_a_grid_is_labelled_and_has_the_original_whatever_was_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[list[str], list[str], str]] = []
+
+    def spied(images: torch.Tensor, rows: list[str], columns: list[str], cell: int, title: str) -> Image.Image:
+        assert images.shape[:2] == (len(rows), len(columns))
+        drawn.append((rows, columns, title))
+        return grid(images, rows, columns, cell, title)
+
+    monkeypatch.setattr("orchestrator.edit.files.grid", spied)
+    asked = (
+        ("--direction", "yaw"),  # faithful from -1.5 to 2.5
+        ("--direction", "yaw=-2", "--frames", "3"),
+        ("--direction", "yaw", "--from", "0.5", "--until", "1.5", "--frames", "3"),
+        ("--direction", "yaw=2", "--direction", "smile=-1", "--frames", "3"),
+    )
+    for number, arguments in enumerate(asked):
+        assert run(*arguments, "--grid", "--to", f"{number}.png")[0] == 0
+    assert drawn == [
+        (["seed_0"], ["-1.5", "-1", "-0.5", "original", "+0.5", "+1", "+1.5"], "yaw"),
+        (["seed_0"], ["+1", "original", "-1"], "yaw"),
+        (["seed_0"], ["original", "+0.5", "+1", "+1.5"], "yaw"),
+        (["seed_0"], ["× -0.5", "original", "× 0.5"], "yaw +2, smile -1"),
+    ]
 
 
 def test_frames_are_evenly_spaced_and_reach_as_far_as_images_stay_faithful(run: Run) -> None:
@@ -150,6 +193,8 @@ def test_images_are_inverted_and_edited(run: Run) -> None:
     assert re.search(
         r"^seed_0__yaw\+0.png is redrawn, .* with a mean error of \d+\.\d of 255 levels.$", err, re.MULTILINE
     )
+    assert "\nfaces/seed_0__yaw+0.png -> out/seed_0__yaw+0__yaw+1.png\n" in err
+    assert "\nmore/wide one.jpg -> out/wide_one__yaw+1.png\n" in err
     assert "wide one.jpg is 20 x 10 pixels; the model draws 8 x 8: cropped around its centre and made smaller" in err
     assert json.loads(Path("out/settings.json").read_text())["images"] == [
         "faces/seed_0__yaw+0.png",
@@ -161,7 +206,7 @@ def test_images_are_inverted_and_edited(run: Run) -> None:
 
 def test_beyond_its_range_a_direction_is_drawn_and_told_of(run: Run) -> None:
     code, _, err = run("--direction", "yaw=4", "--to", "a.png")
-    assert code == 0 and err.startswith("Note: yaw +4 is outside -1.50 to +2.50, where its images were measured to")
+    assert code == 0 and err.startswith("Note: yaw +4 is outside -1.5 to +2.5, where its images were measured to")
 
 
 @pytest.mark.parametrize("verb", ["edit", "explore"])
@@ -179,7 +224,23 @@ def test_names_of_files_are_plain_and_different() -> None:
         "_b_",
     ]
     assert picture_name("me", {"../x": 1.0, "a=b": -0.25}) == "me___x+1_a_b-0.25.png"
-    assert len(picture_name("me", {f"direction {k}": 1.0 for k in range(99)})) < 130
+    for letter in ("d", "ö", "微"):
+        assert 100 < len(picture_name("me", {f"{letter * 9} {k}": 1.0 for k in range(99)}).encode()) < 200
+        assert len(sample_names([Path(f"{letter * 80}.png")])[0].encode()) < 100  # file systems stop at 255 bytes
+
+
+@pytest.mark.parametrize(
+    ("stems", "names"),
+    [
+        (["a", "a", "a_2"], ["a", "a_3", "a_2"]),
+        (["a_2", "a", "a"], ["a_2", "a", "a_3"]),
+        (["a", "a", "a", "a_2_2", "a_2"], ["a", "a_3", "a_4", "a_2_2", "a_2"]),
+        (["a b", "a_b", "A_B"], ["a_b", "a_b_2", "A_B_3"]),  # some file systems know no case
+        (["é", "e\u0301"], ["é", "é_2"]),  # one letter, or two
+    ],
+)
+def test_no_two_samples_share_a_file(stems: list[str], names: list[str]) -> None:
+    assert sample_names([Path(f"{number}/{stem}.png") for number, stem in enumerate(stems)]) == names
 
 
 @pytest.mark.slow
