@@ -29,8 +29,8 @@ def download(hub_id: str, revision: str | None, weights: bool) -> Path:
     """Download the used parts of a hub model once, and return its folder; with weights=False only configurations.
 
     Weights of a variant ("fp16") are downloaded only where there are no others. Raises ModelError, in one sentence,
-    where the model cannot be fetched, is not in diffusers layout, or has weights only as pickles; AbsentModelError where
-    the hub cannot be reached and this machine's cache holds only a part of it.
+    where the model cannot be fetched, is not in diffusers layout, or has weights only as pickles; AbsentModelError
+    where the hub cannot be reached and this machine's cache holds only a part of it.
     """
     folder = _fetched(hub_id, revision, list(_patterns(weights)), _IGNORED)
     lacking = _without_weights(folder) if weights else []

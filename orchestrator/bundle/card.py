@@ -45,8 +45,16 @@ _SWAPPED = ("DDIMScheduler", "LCMScheduler")
 _RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # for pipelines without a size argument
 
 
-def card(directions: DirectionSet, for_hub: bool = False) -> str:
-    """Return the card in Markdown; for a hub with the front matter that its search reads."""
+_PICTURES = """![Every direction (down) across its scale (across)](traversal.png)
+
+`gallery.html` shows every direction on several samples, with a slider."""
+
+
+def card(directions: DirectionSet, for_hub: bool = False, pictures: bool = True) -> str:
+    """Return the card in Markdown; for a hub with the front matter that its search reads.
+
+    pictures: whether the bundle has its gallery and its picture.
+    """
     origin = directions.provenance
     origins = {key: in_code(origin.get(key)) for key in ("model", "method", "trial", "sweep", "weight_digest")}
     parts = [
@@ -54,8 +62,7 @@ def card(directions: DirectionSet, for_hub: bool = False) -> str:
         f"# {len(directions)} directions in the h-space of `{origins['model']}`",
         f"Found by the method `{origins['method']}` in trial `{origins['trial']}` of the sweep `{origins['sweep']}`.\n"
         f"Made for the weights with digest `{origins['weight_digest'][:16]}` and {len(directions.timesteps)} steps.",
-        "![Every direction (down) across its scale (across)](traversal.png)",
-        "`gallery.html` shows every direction on several samples, with a slider.",
+        _PICTURES if pictures else "",
         "## Directions",
         _directions(directions),
         "## Use",

@@ -39,7 +39,7 @@ class Bundle:
     """A bundle that is not written yet, small enough to be sent from the machine that drew it."""
 
     directions: DirectionSet
-    files: Mapping[str, bytes]  # name -> content of gallery and picture
+    files: Mapping[str, bytes]  # name -> content of gallery and picture; empty where they are not drawn
 
 
 def bundle_of(calibrated: Calibrated, title: str) -> Bundle:
@@ -70,7 +70,7 @@ def write_bundle(bundle: Bundle, to: Path, style: Format = "bundle") -> None:
         (to / name).write_bytes(content)
     (to / SCHEMA).write_bytes(files("core").joinpath(SCHEMA).read_bytes())
     shutil.copyfile(apply_directions.__file__, to / Path(apply_directions.__file__).name)
-    _describe(bundle.directions, to, style)
+    _describe(bundle, to, style)
     DirectionSet.load(to)
 
 
@@ -91,8 +91,8 @@ def is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (GALLERY, PICTURE))
 
 
-def _describe(directions: DirectionSet, to: Path, style: Format) -> None:
-    (to / CARD).write_text(card(directions, for_hub=style == "hub"))
+def _describe(bundle: Bundle, to: Path, style: Format) -> None:
+    (to / CARD).write_text(card(bundle.directions, for_hub=style == "hub", pictures=bool(bundle.files)))
     if style == "hub":
         rules = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _LARGE)
         (to / ".gitattributes").write_text(rules)

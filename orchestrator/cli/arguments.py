@@ -167,7 +167,7 @@ def _using(add: Add) -> None:
     name.add_argument("names", nargs="*", metavar="OLD=NEW", help="a direction's number or name, and its new name")
     name.add_argument("--predictor", metavar="MODEL", help="a classifier or a CLIP model: name the others by it")
     name.add_argument("--words", metavar="WORDS", help="for CLIP: known ones, or a text and its opposite")
-    name.add_argument("--names-only", action="store_true", help="without the model: the gallery is removed")
+    name.add_argument("--names-only", action="store_true", help="without the model: picture and gallery are removed")
     name.add_argument("--model", metavar="M", help="a folder or hub id, instead of the model that the set names")
     model_options(name)
     gallery = add("gallery", "the page of one bundle, or of two side by side", root=False)

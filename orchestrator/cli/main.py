@@ -148,9 +148,18 @@ def _name(arguments: argparse.Namespace) -> int:
     names = parse_names(arguments.names)
     options = _fields_of(arguments, ModelOptions)
     check_name(arguments.bundle, arguments.predictor, arguments.words, arguments.names_only)
-    from orchestrator.edit.naming import name
+    from orchestrator.edit.naming import name, rename
 
-    directions = name(arguments.bundle, names, arguments.predictor, arguments.words, arguments.names_only, options)
+    if arguments.names_only:
+        directions, removed = rename(arguments.bundle, names)
+        if removed:
+            print(
+                f"Removed, as they have the old names: {', '.join(removed)}; `orchestrate name` without --names-only "
+                "draws them anew",
+                file=sys.stderr,
+            )
+    else:
+        directions = name(arguments.bundle, names, arguments.predictor, arguments.words, options)
     for number, called in enumerate(directions.names):
         print(f"{number:3}  {called}")
     return 0

@@ -108,7 +108,7 @@ def grid_factors(settings: Settings) -> list[float]:
 
 
 def _column(factor: float, scales: Mapping[str, float]) -> str:
-    """Return the label of a column: the scale of a single direction, or by what the scales of several are multiplied."""
+    """Return the label of a column: the scale of one direction, or what the scales of several are multiplied with."""
     if not factor:
         return "original"
     if len(scales) != 1:

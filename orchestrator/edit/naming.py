@@ -15,7 +15,7 @@ from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.predictors.clip import parse_words
 from core.samples.draw import Sampling
-from orchestrator.bundle.files import GALLERY, Bundle, Format, bundle_of, write_bundle
+from orchestrator.bundle.files import GALLERY, PICTURE, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import ShownSet, page
 from orchestrator.edit.request import ModelOptions, check_gallery, check_name
 from orchestrator.edit.session import EditSession
@@ -30,32 +30,35 @@ def name(
     names: Mapping[int | str, str],
     predictor: str | None = None,
     words: str | None = None,
-    names_only: bool = False,
     options: ModelOptions = ModelOptions(),
 ) -> DirectionSet:
-    """Name directions of a bundle, in its folder, and return the renamed set.
+    """Name directions of a bundle, in its folder, draw its picture and gallery anew, and return the renamed set.
 
     predictor: measures every direction anew, and names those without a name by hand: a classifier, or a CLIP model with
-    `words`. Picture and gallery are drawn anew, which needs the model; names_only: keep the picture and remove the
-    gallery, without the model. Raises UserError, with nothing changed, where a direction or a model is missing.
+    `words`. Raises UserError, with nothing changed, where a direction or a model is missing.
     """
-    check_name(folder, predictor, words, names_only)
+    check_name(folder, predictor, words, names_only=False)
     directions = DirectionSet.load(folder).renamed(names)
-    style: Format = "hub" if (folder / ".gitattributes").is_file() else "bundle"
-    if names_only:
-        with tempfile.TemporaryDirectory() as temporary:
-            write_bundle(Bundle(directions, {}), Path(temporary), style)
-            _replace(Path(temporary), folder)
-        (folder / GALLERY).unlink(missing_ok=True)
-        return directions
     with advice_on_memory(*LESS):
         session = EditSession.open(folder, options)
         session = replace(session, directions=directions)
         calibrated = _set_with_images(session, *_attributes(session, predictor, words))
-    with tempfile.TemporaryDirectory() as temporary:
-        write_bundle(bundle_of(calibrated, _title(calibrated.directions, folder)), Path(temporary), style)
-        _replace(Path(temporary), folder)
+    _rewrite(folder, bundle_of(calibrated, _title(calibrated.directions, folder)))
     return calibrated.directions
+
+
+def rename(folder: Path, names: Mapping[int | str, str]) -> tuple[DirectionSet, list[str]]:
+    """Name directions of a bundle, in its folder, without the model.
+
+    Returns the renamed set, and the files that had the old names and are removed: picture and gallery.
+    Raises UserError, with nothing changed, where a direction is missing.
+    """
+    directions = DirectionSet.load(folder).renamed(names)
+    _rewrite(folder, Bundle(directions, {}))
+    old = [name for name in (GALLERY, PICTURE) if (folder / name).exists()]
+    for name in old:
+        (folder / name).unlink()
+    return directions, old
 
 
 def gallery(folders: Sequence[Path], to: Path, options: ModelOptions = ModelOptions()) -> None:
@@ -95,6 +98,14 @@ def _attributes(session: EditSession, predictor: str | None, words: str | None) 
 def _title(directions: DirectionSet, folder: Path) -> str:
     names = [str(directions.provenance[key]) for key in ("sweep", "trial") if directions.provenance.get(key)]
     return ", trial ".join(names) if len(names) == 2 else folder.resolve().name
+
+
+def _rewrite(folder: Path, bundle: Bundle) -> None:
+    """Write a bundle over the one in a folder, in its style."""
+    style: Format = "hub" if (folder / ".gitattributes").is_file() else "bundle"
+    with tempfile.TemporaryDirectory() as temporary:
+        write_bundle(bundle, Path(temporary), style)
+        _replace(Path(temporary), folder)
 
 
 def _replace(new: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from orchestrator.bundle.files import bundle_of, write_bundle
 from orchestrator.cli import main as cli
-from orchestrator.edit.naming import gallery, name
+from orchestrator.edit.naming import gallery, name, rename
 from orchestrator.edit.request import parse_names
 from orchestrator.edit.session import EditSession
 
@@ -52,7 +52,7 @@ def test_names_by_hand_are_in_every_file(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_names_only_needs_no_model_and_leaves_no_old_gallery(folder: Path) -> None:
+def test_names_only_needs_no_model_and_leaves_no_old_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = DirectionSet.load(folder)
     origin = {**found.provenance, "model": "/nowhere"}
     (folder / "directions.json").unlink()
@@ -61,8 +61,17 @@ def test_names_only_needs_no_model_and_leaves_no_old_gallery(folder: Path) -> No
     with pytest.raises(UserError, match="nowhere"):
         name(folder, {0: "smile"})
     assert DirectionSet.load(folder).names[0] == "direction_0"
-    assert name(folder, {0: "smile"}, names_only=True).names[0] == "smile"
-    assert DirectionSet.load(folder).names[0] == "smile" and not (folder / "gallery.html").exists()
+    assert cli.main(["name", str(folder), "0=smile", "--names-only"]) == 0
+    assert DirectionSet.load(folder).names[0] == "smile"
+    assert capsys.readouterr().err == (
+        "Removed, as they have the old names: gallery.html, traversal.png; `orchestrate name` without --names-only "
+        "draws them anew\n"
+    )
+    described = (folder / "README.md").read_text()
+    assert "`smile`" in described and "gallery" not in described and "traversal.png" not in described
+    assert not any(b"direction_0" in content for content in files(folder).values())
+    assert not {"gallery.html", "traversal.png"} & files(folder).keys()
+    assert rename(folder, {0: "grin"})[1] == []
 
 
 @pytest.mark.slow
@@ -83,7 +92,7 @@ def test_a_predictor_names_what_has_no_name_by_hand(folder: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_what_is_wrong_changes_nothing(folder: Path) -> None:
+def test_what_is_wrong_changes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = files(folder)
     for wrong, sentence in (
         ({"smyle": "a"}, "no direction named 'smyle'"),
@@ -95,9 +104,9 @@ def test_what_is_wrong_changes_nothing(folder: Path) -> None:
             name(folder, wrong)
     with pytest.raises(UserError, match="--words: for which CLIP model"):
         name(folder, {}, words="smile")
-    with pytest.raises(UserError, match="--names-only: names from a predictor need the model"):
-        name(folder, {}, predictor="a/b", names_only=True)
-    assert files(folder) == before
+    assert cli.main(["name", str(folder), "--predictor", "a/b", "--names-only"]) == 2
+    refused = "--names-only: names from a predictor need the model; give one of the two\n"
+    assert capsys.readouterr().err == refused and files(folder) == before
 
 
 @pytest.mark.slow
