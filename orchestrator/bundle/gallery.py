@@ -4,6 +4,7 @@ The file contains everything it shows and needs no network, so it can be mailed,
 """
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from markupsafe import Markup
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from core.directions.dials import Dial
@@ -35,6 +37,7 @@ _TOLD = {
 }
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FEW, _MANY = 6, 10  # attributes shown at once, beside pictures with few rows and with many
+_ALIKE = 0.5  # |cosine| of two directions that stand beside each other
 _LONGEST_FACT = 80  # characters shown of one fact of a set's provenance
 
 
@@ -83,12 +86,17 @@ def _values(sets: Sequence[ShownSet]) -> dict[str, Any]:
     widest = max([1.0, *moved])  # the effect, in standard deviations, that fills a bar
     values = [_set(shown_set, letter, widest) for shown_set, letter in zip(sets, "ab", strict=False)]
     problem = incomparable(sets[0].directions, sets[1].directions) if len(sets) == 2 else ""
+    pairs: dict[int, int] = {}
     if len(sets) == 2 and not problem:
-        _match(values[0], values[1], cosines(sets[0].directions, sets[1].directions))
+        cosine = cosines(sets[0].directions, sets[1].directions)
+        _match(values[0], values[1], cosine)
+        pairs = matched(cosine)
     samples = max(len(shown_set.traversals.plain) for shown_set in sets)
     return {
         "title": " and ".join(shown_set.title for shown_set in sets),
         "sets": values,
+        "rows": _rows(values, pairs),
+        "alike": _ALIKE,
         "problem": problem,
         "measured": any(each["measured"] for each in values),
         "seeds": _sample_labels(samples),
@@ -217,11 +225,15 @@ def _difference(images: Tensor, scales: Sequence[float], inside: Sequence[bool])
 def _snippet(directions: DirectionSet, name: str, scale: float = 1.0) -> str:
     """Return the line of Python that applies a direction."""
     written = json.dumps(name, ensure_ascii=False)  # a JSON string is a Python string too
-    # Escape invisible characters and those that reverse text: the line must do what it looks like.
-    quoted = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in written)
+    # Escape invisible characters, and those that turn the text around them: the line must do what it looks like.
+    quoted = "".join(c if _stays_in_place(c) else c.encode("unicode_escape").decode() for c in written)
     asymmetric = directions.provenance.get("injection") == "asymmetric"
     more = ", asymmetric=pipeline.scheduler" if asymmetric else ""
     return f"directions.applied(pipeline.unet, {quoted}, {scale}{more})"
+
+
+def _stays_in_place(character: str) -> bool:
+    return character.isprintable() and unicodedata.bidirectional(character) not in ("R", "AL", "AN")
 
 
 def _match(a: dict[str, Any], b: dict[str, Any], cosine: Tensor) -> None:
@@ -239,6 +251,31 @@ def _match(a: dict[str, Any], b: dict[str, Any], cosine: Tensor) -> None:
                 "opposite": value < 0,
             }
             card["data"]["alike"] = best["id"]
+
+
+def matched(cosine: Tensor) -> dict[int, int]:
+    """Return the pairs of directions, of a and of b, that stand side by side, from their cosines [K of a, K of b].
+
+    Each direction is in one pair at the most. Of all pairings of directions that are alike, it is the one with the
+    largest sum of |cosine|.
+    """
+    likeness = torch.where(cosine.abs() >= _ALIKE, cosine.abs(), 0.0)
+    rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
+    return {int(i): int(j) for i, j in zip(rows, columns, strict=True) if likeness[i, j] > 0}
+
+
+def _rows(sets: Sequence[dict[str, Any]], pairs: Mapping[int, int]) -> list[list[dict[str, Any] | None]]:
+    """Return the rows of the page, best first: a card of each set, or None beside a card that has no match."""
+    if len(sets) == 1:
+        return [[card] for card in sets[0]["cards"]]
+    a, b = ({card["index"]: card for card in each["cards"]} for each in sets)
+    rows = [(card, b[pairs[k]] if k in pairs else None) for k, card in a.items()]
+    rows += [(None, card) for j, card in b.items() if j not in pairs.values()]
+    return [list(row) for row in sorted(rows, key=_best_of_row)]
+
+
+def _best_of_row(row: Sequence[dict[str, Any] | None]) -> float:
+    return -max(card["data"]["score"] or 0.0 for card in row if card is not None)
 
 
 def number(value: float, form: str = "g") -> str:

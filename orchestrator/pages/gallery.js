@@ -19,7 +19,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const given = (name) => Number(style.getPropertyValue(name));
     return {
       id: element.id, element, facts, visible: false, drawn: null, fading: 0,
-      item: element.parentElement, sheet: find(".strip img"), strip: find(".strip"), slider: find("input[type=range]"),
+      item: element.closest("li"), sheet: find(".strip img"), strip: find(".strip"), slider: find("input[type=range]"),
       canvas: find("canvas"), scale: find(".scale"), beyond: find(".beyond"), code: find("code"),
       heads: find(".scales").children, veils: find(".veils").children, seeds: find(".seeds").children,
       width: given("--width"), height: given("--height"), rows: given("--rows"),
@@ -134,7 +134,8 @@ document.addEventListener("DOMContentLoaded", () => {
       name: (a, b) => a.facts.name.localeCompare(b.facts.name, undefined, { numeric: true }),
     }[by] ?? ((a, b) => (effect === null ? 0 : strength(b) - strength(a)));
     const sorted = [...cards].sort((a, b) => compare(a, b) || a.facts.index - b.facts.index);
-    for (const card of sorted) card.item.parentElement.append(card.item);
+    // From the last to the first, so that a row of two cards stands where the better one belongs.
+    for (const card of sorted.reverse()) card.item.parentElement.prepend(card.item);
   }
 
   function fits(card, words) {
@@ -146,10 +147,9 @@ document.addEventListener("DOMContentLoaded", () => {
 
   function filter() {
     const words = of("filter").value.trim().toLowerCase();
-    for (const card of cards) card.item.hidden = !fits(card, words);
-    for (const set of document.querySelectorAll(".set")) {
-      set.querySelector(".none").hidden = set.querySelector(".cards > li:not([hidden])") !== null;
-    }
+    const fitting = new Set(cards.filter((card) => fits(card, words)).map((card) => card.item));
+    for (const card of cards) card.item.hidden = !fitting.has(card.item);
+    document.querySelector(".none").hidden = fitting.size > 0;
     const left = cards.filter((card) => !card.item.hidden).length;
     of("count").textContent = left === cards.length ? `${left} directions` : `${left} of ${cards.length} directions`;
   }
@@ -187,11 +187,6 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const other of cards) other.element.classList.remove("picked", "matched");
     card.element.classList.add("picked");
     match.element.classList.add("matched");
-    const column = match.element.closest(".set");
-    if (column.scrollHeight > column.clientHeight && getComputedStyle(column).overflowY === "auto") {
-      const away = match.element.getBoundingClientRect().top - column.getBoundingClientRect().top;
-      column.scrollTo({ top: column.scrollTop + away - 12, behavior: still.matches ? "auto" : "smooth" });
-    }
   }
 
   for (const card of cards) {

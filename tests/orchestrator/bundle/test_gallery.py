@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -17,7 +18,7 @@ from core import Denoiser, DirectionSet, Schedule
 from core.errors import DirectionSetError, UserError
 from core.metrics import Traversals
 from core.metrics.calibration import with_dials
-from orchestrator.bundle.gallery import ShownSet, cosines, incomparable, number, page
+from orchestrator.bundle.gallery import ShownSet, cosines, incomparable, matched, number, page
 from orchestrator.bundle.gallery_pictures import colours, difference, frames, sheet
 from tests.galleries import SCALES, colour, dial, directions, flat_images, measured, turned, unmeasured
 
@@ -163,12 +164,14 @@ def test_the_page_asks_for_nothing_and_runs_its_own_script_alone() -> None:
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in policy
 
 
-@pytest.mark.parametrize("name", ["smile", 'say "ah"', "back\\slash", "笑 😀", "it's", "\u202etfel"])
+@pytest.mark.parametrize("name", ["smile", 'say "ah"', "back\\slash", "笑 😀", "it's", "\u202etfel", "ابت"])
 def test_the_line_to_copy_is_python_that_names_the_direction(name: str) -> None:
     (cards,) = Page(page([unmeasured((name,))])).data.values()
     lines = [ast.parse(line, mode="eval").body for line in cards["snippet"]]  # type: ignore[attr-defined]
     assert all(isinstance(line, ast.Call) and ast.unparse(line.func) == "directions.applied" for line in lines)
     assert all(line.isprintable() for line in cards["snippet"])  # type: ignore[attr-defined]
+    turning = {unicodedata.bidirectional(c) for line in cards["snippet"] for c in line}  # type: ignore[attr-defined]
+    assert not turning & {"R", "AL"}  # they would change places with the scale
     assert [ast.literal_eval(line.args[1]) for line in lines] == [name] * 7
     assert [ast.literal_eval(line.args[2]) for line in lines] == [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]
 
@@ -191,6 +194,27 @@ def test_two_sets_are_matched_by_cosine_whatever_their_order_and_sign() -> None:
         "a-0": "b-2", "a-1": "b-1", "a-2": "b-0", "b-0": "a-2", "b-1": "a-1", "b-2": "a-0",
     }  # fmt: skip
     assert "most like it: smile again , |cos| 1.00, opposite sign" in read.text
+
+
+def test_each_direction_is_matched_once_and_only_with_what_is_like_it() -> None:
+    assert matched(torch.tensor([[0.9, 0.8], [-0.8, 0.1]])) == {0: 1, 1: 0}  # rather than 0.9 and nothing
+    assert matched(torch.tensor([[0.9, 0.6], [0.8, 0.1]])) == {0: 1, 1: 0}
+    assert matched(torch.tensor([[0.49, -0.3], [0.2, -0.5]])) == {1: 1}
+    assert matched(torch.zeros(3, 1)) == {}
+
+
+def test_directions_that_are_alike_stand_in_a_row_and_the_others_alone() -> None:
+    a = measured("A")
+    others = directions(("b", "c", "d"), seed=1)
+    assert cosines(a.directions, others).abs().max() < 0.5
+    table = torch.stack([others.table[0], -a.directions.table[2], others.table[2]])
+    dials = (dial(0.1), dial(0.2), dial(0.6))
+    b = ShownSet(replace(others, table=table, dials=dials), flat_images(2, 3), "B")
+    rows = [re.findall(r'<article[^>]* id="(.-.)"', row) for row in page([a, b]).split("<li>\n")[1:]]
+    assert rows == [["a-2", "b-1"], ["b-2"], ["a-1"], ["a-0"], ["b-0"]]  # by the better score of each row
+    assert Page(page([a, b])).text.count("Nothing of B is like it.") == 2
+    c = replace(b, directions=replace(b.directions, timesteps=(7, 5)))
+    assert "is like it" not in Page(page([a, c])).text and page([a, c]).count("<article") == 6
 
 
 def test_cosines_are_over_the_steps_that_both_have_and_that_act() -> None:
