@@ -17,8 +17,10 @@ google/ddpm-celebahq-256 has, replace it by one that has both off to get the sam
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
 """
 
+import difflib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,23 +46,40 @@ def applied(
 
     scale: signed; 1.0 moves images equally far for every direction of a calibrated set.
     steps: the pipeline's number of inference steps where it differs from the set's T; shifts are scaled by T / steps.
+    A warning after the block says where the pipeline took another number of steps.
     asymmetric: the pipeline's scheduler, to shift only the predicted image. It must not clip, and each step then runs
-    the network twice.
+    the network twice. Raises ValueError for a direction that the set does not have.
     """
     tensors = load_file(Path(folder) / "directions.safetensors")
     description = json.loads((Path(folder) / "directions.json").read_text())
     names, timesteps, origin = description["names"], description["timesteps"], description["provenance"]
     edit = direction if isinstance(direction, Mapping) else {direction: 1.0}
-    rows = {names.index(k) if isinstance(k, str) else k: own for k, own in edit.items()}
+    if not edit:
+        raise ValueError("an edit of several directions needs at least one, as in {'smile': 1.0}")
+    parts_of_edit = [(index_of(k, names), own) for k, own in edit.items()]
     ratio = len(timesteps) / steps if steps else 1.0
 
     def shift(i: int) -> Tensor:
         s = i if tensors["table"].shape[1] > 1 else 0
-        parts = [own * tensors["sigma"][k, s] * tensors["table"][k, s] for k, own in rows.items()]
+        parts = [own * tensors["sigma"][k, s] * tensors["table"][k, s] for k, own in parts_of_edit]
         return scale * ratio * torch.stack(parts).sum(dim=0, keepdim=True)
 
-    with shifted(network, shift, timesteps, asymmetric, place=place_of(origin)):
+    place = place_of(origin)
+    with shifted(network, shift, timesteps, asymmetric, place=place), steps_watched(network, timesteps, steps, place):
         yield
+
+
+def index_of(direction: int | str, names: Sequence[str], error: type[Exception] = ValueError) -> int:
+    """Return the number of a direction that is given by number or name. Raises `error` where the set has none such."""
+    if isinstance(direction, str):
+        if direction in names:
+            return names.index(direction)
+        near = difflib.get_close_matches(direction, names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(names)}"
+        raise error(f"the set has no direction named '{direction}'{hint}")
+    if not -len(names) <= direction < len(names):
+        raise error(f"direction {direction} is outside the set: it has 0 to {len(names) - 1}")
+    return direction % len(names)
 
 
 class ShiftSite(NamedTuple):
@@ -123,14 +142,10 @@ def shifted(
             f"pipeline.scheduler = {kind}.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)"
         )
     now = {"timestep": 0.0, "shifts": True}
-    # Flux gets its timestep in thousandths. DiT's pipeline has the conditional half first, all others second.
-    kind = type(network).__name__
-    pace, zero = place.clock or ((0.001, 0.0) if kind.startswith("Flux") else (1.0, 0.0))
-    first = kind.startswith("DiT")
+    first = type(network).__name__.startswith("DiT")  # the conditional half; in all other pipelines it is the second
 
     def remember_timestep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        now["timestep"] = (float(torch.as_tensor(timestep).reshape(-1)[0]) - zero) / pace
+        now["timestep"] = _timestep(network, place, args, kwargs)
 
     def add_shift(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> Any:
         nearest = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - now["timestep"]))
@@ -172,6 +187,58 @@ def shifted(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def steps_watched(
+    network: nn.Module, timesteps: Sequence[float], steps: int | None, place: ShiftSite
+) -> Iterator[None]:
+    """Warn at the end of the block where its last image took another number of steps than `steps`, or the set's own."""
+    taken: list[float] = []  # timesteps of the last image
+
+    def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        t = _timestep(network, place, args, kwargs)
+        if taken and t > taken[-1]:
+            taken.clear()  # another image
+        if not taken or t != taken[-1]:
+            taken.append(t)
+
+    hook = network.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+    expected = steps or len(timesteps)
+    count = _steps_taken(taken, timesteps, expected)
+    if count != expected:
+        warnings.warn(
+            f"the pipeline took {count} steps, and the shifts are those of {expected}, so that the edit was "
+            f"{count / expected:.2g} times as strong: give applied(..., steps={count})",
+            stacklevel=5,  # the block in the user's code
+        )
+
+
+def _steps_taken(taken: Sequence[float], timesteps: Sequence[float], expected: int) -> int:
+    """Return how many steps the chain has that passed the timesteps `taken`; `expected` where that cannot be told.
+
+    A chain that begins below the set's first timestep, as those do that go on from a noisy image, has more steps than
+    it passed: as many as their distance tells, to a tenth. timesteps: those of the set.
+    """
+    apart = (timesteps[0] - timesteps[-1]) / (len(timesteps) - 1) if len(timesteps) > 1 else 0.0
+    if taken and taken[0] >= timesteps[0] - apart / 2:
+        return len(taken)
+    if len(taken) < 2 or not apart:
+        return expected
+    estimated = len(timesteps) * apart * (len(taken) - 1) / (taken[0] - taken[-1])
+    return expected if abs(estimated / expected - 1) < 0.1 else round(estimated)
+
+
+def _timestep(network: nn.Module, place: ShiftSite, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """Return the training timestep of a call of the network."""
+    in_thousandths = type(network).__name__.startswith("Flux")
+    pace, zero = place.clock or ((0.001, 0.0) if in_thousandths else (1.0, 0.0))
+    told = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    return (float(torch.as_tensor(told).reshape(-1)[0]) - zero) / pace
 
 
 def _laid_out(delta_h: Tensor, h: Tensor, error: type[Exception]) -> Tensor:

@@ -4,7 +4,6 @@ Every method returns a DirectionSet; every metric, picture and export takes one.
 `directions.safetensors` (the tensors) and `directions.json` (the rest); nothing is pickled.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core.chain.sampling import Shift
-from core.directions.apply_directions import place_of, shifted
+from core.directions.apply_directions import index_of, place_of, shifted, steps_watched
 from core.directions.dials import Dial
 from core.directions.reading import (
     name_problem,
@@ -98,15 +97,7 @@ class DirectionSet:
 
         Raises DirectionSetError where the set has no such direction.
         """
-        if isinstance(direction, str):
-            if direction not in self.names:
-                near = difflib.get_close_matches(direction, self.names, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else f"; it has: {', '.join(self.names)}"
-                raise DirectionSetError(f"the set has no direction named '{direction}'{hint}")
-            return self.names.index(direction)
-        if not -len(self) <= direction < len(self):
-            raise DirectionSetError(f"direction {direction} is outside the set: it has 0 to {len(self) - 1}")
-        return direction % len(self)
+        return index_of(direction, self.names, DirectionSetError)
 
     def shift(self, direction: Edit | Tensor, scale: float | Tensor = 1.0) -> Shift:
         """Return the shift of one direction, several at once, or one per sample: step -> delta_h [N or 1, C, H, W].
@@ -152,14 +143,18 @@ class DirectionSet:
 
         direction: a number, a name, or several with a scale each, as in `shift`.
         steps: the pipeline's number of inference steps where it differs from the set's T; each shift is then scaled by
-        T / steps (as Kwon et al. do). The shift of a step is that of the nearest timestep of the set.
+        T / steps (as Kwon et al. do). A warning after the block says where the pipeline took another number. The shift
+        of a step is that of the nearest timestep of the set.
         asymmetric: the pipeline's scheduler, DDIM's or a flow's, without clipping, to shift only the predicted image;
         None: symmetric injection, with any sampler.
         The hooks are removed when the block ends, also by an exception.
         """
         shift = self.shift(direction, scale * (len(self.timesteps) / steps if steps else 1.0))
         place = place_of(self.provenance, DirectionSetError)
-        with shifted(network, shift, self.timesteps, asymmetric, DirectionSetError, place):
+        with (
+            shifted(network, shift, self.timesteps, asymmetric, DirectionSetError, place),
+            steps_watched(network, self.timesteps, steps, place),
+        ):
             yield
 
     def within(self, window: tuple[int, int] | None) -> "DirectionSet":

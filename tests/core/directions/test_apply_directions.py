@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,69 @@ def test_a_set_of_other_size_is_refused_with_the_hooks_gone() -> None:
         with wrong.applied(pipeline.unet, 0):
             draw(pipeline)
     assert untouched(pipeline.unet)
+
+
+@pytest.mark.parametrize(
+    ("direction", "sentence"),
+    [
+        ("smlie", "the set has no direction named 'smlie'; did you mean 'smile'?"),
+        ({"smile": 1.0, "older": 1.0}, "the set has no direction named 'older'; it has: smile, yaw"),
+        (2, "direction 2 is outside the set: it has 0 to 1"),
+        ({}, "an edit of several directions needs at least one, as in {'smile': 1.0}"),
+    ],
+)
+def test_a_direction_that_is_not_in_the_set_is_one_sentence(tmp_path: Path, direction: Any, sentence: str) -> None:
+    pipeline = ddim()
+    directions((8, 4, 4), (500, 0)).save(tmp_path / "set")
+    for apply in (apply_directions.applied, lambda net, _, k: DirectionSet.load(tmp_path / "set").applied(net, k)):
+        with pytest.raises(ValueError) as caught, apply(pipeline.unet, tmp_path / "set", direction):
+            pass
+        assert str(caught.value) == sentence and untouched(pipeline.unet)
+
+
+@pytest.mark.parametrize(
+    ("taken", "steps", "told"),
+    [
+        (10, None, "the pipeline took 10 steps, and the shifts are those of 4, so that the edit was 2.5 times as"),
+        (10, 8, "the pipeline took 10 steps, and the shifts are those of 8, so that the edit was 1.2 times as"),
+        (4, 10, "the pipeline took 4 steps, and the shifts are those of 10, so that the edit was 0.4 times as"),
+        (10, 10, None),
+        (4, None, None),
+    ],
+)
+def test_another_number_of_steps_is_warned_of(tmp_path: Path, taken: int, steps: int | None, told: str | None) -> None:
+    pipeline = ddim()
+    found = directions((8, 4, 4), timesteps_of(pipeline.scheduler, STEPS))
+    found.save(tmp_path / "set")
+    for way in (
+        found.applied(pipeline.unet, "smile", 1.0, steps),
+        apply_directions.applied(pipeline.unet, tmp_path / "set", "smile", 1.0, steps),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with way:
+                draw(pipeline, STEPS)  # the last image counts
+                draw(pipeline, taken)
+        sentences = [str(warning.message) for warning in caught]
+        assert [sentence.split(" strong")[0] for sentence in sentences] == ([told] if told else [])
+        assert all(warning.filename == __file__ for warning in caught)
+        assert all(sentence.endswith(f": give applied(..., steps={taken})") for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("taken", "steps", "count"),
+    [
+        ((500, 250, 0), 4, 4),  # of an image that was noised half way
+        ((400, 300, 200, 100, 0), 4, 10),
+        ((400, 300, 200, 100, 0), 10, 10),
+        ((490, 241), 4, 4),  # spaced a little differently
+        ((250,), 4, 4),  # one step tells nothing
+        ((999, 666, 333, 0), 4, 4),
+        ((), 4, 4),
+    ],
+)
+def test_steps_are_counted_from_where_a_pipeline_begins(taken: tuple[int, ...], steps: int, count: int) -> None:
+    assert apply_directions._steps_taken(taken, (750, 500, 250, 0), steps) == count
 
 
 @pytest.mark.slow
