@@ -7,6 +7,7 @@ that drives the sweep writes to the study.
 
 import sqlite3
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
@@ -131,7 +132,11 @@ def create_study(sweep: Sweep, where: StudyPlace) -> optuna.Study:
     with where.making_tables() if isinstance(where, Database) else nullcontext():
         storage = _storage(where, make=True)
     name = _name_of(sweep.name, where)
-    return optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # of a function that the capped version has
+        study.set_metric_names([objective.metric for objective in sweep.objectives])  # Optuna's own tools show them
+    return study
 
 
 def open_study(name: str, where: StudyPlace, tell: Tell | None = None) -> optuna.Study:

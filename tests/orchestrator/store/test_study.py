@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
@@ -189,3 +190,25 @@ def test_what_waiting_does_not_help_is_raised(path: Path) -> None:
     connection.close()
     with pytest.raises(StorageInternalError):
         study.set_user_attr("a", 1)
+
+
+@pytest.mark.parametrize("objectives", [["identifiability"], ["identifiability", "fidelity_kid"]])
+def test_optunas_own_tools_name_the_objectives(tmp_path: Path, objectives: list[str]) -> None:
+    modes = {"identifiability": "max", "fidelity_kid": "min"}
+    sweep = parse({**SWEEP, "objectives": [{name: modes[name]} for name in objectives]})
+    study = create_study(sweep, tmp_path / "study.db")
+    create_study(sweep, tmp_path / "study.db")  # as after an interrupted start
+    study.tell(study.ask(), [0.5, 0.1][: len(objectives)])
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    assert optuna.load_study(study_name="a", storage=storage).metric_names == objectives
+    storage.engine.dispose()
+    study._storage.remove_session()
+
+
+def test_a_study_of_an_older_version_has_no_names_and_is_read(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("DELETE FROM study_system_attributes WHERE key = 'study:metric_names'").rowcount == 1
+    connection.close()
+    study = open_study("a", path)
+    assert study.metric_names is None and [trial.value for trial in study.trials] == [0.5] * 3
+    study._storage.remove_session()
