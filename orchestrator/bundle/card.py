@@ -5,6 +5,7 @@ Text from the set is quoted, so that it cannot change the structure of the card.
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,7 +14,7 @@ from core.directions.dials import Dial
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.metrics import METRICS
-from core.model.catalogue import origin_of
+from core.model.catalogue import at_path, origin_of
 from core.model.families import family_of
 from core.model.use import Use
 from orchestrator.text import in_code
@@ -21,10 +22,10 @@ from orchestrator.text import in_code
 _SHOWN = 3  # attributes shown for a direction
 _LEAST = 0.2  # standard deviations; weaker effects are not shown
 
-_ALONE = """from diffusers import {imported}
+_ALONE = """{imports}from diffusers import {imported}
 from apply_directions import applied  # the file in this folder; needs torch and safetensors alone
 
-pipeline = {pipeline}.from_pretrained({model}{revision}){shipped}
+pipeline = {pipeline}.from_pretrained({model}){whence}
 {before}with applied(pipeline.{network}, ".", {name}, scale=1.0{asymmetric}):
     images = pipeline({arguments}num_inference_steps={steps}{eta}).images"""
 
@@ -66,7 +67,7 @@ def card(directions: DirectionSet, for_hub: bool = False, pictures: bool = True)
         "## Directions",
         _directions(directions),
         "## Use",
-        _use(directions),
+        _use(directions, for_hub),
         "## How good it is",
         _metrics(directions),
         "## Where it comes from",
@@ -111,17 +112,12 @@ def _row(name: str, dial: Dial) -> str:
     return f"| `{_cell(name)}` | {numbers} | {low:+g} to {high:+g} | {effects or '-'} |"
 
 
-def _use(directions: DirectionSet) -> str:
+def _use(directions: DirectionSet, for_hub: bool) -> str:
     origin = directions.provenance
     asymmetric = ", asymmetric=pipeline.scheduler" if origin.get("injection") == "asymmetric" else ""
     two = dict(zip(directions.names[:2], (1.0, -0.5), strict=False))
-    model = str(origin.get("model"))
-    place = origin_of(model)
-    name, at, revision = model.partition("@") if place == "hub" else (model, "", "")
     values = {
-        "model": _quoted(f"core/zoo/{model}" if place == "built-in" else name),
-        "revision": f", revision={_quoted(revision)}" if at else "",
-        "shipped": "  # of h-space-orchestrator" if place == "built-in" else "",
+        **_model(str(origin.get("model")), for_hub),
         "name": _quoted(directions.names[0]),
         "edit": "{" + ", ".join(f"{_quoted(name)}: {scale}" for name, scale in two.items()) + "}",
         "steps": len(directions.timesteps),
@@ -139,6 +135,29 @@ With this package, several at once (`orchestrate explore .` is a page with a sli
 ```python
 {_WITH_PACKAGE.format(**values)}
 ```"""
+
+
+def _model(model: str, for_hub: bool) -> dict[str, str]:
+    """Return the code that names the model, from whatever folder it runs, and a remark on where that is.
+
+    for_hub: the card will be read on other machines, to which the folders of this one are nothing.
+    """
+    match origin_of(model):
+        case "built-in":
+            named = f'files("core.zoo") / {_quoted(model)}'
+            imports, whence = "from importlib.resources import files\n\n", "of h-space-orchestrator"
+        case "hub":
+            name, at, revision = model.partition("@")
+            named = _quoted(name) + (f", revision={_quoted(revision)}" if at else "")
+            imports, whence = "", ""
+        case "registered":
+            named, imports, whence = _quoted(model), "", ""
+        case _ if at_path(model) and not for_hub:
+            named = _quoted(Path(model).expanduser().resolve())
+            imports, whence = "", "on the machine that wrote this card"
+        case _:
+            named, imports, whence = _quoted(model), "", "a path on the machine of the sweep, as the sweep file has it"
+    return {"model": named, "imports": imports, "whence": f"  # {whence}" if whence else ""}
 
 
 def _pipeline(origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import ast
 import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -204,7 +205,7 @@ def test_the_code_on_a_card_steps_as_the_chain_did(directions: DirectionSet, tol
     config = 'config = {**pipeline.scheduler.config, "_use_default_values": []}'
     swap = f"pipeline.scheduler = {kind}.from_config(config, clip_sample=False, thresholding=False)"
     assert f"\n{config}\n{swap}\nwith applied(" in code
-    assert kind in code.splitlines()[0]
+    assert kind in code.split("pipeline = ")[0]
     assert ".scheduler = " not in code_of(directions, **FLUX)
     assert ".scheduler = " not in code_of(directions, **{**SD, "sampler": 'x"); import os; os.system("'})
 
@@ -235,8 +236,8 @@ def test_where_a_pipeline_takes_no_size_its_network_says_it(
     [
         ("google/ddpm-celebahq-256", "google/ddpm-celebahq-256", '"google/ddpm-celebahq-256"'),
         ("google/ddpm@main", "google/ddpm", '"google/ddpm", revision="main"'),
-        ("toyfaces", None, '"core/zoo/toyfaces")  # of h-space-orchestrator'),
-        ("models/mine", None, '"models/mine"'),
+        ("toyfaces", None, 'files("core.zoo") / "toyfaces")  # of h-space-orchestrator'),
+        ("models/mine", None, '"models/mine")  # a path on the machine of the sweep, as the sweep file has it'),
         ("models/mine@2", None, '"models/mine@2"'),
         ("models/mine.safetensors", None, '"models/mine.safetensors"'),
         ("~nobody-at-all/mine", None, '"~nobody-at-all/mine"'),
@@ -258,6 +259,23 @@ def test_a_hub_is_told_of_a_model_of_the_hub_alone(
     text = card(replace(directions, provenance={**directions.provenance, "model": model}), for_hub=True)
     assert yaml.safe_load(text.split("---\n")[1]).get("base_model") == base
     assert f"from_pretrained({read}" in text
+
+
+@pytest.mark.parametrize("model", ["models/mine", "./models/mine", "~/models/mine", "toyfaces"])
+def test_the_model_on_a_card_is_found_from_any_folder(
+    directions: DirectionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code = code_of(directions, model=model)
+    monkeypatch.chdir("/")
+    lines = code.splitlines()
+    [opened] = [line for line in lines if ".from_pretrained(" in line]
+    named = opened.split("from_pretrained(")[1].split(")  # ")[0]
+    names = {"files": files}
+    assert ("from importlib.resources import files" in lines) == ("files(" in named)
+    assert Path(eval(named, names)).is_dir()
 
 
 def test_a_card_uses_the_injection_that_was_measured(directions: DirectionSet) -> None:
