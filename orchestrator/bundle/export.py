@@ -1,11 +1,17 @@
 """Export direction sets from a sweep: the champion, one trial's set, or the best few, each as a bundle in a folder."""
 
+import hashlib
+import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
@@ -22,6 +28,7 @@ from orchestrator.trial.attempt import DrawBatch
 from orchestrator.trial.model import TrialModel
 
 Say = Callable[[str], None]
+_MEASURED = 1  # increase it whenever the same set is measured or drawn in another way
 
 
 def export(
@@ -34,7 +41,8 @@ def export(
 ) -> list[Path]:
     """Write the champion, one trial's set, or the `top` best into `to`, and return the folders written.
 
-    The champion already has dials and gallery. Those of another trial are measured now, with the sweep's model.
+    The champion already has dials and gallery. Those of another trial are measured now, with the sweep's model, and
+    kept for the next export. say: called with a sentence at the beginning of each part that takes a while.
     Raises UserError, with nothing written, where `to` exists or the sweep or the run is missing.
     """
     sweep = check(folder, to, run, top)
@@ -65,18 +73,45 @@ def _of_trial(folder: SweepFolder, sweep: Sweep, trial_id: str, say: Say) -> Bun
         if champion.directions.provenance.get("trial") == trial_id:
             return champion
     with tempfile.TemporaryDirectory() as temporary:
-        directions = DirectionSet.load(result_of(folder, trial_id, Path(temporary)) / "directions")
+        directions = DirectionSet.load(result_of(folder, trial_id, Path(temporary), say) / "directions")
     origin = {**directions.provenance, "sweep": folder.name, "trial": trial_id}
     return _measured(folder, sweep, replace(directions, provenance=origin), say)
 
 
 def _measured(folder: SweepFolder, sweep: Sweep, directions: DirectionSet, say: Say) -> Bundle:
-    """Measure the dials of a set, draw its gallery, and return both as a bundle."""
+    """Measure the dials of a set, draw its gallery, and return both as a bundle, or the one that was kept of them."""
     trial_id = directions.provenance.get("trial")
-    say(f"Measuring the dials of trial {trial_id} ({len(directions)} directions), and drawing its gallery ...")
+    kept = folder.measured / _key(folder, sweep, directions)
+    with suppress(UserError):  # none is kept, or it is damaged
+        bundle = read_bundle(kept)
+        say(f"Trial {trial_id} has been measured before, on the same settings ...")
+        return bundle
+    say(f"Loading the model of sweep '{sweep.name}' ...")
     trial_model, drawing = TrialModel.load(sweep, SampleCache(folder.cache)), DrawBatch(sweep)
+    say(f"Measuring the dials of trial {trial_id} ({len(directions)} directions), and drawing its gallery ...")
     dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, directions))
-    return bundle_of(dialled, f"{sweep.name}, trial {trial_id}")
+    bundle = bundle_of(dialled, f"{sweep.name}, trial {trial_id}")
+    with suppress(OSError):  # an export does without, as from a folder that cannot be written
+        shutil.rmtree(kept, ignore_errors=True)
+        with atomic_folder(kept) as temporary:
+            write_bundle(bundle, temporary)
+    return bundle
+
+
+def _key(folder: SweepFolder, sweep: Sweep, directions: DirectionSet) -> str:
+    """Return the digest of all that a measured bundle follows from: the set, the sweep's settings and the weights."""
+    told = {
+        "format": _MEASURED,
+        "sweep": sweep.identity(),
+        "weights": folder.read()["weights"],
+        "names": directions.names,
+        "provenance": dict(directions.provenance),
+        "metrics": dict(directions.metrics),
+    }
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for tensor in (directions.table, directions.sigma):
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
@@ -92,11 +127,12 @@ def _trial_of(folder: SweepFolder, sweep: Sweep, run: str) -> str:
     return str(trial_of[found])
 
 
-def result_of(folder: SweepFolder, trial_id: str, temporary: Path) -> Path:
+def result_of(folder: SweepFolder, trial_id: str, temporary: Path, say: Say = lambda _: None) -> Path:
     """Return a folder with a trial's set and picture: its checkpoint, or a copy from MLflow if that is gone."""
     try:
         return folder.trial(trial_id).result()
     except CheckpointError:
+        say(f"Fetching trial {trial_id} from MLflow ...")
         return _fetched(folder, trial_id, temporary)
 
 

@@ -13,6 +13,7 @@ from orchestrator.cli.arguments import parser
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from rich.console import Console
+    from rich.status import Status
 
     from orchestrator.spec import Sweep
 
@@ -133,11 +134,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
     folder = SweepFolder(_root(arguments), arguments.sweep)
     check(folder, arguments.to, arguments.run, arguments.top)
-    from orchestrator.bundle.export import export
-
-    for path in export(
-        folder, arguments.to, arguments.run, arguments.top, arguments.format, _console(sys.stderr).print
-    ):
+    with _loading():
+        from orchestrator.bundle.export import export
+    for path in export(folder, arguments.to, arguments.run, arguments.top, arguments.format, _say):
         print(path)
     return 0
 
@@ -148,7 +147,8 @@ def _name(arguments: argparse.Namespace) -> int:
     names = parse_names(arguments.names)
     options = _fields_of(arguments, ModelOptions)
     check_name(arguments.bundle, arguments.predictor, arguments.words, arguments.names_only)
-    from orchestrator.edit.naming import name, rename
+    with _loading():
+        from orchestrator.edit.naming import name, rename
 
     if arguments.names_only:
         directions, removed = rename(arguments.bundle, names)
@@ -159,7 +159,7 @@ def _name(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
     else:
-        directions = name(arguments.bundle, names, arguments.predictor, arguments.words, options)
+        directions = name(arguments.bundle, names, arguments.predictor, arguments.words, options, _say)
     for number, called in enumerate(directions.names):
         print(f"{number:3}  {called}")
     return 0
@@ -169,9 +169,10 @@ def _gallery(arguments: argparse.Namespace) -> int:
     from orchestrator.edit.request import ModelOptions, check_gallery
 
     check_gallery(arguments.bundles, arguments.to)
-    from orchestrator.edit.naming import gallery
+    with _loading():
+        from orchestrator.edit.naming import gallery
 
-    gallery(arguments.bundles, arguments.to, _fields_of(arguments, ModelOptions))
+    gallery(arguments.bundles, arguments.to, _fields_of(arguments, ModelOptions), _say)
     print(arguments.to)
     return 0
 
@@ -186,7 +187,8 @@ def _edit(arguments: argparse.Namespace) -> int:
     request = _fields_of(arguments, EditRequest)
     kind_of(arguments.to, request)
     check_edit(arguments.bundle, arguments.to, request)
-    from orchestrator.edit.edit import edit
+    with _loading():
+        from orchestrator.edit.edit import edit
 
     edit(arguments.bundle, arguments.to, request, _console(sys.stderr))
     print(arguments.to)
@@ -199,7 +201,8 @@ def _explore(arguments: argparse.Namespace) -> int:
 
     check_port(arguments.port)
     check_bundle(arguments.bundle)
-    from orchestrator.edit.explore import serve
+    with _loading():
+        from orchestrator.edit.explore import serve
 
     return serve(
         arguments.bundle, arguments.port, not arguments.no_browser, _console(), _fields_of(arguments, ModelOptions)
@@ -248,6 +251,16 @@ def _root(arguments: argparse.Namespace) -> Path:
     from orchestrator.store.folder import default_root
 
     return arguments.root or default_root()
+
+
+def _loading() -> "Status":
+    """Show, in a terminal, that the libraries of a verb are being loaded."""
+    return _console(sys.stderr).status("Loading ...")
+
+
+def _say(sentence: str) -> None:
+    """Print what is being done on stderr; the output itself stays what other programs read."""
+    _console(sys.stderr).print(sentence, soft_wrap=True, highlight=False)
 
 
 def _console(file: TextIO | None = None) -> "Console":

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,11 @@ from orchestrator.bundle.files import GALLERY, PICTURE, Bundle, Format, bundle_o
 from orchestrator.bundle.gallery import ShownSet, page
 from orchestrator.edit.request import ModelOptions, check_gallery, check_name
 from orchestrator.edit.session import EditSession
+from orchestrator.text import counted
 from orchestrator.trial.attempt import halving_batch
 from orchestrator.trial.loading import LESS, advice_on_memory
 
+Say = Callable[[str], None]
 _BATCH = 64  # samples drawn at a time, where memory suffices
 
 
@@ -31,18 +33,22 @@ def name(
     predictor: str | None = None,
     words: str | None = None,
     options: ModelOptions = ModelOptions(),
+    say: Say = lambda _: None,
 ) -> DirectionSet:
     """Name directions of a bundle, in its folder, draw its picture and gallery anew, and return the renamed set.
 
     predictor: measures every direction anew, and names those without a name by hand: a classifier, or a CLIP model with
-    `words`. Raises UserError, with nothing changed, where a direction or a model is missing.
+    `words`. say: called with a sentence at the beginning of each part that takes a while.
+    Raises UserError, with nothing changed, where a direction or a model is missing.
     """
     check_name(folder, predictor, words, names_only=False)
     directions = DirectionSet.load(folder).renamed(names)
     with advice_on_memory(*LESS):
-        session = EditSession.open(folder, options)
-        session = replace(session, directions=directions)
-        calibrated = _set_with_images(session, *_attributes(session, predictor, words))
+        say(f"Loading the model of {folder} ...")
+        session = replace(EditSession.open(folder, options), directions=directions)
+        attributes, named_by = _attributes(session, predictor, words)
+        say(_work_on(session, folder, attributes))
+        calibrated = _set_with_images(session, attributes, named_by)
     _rewrite(folder, bundle_of(calibrated, _title(calibrated.directions, folder)))
     return calibrated.directions
 
@@ -61,12 +67,21 @@ def rename(folder: Path, names: Mapping[int | str, str]) -> tuple[DirectionSet, 
     return directions, old
 
 
-def gallery(folders: Sequence[Path], to: Path, options: ModelOptions = ModelOptions()) -> None:
-    """Write the page of one bundle, or of two side by side. Raises UserError, with nothing written, if `to` exists."""
+def gallery(
+    folders: Sequence[Path], to: Path, options: ModelOptions = ModelOptions(), say: Say = lambda _: None
+) -> None:
+    """Write the page of one bundle, or of two side by side. Raises UserError, with nothing written, if `to` exists.
+
+    say: called with a sentence at the beginning of each part that takes a while.
+    """
     check_gallery(folders, to)
     sets = []
     for folder in folders:
-        calibrated = _set_with_images(EditSession.open(folder, options))
+        DirectionSet.load(folder)  # it is refused before anything is said to be loaded
+        say(f"Loading the model of {folder} ...")
+        session = EditSession.open(folder, options)
+        say(_work_on(session, folder, None))
+        calibrated = _set_with_images(session)
         sets.append(ShownSet(calibrated.directions, calibrated.traversals, _title(calibrated.directions, folder)))
     with atomic_file(to) as temporary:
         temporary.write_text(page(sets))
@@ -84,6 +99,14 @@ def _set_with_images(
     strength = float(directions.provenance.get("strength", STRENGTH))
     measure = partial(with_dials, *chain, directions, attributes, strength, named_by=named_by)
     return halving_batch(lambda batch: measure(sampling=replace(sampling, batch=batch)), _BATCH)
+
+
+def _work_on(session: EditSession, folder: Path, attributes: Attributes | None) -> str:
+    """Return what `_set_with_images` does, as a sentence: how many images it draws takes most of its time."""
+    images = len(SEEDS) * (1 + len(session.directions) * len(SCALES))
+    measured = not session.directions.dials or attributes is not None
+    what = "Measuring the dials of" if measured else "Drawing"
+    return f"{what} {folder} ({counted(len(session.directions), 'direction')}, {counted(images, 'image')}) ..."
 
 
 def _attributes(session: EditSession, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:

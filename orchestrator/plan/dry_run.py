@@ -36,15 +36,17 @@ class PlanOptions:
 
 
 def show(sweep: Sweep, console: Console, root: Path = Path("runs"), options: PlanOptions = PlanOptions()) -> None:
-    """Print the plan.
+    """Print the plan; what is being done is shown on stderr meanwhile, in a terminal.
 
     Raises UserError where training fits no device, or not the one of `options.device_memory`.
     """
     console.print(describe(sweep, options.samples, root))
-    from orchestrator.plan import memory_table, summary  # they load torch
+    progress = Console(stderr=True)
+    with progress.status("Loading ..."):
+        from orchestrator.plan import memory_table, summary  # they load torch
 
     plan = summary.predict_all(
-        sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
+        sweep, root, progress, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour
     )
     for part in summary.tables(plan):
         console.print(part)
@@ -61,7 +63,8 @@ def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: 
     trials, root     their number, and the folder of their results
     unet_passes, memory, disk, downloads, absent, time, cost, not_counted        see orchestrator.plan.summary.document
     """
-    from orchestrator.plan import summary  # loads torch
+    with console.status("Loading ..."):
+        from orchestrator.plan import summary  # loads torch
 
     plan = summary.predict_all(
         sweep, root, console, options.device_memory, measure=options.probe, price_per_hour=options.price_per_hour

@@ -69,7 +69,8 @@ def predict_all(
     """Count and, where `measure`, measure. Raises UserError where this machine cannot measure."""
     if measure:
         probe.refuse_elsewhere(sweep)
-    denoiser, unknown = _model(sweep)
+    with console.status("Reading the model's configuration ..."):
+        denoiser, unknown = _model(sweep)
     schedule = None
     if denoiser is not None:
         check_window(denoiser, sweep.sampler.window)

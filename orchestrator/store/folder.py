@@ -5,6 +5,7 @@ study.db      Optuna's study: the state of every trial; absent where the sweep f
 trials/       a folder for each trial, with its checkpoints
 outbox/       records that MLflow has not received yet
 champion/     the exported best set
+measured/     bundles of other trials, as they were measured for an export; may be removed at any time
 model/        the same as a model that MLflow loads
 result.json   the champion and the baseline on the reporting seeds
 report.html   the page that `orchestrate report` wrote last
@@ -122,6 +123,11 @@ class SweepFolder:
     def champion(self) -> Path:
         """The bundle of the champion."""
         return self.path / "champion"
+
+    @property
+    def measured(self) -> Path:
+        """The folder of bundles that were measured for an export (orchestrator.bundle.export)."""
+        return self.path / "measured"
 
     @property
     def cache(self) -> Path:

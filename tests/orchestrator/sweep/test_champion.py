@@ -13,6 +13,7 @@ from core import DirectionSet
 from core.metrics import Evaluation, Traversals
 from core.metrics.calibration import Calibrated
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
+from orchestrator.bundle import export as export_module
 from orchestrator.bundle.export import export
 from orchestrator.bundle.files import read_bundle
 from orchestrator.report.page import write_page
@@ -205,4 +206,50 @@ def test_what_is_exported_before_there_is_a_champion_is_measured_then(tmp_path: 
     said: list[str] = []
     [found] = exported(tmp_path, record.folder, run=ids[0], say=said.append)
     assert of_set(found) == ids[0] and len(found.dials) == 2
-    assert said == [f"Measuring the dials of trial {ids[0]} (2 directions), and drawing its gallery ..."]
+    assert said == [
+        "Loading the model of sweep 'crowned' ...",
+        f"Measuring the dials of trial {ids[0]} (2 directions), and drawing its gallery ...",
+    ]
+
+
+def test_a_trial_is_measured_once_for_all_its_exports(tmp_path: Path, measuring: Measuring) -> None:
+    record, ids = finished(tmp_path, DONE)
+    said: list[str] = []
+    first, again = (exported(tmp_path, record.folder, run=ids[0], say=said.append)[0] for _ in range(2))
+    assert said[2:] == [f"Trial {ids[0]} has been measured before, on the same settings ..."]
+    assert first.dials == again.dials and torch.equal(first.table, again.table) and first.names == again.names
+    assert bundle_files(tmp_path / "out 1") == bundle_files(tmp_path / "out 2")
+    said.clear()
+    [other] = exported(tmp_path, record.folder, run=ids[3], say=said.append)
+    assert of_set(other) == ids[3] and said[-1].startswith("Measuring the dials")
+    for kept in record.folder.measured.iterdir():
+        (kept / "directions.safetensors").write_bytes(b"damaged")
+    said.clear()
+    exported(tmp_path, record.folder, run=ids[0], say=said.append)
+    assert said[-1].startswith("Measuring the dials")
+
+
+def test_what_was_measured_on_other_settings_or_of_another_set_is_measured_again(
+    tmp_path: Path, measuring: Measuring
+) -> None:
+    record, ids = finished(tmp_path, DONE)
+    sweep, found = record.folder.sweep(), a_set(ids[0])
+    seeds = sweep.evaluate.model_copy(update={"strength": 0.25})
+    keys = {
+        export_module._key(record.folder, *each)
+        for each in (
+            (sweep, found),
+            (sweep.model_copy(update={"evaluate": seeds}), found),
+            (sweep, replace(found, sigma=found.sigma * 2)),
+            (sweep, replace(found, table=-found.table)),
+            (sweep, replace(found, names=("a", "b"))),
+            (sweep, a_set(ids[1])),
+        )
+    }
+    assert len(keys) == 6 and export_module._key(record.folder, sweep, a_set(ids[0])) in keys
+    record.folder.add(weights="others")
+    assert export_module._key(record.folder, sweep, found) not in keys
+
+
+def bundle_files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
