@@ -1,6 +1,7 @@
 """Check whether this machine is ready, one line for each check; a problem is printed with its cure."""
 
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -166,6 +167,7 @@ def _ray(_root: Path) -> Iterator[Check]:
 
 def _mlflow(root: Path) -> Iterator[Check]:
     from orchestrator.tracking.client import Tracking
+    from orchestrator.tracking.mlflow_store import store_uri
 
     if not (root / "mlflow.db").is_file():
         yield Check("ok", f"MLflow: no store in {root} yet; the first sweep makes it")
@@ -173,7 +175,7 @@ def _mlflow(root: Path) -> Iterator[Check]:
     try:
         Tracking(None, root).check()
     except UserError as error:
-        cure = f"with no sweep running: mlflow db upgrade sqlite:///{root.resolve()}/mlflow.db"
+        cure = f"with no sweep running: mlflow db upgrade {shlex.quote(store_uri(None, root))}"
         yield Check("fix", f"MLflow: {error}", cure)
         return
     yield Check("ok", f"MLflow: the store in {root} opens")

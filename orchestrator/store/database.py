@@ -1,4 +1,4 @@
-"""Reach a PostgreSQL database that holds the studies of many sweeps, and recognise failures that pass by waiting."""
+"""Address a database, a file or one of PostgreSQL that many sweeps share, and recognise failures that waiting cures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -27,6 +27,22 @@ _PATIENCE = {
 # conflicting transactions. Then two single codes: a standby that has not taken over yet, and a lock.
 _PASSING = ("08", "53", "57", "40", "25006", "55P03")
 _MAKING_TABLES = 4_921_337_114  # the key of the advisory lock held while Optuna's tables are made
+
+
+def sqlite_address(file: Path) -> str:
+    """Return the address of an SQLite file for SQLAlchemy, Optuna and MLflow, whatever characters its path has.
+
+    Raises UserError where the path is not UTF-8: no address can hold it.
+    """
+    if str(file).encode(errors="replace").decode() != str(file):
+        raise UserError(
+            f"--root: {str(file.parent)!r} is not UTF-8, so no database can be opened there; name another folder"
+        )
+    plain = f"sqlite:///{file}"
+    if make_url(plain).database == str(file):
+        return plain
+    # With the driver's name: for sqlite:/// MLflow also makes a folder of the escaped name.
+    return URL.create("sqlite+pysqlite", database=str(file)).render_as_string()
 
 
 @dataclass(frozen=True)

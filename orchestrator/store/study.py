@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import UserError
 from orchestrator.spec import Sweep
-from orchestrator.store.database import Database, StudyPlace, passing_reason
+from orchestrator.store.database import Database, StudyPlace, passing_reason, sqlite_address
 
 Tell = Callable[[str], None]
 T = TypeVar("T")
@@ -187,10 +187,11 @@ def _refuse_damaged_file(path: Path, name: str) -> None:
 
 def _storage(where: StudyPlace, tell: Tell = _PatientStorage.tell, make: bool = False) -> _PatientStorage:
     def opened() -> _PatientStorage:
+        url = sqlite_address(where) if isinstance(where, Path) else where.url
+        url = url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what is between braces
         if isinstance(where, Path):
-            return _PatientStorage(f"sqlite:///{where}", {"connect_args": {"timeout": _BUSY_S}})
+            return _PatientStorage(url, {"connect_args": {"timeout": _BUSY_S}})
         options = {"connect_args": where.options, "pool_pre_ping": True, "pool_size": 1}
-        url = where.url.replace("{", "{{").replace("}", "}}")  # Optuna fills in what is between braces
         return _PatientStorage(url, options, skip_table_creation=not make)
 
     tell_scrubbed = tell if isinstance(where, Path) else lambda message: tell(where.scrub(message))

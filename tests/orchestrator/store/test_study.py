@@ -35,6 +35,32 @@ def path(sweep: Sweep, tmp_path: Path) -> Path:
     return tmp_path / "study.db"
 
 
+ODD = "what?now#50%20{x};é &'\"+@:"  # characters that mean something else in an address
+
+
+def test_a_study_lies_in_its_own_folder_whatever_the_name_of_that(sweep: Sweep, tmp_path: Path) -> None:
+    folders = [tmp_path / "what", tmp_path / ODD]
+    for number, folder in enumerate(folders, start=1):
+        folder.mkdir()
+        study = create_study(sweep, folder / "study.db")
+        for _ in range(number):
+            study.tell(study.ask(), 0.5)
+        study._storage.remove_session()
+    assert [len(open_study("a", folder / "study.db").trials) for folder in folders] == [1, 2]
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == {
+        *(folder.relative_to(tmp_path) for folder in folders),
+        *(folder.relative_to(tmp_path) / "study.db" for folder in folders),
+    }
+
+
+def test_a_folder_that_no_address_can_hold_is_refused(sweep: Sweep) -> None:
+    with pytest.raises(UserError) as told:
+        create_study(sweep, Path("/runs\udcff/study.db"))
+    assert str(told.value) == (
+        r"--root: '/runs\udcff' is not UTF-8, so no database can be opened there; name another folder"
+    )
+
+
 def damaged(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     match how:

@@ -57,6 +57,18 @@ def test_parent_and_children(tracking: Tracking, tmp_path: Path) -> None:
     assert (fetched / "a.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("name", ["what?now", "a%20b", "#;é {x}&'\"+@:", "{x} é"])
+def test_all_of_a_store_lies_under_its_root_whatever_its_name(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+    tracking = Tracking(None, root)
+    assert tracking.check() is None
+    run = tracking.start_parent(tracking.experiment(f"of {name}"), "faces", {}, {"a": 1})
+    assert (tracking.download(run, "sweep.json", tmp_path)).is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [name]
+    assert sorted(path.name for path in root.iterdir()) == ["mlartifacts", "mlflow.db", "mlflow.lock"]
+    assert [path.name for path in (root / "mlartifacts").iterdir()] == [f"of {name}"]
+
+
 def test_the_best_set_gets_the_alias(tracking: Tracking) -> None:
     experiment = tracking.experiment("registered")
     runs = [tracking.start_parent(experiment, name, {}, {}) for name in ("one", "two")]
