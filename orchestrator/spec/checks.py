@@ -14,6 +14,9 @@ from orchestrator.spec.tables import PARAMETERS, Value
 
 Check = tuple[tuple[Path, ...], Problem]
 
+_FILE_NAME = 255  # bytes of a file's name
+_MLFLOW_NAME = 256  # characters of a name in MLflow's tables
+
 
 def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
     """Return every mistake between parts of the sweep, except those that rest on a value in `wrong`."""
@@ -286,15 +289,27 @@ def _pairs(sweep: Sweep) -> Iterator[Check]:
 
 
 def _names(sweep: Sweep) -> Iterator[Check]:
-    """Yield mistakes in names: the embedded store uses them as folders, MLflow as parts of an address."""
-    name, path = sweep.tracking.experiment, ("tracking", "experiment")
-    if sweep.tracking.uri is None and name and (name in (".", "..") or set(name) & set("/\\") or len(name) > 100):
-        allowed = "at most 100 characters without / and \\, not . or .., or a tracking.uri"
-        text = complaint("cannot be a folder of the embedded store", name, allowed)
+    """Yield mistakes in names: the embedded store uses them as folders, MLflow as parts of addresses and of queries."""
+    name, path = sweep.tracking.experiment or "", ("tracking", "experiment")
+    if sweep.tracking.uri is None:
+        if name in (".", "..") or set(name) & set("/\\") or len(name) > 100 or len(name.encode()) > _FILE_NAME:
+            allowed = f"at most 100 characters ({_FILE_NAME} bytes) without / and \\, not . or .., or a tracking.uri"
+            text = complaint("cannot be a folder of the embedded store", name, allowed)
+            yield (path, ("tracking", "uri")), Problem(path, text)
+    elif len(name) > _MLFLOW_NAME:
+        text = complaint("cannot name an experiment", name, f"at most {_MLFLOW_NAME} characters")
         yield (path, ("tracking", "uri")), Problem(path, text)
-    name, path = sweep.export.register_as, ("export", "register")
-    if name and (set(name) & set("/:") or name in (".", "..")):
-        yield (path,), Problem(path, complaint("cannot name a model", name, "text without / and :"))
+    name, path = sweep.export.register_as or "", ("export", "register")
+    # A model is loaded from models:/NAME@champion, and found by a name between quotes of one kind.
+    if (
+        set(name) & set("/:?")
+        or set(name) >= {"'", '"'}
+        or name == "."
+        or name.startswith("..")
+        or len(name) > _MLFLOW_NAME
+    ):
+        allowed = f"at most {_MLFLOW_NAME} characters without /, : and ?, with one kind of quotes, not . or begun by .."
+        yield (path,), Problem(path, complaint("cannot name a model", name, allowed))
 
 
 def _ends(sweep: Sweep, name: str, method: str) -> tuple[int, int] | None:

@@ -310,8 +310,8 @@ class Tracking:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{artifact}"
-        versions = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-        numbers = [int(version.version) for version in versions if version.source == source]
+        versions = self.client.search_model_versions(f"run_id = '{run_id}'")  # a name may hold a quote
+        numbers = [int(each.version) for each in versions if (each.name, each.source) == (name, source)]
         if not numbers:
             numbers = [int(self.client.create_model_version(name, source, run_id, description=description).version)]
         version = str(min(numbers))

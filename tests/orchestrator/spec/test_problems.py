@@ -10,6 +10,10 @@ from orchestrator.spec.problems import nearest, shown
 from tests.orchestrator.spec.test_sentences import GPUS, KEYS, METHOD_NAMES, SIZE, SLUG, TEXT, mistakes_of
 
 
+FOLDER = "at most 100 characters (255 bytes) without / and \\, not . or .., or a tracking.uri"
+MODEL = "at most 256 characters without /, : and ?, with one kind of quotes, not . or begun by .."
+
+
 def test_required_keys() -> None:
     with pytest.raises(SpecError) as caught:
         parse({})
@@ -92,11 +96,37 @@ HOSTILE = [
     (f"model: {'x' * 1025}", f"model: is longer than 1024 characters (got '{'x' * 76}...); allowed: {TEXT}"),
     (
         "tracking: {experiment: ../../x}",
-        "tracking.experiment: cannot be a folder of the embedded store (got '../../x'); "
-        "allowed: at most 100 characters without / and \\, not . or .., or a tracking.uri",
+        f"tracking.experiment: cannot be a folder of the embedded store (got '../../x'); allowed: {FOLDER}",
     ),
-    ("export: {register: a/b}", "export.register: cannot name a model (got 'a/b'); allowed: text without / and :"),
+    (
+        f"tracking: {{experiment: {'ä' * 28}{'あ' * 72}}}",
+        "tracking.experiment: cannot be a folder of the embedded store "
+        f"(got '{'ä' * 28}{'あ' * 48}...); allowed: {FOLDER}",
+    ),
+    (
+        f"tracking: {{uri: 'http://h', experiment: {'x' * 257}}}",
+        f"tracking.experiment: cannot name an experiment (got '{'x' * 76}...); allowed: at most 256 characters",
+    ),
+    *(
+        (f"export: {{register: {text}}}", f"export.register: cannot name a model (got {shown}); allowed: {MODEL}")
+        for text, shown in (
+            ("a/b", "'a/b'"),
+            ("'a:b'", "'a:b'"),
+            ("'a?b'", "'a?b'"),
+            (".", "'.'"),
+            ("..a", "'..a'"),
+            ('"\'a\' or \\"b\\""', "'\\'a\\' or \"b\"'"),
+            ("x" * 257, f"'{'x' * 76}..."),
+        )
+    ),
 ]
+
+
+@pytest.mark.parametrize("name", ["Kim's faces", 'the "best"', "50%20; #1 @é {x} `y` \\ *", "x" * 256, ".a"])
+def test_any_other_name_of_a_model_is_accepted(name: str) -> None:
+    search = {"directions": {"choice": [8, 9]}}
+    sweep = parse({"name": "a", "model": "toyfaces", "search": search, "export": {"register": name}})
+    assert sweep.export.register_as == name
 
 
 @pytest.mark.parametrize(("text", "sentence"), HOSTILE)

@@ -77,6 +77,14 @@ def test_the_best_set_gets_the_alias(tracking: Tracking) -> None:
     assert tracking.client.get_model_version_by_alias("sets", "champion").run_id == runs[1]
 
 
+@pytest.mark.parametrize("name", ["Kim's faces", 'the "best"', "50%20; #1 @é {x} `y` \\ *"])
+def test_a_model_may_have_any_name_that_a_sweep_file_may_give(tracking: Tracking, name: str) -> None:
+    run = tracking.start_parent(tracking.experiment("names"), name, {}, {})
+    assert [tracking.register(name, run, "champion") for _ in range(2)] == ["1", "1"]
+    assert tracking.register(f"{name} too", run, "champion") == "1", "another model of the same run has its own version"
+    assert tracking.client.get_model_version_by_alias(name, "champion").run_id == run
+
+
 def test_what_is_told_twice_is_there_once(tracking: Tracking, tmp_path: Path) -> None:
     experiment = tracking.experiment("twice")
     parent = tracking.start_parent(experiment, "twice", {}, {})
