@@ -234,8 +234,8 @@ class Outbox:
 
     def _deliver(self, number: int) -> Exception | None:
         """Send one record and remove it, or set it aside. Return the error where it has to be sent again."""
+        record, reason = None, None
         try:
-            record = None
             try:
                 record = self._spool.read(number)
                 if record is not None:  # else another process has sent it after this one gave up
@@ -244,10 +244,15 @@ class Outbox:
                 if not self._hopeless(error):
                     return error
                 reason = self.tracking.scrub(first_line(error))
+            self._write_steps(record or {})
+            if reason is None:
+                self._spool.remove(number)
+            else:
                 self._complain(f"tracking: {self._spool.set_aside(number, reason)} was refused and set aside", reason)
-            self._acknowledge(number, record or {})
         except Exception as error:
             return error
+        with self._changed:
+            self._queue.popleft()
         return None
 
     def _hopeless(self, error: Exception) -> bool:
@@ -264,17 +269,14 @@ class Outbox:
         self.tracking.check_run(self.parent_run)
         return True
 
-    def _acknowledge(self, number: int, record: Record) -> None:
-        """Remove a record that the store has, after writing down its steps: else a resumed trial would repeat them."""
+    def _write_steps(self, record: Record) -> None:
+        """Write down the steps of a record that was answered, before it leaves: else a resumed trial repeats them."""
         trial = record.get("trial") or _PARENT
         if record.get("kind") in ("metrics", "image"):
             with self._changed:
                 steps = dict(self._steps.get(trial, {}))
             (self.path / "steps").mkdir(exist_ok=True)
             write_json(self.path / "steps" / f"{trial}.json", steps)
-        self._spool.remove(number)
-        with self._changed:
-            self._queue.popleft()
 
     def _complain(self, text: str, reason: str) -> None:
         """Tell the user of a problem, once for each reason: a deleted run refuses every record of its trial."""

@@ -181,6 +181,7 @@ def test_a_driver_that_dies_between_any_two_changes_of_the_disk_loses_and_double
         assert _first(store, "end")[-1][2] == "FINISHED" and store.arrived[-1][0] == "end"
         aside = [path.name for path in (outbox.path / "refused").iterdir()]
         assert {f"{name[:8]}.{kind}" for name in aside for kind in ("json", "txt")} == set(aside) != set(), died
+        assert refused(outbox.path) == 1, f"a record is refused once; died {died}"
         assert sorted(path.name for path in outbox.path.iterdir()) == ["refused", "steps"], died
         known = {path.name: json.loads(path.read_text()) for path in (outbox.path / "steps").iterdir()}
         assert known == {"t1.json": {"loss": 2, "image grid": 2}, "t9.json": {"loss": 1}}, died
