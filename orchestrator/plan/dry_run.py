@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 
 from orchestrator.search.space import configurations, fits, ordered, sample, size, trials
-from orchestrator.secrets import redacted
+from orchestrator.secrets import redacted, without_secrets
 from orchestrator.spec import Choice, Distribution, Fixed, FloatRange, IntRange, Sweep, Value
 from orchestrator.spec.model_use import ModelUse
 from orchestrator.spec.sections import DeepSpeed
@@ -71,7 +71,7 @@ def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: 
     )
     document = {
         "format": 1,
-        "sweep": {"name": sweep.name, "identity": sweep.identity(), "resolved": _without_secrets(sweep)},
+        "sweep": {"name": sweep.name, "identity": sweep.identity(), "resolved": without_secrets(sweep.resolved())},
         "space": {
             "configurations": size(sweep.space),
             "parameters": {name: sweep.space[name].resolved() for name in ordered(sweep.space)},
@@ -82,14 +82,6 @@ def as_json(sweep: Sweep, console: Console, root: Path = Path("runs"), options: 
         **summary.document(plan),
     }
     return json.dumps(document, indent=2, allow_nan=False)
-
-
-def _without_secrets(sweep: Sweep) -> dict[str, Any]:
-    resolved = sweep.resolved()
-    for store in ("tracking", "study"):
-        if resolved[store]["uri"] is not None:
-            resolved[store]["uri"] = redacted(resolved[store]["uri"])
-    return resolved
 
 
 def _sampled(sweep: Sweep, samples: int) -> list[dict[str, Value]]:

@@ -16,7 +16,7 @@ from orchestrator.search.importance import Importance, importances
 from orchestrator.search.ledger import spent_s
 from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, places, ranked, repeated
 from orchestrator.search.space import ordered, trials
-from orchestrator.secrets import redacted, scrub
+from orchestrator.secrets import hide_addresses, scrub, without_secrets
 from orchestrator.spec import METRICS, Fixed, SpecError, Sweep, parse
 from orchestrator.spec.scalars import to_yaml
 from orchestrator.store.folder import SweepFolder
@@ -126,13 +126,13 @@ class Findings:
         space = {
             name: spelled(values) for name, values in self.sweep.space.items() if not isinstance(values, Fixed)
         } or {"search": "nothing: one configuration"}
-        content: dict[str, str] = scrubbed(self.sweep, what_runs(self.sweep) | space)
+        content: dict[str, str] = hide_addresses(what_runs(self.sweep) | space, *_addresses(self.sweep))
         return content
 
     @property
     def resolved(self) -> str:
         """The whole sweep file with every default, without the secrets of its addresses."""
-        return to_yaml(without_secrets(self.sweep), allow_unicode=True, width=100)
+        return to_yaml(without_secrets(self.sweep.resolved()), allow_unicode=True, width=100)
 
 
 def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findings:
@@ -254,29 +254,17 @@ def as_json(findings: Findings) -> str:
         "importance": {metric: asdict(each) for metric, each in findings.importance.items()},
         **findings.origin,
         "orchestrator": version("h-space-orchestrator"),
-        "spec": without_secrets(findings.sweep),
+        "spec": without_secrets(findings.sweep.resolved()),
     }
     return json.dumps(_finite(content), indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def without_secrets(sweep: Sweep) -> dict[str, Any]:
-    """Return the sweep with every default, its addresses without their passwords."""
-    content = scrubbed(sweep, sweep.resolved())
-    for section in ("tracking", "study"):
-        if content[section]["uri"] is not None:
-            content[section]["uri"] = redacted(content[section]["uri"])
-    return json.loads(json.dumps(content))  # type: ignore[no-any-return]  # tuples as lists, for YAML
-
-
-def scrubbed(sweep: Sweep, content: Any) -> Any:
-    """Return a text, or a container of texts, without the secrets in the sweep's addresses."""
-    for uri in (sweep.tracking.uri, sweep.study.uri):
-        content = content if uri is None else scrub(content, uri)
-    return content
-
-
 def _scrubbed(sweep: Sweep, row: Row) -> Row:
-    return replace(row, reason=scrubbed(sweep, row.reason))
+    return replace(row, reason=scrub(row.reason, *_addresses(sweep)))
+
+
+def _addresses(sweep: Sweep) -> tuple[str | None, str | None]:
+    return sweep.tracking.uri, sweep.study.uri
 
 
 def _finite(value: Any) -> Any:

@@ -69,7 +69,7 @@ class Database:
 
     def scrub(self, message: str) -> str:
         """Return a library's text without the secrets of the address."""
-        return str(scrub(message, self.uri))
+        return scrub(message, self.uri)
 
     def check(self) -> None:
         """Raise UserError, in one sentence, where no study can be kept in this database."""

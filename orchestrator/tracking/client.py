@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from core.errors import UserError, first_line
-from orchestrator.secrets import redacted, scrub
+from orchestrator.secrets import hide_addresses, redacted, scrub, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,9 +83,13 @@ class Tracking:
     def _open(self) -> "MlflowClient":
         return open_store(self.uri, self.root, self.embedded)
 
-    def scrub(self, value: Any) -> Any:
-        """Return a text, or a container of texts, without the secrets of the store's address."""
-        return scrub(value, self.uri)
+    def scrub(self, message: str) -> str:
+        """Return a library's message without the secrets of the store's address."""
+        return scrub(message, self.uri)
+
+    def hide_address(self, value: Any) -> Any:
+        """Return a text, or a container of texts, with the store's address and all others in it redacted."""
+        return hide_addresses(value, self.uri)
 
     def check(self) -> str | None:
         """Return a warning on a usable store, or None.
@@ -140,7 +144,7 @@ class Tracking:
     @_user_error
     def start_parent(self, experiment_id: str, name: str, tags: Mapping[str, str], spec: Mapping[str, Any]) -> str:
         """Return the id of the sweep's own run, creating it if needed, with its parameters and sweep.json."""
-        parameters, tagged = self.scrub(dict(spec)), self.scrub({"role": "sweep", **tags})
+        parameters, tagged = without_secrets(spec), self.hide_address({"role": "sweep", **tags})
         run_id = self._parent(experiment_id, tagged.get("sweep_id"))  # of a start that was killed here
         if run_id is None:
             run = retry_while_locked(lambda: self.client.create_run(experiment_id, run_name=name, tags=tagged))

@@ -175,7 +175,7 @@ class Outbox:
     ) -> None:
         """Write one record to the spool. Raises OSError, with nothing written, where the disk is full."""
         now = milliseconds or int(time.time() * 1000)
-        record = self.tracking.scrub({"kind": kind, "trial": trial_id, "time": now, **values})
+        record = {"kind": kind, "trial": trial_id, "time": now, **self.tracking.hide_address(dict(values))}
         with self._changed:
             self._queue.append(self._spool.put(record, files))
             _advance(self._steps, record)

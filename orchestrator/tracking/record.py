@@ -14,6 +14,7 @@ from orchestrator.search.ledger import ENDS, SECONDS, Ledger, parameters_of
 from orchestrator.search.ranking import ranked
 from orchestrator.search.retries import Ends
 from orchestrator.search.space import with_constants
+from orchestrator.secrets import scrub
 from orchestrator.spec import Sweep
 from orchestrator.store.checkpoints import CheckpointError, remove_checkpoints
 from orchestrator.store.disk import with_space
@@ -86,6 +87,7 @@ class SweepRecord:
 
         final: another attempt would end in the same way.
         """
+        reason = scrub(reason, self.sweep.tracking.uri, self.sweep.study.uri)  # before the note escapes its letters
         again = None if final else self.ledger.ends_for_retry(trial_id, outcome)
         status = "KILLED" if again else _STATUS.get(outcome, "FAILED")
         row = self.ledger.running()[trial_id]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.secrets import redacted, scrub
+from orchestrator.secrets import hide_addresses, redacted, scrub, without_secrets
 
 ADDRESSES = {
     "http://host:5000": "http://host:5000",
@@ -42,10 +42,18 @@ def test_a_text_of_a_library_without_them(text: str) -> None:
     assert not any(secret in shown for secret in ("p%40ss", "p@ss", "t0k3n", "secret9"))
 
 
-def test_everything_that_holds_texts_is_looked_into() -> None:
-    uri = "http://anna:geheim@host"
-    value = {"a": [uri, 1, None], "b": {"c": ("is geheim", 2.5)}}
-    assert scrub(value, uri) == {"a": ["http://***@host", 1, None], "b": {"c": ["is ***", 2.5]}}
+def test_addresses_are_hidden_wherever_they_stand_and_words_are_left() -> None:
+    uri = "http://anna:sw@eep/er@host"
+    value = {"sweep": [uri, 1, None], "b": {"c": (f"from {uri} and s3://me:sesame@bucket?token=abc", 2.5, "sweep")}}
+    shown = "from http://***@host and s3://***@bucket?token=***"
+    assert hide_addresses(value, uri) == {"sweep": ["http://***@host", 1, None], "b": {"c": [shown, 2.5, "sweep"]}}
+
+
+def test_a_password_that_is_a_word_of_the_sweep_file_spoils_nothing_in_it() -> None:
+    plain = {"method": "learned", "learned": 1, "study": {"uri": None}, "tracking": {"experiment": "learned"}}
+    tracking = {"uri": "postgresql://mlflow:learned@host/d@b", "experiment": "learned"}
+    shown = {"uri": "postgresql://***@b", "experiment": "learned"}
+    assert without_secrets({**plain, "tracking": tracking}) == {**plain, "tracking": shown}
 
 
 def test_a_short_password_is_hidden_in_addresses_only() -> None:

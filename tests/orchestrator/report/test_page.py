@@ -104,6 +104,16 @@ def test_hostile_values_are_text_for_plotly_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_password_that_is_a_word_of_the_page_spoils_none(tmp_path: Path) -> None:
+    pages = []
+    for word in ("geheim99", "learned", "toyfaces", "identifiability"):
+        uri = f"postgresql://mlflow:{word}@host/db"
+        found = read(fabricated(tmp_path / word, 3, tracking={"uri": uri, "experiment": "e"}))
+        pages.append(({**found.facts, "identity": ""}, found.resolved))
+        assert "postgresql://***@host/db" in found.resolved
+    assert all(page == pages[0] for page in pages)
+
+
 def test_every_chart_has_its_numbers_as_a_table(finished: SweepFolder) -> None:
     shown = sections(read(finished))
     assert [each.anchor for each in shown] == ["front", "importance", "slices", "history", "curves"]

@@ -9,7 +9,7 @@ from unittest.mock import Mock, create_autospec, patch
 
 import pytest
 
-from orchestrator.secrets import scrub
+from orchestrator.secrets import hide_addresses, scrub
 from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.outbox import Outbox
 
@@ -21,10 +21,11 @@ LONG_S = 20.0  # far more than anything here takes
 class Store:
     """A store that keeps what arrives, in order, and fails, refuses or loses its answers as its test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, uri: str = URI) -> None:
         self.tracking: Any = create_autospec(Tracking, instance=True)
         self.tracking.shown = "http://store:5000"
-        self.tracking.scrub.side_effect = lambda value: scrub(value, URI)
+        self.tracking.scrub.side_effect = lambda message: scrub(message, uri)
+        self.tracking.hide_address.side_effect = lambda value: hide_addresses(value, uri)
         self.tried: list[str] = []
         self.arrived: list[tuple[Any, ...]] = []
         self.fails: deque[BaseException | None] = deque()  # of the next calls, those that do not arrive

@@ -157,9 +157,9 @@ def test_secrets_reach_no_store(root: Path) -> None:
     tracking = Tracking(None, root)
     experiment = tracking.experiment("secrets")
     uri = tracking.uri
-    tracking.uri = "http://anna:geheim99@host"
+    tracking.uri = "http://sweep:geheim99@host"
     try:
-        spec = {"tracking": {"uri": tracking.uri}, "more": ["geheim99"]}
+        spec = {"tracking": {"uri": tracking.uri}, "more": [f"see {tracking.uri}", "sweep"]}
         parent = tracking.start_parent(experiment, "secrets", {"from": tracking.uri}, spec)
     finally:
         tracking.uri = uri
@@ -167,6 +167,7 @@ def test_secrets_reach_no_store(root: Path) -> None:
     assert run.data.params["tracking.uri"] == "http://***@host" and run.data.tags["from"] == "http://***@host"
     assert not any("geheim99" in path.read_text(errors="replace") for path in root.rglob("*.json"))
     assert "geheim99" not in str(run.to_dictionary())
+    assert run.data.tags["role"] == "sweep" and run.data.params["more"] == "['see http://***@host', 'sweep']"
 
 
 @contextmanager

@@ -177,12 +177,28 @@ def test_what_another_process_has_sent_meanwhile_is_left_out(store: Store, tmp_p
 def test_no_secret_reaches_a_file(store: Store, tmp_path: Path) -> None:
     outbox = store.outbox(tmp_path)
     outbox.start("t1", {"uri": URI}, {"reason": f"no answer from {URI}"}, 1)
-    outbox.register("faces", "champion", "of geheim99")
+    outbox.register("faces", "champion", f"of {URI}")
     written = "".join(path.read_text() for path in tmp_path.glob("*.json"))
     assert "geheim99" not in written and "http://***@store:5000" in written
     _send(outbox)
     assert store.arrived[0][4] == {"uri": "http://***@store:5000"}
-    assert store.arrived[-1] == ("register", "faces", "parent", "champion", "of ***")
+    assert store.arrived[-1] == ("register", "faces", "parent", "champion", "of http://***@store:5000")
+
+
+@pytest.mark.parametrize("password", ["start", "sweep", "mlflow", "traversal", "outcome", "completed", "toyfaces"])
+def test_a_password_that_is_a_word_of_ours_spoils_no_record(tmp_path: Path, password: str) -> None:
+    (tmp_path / "traversal.png").write_text("picture")
+    arrived = []
+    for uri in (URI, f"postgresql://mlflow:{password}@store/db"):
+        store = Store(uri)
+        outbox = store.outbox(tmp_path / password / uri[:4])
+        outbox.start("t1", {"method": "sweep"}, {"role": "sweep", "mlflow.start": "completed"}, 1000, [MODEL])
+        outbox.image("t1", tmp_path / "traversal.png", "traversal", 2, 2500)
+        outbox.register("sweep", "mlflow", "`mlflow.pyfunc.load_model`")
+        outbox.end("t1", "FINISHED", {"outcome": "completed"}, 3000)
+        assert _send(outbox) and refused(outbox.path) == 0
+        arrived.append(store.arrived)
+    assert arrived[0] == arrived[1] != []
 
 
 def test_points_of_an_older_outbox_count(store: Store, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_secrets_reach_no_file_and_no_message(tmp_path: Path, impatient: None) -
         tracking.experiment("faces")
     assert told.value.__cause__ is None and told.value.__context__ is None
     outbox = Outbox(tmp_path / "outbox", tracking, "1", "2", said.append)
-    outbox.start("t1", {"uri": uri}, {"reason": f"no answer from {uri} for geheim99"})
+    outbox.start("t1", {"uri": uri}, {"reason": f"no answer from {uri}"})
     outbox.metrics("t1", [{"step": 1, "loss": 1.0}])
     outbox.open()
     _until(lambda: len(said) > 1, 60)

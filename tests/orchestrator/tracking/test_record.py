@@ -18,6 +18,7 @@ from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import create_study
 from orchestrator.sweep import resume
 from orchestrator.sweep.resume import end_runs, settle
+from orchestrator.tracking.notes import NOTE
 from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 from tests.orchestrator.conftest import RecordedOutbox, keep, report_at
@@ -81,6 +82,20 @@ def test_mlflow_is_told_first_and_then_the_ledger(record: SweepRecord, monkeypat
     record.ended(given.trial_id, OUT.COMPLETED, "", report_at(100), final=True)
     told = ["start", "metrics", "tags", "folder", "image", "ledger.reported", "start", "end", "ledger.end"]
     assert [call[0] for call in calls(record)] == told
+
+
+def test_a_reason_is_without_secrets_wherever_it_is_put_down(record: SweepRecord) -> None:
+    data = record.sweep.resolved()
+    data["tracking"]["uri"], data["study"]["uri"] = "http://anna:ge_heim@host", "postgresql://anna:sesame@host/db"
+    record = replace(record, sweep=parse(data))
+    given = begin(record)
+    record.started(given.trial_id, given.parameters, 1)
+    record.ended(given.trial_id, OUT.FAILED, "neither ge_heim nor sesame opens http://anna:ge_heim@host", final=True)
+    [tags] = [call[3] for call in calls(record) if call[0] == "end"]
+    assert tags["reason"] == "neither *** nor *** opens http://***@host"
+    assert tags[NOTE].endswith("neither \\*\\*\\* nor \\*\\*\\* opens http://\\*\\*\\*@host")
+    [row] = record.ledger.study.trials
+    assert tags["reason"] in row.user_attrs.values()
 
 
 def test_a_report_is_put_down_once(record: SweepRecord) -> None:
