@@ -7,7 +7,6 @@ enough (orchestrator.plan.summary). Time is never guessed: it is measured on req
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 

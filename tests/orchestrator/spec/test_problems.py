@@ -9,7 +9,6 @@ from orchestrator.spec import PARAMETERS, SpecError, load, parse
 from orchestrator.spec.problems import nearest, shown
 from tests.orchestrator.spec.test_sentences import GPUS, KEYS, METHOD_NAMES, SIZE, SLUG, TEXT, mistakes_of
 
-
 FOLDER = "at most 100 characters (255 bytes) without / and \\, not . or .., or a tracking.uri"
 MODEL = "at most 256 characters without /, : and ?, with one kind of quotes, not . or begun by .."
 
