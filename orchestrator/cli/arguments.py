@@ -148,6 +148,7 @@ def _looking(add: Add) -> None:
     choice.add_argument("--json", action="store_true", help="print the data instead; no page")
     ui = add("ui", "open the MLflow interface of the embedded store")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="of 127.0.0.1 (default: 5000)")
+    ui.add_argument("--no-browser", action="store_true", help="open none; the links are printed")
 
 
 def _using(add: Add) -> None:

@@ -215,7 +215,7 @@ def _ui(arguments: argparse.Namespace) -> int:
     check_port(arguments.port)
     from orchestrator.cli.ui import serve
 
-    return serve(_root(arguments), arguments.port, _console())
+    return serve(_root(arguments), arguments.port, _console(), browser=not arguments.no_browser)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

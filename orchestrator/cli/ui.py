@@ -4,8 +4,12 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +20,21 @@ from rich.console import Console
 from core.errors import UserError
 from orchestrator.pages.port import HOST, check_port
 from orchestrator.store.folder import SweepFolder
+from orchestrator.store.moved import ARTIFACTS, moved
 from orchestrator.tracking import views
 from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.mlflow_store import store_uri
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_START_S = 120.0  # how long MLflow's server may take to answer
+_TRIALS = "trials, charts and pictures"
 
 
-def serve(root: Path, port: int, console: Console) -> int:
-    """Serve until interrupted. Raises UserError where there is nothing to serve, or no such port is free."""
+def serve(root: Path, port: int, console: Console, browser: bool = False) -> int:
+    """Serve until interrupted. Raises UserError where there is nothing to serve, or no such port is free.
+
+    browser: whether to open the trials of the newest sweep in a browser, where this machine has a display.
+    """
     root = root.resolve()
     check_port(port)
     elsewhere = [f"  {name}: {uri}" for name, uri in _elsewhere(root).items()]
@@ -36,14 +46,35 @@ def serve(root: Path, port: int, console: Console) -> int:
             return 0
         raise UserError(f"no embedded store in {root}; run a sweep first, or name its folder with --root")
     address = f"http://{HOST}:{port}"
-    console.print(f"MLflow: {address}   (Ctrl-C ends it)")
-    for link in links(root, address):
-        console.print(f"  {link}", soft_wrap=True, highlight=False)
-    for line in elsewhere:
-        console.print(line, soft_wrap=True, highlight=False)
+    lines = [f"MLflow: {address}   (Ctrl-C ends it)", *filter(None, [moved(root)])]
+    pages = links(root, address)
+    lines += [*(f"  {line}" for line in pages), *elsewhere]
+    first = next((line.rpartition("  ")[2] for line in reversed(pages) if f": {_TRIALS}  " in line), None)
+    if first is not None:  # last, and by itself: MLflow's own front page opens in a view that shows nothing of a sweep
+        lines += [f"Start here:  {first}"]
+    console.print("\n".join(lines), soft_wrap=True, highlight=False)
+    if browser and first is not None and _has_display():
+        threading.Thread(target=_open, args=(port, first), daemon=True).start()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(None, root)]
-    command += ["--default-artifact-root", (root / "mlartifacts").as_uri(), "--host", HOST, "--port", str(port)]
+    command += ["--default-artifact-root", (root / ARTIFACTS).as_uri(), "--host", HOST, "--port", str(port)]
     return _until_interrupted([*command, "--workers", "1"])
+
+
+def _has_display() -> bool:
+    """Return whether a browser would open in a window, and not in this terminal."""
+    shown = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, shown))
+
+
+def _open(port: int, page: str) -> None:
+    """Open a page in the browser once the server answers."""
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, port)) == 0:
+                webbrowser.open(page)
+                return
+        time.sleep(0.2)
 
 
 def _until_interrupted(command: list[str]) -> int:
@@ -77,35 +108,48 @@ def _end_with(parent: int) -> Callable[[], None] | None:
 
 def _elsewhere(root: Path) -> dict[str, str]:
     """Return the sweeps under `root` that are recorded in other stores, with the address of each store."""
-    addresses: dict[str, str] = {}
-    for path in sorted(root.glob("*/sweep.json")):
-        uri = SweepFolder(root, path.parent.name).read().get("tracking_uri")
-        if uri not in (None, store_uri(None, root)):
-            addresses[path.parent.name] = str(uri)
-    return addresses
+    states = {folder.name: folder.read() for folder in _folders(root)}
+    return {
+        name: str(state["tracking_uri"])
+        for name, state in states.items()
+        if not _embedded(state) and "tracking_uri" in state
+    }
+
+
+def _embedded(state: Mapping[str, Any]) -> bool:
+    return state["spec"].get("tracking", {}).get("uri") is None
+
+
+def _folders(root: Path) -> list[SweepFolder]:
+    """Return the folders of the sweeps under `root`, the one that was started last at the end."""
+    files = sorted(root.glob("*/sweep.json"), key=lambda path: (path.stat().st_mtime, path))
+    return [SweepFolder(root, path.parent.name) for path in files]
 
 
 def links(root: Path, address: str) -> list[str]:
     """Return a line for each page of each sweep: result, charts and pictures, comparison, HTML pages, report, model."""
     tracking = Tracking(None, root)
     lines = []
-    for path in sorted(root.glob("*/sweep.json")):
-        folder = SweepFolder(root, path.parent.name)
+    for folder in _folders(root):
         state = folder.read()
-        if state.get("tracking_uri") != tracking.uri:
+        if not _embedded(state) or "parent_run" not in state:
             continue
-        lines += [f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)]
+        try:
+            lines += [f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)]
+        except UserError as error:  # the folder was brought here without its store
+            lines += [f"{folder.name}: {error}"]
     return lines
 
 
 def _pages(folder: SweepFolder, state: Mapping[str, Any], tracking: Tracking) -> Iterator[tuple[str, str]]:
     """Yield what there is to see of a sweep, and the address of each page within MLflow."""
     experiment, parent, workspace = state["experiment_id"], state["parent_run"], urlencode(views.TRAINING)
+    tracking.status(parent)  # raises where the store does not know the run
     runs = [run.info.run_id for run in tracking.children(experiment, parent)]
     page = f"experiments/{experiment}/runs"
     yield "result", f"{page}/{parent}?{workspace}"
     known = tracking.experiment_tags(experiment)
-    yield "trials, charts and pictures", f"{page}?{views.query(parent, known)}"
+    yield _TRIALS, f"{page}?{views.query(parent, known)}"
     chosen = urlencode({"runs": json.dumps(runs), "experiments": json.dumps([experiment])}, quote_via=quote)
     yield "compare", f"compare-runs?{chosen}&{workspace}"
     for file in sorted(folder.champion.glob("*.html")):

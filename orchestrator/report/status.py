@@ -24,6 +24,7 @@ from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
+from orchestrator.store.moved import moved
 from orchestrator.store.spool import pending, refused
 from orchestrator.store.study import open_study
 from orchestrator.text import counted
@@ -44,6 +45,8 @@ class SweepStatus:
 def show(root: Path, name: str | None, console: Console) -> None:
     """Print the state of one sweep, or of all. Raises UserError where there is none."""
     _print(_looked(root, name), name, console)
+    if where := moved(root):
+        console.print(where, highlight=False, soft_wrap=True)
 
 
 def watch(root: Path, name: str | None, console: Console, every_s: float = _EVERY_S) -> None:

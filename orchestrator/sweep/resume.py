@@ -14,6 +14,7 @@ from orchestrator.search.ledger import Ledger
 from orchestrator.store.checkpoints import CheckpointError
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver, driving
+from orchestrator.store.moved import mend, moved
 from orchestrator.text import counted
 from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.outbox import Outbox
@@ -26,8 +27,17 @@ _FLUSH_S = 60.0
 
 
 def repair(root: Path, name: str | None, console: Console) -> None:
-    """Repair one sweep, or all of `root`. Sweeps that are running are left alone. Raises UserError for no sweep."""
-    for each in names_of(root, name):
+    """Repair one sweep, or all of `root`. Sweeps that are running are left alone. Raises UserError for no sweep.
+
+    A root that was moved is mended first, for all of its sweeps: the store is theirs together.
+    """
+    names = names_of(root, name)
+    if where := moved(root):
+        running = [each for each in names_of(root, None) if driver(SweepFolder(root, each).lock)]
+        if running:
+            raise UserError(f"{where} (once {' and '.join(running)} has ended)")
+        console.print(f"{counted(mend(root), 'address', 'addresses')} in MLflow's store now name {root.resolve()}")
+    for each in names:
         folder = SweepFolder(root, each)
         if holder := driver(folder.lock):
             console.print(f"{each}: is being run by {holder}; nothing to repair", highlight=False)

@@ -25,6 +25,7 @@ from orchestrator.store.database import shown_place
 from orchestrator.store.disk import is_full
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driving
+from orchestrator.store.moved import moved
 from orchestrator.store.spool import pending
 from orchestrator.store.study import check_place, create_study
 from orchestrator.sweep.champion import choose_champion
@@ -67,6 +68,8 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     source, sweep = forked(sweep, root) if fork else (None, sweep)
     folder = refuse_folder(sweep, root)
     tracking = Tracking(sweep.tracking.uri, root)
+    if tracking.embedded and (where := moved(root)):
+        raise UserError(where)  # else it would write into the folder that it was copied from
     if folder.result.is_file():
         _show_complete(sweep, folder, tracking, console)
         return sweep.name

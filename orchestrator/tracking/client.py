@@ -30,6 +30,7 @@ from PIL import Image
 
 from core.errors import UserError, first_line
 from orchestrator.secrets import hide_addresses, redacted, scrub, without_secrets
+from orchestrator.store.moved import ARTIFACTS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -119,7 +120,7 @@ class Tracking:
         known = self.client.get_experiment_by_name(name)
         if known is not None:
             return str(known.experiment_id)
-        place = (self.root / "mlartifacts" / name).as_uri() if self.embedded else None
+        place = (self.root / ARTIFACTS / name).as_uri() if self.embedded else None
         # Without the tag MLflow opens an experiment as one of its chat workspaces.
         tags = {_KIND: "custom_model_development"}
         try:

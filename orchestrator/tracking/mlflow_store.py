@@ -24,6 +24,7 @@ from PIL import UnidentifiedImageError
 from core.errors import UserError
 from orchestrator.secrets import redacted
 from orchestrator.store.database import sqlite_address
+from orchestrator.store.moved import DATABASE
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ def refusal(error: Exception, address: str) -> str | None:
 
 def store_uri(uri: str | None, root: Path) -> str:
     """Return the server's address, or that of the embedded store under `root` where `uri` is None."""
-    return uri or sqlite_address(root.resolve() / "mlflow.db")
+    return uri or sqlite_address(root.resolve() / DATABASE)
 
 
 def open_store(uri: str, root: Path, embedded: bool) -> mlflow.MlflowClient:

@@ -7,6 +7,7 @@ Everything here can be done twice and has the same effect as once.
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from orchestrator.store.folder import SweepFolder
 from orchestrator.tracking.lineage import of_trial
 from orchestrator.tracking.notes import NOTE, UNDER_WAY, trial_note
 from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.views import RESULT
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import Report
 
@@ -62,8 +64,10 @@ class SweepRecord:
             {"step": point["step"], **{f"training/{name}": value for name, value in point.items() if name != "step"}}
             for point in report.curve
         ]
-        measured = {"step": report.global_step, **report.metrics, SECONDS: report.find_seconds}
-        self.outbox.metrics(trial_id, [*training, measured], report.milliseconds)
+        # The objectives first: MLflow's comparison of runs opens on the metric that they have first.
+        first = {name: report.metrics[name] for name in self.sweep.objective_names if name in report.metrics}
+        measured = {"step": report.global_step, **first, **report.metrics, SECONDS: report.find_seconds}
+        self.outbox.metrics(trial_id, [measured, *training], report.milliseconds)
         if report.usage:
             self.outbox.usage(trial_id, report.usage)
         if report.memory:
@@ -93,6 +97,8 @@ class SweepRecord:
         row = self.ledger.running()[trial_id]
         if not self.ledger.reports(trial_id):  # it may have ended before its start was recorded
             self.started(trial_id, parameters_of(row), Ends(**row.user_attrs.get(ENDS, {})).attempt)
+        if again is None:
+            self._log_result(trial_id)
         note = trial_note(self.sweep, trial_id, parameters_of(row), str(outcome), reason, report)
         tags = {"outcome": str(outcome), "reason": reason, NOTE: note}
         with_space(lambda: self.outbox.end(trial_id, status, tags, int(time.time() * 1000)))
@@ -100,6 +106,12 @@ class SweepRecord:
         if again is None:
             self.tidy(trial_id)
         return again
+
+    def _log_result(self, trial_id: str) -> None:
+        """Record the last picture of a trial that is over where the view of all trials looks for it."""
+        with suppress(CheckpointError):  # none was drawn, or it is damaged
+            picture = self.folder.trial(trial_id).result() / "traversal.png"
+            with_space(lambda: self.outbox.image(trial_id, picture, *RESULT))
 
     def tidy(self, trial_id: str) -> None:
         """Remove the networks' state of a trial that is over, and all checkpoints of trials that are not the best."""

@@ -1,8 +1,7 @@
 """Build a view of a sweep's trials for MLflow's experiment page: pictures side by side, then parameters and objectives.
 
-Without a view the page opens with the trials folded away, and with its picture grid at step 0, where there are no
-pictures. A view is what the page's "Save as new view" stores in a tag of the experiment. A version of MLflow without
-such views shows the plain page.
+Without a view the page opens with the trials folded away. A view is what the page's "Save as new view" stores in a tag
+of the experiment. A version of MLflow without such views shows the plain page.
 """
 
 import base64
@@ -17,6 +16,7 @@ from orchestrator.search.space import searched
 from orchestrator.spec import Sweep
 
 TRAINING = {"workflowType": "machine_learning"}  # MLflow's workspace for training, not for chats
+RESULT = ("result", 0)  # key and step of the picture that every trial has which drew one, however early it ended
 _TAG = "mlflow.sharedViewState."
 _AT_ONCE = 10  # runs in a chart
 
@@ -51,7 +51,7 @@ def _filter(parent_run: str) -> str:
 def _state(sweep: Sweep, parent_run: str) -> dict[str, Any]:
     first = sweep.objectives[0]
     charts = [
-        _chart("IMAGE", "Pictures", imageKeys=["traversal"], step=sweep.train.iterations, showRunParams=False),
+        _chart("IMAGE", "Pictures", imageKeys=[RESULT[0]], step=RESULT[1], showRunParams=False),
         _chart(
             "PARALLEL",
             "Parameters and objectives",

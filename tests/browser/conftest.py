@@ -51,7 +51,7 @@ class Ui:
 @pytest.fixture(scope="session")
 def ui(finished_sweep: SweepFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     port, log = free_port(), tmp_path_factory.mktemp("ui") / "log"
-    command = [sys.executable, "-u", "-m", "orchestrator.cli", "ui", "--port", str(port)]
+    command = [sys.executable, "-u", "-m", "orchestrator.cli", "ui", "--no-browser", "--port", str(port)]
     server = Server([*command, "--root", str(finished_sweep.root)], port, log)
     try:
         server.start()

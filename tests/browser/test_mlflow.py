@@ -69,10 +69,13 @@ def test_system_metrics_of_a_trial(page: Page, ui: Ui, trials: list[Run], screen
 
 
 def test_trials_in_charts_and_pictures(page: Page, ui: Ui, trials: list[Run], screenshot: Screenshot) -> None:
-    page.goto(ui.links["faces: trials, charts and pictures"])
-    expect(page.locator(_PICTURE)).to_have_count(len(trials))
+    """The page that `ui` marks, with a picture of every trial, also of one that was stopped early."""
+    assert ui.links["Start here:"] == ui.links["faces: trials, charts and pictures"]
+    page.goto(ui.links["Start here:"])
+    pictures = page.locator("img[src*='images%2Fresult']")
+    expect(pictures).to_have_count(len(trials))
     for k in range(len(trials)):
-        _shown(page.locator(_PICTURE).nth(k))
+        _shown(pictures.nth(k))
     screenshot("trials-pictures")
     page.get_by_role("figure").filter(has_text=re.compile("^Objectives")).scroll_into_view_if_needed()
     expect(page.locator(".js-plotly-plot").first).to_be_visible()
@@ -83,6 +86,7 @@ def test_trials_compared(page: Page, ui: Ui, trials: list[Run], screenshot: Scre
     page.goto(ui.links["faces: compare"])
     expect(page.get_by_text(f"Comparing {len(trials)} Runs from 1 Experiment")).to_be_visible()
     expect(page.locator(".js-plotly-plot").first).to_be_visible()
+    expect(page.get_by_title("identifiability")).to_be_visible()  # the first objective, not a loss of one method
     screenshot("compare")
 
 

@@ -1,10 +1,12 @@
 """What the ui verb refuses, where it listens, and that it leaves no server behind."""
 
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from core.errors import UserError
+from orchestrator.cli import ui
 from orchestrator.cli.ui import links, serve
 from orchestrator.spec import parse
 from orchestrator.store.folder import SweepFolder
@@ -30,15 +33,42 @@ def test_a_taken_port_is_refused(tmp_path: Path) -> None:
             serve(tmp_path, port, Console())
 
 
+@pytest.mark.parametrize(("browser", "display"), [(True, ":0"), (True, ""), (False, ":0")])
+def test_the_trials_of_the_newest_sweep_come_last_and_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], browser: bool, display: str
+) -> None:
+    (tmp_path / "mlflow.db").touch()
+    trials = [f"{name}: trials, charts and pictures  http://here/#/{name}" for name in "ab"]
+    opened: list[str] = []
+    monkeypatch.setattr(ui, "links", lambda root, address: [trials[0], trials[1], "b: model  http://here/#/models/b"])
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    for name in ("WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+
+    def server(command: list[str]) -> int:
+        with socket.create_server(("127.0.0.1", int(command[command.index("--port") + 1]))):
+            _wait(lambda: bool(opened) or not (browser and display), "the page is opened")
+        return 0
+
+    monkeypatch.setattr(ui, "_until_interrupted", server)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    assert serve(tmp_path, port, Console(width=200), browser) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Start here:  http://here/#/b"
+    assert opened == (["http://here/#/b"] if browser and display else [])
+
+
 @pytest.mark.slow
 def test_links_to_what_there_is(tmp_path: Path) -> None:
     """Older sweeps have no view of their trials, and not every sweep registers its champion."""
-    tracking, address = Tracking(None, tmp_path), "http://here"
+    tracking, address = Tracking(None, tmp_path / "runs"), "http://here"
     experiment = tracking.experiment("faces")
     spec = {"name": "b", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}}
     parents = {}
     for name, more in (("a", {}), ("b", {"export": {"register": "faces directions"}})):
-        sweep, folder = parse(spec | {"name": name} | more), SweepFolder(tmp_path, name)
+        sweep, folder = parse(spec | {"name": name} | more), SweepFolder(tmp_path / "runs", name)
         folder.create(sweep, "weights")
         parents[name] = tracking.start_parent(experiment, name, {}, {})
         folder.add(tracking_uri=tracking.shown, experiment_id=experiment, parent_run=parents[name])
@@ -46,7 +76,8 @@ def test_links_to_what_there_is(tmp_path: Path) -> None:
     tracking.tag_experiment(experiment, views.tag(sweep, parents["b"], 1000))
     (folder.champion / "empty").mkdir(parents=True)
     (folder.champion / "gallery & more.html").write_text("<p>")
-    told = dict(line.rsplit("  ", 1) for line in links(tmp_path, address))
+    lines = links(tmp_path / "runs", address)
+    told = dict(line.rsplit("  ", 1) for line in lines)
     assert list(told) == [
         "a: result",
         "a: trials, charts and pictures",
@@ -64,6 +95,12 @@ def test_links_to_what_there_is(tmp_path: Path) -> None:
     assert "searchFilter=" in told[f"a: {trials}"] and f"viewStateShareKey=sweep-{parents['b']}" in told[f"b: {trials}"]
     assert f"{runs}/{parents['b']}/artifacts/champion/gallery%20%26%20more.html?" in told["b: gallery & more"]
     assert "/models/faces%20directions?" in told["b: model"]
+    there = shutil.move(tmp_path / "runs", tmp_path / "project")
+    assert links(there, address) == lines, "a folder that was moved has all of its pages"
+    alone = shutil.copytree(there, tmp_path / "alone", ignore=shutil.ignore_patterns("mlflow.db"))
+    assert [line.partition(" sqlite")[0] for line in links(alone, address)] == [
+        f"{name}: tracking.uri: the MLflow store" for name in "ab"
+    ]
 
 
 @pytest.fixture

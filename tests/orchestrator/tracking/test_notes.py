@@ -92,7 +92,7 @@ def test_a_view_of_the_trials_as_the_page_saves_one() -> None:
     state = json.loads(zlib.decompress(b64decode(json.loads(value)["state"].removeprefix("deflate;"))))
     assert state["searchFilter"] == "tags.sweep_run = 'run'" and not state["orderByAsc"]
     pictures, parallel, *lines = state["compareRunCharts"]
-    assert (pictures["imageKeys"], pictures["step"]) == (["traversal"], 400)
+    assert (pictures["imageKeys"], pictures["step"]) == (["result"], 0)
     assert parallel["selectedParams"] == ["method", "shift_scale"]
     assert [line["metricKey"] for line in lines] == ["identifiability", "fidelity_kid"]
     sections = {section["uuid"] for section in state["compareRunSections"]}

@@ -80,7 +80,7 @@ def test_mlflow_is_told_first_and_then_the_ledger(record: SweepRecord, monkeypat
         monkeypatch.setattr(ledger, name, lambda *_, name=name, **__: calls(record).append((f"ledger.{name}", None)))
     record.reported(given.trial_id, report_at(50))
     record.ended(given.trial_id, OUT.COMPLETED, "", report_at(100), final=True)
-    told = ["start", "metrics", "tags", "folder", "image", "ledger.reported", "start", "end", "ledger.end"]
+    told = ["start", "metrics", "tags", "folder", "image", "ledger.reported", "start", "image", "end", "ledger.end"]
     assert [call[0] for call in calls(record)] == told
 
 
@@ -105,11 +105,20 @@ def test_a_report_is_put_down_once(record: SweepRecord) -> None:
     assert not record.reported(given.trial_id, report_at(50, 0.7)), "a trial that goes on repeats its last report"
     metrics, tags, folder, image = calls(record)
     values = {"step": 50, "identifiability": 0.7, "fidelity_kid": 0.1, "find_seconds": 2.0}
-    assert metrics == ("metrics", given.trial_id, [{"step": 50, "training/loss": 1.0}, values], 1050)
+    assert metrics == ("metrics", given.trial_id, [values, {"step": 50, "training/loss": 1.0}], 1050)
     assert tags == ("tags", given.trial_id, {"micro_batch": "2"})
     assert folder == ("folder", given.trial_id, checkpoint / "directions", "directions")
     assert image == ("image", given.trial_id, checkpoint / "traversal.png", "traversal", 50, 1050)
     assert record.ledger.reports(given.trial_id) == {"50": {"value": 0.7, "stopped": False}}
+
+
+def test_mlflow_is_told_the_objectives_before_all_other_metrics(sweep: Sweep, record: SweepRecord) -> None:
+    """MLflow's comparison of runs opens on the metric that they had first."""
+    report = report_at(50)
+    report = replace(report, metrics={"globality": 0.5, **dict(reversed(report.metrics.items()))})
+    record.reported(begin(record).trial_id, report)
+    names = [name for point in calls(record)[0][2] for name in point if name != "step"]
+    assert names == [*sweep.objective_names, "globality", "find_seconds", "training/loss"]
 
 
 def test_what_an_attempt_is_recorded_with(record: SweepRecord) -> None:
@@ -262,7 +271,14 @@ def test_a_trial_that_had_finished_and_was_not_told(record: SweepRecord) -> None
     after = settled(record)
     [row] = after.ledger.study.trials
     assert (row.state, row.values) == (TrialState.COMPLETE, [0.8, 0.2])
-    assert cast(RecordedOutbox, after.outbox).kinds(given.trial_id) == ["metrics", "tags", "folder", "image", "end"]
+    assert cast(RecordedOutbox, after.outbox).kinds(given.trial_id) == [
+        "metrics",
+        "tags",
+        "folder",
+        "image",
+        "image",
+        "end",
+    ]
     assert not (trial_of(after, given).result() / "engines").exists()
 
 
@@ -272,7 +288,8 @@ def test_one_whose_last_report_is_known_is_only_ended(record: SweepRecord) -> No
     record.reported(given.trial_id, report_at(100))
     after = settled(record)
     assert states(after) == [TrialState.COMPLETE] and cast(RecordedOutbox, after.outbox).kinds(given.trial_id) == [
-        "end"
+        "image",
+        "end",
     ]
 
 
@@ -282,7 +299,9 @@ def test_a_trial_that_had_been_stopped(record: SweepRecord) -> None:
     record.reported(given.trial_id, report_at(50), stopped=True)
     after = settled(record)
     assert states(after) == [TrialState.PRUNED]
-    [end] = calls(after)
+    picture, end = calls(after)
+    where = trial_of(after, given).result() / "traversal.png"
+    assert picture == ("image", given.trial_id, where, "result", 0), "where the view of all trials looks for it"
     assert end[2] == "FINISHED" and (end[3]["outcome"], end[3]["reason"]) == (OUT.PRUNED, ADVICE[OUT.PRUNED])
 
 
@@ -385,7 +404,14 @@ def test_when_the_time_is_up_nothing_goes_on(record: SweepRecord) -> None:
     rows = record.ledger.begun()
     assert {row.state for row in rows.values()} == {TrialState.PRUNED} and len(rows) == 3
     assert {row.user_attrs["reason"] for row in rows.values()} == {"the hours are over"}
-    assert cast(RecordedOutbox, record.outbox).kinds(running.trial_id) == ["metrics", "tags", "folder", "image", "end"]
+    assert cast(RecordedOutbox, record.outbox).kinds(running.trial_id) == [
+        "metrics",
+        "tags",
+        "folder",
+        "image",
+        "image",
+        "end",
+    ]
     assert rows[running.trial_id].user_attrs["global_step"] == 50 and rows[new.trial_id].user_attrs["global_step"] == 0
 
 
