@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.errors import AbsentModelError, ModelError
+from core.errors import AbsentModelError, ModelError, first_line
 from core.files import PICKLES
 from core.model.catalogue import SINGLE_FILES
 from core.model.file_names import (
@@ -96,7 +96,7 @@ def _listed(hub_id: str, revision: str | None, lacking: list[str]) -> list[str]:
         parts = " and ".join(part or "the network" for part in lacking)
         raise AbsentModelError(
             f"model '{_named(hub_id, revision)}': this machine's cache has no weights of {parts}, and the hub is out "
-            f"of reach ({type(error).__name__}): fetch it where there is a network"
+            "of reach: fetch it where there is a network"
         ) from error
 
 
@@ -128,7 +128,7 @@ def unreachable(label: str, error: Exception) -> str:
         RevisionNotFoundError,
     )
 
-    prefix = f"{label} is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): "
+    prefix = f"{label} is neither a folder here nor could it be fetched from the hub: "
     if isinstance(error, GatedRepoError):
         return f"{label} is gated: ask for access on its page of the hub, then `hf auth login` here"
     if isinstance(error, RevisionNotFoundError):
@@ -140,4 +140,4 @@ def unreachable(label: str, error: Exception) -> str:
         return (
             f"{prefix}it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
         )
-    return f"{prefix}check the spelling, your access and the network, or give a local folder"
+    return f"{prefix}{first_line(error)}; check the spelling, your access and the network, or give a local folder"

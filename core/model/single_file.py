@@ -63,7 +63,7 @@ def unpacked(file: Path) -> Path:
         if (there := unpacked_before(file)) is not None:  # another process unpacked it meanwhile
             return there
         raise ModelError(
-            f"model '{file}' cannot be unpacked into {folder} ({type(error).__name__}: {first_line(error)}): its "
+            f"model '{file}' cannot be unpacked into {folder} ({first_line(error)}): its "
             "configuration comes from the hub, and the folder of the file must take the result"
         ) from error
     return folder

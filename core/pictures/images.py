@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from core.errors import UserError
+from core.errors import UserError, first_line
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB"}  # channels -> PIL's name for them
 # Only these decoders may read a file, whatever its name ends in: the file may come from anyone.
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+_KNOWN = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
 MAX_PIXELS = 1 << 26  # of one picture; a file of a few bytes can declare billions
 _SHOWN = 5  # file names listed in a message
 
@@ -87,8 +88,10 @@ def open_picture(path: Path, what: str) -> Iterator[Image.Image]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{what}: {path} is larger than {MAX_PIXELS} pixels; save it smaller") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{what}: {path} cannot be read as a picture (it is no {_KNOWN})") from None
     except (OSError, SyntaxError, ValueError) as error:  # what PIL's decoders raise
-        raise UserError(f"{what}: {path} cannot be read as a picture ({type(error).__name__})") from error
+        raise UserError(f"{what}: {path} cannot be read as a picture ({first_line(error)})") from error
 
 
 def _load(path: Path, sample_shape: tuple[int, int, int]) -> Tensor:

@@ -99,14 +99,18 @@ class Tracking:
         """
         warning = check_version(self.uri)
         try:
-            self.client.search_experiments(max_results=1)
+            open_store(self.uri, self.root, self.embedded).search_experiments(max_results=1)
             return warning
         except Exception as error:
-            kind, why = type(error).__name__, refusal(error, self.shown)
-        if why is not None:
-            raise UserError(f"tracking.uri: the MLflow store {self.shown} {why}")
+            refused, why = refusal(error, self.shown), self.scrub(first_line(error))
+        if self.embedded:
+            raise UserError(
+                f"--root: the MLflow store in {self.root} cannot be opened ({why}); name a folder to write to"
+            )
+        if refused is not None:
+            raise UserError(f"tracking.uri: the MLflow store {self.shown} {refused}")
         raise UserError(
-            f"tracking.uri: the MLflow store {self.shown} does not answer ({kind}); "
+            f"tracking.uri: the MLflow store {self.shown} does not answer ({why}); "
             "start it, correct the address, or give none (tracking.uri, MLFLOW_TRACKING_URI) to use the embedded store"
         )
 
@@ -328,5 +332,5 @@ class Tracking:
         try:
             return Path(self.client.download_artifacts(run_id, artifact, str(to)))
         except Exception as error:
-            kind = type(error).__name__
-        raise UserError(f"run '{run_id}' has no artifact '{artifact}' in {self.shown} ({kind})")
+            why = self.scrub(first_line(error))
+        raise UserError(f"run '{run_id}' has no artifact '{artifact}' in {self.shown} ({why})")

@@ -160,4 +160,4 @@ def _portable(error: Exception) -> Exception:
         pickle.loads(pickle.dumps(error))
         return error
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {sentence(error)}")
+        return RuntimeError(sentence(error))

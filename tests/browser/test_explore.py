@@ -158,7 +158,7 @@ def test_a_mistake_is_one_sentence_and_the_picture_stays(opened: Open, tmp_path:
     view.get_by_role("button", name="Your own image, instead of the seed").click()
     view.locator("#own input[type=file]").set_input_files(tmp_path / "text.png")
     expect(view.get_by_role("alert")).to_have_text(
-        "images: text.png cannot be read as a picture (UnidentifiedImageError)"
+        "images: text.png cannot be read as a picture (it is no BMP, JPEG, PNG, TIFF or WEBP)"
     )
     assert source(view, "edited") == before
     shot(view, "mistake")

@@ -443,7 +443,7 @@ def test_names_that_lead_nowhere_are_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     assert refusal(load_identity, "a/b") == (
-        "identity network 'a/b' is neither a folder here nor could it be fetched from the hub (ConnectionError): "
+        "identity network 'a/b' is neither a folder here nor could it be fetched from the hub: "
         "it is not in this machine's cache, and the hub is out of reach: fetch it where there is a network"
     )
 

@@ -185,5 +185,5 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("offline")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ModelError, match="model 'some/model' is neither a folder here nor could it be fetched"):
+    with pytest.raises(ModelError, match="fetched from the hub: offline; check the spelling"):
         find_model("some/model")

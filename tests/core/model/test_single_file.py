@@ -116,9 +116,7 @@ def test_what_it_lacks_comes_from_the_hub(file: Path, monkeypatch: pytest.Monkey
         raise OSError("no network\nsecond line")
 
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_single_file", offline)
-    with pytest.raises(
-        ModelError, match=r"cannot be unpacked into .*model.diffusers \(OSError: no network\): its conf"
-    ):
+    with pytest.raises(ModelError, match=r"cannot be unpacked into .*model.diffusers \(no network\): its conf"):
         Denoiser.from_pretrained(file)
     assert [each.name for each in file.parent.iterdir()] == ["model.safetensors"]
 

@@ -83,8 +83,11 @@ def test_what_is_not_a_picture_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, message in (
         (tmp_path / "none.png", "images: .*none.png is not there"),
-        (tmp_path / "text.png", r"images: .*text.png cannot be read as a picture \(UnidentifiedImageError\)"),
-        (tmp_path / "half.png", r"images: .*half.png cannot be read as a picture \(OSError\)"),
+        (
+            tmp_path / "text.png",
+            "images: .*text.png cannot be read as a picture .it is no BMP, JPEG, PNG, TIFF or WEBP",
+        ),
+        (tmp_path / "half.png", r"images: .*half.png cannot be read as a picture \(image file is truncated"),
         (tmp_path / "deep.png", "images: .*deep.png has more than 8 bits a channel; save it with 8"),
         (tmp_path / "empty", r"images: .*empty holds no pictures \(.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp\)"),
         ([], "images: got no files"),

@@ -89,7 +89,7 @@ def test_a_file_that_is_missing_or_not_a_picture(tiny_denoiser: Denoiser, tmp_pa
     path.write_text("not a picture")
     with pytest.raises(UserError) as error:
         find_mask(tiny_denoiser, path=str(path))
-    assert str(error.value) == f"mask: {path} cannot be read as a picture (UnidentifiedImageError)"
+    assert str(error.value) == f"mask: {path} cannot be read as a picture (it is no BMP, JPEG, PNG, TIFF or WEBP)"
 
 
 def test_a_box_and_a_picture_at_once(tiny_denoiser: Denoiser) -> None:

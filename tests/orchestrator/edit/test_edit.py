@@ -278,7 +278,7 @@ DIRECTION = ("--direction", "yaw")
         ((*DIRECTION, "--image", "none.png", "--to", "out"), "images: none.png is not there"),
         (
             (*DIRECTION, "--image", "text.png", "--to", "out"),
-            "images: text.png cannot be read as a picture (UnidentifiedImageError)",
+            "images: text.png cannot be read as a picture (it is no BMP, JPEG, PNG, TIFF or WEBP)",
         ),
         ((*DIRECTION, "--to", "there"), "--to: there exists; name one that does not"),
         ((*DIRECTION, "--to", "text.png"), "--to: text.png exists; name one that does not"),

@@ -300,13 +300,30 @@ def test_refusals_for_ever_and_failures_that_pass(error: Exception) -> None:
 
 
 def test_what_is_not_there(tracking: Tracking, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run 'nobody' has no artifact 'directions' in sqlite:"):
+    with pytest.raises(
+        UserError, match="run 'nobody' has no artifact 'directions' in .* .Run with id=nobody not found"
+    ):
         tracking.download("nobody", "directions", tmp_path)
 
 
+def test_a_root_that_cannot_be_written_to_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as told:
+        Tracking(None, tmp_path / "file" / "runs").check()
+    root = tmp_path / "file" / "runs"
+    assert str(told.value) == (
+        f"--root: the MLflow store in {root} cannot be opened ([Errno 20] Not a directory: '{root}'); "
+        "name a folder to write to"
+    )
+
+
 def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tracking.uri: the MLflow store http://127.0.0.1:9 does not answer"):
+    with pytest.raises(UserError) as told:
         Tracking("http://127.0.0.1:9", tmp_path).check()
+    text = str(told.value)
+    assert text.startswith("tracking.uri: the MLflow store http://127.0.0.1:9 does not answer (API request to ")
+    assert text.endswith("; start it, correct the address, or leave uri out to use the embedded store")
+    assert "Connection refused" in text and "\n" not in text
     assert not (tmp_path / "mlflow.db").exists()
 
 
