@@ -124,7 +124,7 @@ def _memory(_root: Path) -> Iterator[Check]:
 
 def _operators_of(build: bool, console: Console) -> Callable[[Path], Iterator[Check]]:
     def look(_root: Path) -> Iterator[Check]:
-        from orchestrator.trial.operators import build_ops, compiler_problem
+        from orchestrator.trial.operators import build_cure, build_problem, compiler_problem
 
         missing = compiler_problem()
         if missing:
@@ -133,7 +133,9 @@ def _operators_of(build: bool, console: Console) -> Callable[[Path], Iterator[Ch
             return
         if build:
             console.print("building DeepSpeed's operators (a minute or two, once) ...")
-            build_ops()
+            if why := build_problem("CPUAdamBuilder"):
+                yield Check("fix", f"DeepSpeed operators: the compiler fails: {why}", build_cure(why))
+                return
         yield Check("ok", f"DeepSpeed operators: {'built' if build else 'compiled when first used'}")
 
     return look

@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,25 +38,33 @@ class Requirements:
     versions: Mapping[str, str]
 
 
-def inspect(sweep: Sweep, root: Path, weights: str) -> None:
-    """Raise UserError where trials could not run, with one line for each problem, its machines and its cure."""
+def inspect(sweep: Sweep, root: Path, weights: str) -> list[str]:
+    """Return a line for each thing that makes trials slower on some machines.
+
+    Raises UserError where trials could not run, with one line for each problem, its machines and its cure.
+    """
     root.mkdir(parents=True, exist_ok=True)
     probe = root / f".probe-{uuid.uuid4().hex}"
     probe.touch()
     try:
-        nodes_with = _ask(Requirements(sweep, weights, Path.cwd(), probe, versions()))
+        requirements = Requirements(sweep, weights, Path.cwd(), probe, versions())
+        if nodes_with := _ask(requirements, problems):
+            raise UserError("\n".join(_lines(nodes_with)))
+        return _lines(_ask(requirements, slower)) if sweep.deepspeed.offload_optimizer != "none" else []
     finally:
         probe.unlink(missing_ok=True)
-    if nodes_with:
-        raise UserError("\n".join(f"{' and '.join(machines)}: {problem}" for problem, machines in nodes_with.items()))
 
 
-def _ask(requirements: Requirements) -> dict[str, list[str]]:
-    """Return the machines that have each problem."""
+def _lines(nodes_with: Mapping[str, list[str]]) -> list[str]:
+    return [f"{' and '.join(machines)}: {finding}" for finding, machines in nodes_with.items()]
+
+
+def _ask(requirements: Requirements, look: Callable[[Requirements], list[str]]) -> dict[str, list[str]]:
+    """Return the machines of each finding that `look` returns there."""
     machines = {}
     for node in hosts(requirements.sweep, alive()):
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(problems)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(look)
         machines[task.remote(requirements)] = node["NodeManagerAddress"]
     ready, late = ray.wait(list(machines), num_returns=len(machines), timeout=_PATIENCE_S)
     nodes_with: dict[str, list[str]] = {}
@@ -156,5 +164,10 @@ def _engines(requirements: Requirements) -> Iterator[str]:
     missing = operators.settings_problem(requirements.sweep.deepspeed)
     if missing is not None:
         yield missing
-    elif requirements.sweep.deepspeed.offload_optimizer != "none":
-        operators.build_ops()
+
+
+def slower(_requirements: Requirements) -> list[str]:
+    """Return why DeepSpeed's own Adam is replaced on this machine, if it is; else it is built when this returns."""
+    from orchestrator.trial import operators
+
+    return [why] if (why := operators.adam_problem()) else []

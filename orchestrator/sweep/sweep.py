@@ -43,7 +43,7 @@ from orchestrator.tracking.lineage import of_model
 from orchestrator.tracking.notes import UNDER_WAY, sweep_tags
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.record import SweepRecord
-from orchestrator.trial.operators import compiler_problem, settings_problem
+from orchestrator.trial.operators import adam_problem, settings_problem
 from orchestrator.trial.outcome import sentence
 from orchestrator.workers.placement import Capacity, fitting, of_trial, of_worker, refuse_unfit
 from orchestrator.workers.worker import TrialWorker
@@ -95,7 +95,8 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
                 refuse_unfit(sweep)
                 if address is not None:
                     console.print("Asking every machine whether it is ready ...", style="dim")
-                    inspect(sweep, root, model.weights)
+                    for line in inspect(sweep, root, model.weights):
+                        console.print(line, soft_wrap=True)
                 elif lacking := settings_problem(sweep.deepspeed):
                     raise UserError(lacking)
                 _prepare(sweep, folder, tracking, model.weights, source)
@@ -131,8 +132,10 @@ def _run_to_end(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
     try:
         record = SweepRecord(sweep, folder, Ledger(sweep, folder.study_place, weights, slots, console.print), outbox)
         console.print(f"Sweep '{sweep.name}': {trials(sweep)} trials, {slots} at a time, in {folder.path}")
-        if sweep.deepspeed.offload_optimizer == "cpu" and (slower := compiler_problem()):
-            console.print(slower)
+        if sweep.deepspeed.offload_optimizer == "cpu" and sweep_run.cluster.address is None:
+            console.print("Loading DeepSpeed's Adam (the first time takes a minute or two) ...", style="dim")
+            if slower := adam_problem():
+                console.print(slower, soft_wrap=True)
         outbox.start(None, tags=UNDER_WAY, inputs=of_model(sweep, weights))
         try:
             with screen(console, sweep, slots, record.ledger.spent()) as display:

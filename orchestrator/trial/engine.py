@@ -134,7 +134,7 @@ def checkpoint(step: Step, i: int, x: Tensor) -> Tensor:
 
 def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
     parameters = [{"params": group.parameters, "lr": group.rate, "betas": group.betas} for group in groups]
-    if offload and operators.compiler_problem() is None:
+    if offload and operators.adam_problem() is None:
         with operators.build_lock():
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 

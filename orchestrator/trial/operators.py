@@ -7,10 +7,13 @@ use and where ninja is.
 import hashlib
 import os
 import platform
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,12 +28,58 @@ if not torch.cuda.is_available():
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
+_REPLACED = "DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
+
+
 def compiler_problem() -> str | None:
-    """Return a sentence on why DeepSpeed's own optimiser cannot be built here; None where it can."""
-    missing = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
+    """Return a sentence on why DeepSpeed's own optimiser cannot be built here; None where its tools are here."""
+    missing = [tool for tool in (_compiler(), "ninja") if shutil.which(tool) is None]
     if not missing:
         return None
-    return f"{' and '.join(missing)} not found: DeepSpeed's compiled Adam is replaced by torch's (slower offload)"
+    return f"{' and '.join(missing)} not found: {_REPLACED}"
+
+
+def adam_problem() -> str | None:
+    """Return a sentence on why DeepSpeed's own Adam is replaced here, after an attempt to build it; else None."""
+    if missing := compiler_problem():
+        return missing
+    why = build_problem("CPUAdamBuilder")
+    return why and f"the C++ compiler fails ({why}): {_REPLACED}; what to do: orchestrate doctor --build"
+
+
+@cache
+def build_problem(builder: str) -> str | None:
+    """Build an operator, and load it into DeepSpeed for later calls. Return the compiler's last line if that fails.
+
+    A process tries once: torch would not build again in the same process what it has failed to build.
+    """
+    try:
+        load(builder)
+    except Exception as error:  # torch, ninja and the compiler raise many kinds; each means that there is no operator
+        return _last_line(str(error)) or type(error).__name__
+    return None
+
+
+def build_cure(why: str) -> str:
+    """Return what to do about a compiler that failed with this line."""
+    if "Python.h" in why:
+        return f"install Python's headers (Debian: python{sys.version_info.major}.{sys.version_info.minor}-dev)"
+    wrong = [f"{name}={os.environ[name]}" for name in ("CXX", "CXXFLAGS", "CPATH") if os.environ.get(name)]
+    if wrong:
+        return f"unset or correct {' and '.join(wrong)}: g++ of version 9 or later builds them"
+    return "install g++ of version 9 or later, with the headers of its C++ library"
+
+
+def _compiler() -> str:
+    """Return the compiler that torch calls: CXX may hold arguments, too."""
+    return next(iter(shlex.split(os.environ.get("CXX", ""))), "g++")
+
+
+def _last_line(output: str) -> str:
+    """Return the last line in which the compiler, and not ninja, says what is wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith(("ninja:", "["))]
+    said = [line for line in lines if re.search(r"error|not found|denied|No such file", line, re.IGNORECASE)]
+    return (said or lines or [""])[-1]
 
 
 def settings_problem(settings: DeepSpeed) -> str | None:
@@ -44,13 +93,9 @@ def settings_problem(settings: DeepSpeed) -> str | None:
         return f"deepspeed: offloading to nvme needs {needed}, which are not all here"
     if not os.access(str(settings.nvme_path), os.W_OK | os.X_OK):
         return f"deepspeed.nvme_path: {settings.nvme_path} is not a folder that can be written to"
+    if why := build_problem("AsyncIOBuilder"):
+        return f"deepspeed: offloading to nvme needs an operator that cannot be built here ({why}): {build_cure(why)}"
     return None
-
-
-def build_ops() -> None:
-    """Compile the operator that trials use, Adam on the CPU, so that no trial has to wait for it."""
-    if compiler_problem() is None:
-        load("CPUAdamBuilder")
 
 
 def load(builder: str) -> None:
@@ -63,30 +108,37 @@ def load(builder: str) -> None:
 
 @contextmanager
 def build_lock() -> Iterator[None]:
-    """Lock the folder of compiled operators for this process.
+    """Lock this product's own folder of compiled operators for this process, and have torch build there.
 
     torch guards a build by a lock file, which a killed process leaves behind; every later process then waits for ever.
     This lock is the kernel's, which ends with its process. Its holder can therefore remove torch's leftover lock files.
+    Only builds under this lock are in the folder: what others build in the user's TORCH_EXTENSIONS_DIR lies beside it.
     """
-    folder = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_folder())))
+    folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     with FileLock(folder / "in_use", fallback_to_soft=False):
-        for left in folder.glob("**/lock"):
+        for left in folder.glob("*/lock"):
             left.unlink(missing_ok=True)
         yield
 
 
 def _folder() -> Path:
-    """Return a folder for this torch, processor and environment.
+    """Return a folder for this torch, processor and environment, in the user's TORCH_EXTENSIONS_DIR where that is set.
 
     Operators are compiled for one type of processor, and every environment that finds another one's compiles them
     again.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     try:
-        processor = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))
+        with open("/proc/cpuinfo") as cpus:
+            processor = next(line for line in cpus if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         processor = platform.processor()
     kind = hashlib.sha256(f"{processor}{sys.prefix}".encode()).hexdigest()[:8]
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return Path(cache) / "h-space-orchestrator" / f"torch-{torch.__version__}-{python}-{platform.machine()}-{kind}"
+    name = f"torch-{torch.__version__}-{python}-{platform.machine()}-{kind}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parent = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache)
+    if parent.name == name:  # set by `build_lock`, possibly in the process that started this one
+        return parent
+    return parent / "h-space-orchestrator" / name

@@ -65,6 +65,17 @@ def test_every_gpu_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.found.startswith("GPU 0: NVIDIA X, 80 GB") and second.found.startswith("GPU 1")
 
 
+def test_a_compiler_that_fails_is_told_with_its_last_line_and_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.trial import operators
+
+    why = "cpu_adam.cpp:8: fatal error: Python.h: No such file or directory"
+    monkeypatch.setattr(operators, "compiler_problem", lambda: None)
+    monkeypatch.setattr(operators, "build_problem", lambda _builder: why)
+    check = one(doctor._operators_of(True, Console(quiet=True))(Path()))
+    assert (check.verdict, check.found) == ("fix", f"DeepSpeed operators: the compiler fails: {why}")
+    assert check.cure.startswith("install Python's headers (Debian: python3.")
+
+
 def test_a_ray_that_does_not_start_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator.sweep import cluster
 

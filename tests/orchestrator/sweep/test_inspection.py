@@ -103,13 +103,17 @@ def test_a_full_disk(requirements: Requirements, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_operators_are_built_before_a_trial_waits_for_them(
+def test_a_compiler_that_fails_on_a_machine_is_told_and_refuses_nothing(
     requirements: Requirements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built: list[bool] = []
-    monkeypatch.setattr(operators, "build_ops", lambda: built.append(True))
-    assert problems(requirements) == [] and built == []
-    assert problems(with_sections(requirements, deepspeed={"offload_optimizer": "cpu"})) == [] and built == [True]
+    asked: list[bool] = []
+    monkeypatch.setattr(operators, "adam_problem", lambda: asked.append(True) or "the C++ compiler fails")
+    monkeypatch.setattr(inspection, "_ask", lambda given, look: {each: ["10.0.0.1"] for each in look(given)})
+    root = requirements.probe.parent
+    assert inspection.inspect(requirements.sweep, root, requirements.weights) == [] and asked == []
+    offloading = with_sections(requirements, deepspeed={"offload_optimizer": "cpu"}).sweep
+    told = inspection.inspect(offloading, root, requirements.weights)
+    assert told == ["10.0.0.1: the C++ compiler fails"] and asked == [True]
 
 
 def test_machines_with_the_same_problem_share_a_line(
@@ -118,7 +122,7 @@ def test_machines_with_the_same_problem_share_a_line(
     found = {"is too small": ["10.0.0.1", "10.0.0.2"], "is too slow": ["10.0.0.2"]}
     asked: list[Requirements] = []
 
-    def ask(given: Requirements) -> dict[str, list[str]]:
+    def ask(given: Requirements, _look: object) -> dict[str, list[str]]:
         assert given.probe.is_file()
         asked.append(given)
         return found

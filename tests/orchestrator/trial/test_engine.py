@@ -226,22 +226,25 @@ print(operators.settings_problem(there), operators.settings_problem(nowhere), se
 def test_a_build_that_was_killed_holds_nobody_up(tmp_path: Path) -> None:
     """torch's guard file stays behind, and with it nothing else would ever be built there."""
     code = """
-import time
+import os, time
 from orchestrator.trial.operators import build_lock
 print("ready", flush=True)
 with build_lock():
-    print("has it", flush=True)
+    print("has it", os.environ["TORCH_EXTENSIONS_DIR"], flush=True)
     time.sleep(99)
 """
-    (tmp_path / "cpu_adam").mkdir()
     first = forks.started(code, tmp_path / "forks", TORCH_EXTENSIONS_DIR=str(tmp_path))
     until(lambda: "has it" in first.out.read_text(), 60, "the first builds")
-    (tmp_path / "cpu_adam" / "lock").touch()
+    own = Path(first.out.read_text().split()[-1])
+    for guard in (own / "cpu_adam" / "lock", tmp_path / "cpu_adam" / "lock"):
+        guard.parent.mkdir()
+        guard.touch()
     second = forks.started(code, tmp_path / "forks", TORCH_EXTENSIONS_DIR=str(tmp_path))
     until(lambda: "ready" in second.out.read_text(), 60, "the second is there")
     second.process.join(1)
     assert second.out.read_text() == "ready\n", "two at a time"
     first.process.kill()
     until(lambda: "has it" in second.out.read_text(), 60, "the second builds")
-    assert not (tmp_path / "cpu_adam" / "lock").exists()
+    assert not (own / "cpu_adam" / "lock").exists()
+    assert (tmp_path / "cpu_adam" / "lock").exists(), "a build of another project's, which goes on"
     second.process.kill()
