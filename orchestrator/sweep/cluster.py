@@ -1,9 +1,11 @@
 """Run Ray for the duration of a sweep: an own Ray on this machine, or a cluster that runs already.
 
 An own Ray accepts connections from this machine alone and asks for a token. Its files are in a folder that only this
-user may enter. The folder is removed at the end, or at the next start after a kill.
+user may enter, locked for as long as its driver lives. The folder is removed at the end, or at the next start after a
+kill.
 """
 
+import fcntl
 import logging
 import os
 import secrets
@@ -11,6 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +26,7 @@ T = TypeVar("T")
 _LONGEST_TEMP = 40  # characters; Ray appends to it, and the path of a socket has at most 107
 _PREFIX = "hso-"
 _ROOT = Path(tempfile.gettempdir())
+_NAME = f"{_PREFIX}{secrets.token_hex(4)}"
 _PROCESSES = ("raylet", "gcs_server")
 
 
@@ -67,20 +71,23 @@ class Cluster:
     def __init__(self, address: str | None) -> None:
         self.address = address
         self.processes: list[psutil.Process] = []
+        self.lock: int | None = None  # descriptor of the folder for temporary files, which is locked
 
     def __enter__(self) -> "Cluster":
         configure(self.address)
         if self.address is None:
-            _make_folder()
+            self.lock = _make_folder()
             _use_temporary(_folder())  # so that files of killed trials are removed too
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        if self.address is None:
+        if self.lock is not None:
             _use_temporary(_ROOT)
             shutil.rmtree(_folder(), ignore_errors=True)
+            os.close(self.lock)
+            self.lock = None
 
     def start(self) -> None:
         """Start Ray, or connect to the cluster. Raises UserError where no Ray answers at the address."""
@@ -124,7 +131,7 @@ class Cluster:
 
 
 def _folder() -> Path:
-    return (_ROOT if len(str(_ROOT)) <= _LONGEST_TEMP else Path("/tmp")) / f"{_PREFIX}{os.getpid()}"
+    return (_ROOT if len(str(_ROOT)) <= _LONGEST_TEMP else Path("/tmp")) / _NAME
 
 
 def _use_temporary(folder: Path) -> None:
@@ -132,14 +139,44 @@ def _use_temporary(folder: Path) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
-def _make_folder() -> None:
-    """Create the folder that only this user may enter, with the token, and remove those of killed drivers."""
-    for left in _folder().parent.glob(f"{_PREFIX}*"):
-        number = left.name.removeprefix(_PREFIX)
-        if number.isdigit() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-    shutil.rmtree(_folder(), ignore_errors=True)
-    _folder().mkdir(mode=0o700)
+def _make_folder() -> int:
+    """Create and lock the folder that only this user may enter, with the token, and remove those of killed drivers.
+
+    Return the descriptor that holds the lock. A driver in another container has process ids of its own, so the lock
+    alone says whether a folder's driver lives: the kernel frees it with that process.
+    """
+    for left in _folder().parent.glob(_PREFIX + "[0-9a-f]" * 8):
+        with suppress(OSError):  # another user's, or removed meanwhile
+            _remove_unless_locked(left)
+    while True:
+        _folder().mkdir(mode=0o700, exist_ok=True)
+        try:
+            lock = _locked(_folder())
+        except (BlockingIOError, FileNotFoundError):  # another start found it without a lock, and removes it
+            continue
+        if _folder().exists():
+            break
+        os.close(lock)
     descriptor = os.open(_folder() / "token", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with open(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
+    return lock
+
+
+def _remove_unless_locked(folder: Path) -> None:
+    lock = _locked(folder)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """Lock a folder and return the descriptor that holds the lock. Raises OSError where another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
