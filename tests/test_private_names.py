@@ -33,6 +33,7 @@ PRIVATE = [
     ("ray", "ray.tune.schedulers", "ASHAScheduler:_brackets", "orchestrator/sweep/tune_search.py"),
     ("ray", "ray.tune.schedulers", "ASHAScheduler:_metric_op", "orchestrator/sweep/tune_search.py"),
     ("ray", "ray._private.accelerators", "get_accelerator_manager_for_resource", "orchestrator/sweep/refusals.py"),
+    ("ray", "ray.job_config", "JobConfig:_py_driver_sys_path", "orchestrator/sweep/cluster.py"),
     ("ray", "ray._private.state", "state.get_draining_nodes", "orchestrator/workers/placement.py"),
     ("ray", "ray.train.torch", "TorchTrainer._create_default_callbacks", "orchestrator/workers/worker_group.py"),
     (

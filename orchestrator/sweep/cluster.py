@@ -95,14 +95,15 @@ class Cluster:
 
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # RecordCallback reports each failure in a line
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        options |= {"job_config": _job_config()}
         if self.address is not None:
             try:
-                ray.init(address=self.address, runtime_env={"env_vars": _OF_TRIALS}, **quiet)
+                ray.init(address=self.address, runtime_env={"env_vars": _OF_TRIALS}, **options)
             except (ValueError, ConnectionError, RuntimeError) as error:
                 raise UserError(f"--address: no Ray answers at {self.address} ({first_line(error)})") from None
             return
-        ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **quiet)
+        ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **options)
         children = psutil.Process().children(recursive=True)
         self.processes = [child for child in children if child.name() in _PROCESSES]
 
@@ -128,6 +129,26 @@ class Cluster:
         for process in self.processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise RayLost("one of Ray's own processes has ended")
+
+
+class _NoFolders(list[str]):
+    """A list that stays empty, whatever it is extended by."""
+
+    def extend(self, _folders: object) -> None:
+        """Add nothing."""
+
+
+def _job_config() -> Any:
+    """Return a configuration by which workers import what is installed, as the driver does.
+
+    Ray would put the driver's working folder in front of their `sys.path`, where a package `core` or `orchestrator` of
+    the user's own takes the place of this product's.
+    """
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _NoFolders()
+    return config
 
 
 def _folder() -> Path:

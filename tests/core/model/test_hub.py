@@ -169,8 +169,8 @@ def test_a_hub_out_of_reach_is_told_where_the_cache_has_a_part_of_the_model(hub:
     with pytest.raises(AbsentModelError) as caught:
         find_model("some/model@v2")
     assert str(caught.value) == (
-        "model 'some/model at revision v2': this machine's cache has no weights of unet, and the hub is out of reach "
-        "(OSError): fetch it where there is a network"
+        "model 'some/model at revision v2': this machine's cache has no weights of unet, and the hub is out of reach: "
+        "fetch it where there is a network"
     )
 
 
