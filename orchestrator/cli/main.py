@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -25,15 +26,19 @@ _PIPED_WIDTH = 160  # columns of the output where it does not go to a terminal
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     parsed = parser().parse_args(arguments)
+    parsed.command = shlex.join(["orchestrate", *(sys.argv[1:] if arguments is None else arguments)])
     from core.errors import UserError, first_line
+    from orchestrator import interruption
 
     try:
-        return _VERBS[parsed.verb](parsed)
+        with interruption.handled(interruption.interrupt):
+            return _VERBS[parsed.verb](parsed)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        goes_on = f"; what is done is kept, go on with: {parsed.command}" if parsed.verb == "sweep" else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output has closed it: `orchestrate report x | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,8 +66,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     try:
         name = run(sweep, _root(arguments), arguments.address, console, arguments.fork)
-    except Interrupted:
-        console.print("Interrupted; the state is saved. The same command goes on.")
+    except Interrupted as interrupted:
+        console.print(f"Interrupted: {interrupted}; go on with: {arguments.command}", soft_wrap=True)
         return 130
     console.print(f"\nTake it away:  orchestrate export {name} --to out/")
     console.print("Compare:       orchestrate ui")

@@ -108,19 +108,29 @@ def read(folder: SweepFolder) -> SweepStatus:
         return SweepStatus(folder, sweep, [], progress_of(sweep, {}, {}, 1, 0.0, driven))
     study = open_study(sweep.name, folder.study_place)
     rows = newest_rows(study)
-    running = [trial_id for trial_id, row in rows.items() if row.state.name == "RUNNING"]
-    marks = {trial_id: list(_marks(folder.trial(trial_id).path, rows[trial_id])) for trial_id in running}
-    progress = progress_of(sweep, rows, marks, max(1, len(running)), spent_s(study), driven)
+    running = sum(row.state.name == "RUNNING" for row in rows.values())
+    marks = {
+        trial_id: list(_marks(folder.trial(trial_id).path, row))
+        for trial_id, row in rows.items()
+        if not row.state.is_finished()
+    }
+    progress = progress_of(sweep, rows, marks, max(1, running), spent_s(study), driven)
     return SweepStatus(folder, sweep, ranked(study, sweep, driven), progress)
 
 
 def _marks(trial: Path, row: Any) -> Iterator[Mark]:
-    """Yield when a trial's attempt began, and when it wrote each checkpoint that still exists."""
+    """Yield when a trial's attempt began, and when it wrote each checkpoint that still exists.
+
+    Of a trial that waits for its next attempt, yield the checkpoint that it goes on from alone: it has no pace.
+    """
     written: list[Mark] = []
     for state in trial.glob("checkpoint_*/state.json"):
         with suppress(OSError, ValueError):  # it may be removed meanwhile
             written.append((int(state.parent.name.rpartition("_")[2]), state.stat().st_mtime))
-    began = row.datetime_start.timestamp() if row.datetime_start else 0.0
+    if row.datetime_start is None:
+        yield from sorted(written)[-1:]
+        return
+    began = row.datetime_start.timestamp()
     yield max((step for step, when in written if when < began), default=0), began
     yield from sorted(mark for mark in written if mark[1] >= began)
 

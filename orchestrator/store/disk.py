@@ -2,10 +2,11 @@
 
 import errno
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+from orchestrator.interruption import pause
 
 T = TypeVar("T")
 
@@ -22,7 +23,8 @@ def with_space(write: Callable[[], T], waiting: Callable[[], None] = lambda: Non
     """Return what `write` returns, calling it again every two seconds until the disk has space.
 
     write: has to clear away what a failed call left.
-    waiting: called before every new try; an exception that it raises ends the waiting.
+    waiting: called before every new try; an exception that it raises ends the waiting. So does a request to end
+    (orchestrator.interruption).
     """
     while True:
         try:
@@ -31,7 +33,7 @@ def with_space(write: Callable[[], T], waiting: Callable[[], None] = lambda: Non
             if not is_full(error):
                 raise
         waiting()
-        time.sleep(_RETRY_S)
+        pause(_RETRY_S)
 
 
 def free_bytes(path: Path) -> int:

@@ -1,8 +1,8 @@
 """Open a sweep's Optuna study so that storage that is away for a while loses no trial.
 
 The study is a SQLite file in the sweep's folder, or one study of many in a PostgreSQL database. Another process may
-hold the file, the disk may be full, or the server may be restarted: each call waits and is repeated. Only the process
-that drives the sweep writes to the study.
+hold the file, the disk may be full, or the server may be restarted: each call waits and is repeated, until it works or
+the user asks for an end. Only the process that drives the sweep writes to the study.
 """
 
 import sqlite3
@@ -23,13 +23,14 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import UserError
+from orchestrator.interruption import pause
 from orchestrator.spec import Sweep
 from orchestrator.store.database import Database, StudyPlace, passing_reason, sqlite_address
 
 Tell = Callable[[str], None]
 T = TypeVar("T")
 
-_BUSY_S = 30  # how long SQLite itself waits for another process
+_BUSY_S = 3  # how long SQLite itself waits for another process; nothing interrupts it meanwhile
 _RETRY_S, _TOLD_S = 2.0, 60.0
 # SQLite's messages for failures where waiting helps.
 _PASSING = ("database is locked", "database table is locked", "disk is full", "disk I/O error")
@@ -115,7 +116,7 @@ def _until_it_works(call: Callable[[], T], tell: Tell) -> T:
         if time.monotonic() - last_told > _TOLD_S:
             last_told = time.monotonic()
             tell(f"study: {word}; waiting, nothing is lost")
-        time.sleep(_RETRY_S)
+        pause(_RETRY_S)
 
 
 def check_place(sweep: Sweep) -> None:

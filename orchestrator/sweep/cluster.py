@@ -10,10 +10,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,7 +79,11 @@ class Cluster:
         if self.address is None:
             self.lock = _make_folder()
             _use_temporary(_folder())  # so that files of killed trials are removed too
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +108,8 @@ class Cluster:
             except (ValueError, ConnectionError, RuntimeError) as error:
                 raise UserError(f"--address: no Ray answers at {self.address} ({first_line(error)})") from None
             return
-        ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **options)
+        with _unharmed_by_signals():
+            ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **options)
         children = psutil.Process().children(recursive=True)
         self.processes = [child for child in children if child.name() in _PROCESSES]
 
@@ -129,6 +135,25 @@ class Cluster:
         for process in self.processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise RayLost("one of Ray's own processes has ended")
+
+
+@contextmanager
+def _unharmed_by_signals() -> Iterator[None]:
+    """Keep SIGTERM and SIGHUP away from the processes that are started in the block, and keep this one's handlers.
+
+    `timeout`, systemd and Slurm send these signals to every process of a command. Ray's own would end before the trials
+    have saved, and this process would wait for them and be aborted. They end with this process.
+    """
+    ending = {signal.SIGTERM, signal.SIGHUP}
+    handlers = {number: signal.getsignal(number) for number in ending}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # not in the main thread, where Ray sets no handler
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _NoFolders(list[str]):

@@ -1,20 +1,20 @@
 """Decide when a sweep starts no more trials: after a signal, at the end of its budget's hours, on a full disk.
 
-The first Ctrl-C (or SIGTERM) asks every trial to save and end, by a file that all machines see. Trials that have not
-ended after GRACE_S seconds are ended. A second signal ends everything at once; the next start repairs what that leaves.
+The first Ctrl-C (or SIGTERM, or SIGHUP) asks every trial to save and end, by a file that all machines see. Trials that
+have not ended after GRACE_S seconds are ended. A second request ends everything at once; the next start repairs what
+that leaves.
 """
 
 import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ray import tune
 from rich.console import Console
 
+from orchestrator import interruption
 from orchestrator.store.disk import free_bytes
 from orchestrator.store.folder import SweepFolder
 
@@ -33,23 +33,25 @@ class Stopping:
         self.deadline: float | None = None  # when the budget's hours are over
         self.full, self.looked = False, 0.0
         self.searching = False  # whether trials may be under way, which have to save
+        self.signals = ExitStack()
 
     def __enter__(self) -> "Stopping":
         self.folder.stop.unlink(missing_ok=True)
-        self.before = {number: signal.signal(number, self._signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.signals.enter_context(interruption.handled(self._stop))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.signals.close()
+        interruption.forget()
         self.folder.stop.unlink(missing_ok=True)
 
-    def _signal(self, number: int, _frame: FrameType | None) -> None:
+    def _stop(self) -> None:
         if self.stop_asked_at is not None:
             os._exit(130)  # Ray's processes end with this one
         if not self.searching:
             raise KeyboardInterrupt
         self.stop_asked_at = time.monotonic()
+        interruption.ask_to_end()
         with suppress(OSError, RuntimeError):  # a full disk; a line that was just being printed
             self.folder.stop.touch()
             self.console.print(f"Stopping: trials save and end, within {GRACE_S:.0f} s; once more to end at once")

@@ -15,6 +15,7 @@ from ray import tune
 from rich.console import Console
 
 from core.errors import UserError
+from orchestrator.interruption import pause
 from orchestrator.report import terminal
 from orchestrator.report.live import Screen, screen
 from orchestrator.search.fork import carry_over, forked
@@ -37,6 +38,7 @@ from orchestrator.sweep.resume import settle
 from orchestrator.sweep.stopping import Stopping
 from orchestrator.sweep.tune_callback import RecordCallback
 from orchestrator.sweep.tune_search import FirstComeScheduler, LedgerAsha, LedgerSearch
+from orchestrator.text import counted
 from orchestrator.tracking import views
 from orchestrator.tracking.client import Tracking
 from orchestrator.tracking.lineage import of_model
@@ -56,7 +58,7 @@ _TIME_IS_UP = "stopped early: the hours of the budget were over"
 
 
 class Interrupted(Exception):
-    """The exception that the user stopped the sweep; its state is saved."""
+    """The exception that the user stopped the sweep; its state is saved. The message says what is kept."""
 
 
 def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: bool = False) -> str:
@@ -143,9 +145,9 @@ def _run_to_end(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
             console.print("Measuring the best set beside random directions ...", style="dim")
             best = choose_champion(record, partial(sweep_run.cluster.run, of_worker(sweep)), console.print)
         except BaseException:
+            patience = _HASTY_FLUSH_S
             settle(record)
             outbox.end(None, "KILLED", {"outcome": "interrupted"})
-            patience = _HASTY_FLUSH_S
             raise
     finally:
         if not outbox.close(patience):
@@ -215,12 +217,21 @@ def _search(record: SweepRecord, sweep_run: SweepRun, display: Screen) -> None:
             _start_again(sweep_run.cluster, error)
     settle(record, None if stopping.stop_asked_at else _TIME_IS_UP)
     if stopping.stop_asked_at and ledger.has_work():
-        raise Interrupted
+        raise Interrupted(_kept(record))
+
+
+def _kept(record: SweepRecord) -> str:
+    """Return `2 of 8 trials are over, 2 go on from what they have saved`."""
+    rows = record.ledger.begun().values()
+    over = sum(row.state.is_finished() for row in rows)
+    kept = f"{over} of {counted(trials(record.sweep), 'trial')} {'is' if over == 1 else 'are'} over"
+    begun = len(rows) - over
+    return f"{kept}, {begun} {'goes' if begun == 1 else 'go'} on from what is saved" if begun else kept
 
 
 def _start_again(cluster: Cluster, error: Exception | None) -> None:
     if error is not None and is_full(error):
-        time.sleep(_WAIT_S)
+        pause(_WAIT_S)
     cluster.stop()
     cluster.start()
 

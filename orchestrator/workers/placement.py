@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from core.errors import UserError
+from orchestrator.interruption import check
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.text import counted
@@ -136,12 +137,18 @@ def answers(node: str) -> bool:
 
 
 def all_answer(nodes: Iterable[str]) -> bool:
-    """Return whether all these machines answer. Each is asked, because Ray is slow to notice that one is gone."""
+    """Return whether all these machines answer. Each is asked, because Ray is slow to notice that one is gone.
+
+    Raises KeyboardInterrupt where the user asks for an end meanwhile.
+    """
     remote = ray.remote(num_cpus=0, max_retries=0)(_nothing)
     probes = [
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in nodes
     ]
-    answered, silent = ray.wait(probes, num_returns=len(probes), timeout=_ANSWER_S)
+    asked, answered, silent = time.monotonic(), [], probes
+    while silent and time.monotonic() - asked < _ANSWER_S:
+        check()
+        answered, silent = ray.wait(probes, num_returns=len(probes), timeout=_LOOK_S)
     try:
         ray.get(answered)
     except RayError:

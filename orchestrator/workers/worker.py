@@ -89,6 +89,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self.reports: Iterator[Report] | None = None
         # This is the main thread, the only one that may set handlers. Ray's own handler would end the process at once.
         signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked in processes of an own Ray
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -80,6 +80,19 @@ def test_one_sweep_with_its_trials(folder: SweepFolder, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_that_waits_stands_where_it_goes_on_from(folder: SweepFolder, tmp_path: Path) -> None:
+    waiting = read(folder).progress.trials[2]
+    for step in (9, 11):
+        file = folder.trial(waiting.trial_id).path / f"checkpoint_{step:08d}" / "state.json"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+    assert rows_of(text_of(tmp_path, "a"))[1] == ["interrupted", "11/400", "-", "-"]
+    with driving(folder.lock, "sweep 'a'"):
+        found = read(folder).progress.trials[2]
+    assert (found.iteration, found.ends) == (11, None)
+
+
+@pytest.mark.slow
 def test_a_sweep_that_runs_says_how_long_it_will(folder: SweepFolder, tmp_path: Path) -> None:
     running = next(iter(read(folder).progress.of(over=False)))
     began = running.began or 0.0

@@ -39,7 +39,7 @@ def writing(tries: list[Exception]) -> Callable[[], str]:
 
 def test_what_does_not_fit_is_written_when_there_is_space(monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[object] = []
-    monkeypatch.setattr(disk.time, "sleep", lambda seconds: happened.append(seconds))
+    monkeypatch.setattr(disk, "pause", lambda seconds: happened.append(seconds))
     tries: list[Exception] = [FULL, FULL]
     assert with_space(writing(tries), lambda: happened.append("waits")) == "written"
     assert happened == ["waits", 2.0] * 2
@@ -52,7 +52,7 @@ def test_another_error_is_not_waited_out() -> None:
 
 
 def test_who_waits_for_space_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk.time, "sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(disk, "pause", lambda _: pytest.fail("it waits"))
     waited: list[str] = []
     tries: list[Exception] = [FULL, FULL]
 

@@ -28,7 +28,7 @@ def output_of(stopping: Stopping) -> str:
     return stopping.console.file.getvalue()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_every_trial_to_save_and_end(stopping: Stopping, number: int) -> None:
     before = signal.getsignal(number)
     stopping.folder.stop.touch()  # of a start that was killed
