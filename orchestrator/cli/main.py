@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     from orchestrator import interruption
 
     try:
-        with interruption.handled(interruption.interrupt):
+        with interruption.handled(interruption.interrupt) if parsed.verb == "sweep" else nullcontext():
             return _VERBS[parsed.verb](parsed)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -11,6 +11,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -108,12 +109,13 @@ def _end_with(parent: int) -> Callable[[], None] | None:
 
 def _elsewhere(root: Path) -> dict[str, str]:
     """Return the sweeps under `root` that are recorded in other stores, with the address of each store."""
-    states = {folder.name: folder.read() for folder in _folders(root)}
-    return {
-        name: str(state["tracking_uri"])
-        for name, state in states.items()
-        if not _embedded(state) and "tracking_uri" in state
-    }
+    addresses: dict[str, str] = {}
+    for folder in _folders(root):
+        with suppress(UserError):  # `links` tells a damaged sweep
+            state = folder.read()
+            if not _embedded(state) and "tracking_uri" in state:
+                addresses[folder.name] = str(state["tracking_uri"])
+    return addresses
 
 
 def _embedded(state: Mapping[str, Any]) -> bool:
@@ -127,17 +129,21 @@ def _folders(root: Path) -> list[SweepFolder]:
 
 
 def links(root: Path, address: str) -> list[str]:
-    """Return a line for each page of each sweep: result, charts and pictures, comparison, HTML pages, report, model."""
+    """Return a line for each page of each sweep: result, charts and pictures, comparison, HTML pages, report, model.
+
+    A sweep whose folder cannot be read has a line with the reason.
+    """
     tracking = Tracking(None, root)
     lines = []
     for folder in _folders(root):
-        state = folder.read()
-        if not _embedded(state) or "parent_run" not in state:
-            continue
         try:
-            lines += [f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)]
-        except UserError as error:  # the folder was brought here without its store
-            lines += [f"{folder.name}: {error}"]
+            state = folder.read()
+            if _embedded(state) and "parent_run" in state:
+                lines += [
+                    f"{folder.name}: {what}  {address}/#/{page}" for what, page in _pages(folder, state, tracking)
+                ]
+        except UserError as error:  # it is damaged, or was brought here without its store
+            lines.append(f"{folder.name}: {error}")
     return lines
 
 

@@ -17,7 +17,7 @@ from orchestrator.search.ledger import spent_s
 from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, places, ranked, repeated
 from orchestrator.search.space import ordered, trials
 from orchestrator.secrets import hide_addresses, scrub, without_secrets
-from orchestrator.spec import METRICS, Fixed, SpecError, Sweep, parse
+from orchestrator.spec import METRICS, Fixed, Sweep
 from orchestrator.spec.scalars import to_yaml
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
@@ -25,7 +25,6 @@ from orchestrator.store.study import open_study
 from orchestrator.text import counted, number, plain
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 
-_DECIDING = ("id", "identity", "spec", "weights", "versions")
 _HEALTHY = ("completed", "pruned")
 _MENDED = "put right what the reason names; a changed file goes on with orchestrate sweep FILE --fork"
 
@@ -135,28 +134,22 @@ class Findings:
         return to_yaml(without_secrets(self.sweep.resolved()), allow_unicode=True, width=100)
 
 
-def read(folder: SweepFolder, result: Mapping[str, Any] | None = None) -> Findings:
+def read(folder: SweepFolder, result: Mapping[str, Any] | None = None, ended: bool = False) -> Findings:
     """Return the findings of a sweep now. Raises UserError where there is no sweep, or its files are damaged.
 
-    result: the content of the coming result.json, where the sweep's own driver calls this before it is written.
+    result: the content of the coming result.json, where the sweep's own driver calls this before it is written; ended:
+    whether the caller is that driver, and its last trial is over.
     """
-    content = folder.read()
-    missing = [key for key in _DECIDING if key not in content]
-    if missing:
-        raise UserError(f"{folder.path / 'sweep.json'} is damaged: it holds no '{missing[0]}'")
-    try:
-        sweep = parse(content["spec"])
-    except SpecError as error:
-        raise UserError(f"{folder.path / 'sweep.json'} is damaged: {error.problems[0]}") from None
+    content, sweep = folder.read(), folder.sweep()
     study = open_study(sweep.name, folder.study_place) if "study" in content else None
-    driven = result is None and driver(folder.lock) is not None
+    driven = result is None and not ended and driver(folder.lock) is not None
     rows = [] if study is None else ranked(study, sweep, driven)
     champion, compared = _result(folder, _kept(folder) if result is None else result)
     return Findings(
         folder,
         sweep,
         time.strftime("%Y-%m-%d %H:%M:%S"),
-        sweep_state(folder, done=result is not None),
+        sweep_state(folder, rows, trials(sweep), done=result is not None, ended=ended),
         0.0 if study is None else spent_s(study),
         [_scrubbed(sweep, row) for row in rows],
         by_method(rows, sweep) if len(sweep.methods) > 1 else [],

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from orchestrator.search.ledger import METRICS, REPORTS, state_of
-from orchestrator.search.ranking import ranked_rows
+from orchestrator.search.ranking import Row, ranked_rows
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.spec.tables import Mode
@@ -148,15 +148,23 @@ def progress_of(
     )
 
 
-def sweep_state(folder: SweepFolder, done: bool = False) -> str:
-    """Return "complete", "running (DRIVER)" or "interrupted, the same command goes on".
+def sweep_state(
+    folder: SweepFolder, rows: Sequence[Row], total: int, *, done: bool = False, ended: bool = False
+) -> str:
+    """Return "complete", "running (DRIVER)", "over: no trial was completed" or "interrupted, the same command goes on".
 
-    done: True where the caller drives the sweep and has its result.
+    total: trials in all; done: True where the caller drives the sweep and has its result; ended: True where the caller
+    drives it and its last trial is over.
     """
     if done or folder.result.is_file():
         return "complete"
-    holder = driver(folder.lock)
-    return f"running ({holder})" if holder else "interrupted, the same command goes on"
+    holder = None if ended else driver(folder.lock)
+    if holder:
+        return f"running ({holder})"
+    over = ended or len(rows) >= total
+    if over and all(row.over and row.state != "completed" for row in rows):
+        return "over: no trial was completed"
+    return "interrupted, the same command goes on"
 
 
 def ends_at(marks: Sequence[Mark], iterations: int) -> float | None:

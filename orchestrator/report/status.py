@@ -68,7 +68,8 @@ def watch(root: Path, name: str | None, console: Console, every_s: float = _EVER
 def document(root: Path, name: str | None) -> str:
     """Return what `show` prints as JSON: `sweeps`, each with `name`, `state` and its progress, or with an `error`.
 
-    state: running, complete or interrupted; times in seconds; null for what is not known.
+    state: running, complete, interrupted, or over where no trial was completed; times in seconds; null for what is not
+    known.
     """
     now = time.time()
     return json.dumps({"format": 1, "sweeps": [_document(each, now) for each in _looked(root, name)]}, indent=2)
@@ -77,7 +78,7 @@ def document(root: Path, name: str | None) -> str:
 def summary(folder: SweepFolder, sweep: Sweep, rows: list[Row]) -> str:
     """Return a line such as `toyfaces: complete; 8 of 8 trials: 8 completed; best diversity 0.93 (trial 1a2b)`."""
     counts = Counter(row.state for row in rows)
-    parts = [f"{sweep.name}: {sweep_state(folder)}"]
+    parts = [f"{sweep.name}: {sweep_state(folder, rows, trials(sweep))}"]
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     parts.append(f"{len(rows)} of {trials(sweep)} trials" + (f": {states}" if states else ""))
     if counts["completed"]:
@@ -180,7 +181,7 @@ def _document(status: SweepStatus | str, now: float) -> dict[str, Any]:
         return {"name": name, "error": error}
     return {
         "name": status.sweep.name,
-        "state": sweep_state(status.folder).partition(" ")[0].rstrip(","),
+        "state": sweep_state(status.folder, status.rows, trials(status.sweep)).partition(" ")[0].rstrip(",:"),
         "driver": str(driver(status.folder.lock) or "") or None,
         **status.progress.document(now),
         "mlflow_records_waiting": pending(status.folder.outbox),

@@ -16,9 +16,12 @@ from orchestrator.text import Grid, add_row, counted, number, plain, signed, spr
 _BETTER = {"max": "more", "min": "less"}
 
 
-def show(folder: SweepFolder, console: Console) -> Findings:
-    """Print the report of a sweep and return its findings. Raises UserError where there is no such sweep."""
-    findings = read(folder)
+def show(folder: SweepFolder, console: Console, ended: bool = False) -> Findings:
+    """Print the report of a sweep and return its findings. Raises UserError where there is no such sweep.
+
+    ended: whether the caller drives the sweep, and its last trial is over.
+    """
+    findings = read(folder, ended=ended)
     _print(findings, console)
     return findings
 

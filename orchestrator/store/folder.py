@@ -31,10 +31,11 @@ from core.files import atomic_file
 from orchestrator.secrets import redacted
 from orchestrator.spec import Sweep, parse, result_keys
 from orchestrator.spec.domains import Slug
-from orchestrator.spec.problems import Refused, nearest
+from orchestrator.spec.problems import Refused, SpecError, nearest
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.store.database import Database, StudyPlace, shown_place
 
+_DECIDING = ("id", "identity", "spec", "weights", "versions")  # keys of every sweep.json
 _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 
 
@@ -154,13 +155,21 @@ class SweepFolder:
             content = json.loads((self.path / file).read_text())
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path / file} is damaged: {error}") from error
+        except OSError as error:
+            raise UserError(f"{self.path / file} cannot be read: {error.strerror}") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.path / file} is damaged: it holds no mapping")
+        missing = [key for key in _DECIDING if key not in content] if file == "sweep.json" else []
+        if missing:
+            raise UserError(f"{self.path / file} is damaged: it holds no '{missing[0]}'")
         return content
 
     def sweep(self) -> Sweep:
-        """Return the specification that the sweep was started with."""
-        return parse(self.read()["spec"])
+        """Return the specification that the sweep was started with. Raises UserError where it is damaged."""
+        try:
+            return parse(self.read()["spec"])
+        except SpecError as error:
+            raise UserError(f"{self.path / 'sweep.json'} is damaged: {error.problems[0]}") from None
 
     def create(self, sweep: Sweep, weights: str) -> None:
         """Create the folder of a new sweep; an existing one is left alone."""

@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from core.errors import UserError, first_line
+from orchestrator.trial.outcome import sentence
 
 T = TypeVar("T")
 
@@ -121,13 +122,22 @@ class Cluster:
         ray.shutdown()
 
     def run(self, resources: Mapping[str, float], work: Callable[..., T], *arguments: Any) -> T:
-        """Return `work(*arguments)`, run in this process, or in the cluster at the address with these resources."""
+        """Return `work(*arguments)`, run in this process, or in the cluster at the address with these resources.
+
+        Relative paths start from this process's working folder there, too. An error of `work` is raised as it is, and
+        one of Ray as a RuntimeError of one sentence.
+        """
         if self.address is None:
             return work(*arguments)
         import ray
+        from ray.exceptions import RayError
 
-        remote = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))(work)
-        result: T = ray.get(remote.remote(*arguments))
+        remote = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))(_run_at)
+        try:
+            result: T = ray.get(remote.remote(Path.cwd(), work, arguments))
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            raise (cause if isinstance(cause, Exception) else RuntimeError(sentence(error))) from None
         return result
 
     def check_alive(self) -> None:
@@ -135,6 +145,13 @@ class Cluster:
         for process in self.processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise RayLost("one of Ray's own processes has ended")
+
+
+def _run_at(home: Path, work: Callable[..., T], arguments: Sequence[Any]) -> T:
+    from orchestrator.workers.worker import at_home
+
+    at_home(home)
+    return work(*arguments)
 
 
 @contextmanager

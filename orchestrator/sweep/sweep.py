@@ -152,7 +152,7 @@ def _run_to_end(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
     finally:
         if not outbox.close(patience):
             console.print(f"{outbox.pending()} records wait for MLflow in {folder.outbox}; the same command sends them")
-    terminal.show(folder, console)
+    terminal.show(folder, console, ended=True)
     if best is None:
         raise RuntimeError(f"no trial of sweep '{sweep.name}' reached its last iteration; the table says why")
 

@@ -1,5 +1,6 @@
 """Classify how a trial ended, with a sentence that the user can act on."""
 
+import re
 from enum import StrEnum
 
 from core.errors import NonFiniteError
@@ -54,6 +55,8 @@ def classify(error: BaseException) -> TrialOutcome:
     return TrialOutcome.FAILED
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 # Messages of torch's CPU allocator, CUDA and its libraries, which raise no error class of their own.
 _NO_MEMORY = (
     "out of memory",  # CUDA error: out of memory
@@ -74,6 +77,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """Return the last line of an exception's message, or the name of its type where the message is empty."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    """Return the last line of an exception's message, or the name of its type where the message is empty.
+
+    Colours, which Ray puts into its messages for a terminal, are left out.
+    """
+    lines = [line for line in _COLOUR.sub("", str(error)).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

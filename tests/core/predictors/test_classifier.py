@@ -209,9 +209,7 @@ def test_names_that_lead_nowhere_are_told(monkeypatch: pytest.MonkeyPatch) -> No
         raise ConnectionError("a long story")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    message = (
-        r"predictor 'a/b' is neither a folder here nor could it be fetched from the hub: it is"
-    )
+    message = r"predictor 'a/b' is neither a folder here nor could it be fetched from the hub: it is"
     with pytest.raises(ModelError, match=message):
         classifier.load("a/b", "tiny")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from core.errors import UserError
 from orchestrator.cli import ui
-from orchestrator.cli.ui import links, serve
+from orchestrator.cli.ui import _elsewhere, links, serve
 from orchestrator.spec import parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.tracking import views
@@ -58,6 +58,19 @@ def test_the_trials_of_the_newest_sweep_come_last_and_open(
     assert serve(tmp_path, port, Console(width=200), browser) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "Start here:  http://here/#/b"
     assert opened == (["http://here/#/b"] if browser and display else [])
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_damaged_sweep_is_told_and_hides_no_other(tmp_path: Path, content: str) -> None:
+    sweep = parse({"name": "whole", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}})
+    folder = SweepFolder(tmp_path, "whole")
+    folder.create(sweep, "weights")
+    folder.add(tracking_uri="http://elsewhere", experiment_id="1", parent_run="p")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sweep.json").write_text(content)
+    assert _elsewhere(tmp_path) == {"whole": "http://elsewhere"}
+    [line] = links(tmp_path, "http://here")
+    assert line.startswith(f"broken: {tmp_path / 'broken' / 'sweep.json'} is damaged: ")
 
 
 @pytest.mark.slow

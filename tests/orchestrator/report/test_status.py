@@ -200,9 +200,10 @@ def test_what_mlflow_has_not_got_is_told(folder: SweepFolder, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_damaged_sweep_hides_no_other(folder: SweepFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "{}", '{"id": 1, "identity": 1, "spec": {}, "weights": 1, "versions": 1}'])
+def test_a_damaged_sweep_hides_no_other(folder: SweepFolder, tmp_path: Path, content: str) -> None:
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "sweep.json").write_text("{")
+    (tmp_path / "b" / "sweep.json").write_text(content)
     text = text_of(tmp_path)
     assert text.startswith("a: interrupted") and "b: " in text and "sweep.json is damaged" in text
     with pytest.raises(UserError, match="sweep.json is damaged"):

@@ -17,6 +17,7 @@ from orchestrator.search.ranking import Row, by_method, repeated
 from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driving
+from orchestrator.trial.outcome import TrialOutcome
 from tests.orchestrator.fabricated import HOSTILE, completed, crowned, fabricated, mixed, started
 
 
@@ -208,6 +209,18 @@ def test_json_holds_everything_and_no_secret(tmp_path: Path) -> None:
         "difference": 0.5,
     }
     assert parse(told["spec"] | {"tracking": {}}).name == "made"
+
+
+@pytest.mark.slow
+def test_a_sweep_of_which_no_trial_was_completed_has_failed_and_is_not_running(tmp_path: Path) -> None:
+    """Its own driver says so too, which still holds the lock."""
+    folder = fabricated(tmp_path, 2, lambda _: TrialOutcome.FAILED)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    with driving(folder.lock, "sweep 'made'"):
+        show(folder, console, ended=True)
+    show(folder, console)
+    said = [line for line in console.export_text().splitlines() if line.startswith("Sweep ")]
+    assert said == ["Sweep 'made' is over: no trial was completed; 2 of 2 trials: 2 failed."] * 2
 
 
 @pytest.mark.slow

@@ -82,7 +82,8 @@ def test_a_name_that_would_lead_elsewhere_is_refused(tmp_path: Path, name: str) 
 
 
 def test_a_folder_that_is_damaged_or_not_there(folder: SweepFolder) -> None:
-    for content in ("{", "[1]", "[" * 100_000):
+    spec = {key: {} for key in ("id", "identity", "spec", "weights", "versions")}
+    for content in ("{", "[1]", "[" * 100_000, "{}", '{"id": 1}', json.dumps(spec)):
         (folder.path / "sweep.json").write_text(content)
         with pytest.raises(UserError, match="sweep.json is damaged: "):
             folder.sweep()

@@ -1,12 +1,20 @@
-"""The folder of an own Ray: it belongs to the driver that holds its lock."""
+"""An own Ray's folder belongs to the driver that holds its lock; work in a cluster is done as it would be here."""
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
+from core.errors import UserError
 from orchestrator.sweep import cluster
+from orchestrator.sweep.cluster import Cluster
+from orchestrator.workers import worker  # noqa: F401  # Ray's decorators are at work while it is imported
 
 
 @pytest.fixture
@@ -40,3 +48,48 @@ def test_the_folder_of_a_driver_is_its_own_while_it_lives(temporary: Path) -> No
     os.close(lock)
     cluster._remove_unless_locked(own)
     assert not own.exists()
+
+
+@pytest.fixture
+def other_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray whose processes were started in another folder, and whose errors are Ray's."""
+    (tmp_path / "elsewhere").mkdir()
+
+    def there(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        here = Path.cwd()
+        os.chdir(tmp_path / "elsewhere")
+        try:
+            return work(*arguments)
+        except RuntimeError:
+            raise WorkerCrashedError from None
+        except Exception as error:
+            raise RayTaskError("work", f"\x1b[36mray::work()\x1b[39m\n  File\n{error}", error) from None
+        finally:
+            os.chdir(here)
+
+    monkeypatch.setattr(
+        ray, "remote", lambda **_: lambda work: SimpleNamespace(remote=lambda *arguments: (work, arguments))
+    )
+    monkeypatch.setattr(ray, "get", lambda task: there(*task))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("other_machine")
+def test_work_in_a_cluster_reads_relative_paths_from_the_folder_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("weights")
+    assert Cluster("head:6379").run({"CPU": 1}, lambda path: Path(path).read_text(), "model") == "weights"
+
+
+@pytest.mark.usefixtures("other_machine")
+def test_an_error_in_a_cluster_is_the_sentence_alone() -> None:
+    def refuse() -> None:
+        raise UserError("model 'm' is not there")
+
+    def crash() -> None:
+        raise RuntimeError
+
+    with pytest.raises(UserError, match="^model 'm' is not there$"):
+        Cluster("head:6379").run({}, refuse)
+    with pytest.raises(RuntimeError) as crashed:
+        Cluster("head:6379").run({}, crash)
+    assert type(crashed.value) is RuntimeError and len(str(crashed.value).splitlines()) == 1
