@@ -34,6 +34,7 @@ from core.errors import NonFiniteError, UserError
 from core.execution.linearised import DecoderJacobian, linearised
 from core.model.denoiser import Denoiser
 from core.pictures.masks import find_mask
+from core.progress import advanced
 from core.randomness import generator
 from core.samples.cache import SampleCache
 from core.samples.training import SPREAD_SAMPLES, measured_spread, training_seeds
@@ -191,6 +192,7 @@ def _along_chain(
             start = spectra[-1].vectors if spectra else None
             at_step = spectrum(network, x, schedule.timesteps[i], settings.directions, mask, start, *effort)
             spectra.append(at_step if start is None else aligned_to(at_step, start))
+            advanced("steps", len(spectra), len(steps))
         x = one_step(denoiser, schedule, i, x, None, "symmetric", None if z is None else z[i])
     return spectra
 

@@ -17,6 +17,7 @@ from core.chain.sampling import start_of
 from core.chain.schedule import Schedule
 from core.chain.step import Injection
 from core.model.denoiser import Denoiser
+from core.progress import advanced
 from core.samples.cache import Entry, SampleCache
 
 IMAGES = "x_0"
@@ -75,11 +76,15 @@ def draw(
     names: IMAGES for x_0 [N, *sample_shape], H for h [T, N, *h_shape], `before_step(i)` for a state [N, *sample_shape].
     cache: where the tensors are read, and kept once drawn, unless all of them would fill too much of the cache.
     """
+    drawn = _Drawn(len(seeds))
     if cache is None:
-        yield from (_chain(denoiser, schedule, part, names) for part in _cut(seeds, batch))
+        for part in _cut(seeds, batch):
+            tensors = _chain(denoiser, schedule, part, names)
+            drawn.more(len(part))
+            yield tensors
         return
     blocks = _cut(seeds, cache.block)
-    chains = [partial(_block, denoiser, schedule, block, names, batch) for block in blocks]
+    chains = [partial(_block, denoiser, schedule, block, names, batch, drawn) for block in blocks]
     entries = [_entry(denoiser, schedule, block, names) for block in blocks]
     keep = cache.has_room_for(sum(entry.nbytes for entry in entries if entry not in cache))
     if keep:
@@ -87,8 +92,9 @@ def draw(
         for entry, chain in zip(entries, chains, strict=True):
             if not cache.compute_if_free(entry, chain):
                 break
-    for block, entry, chain in zip(blocks, entries, chains, strict=True):
+    for n, (block, entry, chain) in enumerate(zip(blocks, entries, chains, strict=True), start=1):
         tensors = cache.get_or_compute(entry, chain) if keep else cache.read(entry) or chain()
+        drawn.at_least(n * cache.block)
         for start in range(0, len(block), batch):
             cut = slice(start, start + batch)
             yield {name: (t[:, cut] if name == H else t[cut]).to(denoiser.device) for name, t in tensors.items()}
@@ -98,11 +104,30 @@ def _cut(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
     return [seeds[start : start + size] for start in range(0, len(seeds), size)]
 
 
+class _Drawn:
+    """How many of the samples are there, for whoever listens; some are drawn here, some read from the cache."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def more(self, count: int) -> None:
+        """Count samples that were drawn here."""
+        self.at_least(self.done + count)
+
+    def at_least(self, done: int) -> None:
+        """Count the first `done` samples, wherever they come from."""
+        self.done = min(max(self.done, done), self.total)
+        advanced("samples", self.done, self.total)
+
+
 def _block(
-    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str], batch: int
+    denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int], names: Sequence[str], batch: int, drawn: _Drawn
 ) -> dict[str, Tensor]:
     """Return the tensors of one cache block, drawn `batch` at a time; on the CPU, from where the cache writes them."""
-    parts = [_chain(denoiser, schedule, part, names) for part in _cut(seeds, batch)]
+    parts = []
+    for part in _cut(seeds, batch):
+        parts.append(_chain(denoiser, schedule, part, names))
+        drawn.more(len(part))
     return {name: torch.cat([part[name].cpu() for part in parts], dim=1 if name == H else 0) for name in names}
 
 

@@ -14,9 +14,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.report.progress import Mark, SweepProgress, TrialProgress, progress_of
+from orchestrator.report.progress import Mark, SweepProgress, TrialProgress, progress_of, with_doing
 from orchestrator.spec import Sweep
 from orchestrator.text import Column, clock, counted, narrowed, spread
+from orchestrator.workers.process_record import Doing
 
 _PER_SECOND = 2
 _SUMMARY_S = 60.0  # seconds between two summary lines where there is no table
@@ -52,6 +53,7 @@ class Screen:
         self.console, self.sweep, self.slots = console, sweep, slots
         self.spent, self.began = spent, time.time()
         self.marks: dict[str, list[Mark]] = {}
+        self.doing: Mapping[str, Doing] = {}  # by trial id
         self.progress: SweepProgress | None = None
         self.drawn, self.last_summary = False, time.monotonic()
 
@@ -74,14 +76,21 @@ class Screen:
     def update(self, rows: Mapping[str, Any]) -> None:
         """Take in the study's rows after a change."""
         spent = self.spent + time.time() - self.began
-        self.progress = progress_of(self.sweep, rows, self.marks, self.slots, spent)
+        self.progress = with_doing(progress_of(self.sweep, rows, self.marks, self.slots, spent), self.doing)
+
+    def show_doing(self, doing: Mapping[str, Doing]) -> None:
+        """Take in what trials under way are doing whose method does not train, by trial id."""
+        self.doing = doing
+        if self.progress is not None:
+            self.progress = with_doing(self.progress, doing)
 
     def print_summary_if_due(self) -> None:
         """Print a summary line once a minute where there is no table."""
         if self.drawn or self.progress is None or time.monotonic() - self.last_summary < _SUMMARY_S:
             return
         self.last_summary = time.monotonic()
-        self.tell(summary(self.progress, time.time()))
+        doing = [f"; trial {each.trial_id}: {each.doing}" for each in self.progress.of(over=False) if each.doing]
+        self.tell(summary(self.progress, time.time()) + "".join(doing[:_FEW]))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.progress is not None:
@@ -143,12 +152,15 @@ class _View:
             few += 1  # a line that counts one trial is as long as the trial's own
         return active[:room] + over[:few], active[room:] + over[few:]
 
+    def _reached(self, trial: TrialProgress) -> str:
+        return trial.doing or f"{trial.iteration}/{self.progress.iterations}"
+
     def _columns(self, rows: list[TrialProgress]) -> list[Column]:
         lefts = [row.left(self.now) for row in rows]
         columns = [
             Column("trial", [row.trial_id for row in rows], worth=6),
             Column("state", [row.state for row in rows], worth=4),
-            Column("iteration", [f"{row.iteration}/{self.progress.iterations}" for row in rows], worth=3, number=True),
+            Column("iteration", [self._reached(row) for row in rows], worth=3, number=True),
             Column("objective", [spread(row.value, None) for row in rows], worth=1, number=True),
             Column("best", [spread(row.best, None) for row in rows], worth=5, number=True),
         ]

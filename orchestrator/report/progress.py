@@ -18,6 +18,7 @@ from orchestrator.spec.tables import Mode
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.trial.state import STEP
+from orchestrator.workers.process_record import Doing
 
 Mark = tuple[int, float]  # an iteration, and when a trial reached it, in seconds since the epoch
 
@@ -35,6 +36,7 @@ class TrialProgress:
     began: float | None  # of its newest attempt
     ended: float | None
     ends: float | None = None  # the predicted end, at its own pace; None where that is not known yet
+    doing: str | None = None  # of a method that does not train, such as "samples 64/512"
     place: int = 0  # in the report's order, from 0
 
     def left(self, now: float) -> float | None:
@@ -146,6 +148,17 @@ def progress_of(
         driven=driven,
         trials=trials_now,
     )
+
+
+def with_doing(progress: SweepProgress, doing: Mapping[str, Doing]) -> SweepProgress:
+    """Return the progress with what trials are doing whose method does not train; doing: by trial id."""
+    now = tuple(
+        replace(trial, doing=str(doing[trial.trial_id]), ends=doing[trial.trial_id].ends())
+        if trial.trial_id in doing and not trial.over
+        else trial
+        for trial in progress.trials
+    )
+    return replace(progress, trials=now)
 
 
 def sweep_state(

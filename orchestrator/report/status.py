@@ -17,7 +17,7 @@ from rich.text import Text
 
 from core.errors import UserError
 from orchestrator.report.live import drawable, redrawn, table
-from orchestrator.report.progress import Mark, SweepProgress, progress_of, sweep_state
+from orchestrator.report.progress import Mark, SweepProgress, progress_of, sweep_state, with_doing
 from orchestrator.search.ledger import newest_rows, spent_s
 from orchestrator.search.ranking import Row, ranked
 from orchestrator.search.space import trials
@@ -28,6 +28,7 @@ from orchestrator.store.moved import moved
 from orchestrator.store.spool import pending, refused
 from orchestrator.store.study import open_study
 from orchestrator.text import counted
+from orchestrator.workers.process_record import Doing
 
 _EVERY_S = 3.0  # seconds between two updates of `watch`
 
@@ -109,13 +110,17 @@ def read(folder: SweepFolder) -> SweepStatus:
         return SweepStatus(folder, sweep, [], progress_of(sweep, {}, {}, 1, 0.0, driven))
     study = open_study(sweep.name, folder.study_place)
     rows = newest_rows(study)
-    running = sum(row.state.name == "RUNNING" for row in rows.values())
+    working = [trial_id for trial_id, row in rows.items() if row.state.name == "RUNNING"]
     marks = {
         trial_id: list(_marks(folder.trial(trial_id).path, row))
         for trial_id, row in rows.items()
         if not row.state.is_finished()
     }
-    progress = progress_of(sweep, rows, marks, max(1, running), spent_s(study), driven)
+    progress = progress_of(sweep, rows, marks, max(1, len(working)), spent_s(study), driven)
+    if driven:
+        progress = with_doing(
+            progress, {trial_id: found for trial_id in working if (found := Doing.of(folder.trial(trial_id).path))}
+        )
     return SweepStatus(folder, sweep, ranked(study, sweep, driven), progress)
 
 

@@ -15,7 +15,7 @@ from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import STEP, Report
 from orchestrator.workers.placement import answers, free_resources, leaving
-from orchestrator.workers.process_record import Hanging, ProcessRecord, end_of, stop_file
+from orchestrator.workers.process_record import Doing, Hanging, ProcessRecord, end_of, stop_file
 
 _LOOK_S = 5.0  # seconds between two checks of the processes of trials
 _LATE_S = 60.0  # seconds beyond a process's own limit until this callback ends it
@@ -46,11 +46,14 @@ class RecordCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.screen.print_summary_if_due()
         if time.monotonic() - self.looked > _LOOK_S:
             self.looked = time.monotonic()
-            away = leaving()
+            away, doing = leaving(), {}
             for trial in trials:
                 if trial.status == "RUNNING":
                     self.hanging.end(self._folder(trial))
                     self._leave(trial, away)
+                    if found := Doing.of(self._folder(trial)):
+                        doing[trial.config["trial_id"]] = found
+            self.screen.show_doing(doing)
 
     def _leave(self, trial: Any, away: set[str]) -> None:
         """Ask a trial to save and end before a machine that it runs on goes away."""

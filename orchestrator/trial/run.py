@@ -26,6 +26,7 @@ from core.errors import NonFiniteError
 from core.files import write_json
 from core.methods import METHODS, learned
 from core.model.denoiser import Denoiser
+from core.progress import Listener, listening
 from core.randomness import SELECT_SEEDS
 from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
@@ -46,13 +47,15 @@ class TrialContext:
     """The callbacks and processes through which a trial communicates while it works.
 
     stop: returns whether the trial has to save and end; report_alive: called after every step; ranks: the processes
-    that share the trial; out_of_memory: how often its process has run out of memory before.
+    that share the trial; out_of_memory: how often its process has run out of memory before; advanced: called
+    with the progress of a method that does not train.
     """
 
     stop: Callable[[], bool] = lambda: False
     report_alive: Callable[[], None] = lambda: None
     ranks: Ranks = ALONE
     out_of_memory: int = 0
+    advanced: Listener = lambda *_: None
     training: bool = False  # an iteration has begun and not ended: it must not be interrupted
 
     def network_called(self) -> None:
@@ -165,7 +168,9 @@ def run_trial(
         if parameters["method"] == "learned":
             yield from _learn(trial, parameters)
         else:
-            yield context.ranks.on_first(lambda: _find(trial.on_one_process(), parameters))
+            with listening(context.advanced):
+                report = context.ranks.on_first(lambda: _find(trial.on_one_process(), parameters))
+            yield report
 
 
 def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:

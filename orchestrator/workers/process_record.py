@@ -4,6 +4,7 @@ In the trial's folder, beside its checkpoints:
 
     process.json   the process of the attempt; of several that share the trial the first, others process.<rank>.json
     steps          changed with every step; holds the stacks of all threads where the process was ended for hanging
+    doing.json     what a method that does not train has done so far; removed with the attempt's end
     stop.<n>       present when attempt n has to save and end although the sweep goes on
     ended.json     how the attempt ended, written by its own process; missing where that was killed
 """
@@ -27,7 +28,8 @@ from orchestrator.store.disk import with_space
 from orchestrator.trial.outcome import MachineLost, TrialOutcome, classify, sentence
 
 STEPS = "steps"
-_PROCESS, _ENDED = "process.json", "ended.json"
+_PROCESS, _ENDED, _DOING = "process.json", "ended.json", "doing.json"
+_WRITE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,62 @@ def end_remotely(folder: Path, attempt: int, processes: int) -> None:
     """
     for rank in range(processes):
         ProcessRecord.this(attempt, rank).write(folder)
+
+
+@dataclass(frozen=True)
+class Doing:
+    """How far a step of a method has come that does not train: `done` of `total`, such as samples.
+
+    first, began: how many were done when the step was first heard of, and when that was; at: when this was written.
+    Both times are in seconds since the epoch.
+    """
+
+    what: str
+    done: int
+    total: int
+    first: int
+    began: float
+    at: float
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.done}/{self.total}"
+
+    @classmethod
+    def of(cls, folder: Path) -> "Doing | None":
+        """Return what the process of a trial is doing; None where it has not said."""
+        try:
+            return cls(**json.loads((folder / _DOING).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def ends(self) -> float | None:
+        """Return when the step will end at its pace so far; None where it has none yet."""
+        gained = self.done - self.first
+        return self.at + (self.total - self.done) * (self.at - self.began) / gained if gained > 0 else None
+
+
+class DoingFile:
+    """The writer of a trial's `Doing`, which is kept up to date every few seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.written = folder / _DOING, 0.0
+        self.step, self.first, self.began = ("", 0), 0, 0.0
+        self.remove()
+
+    def advanced(self, what: str, done: int, total: int) -> None:
+        """Write how far the step has come, unless that was done a moment ago (core.progress.Listener)."""
+        now = time.time()
+        if (what, total) != self.step:
+            self.step, self.first, self.began = (what, total), done, now
+        elif now - self.written < _WRITE_S:
+            return
+        self.written = now
+        with suppress(OSError):  # a full disk: it matters to no result
+            write_json(self.file, asdict(Doing(what, done, total, self.first, self.began, now)))
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self.file.unlink(missing_ok=True)
 
 
 class Hanging:

@@ -20,7 +20,7 @@ from core.samples.cache import SampleCache
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
 from orchestrator.trial.state import Report
-from orchestrator.workers.process_record import STEPS, ProcessRecord, Watchdog, stop_file, write_end
+from orchestrator.workers.process_record import STEPS, DoingFile, ProcessRecord, Watchdog, stop_file, write_end
 from orchestrator.workers.usage import Usage
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class AttemptProcess:
         self.stopped, self.last_asked, self.looked = False, 0.0, time.monotonic()
         steps = f"{STEPS}.{rank}" if rank else STEPS
         self.watchdog = Watchdog(sweep.recovery.stalled_minutes * 60, self.path / steps)
+        self.doing = DoingFile(self.path)
         self.usage = Usage() if sweep.tracking.system_metrics and not rank else None
 
     def moved(self) -> None:
@@ -71,6 +72,7 @@ class AttemptProcess:
     def leave(self) -> None:
         """End this process's part in the attempt; the process itself may go on with another trial."""
         self.watchdog.close()
+        self.doing.remove()
         stop_file(self.path, self.record.attempt).unlink(missing_ok=True)
         self.record.remove(self.path)
 
@@ -125,7 +127,8 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     def _reports(self) -> Iterator[Report]:
         from orchestrator.trial.run import TrialContext, run_trial  # imports torch, which takes a while
 
-        context = TrialContext(self.process.shall_stop, self.process.moved, out_of_memory=self.config["out_of_memory"])
+        process, before = self.process, self.config["out_of_memory"]
+        context = TrialContext(process.shall_stop, process.moved, out_of_memory=before, advanced=process.doing.advanced)
         cache = SampleCache(self.folder.cache, waiting=context.network_called)
         trial = self.folder.trial(self.config["trial_id"])
         return run_trial(self.config["parameters"], self.sweep, trial, cache, context, self._load)

@@ -189,7 +189,9 @@ def _run_rank(arguments: Mapping[str, Any]) -> None:
     at_home(arguments["home"])
     process = AttemptProcess(sweep, folder, config, train.get_context().get_world_rank())
     ranks = Ranks.join(process.watchdog.rest)
-    context = TrialContext(process.shall_stop, process.moved, ranks, config["out_of_memory"])
+    context = TrialContext(
+        process.shall_stop, process.moved, ranks, config["out_of_memory"], advanced=process.doing.advanced
+    )
     cache = SampleCache(folder.cache, waiting=context.network_called)
     trial, load = folder.trial(config["trial_id"]), partial(TrialModel.load, ranks=ranks)
     for report in run_trial(config["parameters"], sweep, trial, cache, context, load):

@@ -21,6 +21,7 @@ from core.model.condition import Condition
 from core.model.cuts import Cut
 from core.model.cuts.unet import UNetCut
 from core.predictors.attributes import Attributes
+from core.progress import listening
 from core.randomness import SELECT_SEEDS, noise, step_noise
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
@@ -44,6 +45,22 @@ def schedule(denoiser: Denoiser) -> Schedule:
 @pytest.fixture
 def cache(tmp_path: Path) -> SampleCache:
     return SampleCache(tmp_path, block=4)
+
+
+def test_whoever_listens_hears_how_many_samples_there_are(
+    denoiser: Denoiser, schedule: Schedule, cache: SampleCache
+) -> None:
+    def heard(seeds: list[int], cache: SampleCache | None) -> list[tuple[str, int, int]]:
+        told: list[tuple[str, int, int]] = []
+        with listening(lambda *each: told.append(each)):
+            list(draw_images(denoiser, schedule, seeds, 2, cache))
+        return list(dict.fromkeys(told))
+
+    assert heard(SEEDS[:5], None) == [("samples", done, 5) for done in (2, 4, 5)]
+    list(draw_images(denoiser, schedule, SEEDS[4:8], 2, cache))
+    assert heard(SEEDS, cache) == [("samples", done, 10) for done in (2, 4, 6, 8, 10)]
+    assert heard(SEEDS, cache) == [("samples", done, 10) for done in (4, 8, 10)], "read and not drawn"
+    list(draw_images(denoiser, schedule, SEEDS, 2, None))  # and nobody has to listen
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ from rich.console import Console
 
 from orchestrator.report import live
 from orchestrator.report.live import Screen, screen, summary, table
-from orchestrator.report.progress import SweepProgress, TrialProgress, ends_at, progress_of
+from orchestrator.report.progress import SweepProgress, TrialProgress, ends_at, progress_of, with_doing
 from orchestrator.search.ranking import ranked_rows
 from orchestrator.spec import parse
+from orchestrator.workers.process_record import Doing
 
 NOW = 10_000.0
 
@@ -59,6 +61,27 @@ def test_the_table() -> None:
         "2 done, 2 running, 4 left; best identifiability 0.951 (trial d412149275); 1:40",
         "so far, about 3:52 left",
     ]
+
+
+def test_a_method_that_does_not_train_shows_what_it_does_and_when_that_ends() -> None:
+    """200 samples in 50 s: the other 800 take 200 s."""
+    sampling = Doing("samples", 224, 1024, first=24, began=NOW - 60, at=NOW - 10)
+    shown = with_doing(stands(trial("f61af5e81e", iteration=0), trial("78df4b014f", "completed", 0.9)), {})
+    assert shown.trials[0].doing is None
+    shown = with_doing(shown, {"f61af5e81e": sampling, "78df4b014f": sampling})
+    assert lines_of(shown, 80)[1].split() == ["f61af5e81e", "running", "samples", "224/1024", "-", "-", "3:10"]
+    assert shown.document(NOW)["trials"][0]["doing"] == "samples 224/1024" and shown.trials[1].doing is None
+    assert with_doing(shown, {"f61af5e81e": replace(sampling, done=24)}).trials[0].ends is None
+
+
+def test_the_lines_of_a_long_trial_say_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_SUMMARY_S", 0.0)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    display = Screen(console, parse({"name": "a", "model": "toyfaces", "search": {"seed": {"choice": [0, 1]}}}), 1, 0.0)
+    display.progress = stands(trial("f61af5e81e", iteration=0))
+    display.show_doing({"f61af5e81e": Doing("samples", 64, 1024, 64, NOW, NOW)})
+    display.print_summary_if_due()
+    assert console.export_text().rstrip().endswith("so far; trial f61af5e81e: samples 64/1024")
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120])

@@ -19,6 +19,8 @@ from orchestrator.workers import process_record as module
 from orchestrator.workers.process_record import (
     STEPS,
     AttemptEnd,
+    Doing,
+    DoingFile,
     Hanging,
     ProcessRecord,
     Watchdog,
@@ -31,6 +33,25 @@ from orchestrator.workers.process_record import (
 )
 
 OUT = TrialOutcome
+
+
+def test_what_a_trial_does_is_written_every_few_seconds_and_at_each_new_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    doing = DoingFile(tmp_path)
+    assert Doing.of(tmp_path) is None
+    for now[0], what, done, total, written in (
+        (1000.0, "samples", 8, 64, "samples 8/64"),
+        (1001.0, "samples", 16, 64, "samples 8/64"),
+        (1004.0, "samples", 24, 64, "samples 24/64"),
+        (1004.5, "steps", 1, 3, "steps 1/3"),
+    ):
+        doing.advanced(what, done, total)
+        assert str(Doing.of(tmp_path)) == written
+    assert DoingFile(tmp_path) and Doing.of(tmp_path) is None, "what a killed attempt left"
+    doing.remove()
 
 
 @pytest.fixture
