@@ -1,4 +1,4 @@
-"""Use a set of editing directions in any diffusers pipeline. This file needs only torch and safetensors.
+"""Use a set of editing directions in any diffusers pipeline. This file needs only torch (2.6 or later) and safetensors.
 
 Every exported set has a copy of this file. From inside the set's folder:
 
@@ -127,8 +127,10 @@ def shifted(
     i is the index of the entry of `timesteps` nearest to the current timestep. Maps [N, C, H, W] are shifted at each
     place, image tokens [N, L, C] one by one in the order of their grid. Where H and W are 1, all places or tokens get
     the same shift. The hooks are removed when the block ends, also by an exception.
+    A network that torch.compile has compiled runs uncompiled inside the block: compiled code leaves out new hooks.
     Raises `error` where the network lacks the submodule, the shapes do not agree, or the scheduler cannot be used.
     """
+    network = getattr(network, "_orig_mod", network)  # the network that torch.compile has wrapped
     module = dict(network.named_modules()).get(place.tap) if isinstance(network, nn.Module) else None
     if module is None:
         kind = type(network).__name__
@@ -183,7 +185,8 @@ def shifted(
     if asymmetric is not None:
         hooks.append(network.register_forward_hook(mix, with_kwargs=True))
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

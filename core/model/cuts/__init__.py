@@ -1,7 +1,7 @@
 """Networks that denoise, each cut at its tap into a part before h and a part after it: one module for each family."""
 
 from core.errors import ModelError
-from core.model.cuts.base import Cut, Features, NetworkInputs
+from core.model.cuts.base import Cut, Features, NetworkInputs, refuse_compiled
 from core.model.cuts.tap import FORMS, Form, Tap, halved
 from core.model.cuts.transformer import BLOCK_STACKS, TransformerCut
 from core.model.cuts.unet import UNetCut
@@ -15,7 +15,11 @@ __all__ = ["CUTS", "FORMS", "Cut", "Features", "Form", "NetworkInputs", "Tap", "
 
 
 def cut_of(network: object, tap: str | None = None, form: Form | None = None) -> Cut:
-    """Return the cut of a network. Raises ModelError for a family without one, UserError for a tap that it lacks."""
+    """Return the cut of a network.
+
+    Raises ModelError for a family without one and for a compiled network, UserError for a tap that the network lacks.
+    """
+    refuse_compiled(network)
     kind = type(network).__name__
     if kind not in CUTS:
         raise ModelError(

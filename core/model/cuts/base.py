@@ -61,6 +61,7 @@ class Cut(ABC):
     clock: tuple[float, float] | None = None
 
     def __init__(self, network: Network, tap: str | None = None, form: Form | None = None) -> None:
+        refuse_compiled(network)
         self.network = network
         self.name = self.middle() if tap is None else self.validated_tap(tap)
         self.tap = Tap(self.name, form or "spatial", 0, (0, 0))  # until `read_tap` has read its shape
@@ -162,6 +163,14 @@ class Cut(ABC):
         twin = type(self)(network, self.name, self.form)
         twin.tap = self.tap
         return twin
+
+
+def refuse_compiled(network: Network) -> None:
+    """Raise ModelError for what torch.compile returns: a cut runs the parts of a network itself."""
+    if hasattr(network, "_orig_mod"):
+        raise ModelError(
+            "the network is compiled by torch.compile, and a cut runs it as it was written: give network._orig_mod"
+        )
 
 
 def checkpointed(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -175,10 +175,14 @@ class HookedFeatures(Features):
 
 
 def _hooked(module: Any, change: Callable[..., Any], call: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Return call(*inputs) while `change` replaces the output of the submodule."""
+    """Return call(*inputs) while `change` replaces the output of the submodule.
+
+    A network that torch.compile has compiled runs uncompiled, because compiled code leaves out new hooks.
+    """
     hook = module.register_forward_hook(change)
     try:
-        return call(*inputs)
+        with torch.compiler.set_stance("force_eager"):
+            return call(*inputs)
     finally:
         hook.remove()
 

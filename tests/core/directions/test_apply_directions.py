@@ -396,3 +396,29 @@ def test_a_pipeline_in_place_of_its_network_is_refused() -> None:
         found.applied(pipeline, 0),
     ):
         pass
+
+
+class Middle(nn.Module):
+    """The smallest network with a mid block, which torch.compile compiles in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mid_block = nn.Flatten(2, 3)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return 2.0 * self.mid_block(x).reshape(x.shape)
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place", "unwrapped again"])
+def test_a_network_that_was_compiled_before_is_shifted(how: str) -> None:
+    """Compiled code leaves out hooks that are registered after it was made."""
+    torch.compiler.reset()
+    called = torch.compile(Middle(), backend="eager") if how != "in place" else Middle()
+    if how == "in place":
+        called.compile(backend="eager")
+    given = called._orig_mod if how == "unwrapped again" else called
+    x, t = torch.zeros(1, 3, 2, 2), torch.tensor(7)
+    called(x, t)
+    with apply_directions.shifted(given, lambda _: torch.ones(1, 4, 1, 1), (7,)):
+        shifted = called(x, t)
+    assert torch.equal(shifted, x + 2.0) and torch.equal(called(x, t), x) and untouched(given)

@@ -423,3 +423,30 @@ def test_a_hook_says_what_its_network_is_told_of_the_time() -> None:
     assert hooked_unet("mid_block").cut.clock is None and cut_of(unet()).clock is None
     denoiser = hooked_unet("mid_block", clock=(-0.001, 1.0))
     assert denoiser.cut.clock == denoiser.blueprint().cut.clock == (-0.001, 1.0)
+
+
+def test_a_network_that_torch_compile_returned_is_told_what_to_give() -> None:
+    compiled = torch.compile(unet(), backend="eager")
+    for cut in (cut_of, lambda network: HookedCut(network, "mid_block")):
+        with pytest.raises(ModelError, match=r"compiled by torch\.compile, .*: give network\._orig_mod$"):
+            cut(compiled)
+    assert isinstance(cut_of(compiled._orig_mod), UNetCut)
+
+
+def test_a_hook_shifts_a_network_that_was_compiled_before() -> None:
+    """Compiled code leaves out hooks that are registered after it was made."""
+
+    class Middle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mid_block = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return 2.0 * self.mid_block(x)
+
+    torch.compiler.reset()
+    network, x, t = Middle().eval().requires_grad_(False), torch.zeros(1, 3, 2, 2), torch.zeros(1)
+    denoiser = Denoiser(network, DDIMScheduler(), "tiny", cut=HookedCut(network, "mid_block"), sample_shape=(3, 2, 2))
+    network.compile(backend="eager")
+    plain = network(x, t)
+    assert torch.allclose(denoiser(x, t, torch.ones(1, 3, 2, 2)), plain + 2.0)
