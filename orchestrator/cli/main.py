@@ -1,6 +1,7 @@
 """Run the verbs of the command line. Each verb imports what it needs itself, so that --help answers at once."""
 
 import argparse
+import locale
 import os
 import shlex
 import sys
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 Fields = TypeVar("Fields", bound="DataclassInstance")
 
-_PIPED_WIDTH = 160  # columns of the output where it does not go to a terminal
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb and return the exit code."""
+    """Run one verb and return the exit code. arguments: None means those of this process."""
+    if arguments is None:
+        _use_utf8()
     parsed = parser().parse_args(arguments)
     parsed.command = shlex.join(["orchestrate", *(sys.argv[1:] if arguments is None else arguments)])
     from core.errors import UserError, first_line
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         with interruption.handled(interruption.interrupt) if parsed.verb == "sweep" else nullcontext():
-            return _VERBS[parsed.verb](parsed)
+            code = _VERBS[parsed.verb](parsed)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -50,6 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _use_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode, which its children inherit, where the locale is another one.
+
+    Files and pages are in UTF-8, and libraries open their own without saying in which encoding these are.
+    """
+    if not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -270,10 +283,9 @@ def _say(sentence: str) -> None:
 
 
 def _console(file: TextIO | None = None) -> "Console":
-    from rich.console import Console
+    from orchestrator.cli.console import Console
 
-    # No markup: errors and folder names may contain brackets.
-    return Console(file=file, markup=False, width=None if (file or sys.stdout).isatty() else _PIPED_WIDTH)
+    return Console(file or sys.stdout)
 
 
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

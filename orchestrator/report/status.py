@@ -51,7 +51,7 @@ def show(root: Path, name: str | None, console: Console) -> None:
 
 
 def watch(root: Path, name: str | None, console: Console, every_s: float = _EVERY_S) -> None:
-    """Print the state repeatedly, until no sweep runs any more or the user presses Ctrl-C."""
+    """Print the state repeatedly, until no sweep runs any more, nobody reads it, or the user presses Ctrl-C."""
     statuses = _looked(root, name)
     with suppress(KeyboardInterrupt):
         if drawable(console):
@@ -59,7 +59,7 @@ def watch(root: Path, name: str | None, console: Console, every_s: float = _EVER
                 while _driven(statuses):
                     time.sleep(every_s)
                     statuses = _looked(root, name)
-        while _driven(statuses):
+        while _driven(statuses) and not console.quiet:
             _print(statuses, None, console)
             time.sleep(every_s)
             statuses = _looked(root, name)

@@ -38,6 +38,7 @@ class RayLost(RuntimeError):
 
 # The environment of the processes of trials; Ray passes it on to other machines.
 _OF_TRIALS = {
+    "PYTHONUTF8": "1",  # other machines may have another locale
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial reads ./paths from the folder where the sweep was started
     "RAY_TRAIN_METRICS_ENABLED": "0",  # nothing reads them

@@ -1,5 +1,6 @@
 """The command line: quick to answer, and clear about what it was given."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -200,3 +201,43 @@ def test_a_fork_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sw
     monkeypatch.setattr(orchestrator.sweep.sweep, "run", run)
     assert cli.main(["sweep", str(sweep_file), *["--fork"] * fork]) == 0
     assert given == [("tiny", fork)]
+
+
+VERB = """
+import sys
+from pathlib import Path
+from orchestrator.cli import main as cli
+
+def verb(given):
+    console = cli._console()
+    for n in range(3):
+        console.print("mean \\u00b1 deviation \\u2713", n)
+    Path("done").write_text(f"{sys.flags.utf8_mode} \\u2713")
+    print("a line of its own")
+    return 0
+
+cli._VERBS["status"] = verb
+sys.exit(cli.main())
+"""
+
+
+def test_the_locale_changes_nothing(tmp_path: Path) -> None:
+    """Files are in UTF-8 whatever the locale's encoding, in the processes that are started as well."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", VERB, "status"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | ascii_only, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "mean ± deviation ✓ 2" in done.stdout.decode()
+    assert (tmp_path / "done").read_text("utf-8") == "1 ✓"
+
+
+def test_a_verb_comes_to_its_end_where_nobody_reads_its_output(tmp_path: Path) -> None:
+    """As in `orchestrate sweep x | head`: hours of work do not end with their reader."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-c", VERB, "status"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "done").is_file()

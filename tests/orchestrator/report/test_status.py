@@ -184,6 +184,13 @@ def test_watching_ends_with_the_sweep_or_with_ctrl_c(
     assert console.export_text().splitlines()[0].startswith("a: interrupted")
 
 
+def test_watching_ends_where_nobody_reads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("orchestrator.report.status._looked", lambda *_: [])
+    monkeypatch.setattr("orchestrator.report.status._driven", lambda _: True)
+    monkeypatch.setattr("orchestrator.report.status._print", lambda _, __, console: setattr(console, "quiet", True))
+    watch(tmp_path, "a", Console(file=io.StringIO()), every_s=0.0)
+
+
 def test_watching_and_data_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["status", "--json", "--watch"])
