@@ -7,12 +7,21 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from core.errors import first_line
+
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")  # of weights; they can run code, and are never read
+# What a safetensors file begins with where something else was stored under its name.
+_NO_WEIGHTS = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the weights: fetch them with git lfs pull",
+    b"<!doctype html": "is a web page, not the weights: download them again",
+    b"<html": "is a web page, not the weights: download them again",
+    b"pk\x03\x04": "is what torch.save writes, under the name of a safetensors file: convert it",
+}
 TEMPORARY = ".writing-"  # beginning of the names of `atomic_file`'s temporary folders
 
 
@@ -60,6 +69,16 @@ def write_json(path: Path, value: Any) -> None:
     """Replace `path` by the JSON of `value`, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Return why the safetensors file at `path`, or one in that folder, cannot be read: what it is, else the error."""
+    for file in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
+        with suppress(OSError), open(file, "rb") as stored:
+            begins = stored.read(max(map(len, _NO_WEIGHTS))).lower()
+            if what := next((what for start, what in _NO_WEIGHTS.items() if begins.startswith(start)), None):
+                return f"{file} {what}"
+    return first_line(error)
 
 
 def open_regular(path: Path, follow: bool = True) -> BufferedReader:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 WEIGHTS = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS = "model"
+_INDEX = "model_index.json"  # in the folder of a whole model
 NETWORKS = ("unet", "transformer")  # folders of the network that denoises
 AVERAGED = "unet_ema"  # of a training checkpoint: the moving average of the weights, beside those in unet/
 CODECS = ("vae", "vqvae")
@@ -56,6 +57,19 @@ def weight_files(part: Path) -> list[Path]:
     if stored is None or stored.suffix != ".json":
         return [stored or part / f"{WEIGHTS}.safetensors"]
     return [part / Path(name).name for name in sorted(set(json.loads(stored.read_text())["weight_map"].values()))]
+
+
+def misplaced(path: Path) -> str | None:
+    """Return what is at `path` in place of a model's folder: a part of one, or the hub's cache; else None."""
+    if (path / "snapshots").is_dir() and (path / "blobs").is_dir():
+        hub_id = path.name.removeprefix("models--").replace("--", "/")
+        return f"is the hub's cache of '{hub_id}': give that name, or one of the folders in {path / 'snapshots'}"
+    part = path.parent if path.is_file() else path
+    whole = part if path.name == _INDEX else part.parent
+    own = any((part / name).exists() for name in (_INDEX, "scheduler_config.json"))
+    if path.name != _INDEX and (own or not (part / "config.json").is_file()):
+        return None
+    return f"is a part of the model in {whole}: give that folder" if (whole / _INDEX).is_file() else None
 
 
 def only_pickles(name: str, files: list[str], where: str, source: Path | str, revision: str | None = None) -> str:

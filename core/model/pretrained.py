@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import AbsentModelError, ModelError, UserError, first_line
-from core.files import PICKLES
+from core.files import PICKLES, why_unreadable
 from core.model.architecture import class_of, empty_network
 from core.model.catalogue import ARCHITECTURES, MODELS, architecture_folder, at_path, missing_model, origin_of
 from core.model.catalogue import model_folder as built_in_folder
@@ -30,6 +30,7 @@ from core.model.file_names import (
     NETWORKS,
     TRANSFORMERS_WEIGHTS,
     WEIGHTS,
+    misplaced,
     only_pickles,
     variant_of,
     weight_files,
@@ -111,6 +112,8 @@ def find_model(model: str | Path, weights: bool = True) -> ModelFolder:
     name, there = str(model), at_path(str(model))
     if name in MODELS:
         return ModelFolder(name, built_in_folder(name))
+    if there is not None and (what := misplaced(Path(name).expanduser())):
+        raise ModelError(f"model '{name}' {what}")
     if there == "folder":
         found = ModelFolder(name, Path(name).expanduser())
         _refuse_part(found)
@@ -254,7 +257,9 @@ def _loaded(model_folder: ModelFolder, folder: Path, config: Mapping[str, Any], 
     except UserError:
         raise
     except Exception as error:
-        raise ModelError(f"model '{model_folder.name}' cannot be read from {folder}: {first_line(error)}") from error
+        raise ModelError(
+            f"model '{model_folder.name}' cannot be read from {folder}: {why_unreadable(folder, error)}"
+        ) from error
 
 
 def _empty(model_folder: ModelFolder, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

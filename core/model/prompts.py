@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelError, UserError, first_line
+from core.files import why_unreadable
 from core.model.codec import Codec
 from core.model.condition import Condition
 from core.model.families import Family, family_of
@@ -217,7 +218,8 @@ def _pipeline(
         )
     except Exception as error:
         raise ModelError(
-            f"model '{model_folder.name}': its text encoders cannot be read: {first_line(error)}"
+            f"model '{model_folder.name}': its text encoders cannot be read: "
+            f"{why_unreadable(model_folder.folder, error)}"
         ) from error
     for name in pipeline.components:
         if name.startswith("text_encoder") and getattr(pipeline, name) is not None:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from core.errors import ModelError, first_line
-from core.files import atomic_folder
+from core.files import atomic_folder, why_unreadable
 from core.model.stored_weights import prefixed, reason
 from core.quiet import quiet_diffusers, quiet_transformers
 
@@ -174,7 +174,7 @@ def _shapes(file: Path) -> Shapes:
         with safe_open(file, "pt") as stored:
             return {name: torch.empty(stored.get_slice(name).get_shape(), device="meta") for name in stored.keys()}
     except Exception as error:
-        raise ModelError(f"model '{file}' cannot be read: {first_line(error)}") from error
+        raise ModelError(f"model '{file}' cannot be read: {why_unreadable(file, error)}") from error
 
 
 def _layouts() -> Any:

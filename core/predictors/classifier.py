@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelError, UserError, first_line
+from core.files import why_unreadable
 from core.pictures.traversal_grid import to_picture
 from core.predictors import clip
 from core.predictors.attributes import Attributes
@@ -62,7 +63,9 @@ def _clip(folder: Path, predictor: str, words: Mapping[str, tuple[str, str]], de
         with quiet_transformers():
             return clip.attributes(folder, words, device)
     except Exception as error:  # transformers has a dozen exception types; the user has one problem
-        raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {first_line(error)}") from error
+        raise ModelError(
+            f"predictor '{predictor}' cannot be read from {folder}: {why_unreadable(folder, error)}"
+        ) from error
 
 
 def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu") -> Attributes:
@@ -74,7 +77,9 @@ def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu")
     try:
         net, processor, missing = read_model(folder, "AutoModelForImageClassification", device)
     except Exception as error:  # transformers has a dozen exception types; the user has one problem
-        raise ModelError(f"predictor '{predictor}' cannot be read from {folder}: {first_line(error)}") from error
+        raise ModelError(
+            f"predictor '{predictor}' cannot be read from {folder}: {why_unreadable(folder, error)}"
+        ) from error
     if missing:
         raise ModelError(f"predictor '{predictor}' is not a trained classifier: its weights lack {', '.join(missing)}")
     names = unique_names([net.config.id2label[i] for i in range(net.config.num_labels)])

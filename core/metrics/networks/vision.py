@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelError, first_line
+from core.files import why_unreadable
 from core.metrics.networks.extractor import Extractor
 from core.metrics.networks.weights import digest, in_python
 from core.pictures.traversal_grid import to_picture
@@ -37,7 +38,7 @@ def load_vision(where: str, role: str, device: torch.device | str = "cpu") -> Ex
     try:
         net, processor, missing = read_model(folder, "AutoModel", device)
     except Exception as error:  # transformers has a dozen exception types; the user has one problem
-        raise ModelError(f"{label} cannot be read from {folder}: {first_line(error)}") from error
+        raise ModelError(f"{label} cannot be read from {folder}: {why_unreadable(folder, error)}") from error
     # A vision transformer is often published without the layer behind its class token; what is random is no feature.
     bare = bool(missing) and all(name.startswith("pooler.") for name in missing)
     if missing and not bare:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.errors import ModelError, first_line
-from core.files import PICKLES
+from core.errors import ModelError
+from core.files import PICKLES, why_unreadable
 
 _ZIP = b"PK\x03\x04"  # how torch.save begins a file, whatever its name is
 _COUNTER = "num_batches_tracked"  # of a batch normalisation; nothing depends on it once it is frozen
@@ -66,7 +66,7 @@ def read_weights(where: str, role: str) -> StateDict:
     try:
         return StateDict(label, digest([path]), load_file(path))
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{label} cannot be read as safetensors: {first_line(error)}") from error
+        raise ModelError(f"{label} cannot be read as safetensors: {why_unreadable(path, error)}") from error
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -601,3 +601,40 @@ def test_how_a_model_is_used_survives_json_and_strangers() -> None:
             Use.of(told)
     with pytest.raises(UserError, match="prompts and classes are both given"):
         Use(prompts=("a",), classes=(1,))
+
+
+@pytest.mark.parametrize("path", ["model_index.json", "unet", "unet/config.json", "unet/weights.safetensors"])
+def test_a_part_of_a_model_is_told_which_folder_to_give(tmp_path: Path, path: str) -> None:
+    (tmp_path / "unet").mkdir()
+    for name in ("model_index.json", "unet/config.json", "unet/weights.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError) as caught:
+        find_model(tmp_path / path)
+    assert str(caught.value) == f"model '{tmp_path / path}' is a part of the model in {tmp_path}: give that folder"
+    assert find_model(tmp_path).folder == tmp_path
+
+
+def test_the_hubs_cache_is_told_its_name(tmp_path: Path) -> None:
+    cache = tmp_path / "models--google--ddpm-cat-256"
+    for name in ("blobs", "refs", "snapshots/abc/unet"):
+        (cache / name).mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"is the hub's cache of 'google/ddpm-cat-256': give that name, or one of "):
+        find_model(cache)
+    assert find_model(cache / "snapshots/abc").folder == cache / "snapshots/abc"
+
+
+STORED = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n": "is a Git LFS pointer, not the weights: ",
+    b"<!DOCTYPE html><html>Sign in</html>": "is a web page, not the weights: download them again",
+    b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl": "is what torch.save writes, under the name of a safetensors file",
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_what_is_stored_in_place_of_weights_is_told(tmp_path: Path, stored: bytes) -> None:
+    tiny_unet().save_config(tmp_path / "unet")
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    (file := tmp_path / "unet/diffusion_pytorch_model.safetensors").write_bytes(stored)
+    with pytest.raises(ModelError) as caught:
+        Denoiser.from_pretrained(tmp_path)
+    assert f"cannot be read from {tmp_path / 'unet'}: {file} {STORED[stored]}" in str(caught.value)
