@@ -22,6 +22,10 @@ _NO_WEIGHTS = {
     b"<html": "is a web page, not the weights: download them again",
     b"pk\x03\x04": "is what torch.save writes, under the name of a safetensors file: convert it",
 }
+_UMASK = os.umask(0o077)  # read by setting it, hence here, where no other thread makes files yet
+os.umask(_UMASK)
+# What files and folders may be used for: temporary ones, and those of safetensors, begin as their owner's alone.
+FILE_MODE, FOLDER_MODE = 0o666 & ~_UMASK, 0o777 & ~_UMASK
 TEMPORARY = ".writing-"  # beginning of the names of `atomic_file`'s temporary folders
 
 
@@ -40,7 +44,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        temporary.chmod(0o755)
+        temporary.chmod(FOLDER_MODE)
         os.rename(temporary, path)
         _sync(path.parent)
     except BaseException:
@@ -49,7 +53,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
+def atomic_file(path: Path, mode: int = FILE_MODE) -> Iterator[Path]:
     """Yield the path of a file to write, which replaces `path` when the block ends without an error.
 
     The file is in a temporary folder of its own, beside `path`, where its writer may put temporary files too.

@@ -29,7 +29,7 @@ from core.directions.reading import (
     shown,
 )
 from core.errors import DirectionSetError
-from core.files import atomic_folder, write_json
+from core.files import FILE_MODE, atomic_folder, write_json
 
 FORMAT = "h-space directions"
 VERSION = 2  # version 1 had no dials; such a file is read as a set without dials
@@ -213,7 +213,7 @@ class DirectionSet:
         """Write the set's two files into an existing folder."""
         tensors = {"table": self.table, "sigma": self.sigma}
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _TENSORS)
-        (folder / _TENSORS).chmod(0o644)  # safetensors makes it readable by its owner only
+        (folder / _TENSORS).chmod(FILE_MODE)  # safetensors makes it readable by its owner only
         description = {
             "format": FORMAT,
             "version": VERSION,

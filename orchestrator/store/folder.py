@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import atomic_file
+from core.files import FILE_MODE, atomic_file
 from orchestrator.secrets import redacted
 from orchestrator.spec import Sweep, parse, result_keys
 from orchestrator.spec.domains import Slug
@@ -202,7 +202,7 @@ class SweepFolder:
         """Write sweep.json, readable by its owner alone where it holds the password of a store."""
         uris = [content["spec"].get(store, {}).get("uri") for store in ("tracking", "study")]
         secret = any(uri is not None and redacted(uri) != uri for uri in uris)
-        with atomic_file(self.path / "sweep.json", mode=0o600 if secret else 0o644) as temporary:
+        with atomic_file(self.path / "sweep.json", mode=0o600 if secret else FILE_MODE) as temporary:
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def changed(self, sweep: Sweep) -> list[str] | None:

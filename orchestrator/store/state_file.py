@@ -17,6 +17,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from core.errors import first_line
+from core.files import FILE_MODE
 
 _TENSORS, _FACTS = "tensors.safetensors", "facts.json"
 _FORMAT = 1
@@ -36,7 +37,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
     except SafetensorError as error:
         errno_match = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives the errno only as text
         raise OSError(int(errno_match[1]) if errno_match else None, first_line(error), str(path)) from error
-    path.chmod(0o644)  # safetensors makes its files readable by their owner alone
+    path.chmod(FILE_MODE)  # safetensors makes its files readable by their owner alone
     (folder / _FACTS).write_text(json.dumps({"format": _FORMAT, **facts}, allow_nan=False))
 
 
