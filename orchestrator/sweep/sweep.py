@@ -76,7 +76,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
         _show_complete(sweep, folder, tracking, console)
         return sweep.name
     if not tracking.embedded:
-        _check_store(folder, tracking, console)
+        _check_store(folder, sweep.experiment, tracking, console)
     if not folder.exists() or "study" not in folder.read():
         check_place(sweep)
     model = check_model(sweep)
@@ -84,7 +84,7 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
         console.print(f"Note: {note}.", soft_wrap=True, highlight=False, markup=False)
     folder.refuse_other_weights(model.weights)
     if tracking.embedded:  # checked last, because that makes its file
-        _check_store(folder, tracking, console)
+        _check_store(folder, sweep.experiment, tracking, console)
     with driving(folder.lock, f"sweep '{sweep.name}'"):
         if folder.exists():  # another process began it meanwhile, and has ended
             folder.refuse_changed(sweep)
@@ -108,10 +108,13 @@ def run(sweep: Sweep, root: Path, address: str | None, console: Console, fork: b
     return sweep.name
 
 
-def _check_store(folder: SweepFolder, tracking: Tracking, console: Console) -> None:
+def _check_store(folder: SweepFolder, experiment: str, tracking: Tracking, console: Console) -> None:
     """Raise UserError where a new sweep's MLflow store cannot be used; print what the store is warned of."""
-    if not folder.exists() and (warning := tracking.check()):
+    if folder.exists():
+        return
+    if warning := tracking.check():
         console.print(warning, soft_wrap=True, highlight=False, markup=False)
+    tracking.known_experiment(experiment)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from orchestrator.tracking.mlflow_store import (
 )
 
 # isort: split
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -120,10 +120,9 @@ class Tracking:
 
     @_user_error
     def experiment(self, name: str) -> str:
-        """Return the id of the experiment `name`, creating it if it is missing."""
-        known = self.client.get_experiment_by_name(name)
-        if known is not None:
-            return str(known.experiment_id)
+        """Return the id of the experiment `name`, creating it if it is missing. Raises as `known_experiment` does."""
+        if (known_id := self.known_experiment(name)) is not None:
+            return known_id
         place = (self.root / ARTIFACTS / name).as_uri() if self.embedded else None
         # Without the tag MLflow opens an experiment as one of its chat workspaces.
         tags = {_KIND: "custom_model_development"}
@@ -134,6 +133,18 @@ class Tracking:
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or known is None:
                 raise
             return str(known.experiment_id)  # another sweep has created it at the same time
+
+    @_user_error
+    def known_experiment(self, name: str) -> str | None:
+        """Return the id of the experiment `name`; None where it is missing. Raises UserError where it was deleted."""
+        known = self.client.get_experiment_by_name(name)
+        if known is not None and known.lifecycle_stage == LifecycleStage.DELETED:
+            raise UserError(
+                f"tracking.experiment: '{name}' was deleted in the MLflow store {self.shown}, which keeps its name; "
+                f"restore it (mlflow experiments restore --experiment-id {known.experiment_id}, with that store as "
+                "MLFLOW_TRACKING_URI), or name another one"
+            )
+        return None if known is None else str(known.experiment_id)
 
     @_user_error
     def tag_experiment(self, experiment_id: str, tags: Mapping[str, str]) -> None:

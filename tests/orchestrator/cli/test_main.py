@@ -150,6 +150,17 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     assert not (sweep_file.parent / "runs" / "tiny").exists()
 
 
+@pytest.mark.slow
+def test_a_deleted_experiment_is_told_before_anything_is_written(sweep_file: Path, command: Command) -> None:
+    from orchestrator.tracking.client import Tracking
+
+    tracking = Tracking(None, sweep_file.parent / "runs")
+    tracking.client.delete_experiment(tracking.experiment("tiny"))
+    done = command("sweep", sweep_file)
+    assert done.returncode == 2 and "tracking.experiment: 'tiny' was deleted in the MLflow store " in done.stderr
+    assert not (sweep_file.parent / "runs" / "tiny").exists()
+
+
 def test_interrupts_and_broken_parts_have_their_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     def raising(error: BaseException) -> None:
         def verb(given: object) -> int:

@@ -140,6 +140,20 @@ def test_an_experiment_that_another_sweep_makes_at_the_same_time(tracking: Track
         assert tracking.experiment("race") == there
 
 
+def test_an_experiment_that_was_deleted_is_told_how_to_restore_it(tracking: Tracking) -> None:
+    """MLflow keeps the name of a deleted experiment, and takes no runs in it."""
+    assert tracking.known_experiment("deleted") is None
+    number = tracking.experiment("deleted")
+    tracking.client.delete_experiment(number)
+    for ask in (tracking.known_experiment, tracking.experiment):
+        with pytest.raises(UserError) as caught:
+            ask("deleted")
+        told = f"tracking.experiment: 'deleted' was deleted in the MLflow store {tracking.uri}, which keeps its name; "
+        assert str(caught.value).startswith(f"{told}restore it (mlflow experiments restore --experiment-id {number}, ")
+    tracking.client.restore_experiment(number)
+    assert tracking.experiment("deleted") == tracking.known_experiment("deleted") == number
+
+
 def test_a_store_that_is_busy_is_asked_again(tracking: Tracking) -> None:
     busy = MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE)
     with patch.object(tracking.client, "create_experiment", side_effect=[busy, busy, "7"]):
