@@ -160,9 +160,16 @@ def combined_digest(digests: Iterable[str]) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the digest of one part. For stored weights it does not depend on the precision in which they are used."""
+    """Return the digest of one part. For stored weights it does not depend on the precision in which they are used.
+
+    Raises ModelError for weights on torch's meta device, where accelerate's offloading leaves them.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"the weight {name} is not in memory: take sequential offloading off the network before it is given"
+            )
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

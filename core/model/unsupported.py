@@ -2,19 +2,35 @@
 
 from typing import Any
 
+import torch
+
 from core.errors import ModelError
 from core.model.alterations import own_behaviour
 from core.model.cuts import CUTS
 from core.model.cuts.transformer import TransformerCut
 
+_PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def refuse_unsupported(network: Any, name: str) -> None:
     """Raises ModelError for a network of a known kind that its kind's cut cannot draw with by itself."""
     if type(network).__name__ in CUTS:
+        _refuse_precision(network, name)
         _refuse_channels(network, name)
         _refuse_altered(network, name)
     if type(network).__name__.startswith("UNet2D"):
         _refuse_unets(network, name)
+
+
+def _refuse_precision(network: Any, name: str) -> None:
+    """Networks compute in the precision of their weights; quantised ones are kept in another."""
+    for tensor, weight in network.named_parameters():
+        if weight.dtype not in _PRECISIONS:
+            kept = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"model '{name}' keeps {tensor} as {kept} (quantised, or cast layer by layer): load it in a precision "
+                "that it computes in, such as bfloat16"
+            )
 
 
 def _refuse_channels(network: Any, name: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from core import Denoiser
 from core.errors import ModelError, UserError
+from core.execution.lean import lean
 from core.execution.streaming import offloaded
 from core.model.architecture import empty_network
 from core.model.condition import Condition
@@ -450,3 +451,38 @@ def test_a_hook_shifts_a_network_that_was_compiled_before() -> None:
     network.compile(backend="eager")
     plain = network(x, t)
     assert torch.allclose(denoiser(x, t, torch.ones(1, 3, 2, 2)), plain + 2.0)
+
+
+class Halved:
+    """An attention processor of one's own."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return 0.5 * hidden_states
+
+
+@pytest.mark.parametrize("made", [lambda denoiser: denoiser, lean], ids=["plain", "lean"])
+def test_what_was_set_on_a_network_stays_set(made: Callable[[Denoiser], Denoiser]) -> None:
+    """Attention processors, and gradient checkpointing: as the network itself would run."""
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(4, 4),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=2,
+        cross_attention_dim=4,
+        attention_head_dim=2,
+    ).double()
+    told = {"encoder_hidden_states": noise([0], (3, 4), torch.float64)}
+    denoiser = made(Denoiser(network, DDIMScheduler(), "tiny", condition=Condition(told)))
+    x, delta = noise([0], denoiser.sample_shape, torch.float64), noise([1], denoiser.h_shape, torch.float64)
+    plain = denoiser(x, 10)
+    network.set_attn_processor(Halved())
+    network.enable_gradient_checkpointing()
+    with torch.no_grad():
+        assert torch.allclose(denoiser(x, 10), network(x, 10, **told).sample, atol=1e-12)
+    assert not torch.allclose(denoiser(x, 10), plain, atol=1e-3)
+    delta.requires_grad_(True)
+    denoiser(x, 10, delta).sum().backward()
+    assert delta.grad is not None and delta.grad.abs().sum() > 0

@@ -187,3 +187,17 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ModelError, match="fetched from the hub: offline; check the spelling"):
         find_model("some/model")
+
+
+def test_weights_that_are_kept_elsewhere_or_in_eight_bits_are_told() -> None:
+    """As accelerate's sequential offloading, quantisation and layerwise casting leave a pipeline's network."""
+    offloaded = tiny_unet()
+    offloaded.conv_in.to("meta")
+    with pytest.raises(
+        ModelError, match=r"^the weight conv_in\.bias is not in memory: take sequential offloading off "
+    ):
+        Denoiser(offloaded, DDIMScheduler(), "tiny")
+    cast = tiny_unet()
+    cast.conv_in.to(torch.float8_e4m3fn)
+    with pytest.raises(ModelError, match=r"^model 'tiny' keeps conv_in\.weight as float8_e4m3fn \(quantised, or cast "):
+        Denoiser(cast, DDIMScheduler(), "tiny")
