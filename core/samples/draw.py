@@ -79,9 +79,9 @@ def draw(
     drawn = _Drawn(len(seeds))
     if cache is None:
         for part in _cut(seeds, batch):
-            tensors = _chain(denoiser, schedule, part, names)
+            whole = _chain(denoiser, schedule, part, names)
             drawn.more(len(part))
-            yield tensors
+            yield whole
         return
     blocks = _cut(seeds, cache.block)
     chains = [partial(_block, denoiser, schedule, block, names, batch, drawn) for block in blocks]
