@@ -1,8 +1,9 @@
 """Turn a sweep file into a validated `Sweep`. All mistakes in a file are reported at once, one line each.
 
-The modules, in reading order: `reading` (YAML and --set to plain data) and `lines` (the line of each value); `sweep`,
-`sections` and `model_use` (plain data to values, with `domains`, `distributions` and `tables`); `checks` (whether the
-parts fit each other); `problems` (the messages). Nothing heavy is imported here: validating a file needs neither torch
+The modules, in reading order: `reading` (YAML and --set to plain data), `scalars` (what a value without quotes is) and
+`lines` (the line of each value); `sweep`, `sections` and `model_use` (plain data to values, with `domains`,
+`distributions` and `tables`); `checks` (whether the parts fit each other); `sources` (what a sweep reads beside its
+file); `problems` (the messages). Nothing heavy is imported here: validating a file needs neither torch
 nor Ray.
 """
 

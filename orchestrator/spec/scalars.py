@@ -91,6 +91,7 @@ def read_scalars(loader: type[yaml.SafeLoader]) -> None:
     _resolve_more(loader)
     for kind in _KINDS:
         loader.add_constructor(_TAG + kind, _constructed)
+    loader.add_constructor(f"{_TAG}value", lambda _, node: node.value)  # a lone =, of which PyYAML makes nothing
 
 
 def to_yaml(data: Any, **style: Any) -> str:

@@ -1,15 +1,20 @@
 """Refuse a sweep for what neither its model nor a trial has to tell, before either is loaded."""
 
 import os
+import re
+import socket
 from pathlib import Path
 
-from core.errors import UserError
+from core.errors import UserError, first_line
 from orchestrator.search.fork import forked
 from orchestrator.spec import Sweep
 from orchestrator.spec.sources import refuse_absent
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.store.study import refuse_damaged
+
+_PLACE = re.compile(r"(?:ray://)?([^/]+):([0-9]{1,5})")  # other addresses, such as auto, Ray has to look up
+_PATIENCE_S = 5.0
 
 
 def refuse_at_once(sweep: Sweep, root: Path, address: str | None, fork: bool) -> None:
@@ -20,6 +25,8 @@ def refuse_at_once(sweep: Sweep, root: Path, address: str | None, fork: bool) ->
     refuse_absent(sweep)
     if address is None:
         _refuse_small_machine(sweep)
+    elif place := _PLACE.fullmatch(address):
+        _refuse_silent(address, place[1].strip("[]"), int(place[2]))
 
 
 def refuse_folder(sweep: Sweep, root: Path) -> SweepFolder:
@@ -45,6 +52,15 @@ def _refuse_small_machine(sweep: Sweep) -> None:
             f"resources: a trial asks for {wanted}; this machine has {have}: change resources, or name a Ray cluster "
             "with --address"
         )
+
+
+def _refuse_silent(address: str, host: str, port: int) -> None:
+    """Raise UserError where nothing listens at the address of a Ray cluster."""
+    try:
+        socket.create_connection((host, port), timeout=_PATIENCE_S).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"--address: no Ray answers at {address} ({why})") from None
 
 
 def _gpus() -> int:

@@ -1,6 +1,7 @@
 """What can be refused without a model is refused at once: nothing heavy has been imported by then."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ CASES = [
     ("sweep a.yaml --set predictor=./nowhere", "predictor: './nowhere' is not there; allowed: a folder here, or a hub"),
     ("sweep a.yaml --set evaluate.lpips=x", "evaluate.lpips: 'x' is not there; allowed: a safetensors file"),
     ("sweep a.yaml --set resources.cpus_per_worker=4000", "resources: a trial asks for 4000 CPU; this machine has "),
+    ("sweep a.yaml --address 127.0.0.1:9", "--address: no Ray answers at 127.0.0.1:9 (Connection refused)"),
+    ("sweep a.yaml --address 127.0.0.1:70000", "--address: no Ray answers at 127.0.0.1:70000 ("),
     ("plan a.yaml --probe --set model=./nowhere", "model './nowhere' is not there: give a built-in name (toyfaces, "),
     ("sweep made.yaml", "sweep 'made' has already been started with other settings; changed since: "),
     ("report nothing", "no sweep.json of a sweep 'nothing' in runs; sweeps there: made"),
@@ -91,7 +94,9 @@ def test_a_gpu_that_this_machine_does_not_have(
         "change resources, or name a Ray cluster with --address\n"
     )
     sweep = parse({"name": "a", "model": "toyfaces", "method": "pca", "resources": {"gpus_per_trial": 2}})
-    refusals.refuse_at_once(sweep, tmp_path, "10.0.0.1:6379", False)  # its machines are asked instead
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the machines of a cluster are asked instead
+        refusals.refuse_at_once(sweep, tmp_path, f"127.0.0.1:{server.getsockname()[1]}", False)
+    refusals.refuse_at_once(sweep, tmp_path, "auto", False)
 
 
 def test_gpus_are_counted_as_ray_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:

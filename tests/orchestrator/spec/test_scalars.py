@@ -126,6 +126,7 @@ def test_yes_and_no_are_read_where_a_truth_value_is_meant() -> None:
 
 
 def test_numbers_with_an_exponent_are_numbers_unless_quoted() -> None:
+    assert document("[=, '=']").data == ["=", "="]
     text = "[1e-4, 1.5e3, +2E+1, -.5, 1., 1e-4x, '1e-4']"
     assert document(text).data == [0.0001, 1500.0, 20.0, -0.5, 1.0, "1e-4x", "1e-4"]
     assert document("[12, -3, +4, 0, true, False, null, ~, 0.5]").data == [12, -3, 4, 0, True, False, None, None, 0.5]
