@@ -356,15 +356,17 @@ def test_a_run_is_one_of_the_sweeps_and_no_path(
 
 
 @pytest.mark.slow
-def test_an_mlflow_run_names_its_trial(folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info, data = SimpleNamespace(run_id="r1"), SimpleNamespace(tags={"trial_id": name_of(folder)})
+def test_an_mlflow_run_or_the_beginning_of_its_id_names_its_trial(
+    folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, data = SimpleNamespace(run_id="e" * 32), SimpleNamespace(tags={"trial_id": name_of(folder)})
     store = SimpleNamespace(children=lambda *_: [SimpleNamespace(info=info, data=data)])
     monkeypatch.setattr(module, "_tracking", lambda *_: store)
-    export(folder, tmp_path / "out", run="r1")
+    export(folder, tmp_path / "out", run="e" * 6)
     assert DirectionSet.load(tmp_path / "out").names == ("a", "of 10")
     data.tags["trial_id"] = "../../elsewhere"
-    with pytest.raises(UserError, match="has no run or trial 'r1'"):
-        export(folder, tmp_path / "other", run="r1")
+    with pytest.raises(UserError, match=f"has no run or trial '{'e' * 32}'"):
+        export(folder, tmp_path / "other", run="e" * 32)
 
 
 @pytest.mark.slow
