@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from core.errors import UserError, first_line
+from orchestrator.secrets import redacted
 
 _PROJECT = "h-space-orchestrator"
 _NAMED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")  # others are printed only if wrong
@@ -168,9 +169,17 @@ def _ray(_root: Path) -> Iterator[Check]:
 
 
 def _mlflow(root: Path) -> Iterator[Check]:
+    from orchestrator.tracking.address import VARIABLE, from_environment
     from orchestrator.tracking.client import Tracking
     from orchestrator.tracking.mlflow_store import store_uri
 
+    if address := from_environment():
+        try:
+            Tracking(address, root).check()
+            yield Check("ok", f"MLflow: new sweeps are recorded in {redacted(address)}, as {VARIABLE} says")
+        except UserError as error:
+            yield Check("fix", f"MLflow: {error}", f"start it, or correct or unset {VARIABLE}")
+        return
     if not (root / "mlflow.db").is_file():
         yield Check("ok", f"MLflow: no store in {root} yet; the first sweep makes it")
         return

@@ -10,13 +10,18 @@ from orchestrator.store.folder import SweepFolder
 VARIABLE = "MLFLOW_TRACKING_URI"
 
 
+def from_environment() -> str | None:
+    """Return the address in MLFLOW_TRACKING_URI; None where that is not set, or blank."""
+    return os.environ.get(VARIABLE, "").strip() or None
+
+
 def addressed(sweep: Sweep, root: Path) -> tuple[Sweep, str | None]:
     """Return the sweep with the address of its store, and a line for the user where it is not the file that decides.
 
     `tracking.uri` of the file wins. Without it a sweep that has begun goes on where it is recorded, and a new one is
     recorded where MLFLOW_TRACKING_URI says. None is the embedded store.
     """
-    own, variable = sweep.tracking.uri, os.environ.get(VARIABLE, "").strip() or None
+    own, variable = sweep.tracking.uri, from_environment()
     folder = SweepFolder(root, sweep.name)
     if own is not None:
         ignored = variable not in (None, own)

@@ -104,6 +104,18 @@ def test_a_store_of_another_mlflow_is_told_with_the_command(tmp_path: Path) -> N
     assert check.verdict == "fix" and f"mlflow db upgrade sqlite:///{other}/mlflow.db" in check.cure
 
 
+@pytest.mark.slow
+def test_the_store_that_the_environment_names_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own.db")
+    said = f"MLflow: new sweeps are recorded in sqlite:///{tmp_path}/own.db, as MLFLOW_TRACKING_URI says"
+    assert one(doctor._mlflow(tmp_path)) == Check("ok", said)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    check = one(doctor._mlflow(tmp_path))
+    assert check.verdict == "fix" and "the MLflow store http://127.0.0.1:9 does not answer" in check.found
+    assert check.cure == "start it, or correct or unset MLFLOW_TRACKING_URI"
+
+
 def test_disk_that_is_full_or_not_ours_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert one(doctor._disk(tmp_path / "runs")).verdict in ("ok", "fix")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e9))
