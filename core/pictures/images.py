@@ -14,7 +14,7 @@ from torch import Tensor
 from core.errors import UserError, first_line
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_MODES = {1: "L", 3: "RGB"}  # channels -> PIL's name for them
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> PIL's name for them
 # Only these decoders may read a file, whatever its name ends in: the file may come from anyone.
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 _KNOWN = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
@@ -97,13 +97,13 @@ def open_picture(path: Path, what: str) -> Iterator[Image.Image]:
 def _load(path: Path, sample_shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = sample_shape
     if channels not in _MODES:
-        raise UserError(f"images: a model of {channels} channels draws neither greyscale nor RGB pictures")
+        raise UserError(f"images: a model of {channels} channels draws neither greyscale nor RGB nor RGBA pictures")
     with open_picture(path, "images") as opened:
         # Cameras store their orientation in EXIF data and leave the pixels unrotated.
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith(("I", "F")):
             raise UserError(f"images: {path} has more than 8 bits a channel; save it with 8")
-        picture = _opaque(picture).convert(_MODES[channels])
+        picture = (picture if channels == 4 else _opaque(picture)).convert(_MODES[channels])
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(height, width, channels)
     return (pixels / 127.5 - 1).permute(2, 0, 1).contiguous()

@@ -11,6 +11,7 @@ from core.chain.sampling import sample, start_of
 from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.model.denoiser import Denoiser
+from core.pictures.channels import as_rgb
 from core.pictures.labels import LINE, drawable, label_font, widest, wrapped
 from core.randomness import REPORT_SEEDS
 from core.samples.draw import Sampling
@@ -53,6 +54,7 @@ def grid(
     rows, columns: the labels; cell: the pixels of the longer side of an image; title: written above, and wrapped at its
     commas. Images are resized by nearest neighbour, so that small ones are not blurred.
     """
+    images = as_rgb(images)
     rows, columns = [drawable(name) for name in rows], [drawable(name) for name in columns]
     height, width = shown_size(images.shape[-2:], cell)
     across, down = max(width, widest(columns) + 6 if columns else 0) + _GAP, max(height, LINE if rows else 0) + _GAP
@@ -84,9 +86,8 @@ def shown_size(size: Sequence[int], longest: int) -> tuple[int, int]:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """Return an image [C, H, W] in [-1, 1] as an RGB picture: of its first three channels, or of the first as grey."""
-    channels = image[: 3 if len(image) >= 3 else 1].float().cpu()
-    pixels = ((channels.expand(3, -1, -1) + 1) * 127.5).round().clamp(0, 255).byte()
+    """Return an image [C, H, W] in [-1, 1] as an RGB picture, of as many channels as `as_rgb` says."""
+    pixels = ((as_rgb(image.float().cpu()) + 1) * 127.5).round().clamp(0, 255).byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

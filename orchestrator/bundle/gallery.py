@@ -53,8 +53,7 @@ class ShownSet:
 def page(sets: Sequence[ShownSet]) -> str:
     """Return the page of one set, or of two side by side, as HTML.
 
-    Raises UserError for another number of sets or for images that are neither greyscale nor RGB, DirectionSetError
-    where images and directions do not belong together.
+    Raises UserError for another number of sets, DirectionSetError where images and directions do not belong together.
     """
     if len(sets) not in (1, 2):
         raise UserError(f"a gallery shows one set, or two side by side; got {len(sets)}")
@@ -67,16 +66,11 @@ def page(sets: Sequence[ShownSet]) -> str:
 
 
 def _check(shown_set: ShownSet) -> None:
-    drawn, channels = (
-        shown_set.traversals.shifted.shape[1],
-        shown_set.traversals.images(shown_set.traversals.plain[:1]).shape[1],
-    )
+    drawn = shown_set.traversals.shifted.shape[1]
     if drawn != len(shown_set.directions):
         raise DirectionSetError(
             f"'{shown_set.title}' has {len(shown_set.directions)} directions, and images of {drawn}"
         )
-    if channels not in (1, 3):
-        raise UserError(f"'{shown_set.title}': images of {channels} channels are neither greyscale nor RGB pictures")
 
 
 def _values(sets: Sequence[ShownSet]) -> dict[str, Any]:

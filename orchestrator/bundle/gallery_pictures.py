@@ -11,6 +11,7 @@ from plotly.colors import hex_to_rgb, sequential
 from torch import Tensor
 
 from core.metrics import Traversals
+from core.pictures.channels import as_rgb
 from core.pictures.traversal_grid import to_picture
 from orchestrator.pages import data_uri
 
@@ -38,10 +39,10 @@ def stops(traversals: Traversals) -> tuple[float, ...]:
 
 
 def frames(traversals: Traversals, k: int) -> Tensor:
-    """Return the images of direction k: [M, stops, *image_shape]."""
+    """Return the images of direction k as they are shown: [M, stops, 3, H, W]."""
     half, shifted = len(traversals.scales) // 2, traversals.shifted[:, k]
     samples = torch.cat([shifted[:, :half], traversals.plain[:, None], shifted[:, half:]], dim=1)
-    images = traversals.images(samples.flatten(0, 1)).float()
+    images = as_rgb(traversals.images(samples.flatten(0, 1)).float())
     return images.reshape(*samples.shape[:2], *images.shape[1:])
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from core.pictures.channels import as_rgb
 from orchestrator.bundle.gallery_pictures import colours
 from orchestrator.edit.files import Sample, picture_name, sample_names, write_picture
 from orchestrator.edit.session import Edit, EditSession, StartingSamples, describe_recovery, recovered
@@ -89,7 +90,7 @@ class ExploreState:
 
 def difference(plain: Tensor, edited: Tensor) -> Image.Image:
     """Return a picture of where two images [C, H, W] differ, from dark to bright, where they differ most."""
-    apart = (edited.clamp(-1, 1) - plain.clamp(-1, 1)).abs().mean(dim=0) / 2  # [H, W]
+    apart = (as_rgb(edited.clamp(-1, 1)) - as_rgb(plain.clamp(-1, 1))).abs().mean(dim=0) / 2  # [H, W]
     most = float(apart.max())
     shades = apart / most * 255 if most > _VISIBLE else torch.zeros_like(apart)
     picture = Image.fromarray(shades.round().byte().numpy())

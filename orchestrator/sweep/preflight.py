@@ -8,6 +8,7 @@ from core.chain.schedule import Schedule, check_window
 from core.errors import UserError
 from core.methods.jacobian import check_count
 from core.model.denoiser import Denoiser
+from core.pictures.channels import COLOURS
 from core.pictures.images import load_pairs
 from core.pictures.masks import find_mask
 from core.precision import PRECISIONS
@@ -44,6 +45,7 @@ def check_model(sweep: Sweep) -> ModelFacts:
     problems = [
         *_directions(sweep, denoiser, attributes),
         *_objectives(sweep, attributes),
+        *_colours(sweep, denoiser),
         *_supervised(sweep, attributes),
         *_pairs(sweep, denoiser),
         *_method_problems(sweep, denoiser),
@@ -76,6 +78,16 @@ def _objectives(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
     for metric, key in _NEEDS_NETWORK.items():
         if metric in metrics and getattr(sweep.evaluate, key) is None:
             yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
+
+
+def _colours(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
+    """Yield the networks that look at pictures, where the model's images are none."""
+    count = denoiser.image_shape[0]
+    if count in COLOURS:
+        return
+    keys = [key for key in ("features", "inception", "lpips", "identity") if getattr(sweep.evaluate, key) is not None]
+    for key in (*(f"evaluate.{key}" for key in keys), *(["predictor"] if sweep.predictor else [])):
+        yield f"{key}: it looks at pictures (1, 3 or 4 channels), and model '{sweep.model}' draws {count}: leave it out"
 
 
 def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:

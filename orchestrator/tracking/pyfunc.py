@@ -122,6 +122,7 @@ class Editor:
         Raises UserError, in one sentence, where a row names no direction of the set, or a scale is no finite number.
         """
         from core.chain.schedule import Schedule
+        from core.pictures.channels import shown_shape
         from orchestrator.trial.attempt import halving_batch
         from orchestrator.trial.loading import advice_on_memory
 
@@ -139,7 +140,7 @@ class Editor:
 
         with advice_on_memory(*_LESS):
             parts = halving_batch(draw, _BATCH)
-        empty = np.empty((0, *self.denoiser.image_shape[1:], 3), np.uint8)
+        empty = np.empty((0, *shown_shape(self.denoiser.image_shape)[1:], 3), np.uint8)
         return np.concatenate(parts) if parts else empty
 
     def _draw(

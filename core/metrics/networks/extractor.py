@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.errors import UserError
+from core.pictures.channels import COLOURS, as_rgb
+
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature network: `embed(images [N, 1 or 3, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU.
+    """A feature network: `embed(images [N, 1, 3 or 4, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU.
 
     Row i of the features depends on image i alone.
     """
@@ -19,8 +22,13 @@ class Extractor:
 
 
 def rgb(images: Tensor, device: torch.device | str) -> Tensor:
-    """Return images [N, 1 or 3, H, W] as [N, 3, H, W] float32 on `device`; a grey channel is repeated."""
-    return images.to(device).float().expand(-1, 3, -1, -1)
+    """Return images [N, 1, 3 or 4, H, W] as [N, 3, H, W] float32 on `device`; grey is repeated, alpha is over white.
+
+    Raises UserError for another number of channels.
+    """
+    if images.shape[1] not in COLOURS:
+        raise UserError(f"images of {images.shape[1]} channels are no pictures to a network that judges: 1, 3 or 4 are")
+    return as_rgb(images.to(device).float())
 
 
 def levels(images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from core.errors import ModelError, UserError
 from core.metrics.networks import Extractor, load_features, load_identity, load_inception, load_lpips
+from core.metrics.networks.extractor import rgb
 from core.metrics.networks.identity import _IResNet50, _IrSe50
 from core.metrics.networks.inception import Inception, resize_as_tensorflow1
 from core.metrics.networks.lpips import _BACKBONES, _Lpips
@@ -119,6 +120,14 @@ def test_a_row_depends_on_its_image_alone(extractors: dict[str, Extractor], name
     together = embed(images(32, count=3))
     alone = torch.cat([embed(image[None]) for image in images(32, count=3)])
     assert torch.allclose(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_network_is_given_of_other_images_than_rgb() -> None:
+    grey, clear = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0.5, -1.0, 1.0, -1.0]).reshape(1, 4, 1, 1)
+    assert torch.equal(rgb(grey, "cpu"), grey.expand(-1, 3, -1, -1))
+    assert torch.equal(rgb(clear, "cpu"), torch.ones(1, 3, 1, 1))
+    with pytest.raises(UserError, match="^images of 2 channels are no pictures to a network that judges: 1, 3 or 4"):
+        rgb(torch.zeros(1, 2, 4, 4), "cpu")
 
 
 @pytest.mark.slow

@@ -75,6 +75,13 @@ def test_transparent_parts_are_white(tmp_path: Path) -> None:
     assert torch.equal(load_images(tmp_path / "a.png", (3, 2, 2)), torch.ones(1, 3, 2, 2))
 
 
+def test_a_model_with_alpha_gets_it(tmp_path: Path) -> None:
+    picture(color=(255, 0, 0, 0), mode="RGBA").save(tmp_path / "clear.png")
+    picture(color="blue").save(tmp_path / "opaque.png")
+    clear, opaque = (load_images(tmp_path / f"{name}.png", (4, 2, 2))[0, :, 0, 0] for name in ("clear", "opaque"))
+    assert clear[3] == -1 and opaque.tolist() == [-1, -1, 1, 1]
+
+
 def test_what_is_not_a_picture_is_told(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     picture((40, 40)).save(tmp_path / "whole.png")
@@ -94,8 +101,8 @@ def test_what_is_not_a_picture_is_told(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load_images(path, (3, 4, 4))
-    with pytest.raises(UserError, match="images: a model of 4 channels draws neither greyscale nor RGB pictures"):
-        load_images(tmp_path / "whole.png", (4, 4, 4))
+    with pytest.raises(UserError, match="images: a model of 5 channels draws neither greyscale nor RGB nor RGBA pict"):
+        load_images(tmp_path / "whole.png", (5, 4, 4))
 
 
 @pytest.mark.parametrize("side", [8_200, 10_000, 20_000])  # beyond our limit, where PIL warns, where it refuses

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core import Denoiser, DirectionSet, Schedule, noise, sample
+from core.pictures.channels import shown_shape
 from core.pictures.labels import LINE
 from core.pictures.traversal_grid import grid, shown_size, to_picture, traversal, traversal_grid
 from core.samples.draw import Sampling
@@ -33,9 +34,21 @@ def test_grey_levels_and_order() -> None:
     assert [picture.getpixel(at)[0] for at in ((1, 1), (7, 1), (1, 7))] == [0, 128, 255]
 
 
-def test_channels_that_no_screen_has_are_left_out() -> None:
-    shown = {c: to_picture(torch.linspace(-1, 1, c)[:, None, None].expand(c, 2, 2)).getpixel((0, 0)) for c in (2, 3, 4)}
-    assert shown == {2: (0, 0, 0), 3: (0, 128, 255), 4: (0, 85, 170)}
+def test_alpha_is_over_white() -> None:
+    for alpha, seen in ((1.0, (0, 128, 255)), (0.0, (128, 191, 255)), (-1.0, (255, 255, 255)), (-9.0, (255, 255, 255))):
+        image = torch.tensor([-1.0, 0.0, 1.0, alpha])[:, None, None].expand(4, 2, 2)
+        assert to_picture(image).getpixel((1, 1)) == seen
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_channels_that_no_screen_has_are_side_by_side_as_grey(count: int) -> None:
+    image = torch.linspace(-1, 1, count)[:, None, None].expand(count, 2, 3)
+    picture = to_picture(image)
+    assert picture.size == (3 * count, 2) and (3, *picture.size[::-1]) == shown_shape((count, 2, 3))
+    assert [picture.getpixel((3 * c + 1, 0)) for c in range(count)] == [
+        (round(255 * c / (count - 1) + 1e-6),) * 3 for c in range(count)
+    ]
+    assert grid(image.expand(2, 2, -1, -1, -1)).size == grid(torch.zeros(2, 2, 1, 2, 3 * count)).size
 
 
 @pytest.mark.parametrize("size", [(16, 24), (24, 8)])

@@ -10,6 +10,7 @@ import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -249,9 +250,21 @@ def test_what_cannot_be_shown_is_refused() -> None:
         page([measured()] * 3)
     with pytest.raises(DirectionSetError, match="'A set' has 3 directions, and images of 2"):
         page([replace(measured(), traversals=flat_images(1, 2))])
-    latents = Traversals(torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 6, 4, 8, 8), SCALES)
-    with pytest.raises(UserError, match="'A set': images of 4 channels are neither greyscale nor RGB pictures"):
-        page([replace(measured(), traversals=latents)])
+
+
+@pytest.mark.parametrize(("channels", "width"), [(2, 16), (4, 8), (5, 40)])
+def test_images_of_any_number_of_channels_are_shown(channels: int, width: int) -> None:
+    """A model whose images are no RGB pictures has a champion too, and so a gallery."""
+    shifted = torch.zeros(1, 3, len(SCALES), channels, 8, 8)
+    shifted[:, :, -1, -1, 2:4, 5] = 1  # the last channel alone is changed, in two places
+    drawn = Traversals(torch.zeros(1, channels, 8, 8), shifted, SCALES)
+    assert Page(page([replace(measured(), traversals=drawn)])).all("img", "src")
+    seen = frames(drawn, 0)
+    assert seen.shape == (1, len(SCALES) + 1, 3, 8, width)
+    assert picture(sheet(seen)).size == ((len(SCALES) + 1) * width, 8)
+    where = difference(seen, len(SCALES) // 2, len(SCALES))
+    assert where is not None and picture(where.uri).size == (width, 8)
+    assert np.argwhere(np.asarray(picture(where.uri))).tolist() == [[2, width - 3], [3, width - 3]]
 
 
 def test_the_page_is_small_and_says_how_large_it_is() -> None:

@@ -11,7 +11,9 @@ from PIL import Image
 from core.errors import UserError
 from core.predictors.attributes import Attributes
 from orchestrator.spec import Sweep, parse
+from orchestrator.sweep import preflight
 from orchestrator.sweep.preflight import check_model
+from tests.core.model.test_denoiser import tiny_unet
 
 SEVERAL = {"choice": ["learned", "pca", "jacobian", "random"]}
 
@@ -54,6 +56,19 @@ def test_what_a_user_should_know_of_the_model_is_told(tiny_model: Path, tmp_path
     shutil.copytree(tiny_model / "scheduler", tmp_path / "scheduler")
     (note,) = check_model(sweep_with(tmp_path / "checkpoint-5", method="random")).notes
     assert note.endswith(f"has no scheduler of its own: that in {tmp_path / 'scheduler'} is taken")
+
+
+def test_networks_that_look_at_pictures_are_refused_where_the_model_draws_none(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_unet(in_channels=2, out_channels=2).save_pretrained(tmp_path / "unet")
+    shutil.copytree(tiny_model / "scheduler", tmp_path / "scheduler")
+    monkeypatch.setattr(preflight, "judges_of", lambda sweep: None)
+    asked = sweep_with(tmp_path, method="random", evaluate={"lpips": "lpips-alex.safetensors"})
+    assert mistakes_of(asked) == [
+        f"evaluate.lpips: it looks at pictures (1, 3 or 4 channels), and model '{tmp_path}' draws 2: leave it out"
+    ]
+    check_model(sweep_with(tmp_path, method="random"))
 
 
 @pytest.mark.slow
