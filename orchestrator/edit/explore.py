@@ -37,7 +37,7 @@ _CSS = """
     width: 100% !important; max-width: 1200px !important; margin: 0 auto !important; overflow: visible !important;
 }
 .heading h1 { margin: 0; overflow-wrap: anywhere; }
-.heading p { margin: 0.25em 0 0; }
+.heading p { margin: 0.25em 0 0; overflow-wrap: anywhere; }
 .seen { align-self: flex-start; background: var(--body-background-fill); padding: 8px 0; }
 @media (min-height: 700px) { .seen { position: sticky; top: 0; z-index: 100; } }
 .picture label.float { position: static; border: 0; background: none; padding: 4px 8px; }

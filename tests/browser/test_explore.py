@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import pytest
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
@@ -31,6 +34,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(bundle: Path) -> Iterator[str]:
+    with served(bundle) as address:
+        yield address
+
+
+@contextmanager
+def served(bundle: Path) -> Iterator[str]:
     """The page, served by the verb."""
     port = free_port()
     command = [sys.executable, "-u", "-m", "orchestrator.cli", "explore", str(bundle)]
@@ -52,7 +61,9 @@ def opened(browser: Browser, address: str) -> Iterator[Open]:
     complaints: list[str] = []
     contexts = []
 
-    def open_(width: int = 1280, height: int = 900, scheme: Literal["light", "dark"] = "light") -> Page:
+    def open_(
+        width: int = 1280, height: int = 900, scheme: Literal["light", "dark"] = "light", at: str = address
+    ) -> Page:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
         view = contexts[-1].new_page()
         view.set_default_timeout(_PATIENCE_MS)
@@ -60,14 +71,15 @@ def opened(browser: Browser, address: str) -> Iterator[Open]:
         view.on("request", lambda request: asked.append(request.url))
         view.on("console", lambda message: complaints.extend([message.text] if message.type == "error" else []))
         view.on("pageerror", lambda error: complaints.append(str(error)))
-        view.goto(address)
+        view.goto(at)
         view.locator("#edited img").wait_for()
         return view
 
     yield open_
     for context in contexts:
         context.close()
-    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    here = ("http://127.0.0.1:", "data:", "blob:")
+    assert [url for url in asked if not url.startswith(here)] == []
     assert complaints == []
 
 
@@ -185,6 +197,33 @@ def test_names_of_a_stranger_are_text(opened: Open) -> None:
     assert view.locator("a[href*=example]").count() == 0
     press(view, HOSTILE, "End")
     changed(view, "edited", source(view, "original"))
+
+
+@pytest.mark.parametrize("size", [(8, 12), (12, 4)])
+def test_images_keep_their_aspect_ratio_and_names_their_alphabet(
+    opened: Open, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    height, width = size
+    network = UNet2DModel(
+        sample_size=size,
+        block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    DDIMPipeline(network, DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path / "model")
+    with served(tiny_bundle(tmp_path / "model", tmp_path / "größe", names=("улыбка", "微笑", "ابتسامة"))) as address:
+        for page_width in (1280, 375):
+            view = opened(page_width, at=address)
+            assert view.title() == "explore größe"
+            press(view, "улыбка", "End")
+            expect(view.locator("#edited img")).to_have_attribute("src", re.compile(re.escape(quote("улыбка"))))
+            for which in ("original", "edited", "difference"):
+                box = view.locator(f"#{which} img").bounding_box()
+                assert box is not None and box["width"] / box["height"] == pytest.approx(width / height, rel=0.02)
+            assert saved(view, "Download the image", tmp_path).name == "seed_0__улыбка+2.5.png"
+            shot(view, f"{height}x{width}_{page_width}")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
