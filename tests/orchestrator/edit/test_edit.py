@@ -147,6 +147,7 @@ def test_a_grid_has_round_scales_around_the_original(
     assert [factor * scale for factor in factors] == pytest.approx(scales)
 
 
+@pytest.mark.slow
 def test_a_grid_is_labelled_and_has_the_original_whatever_was_asked_for(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_sample_is_begun_once_and_an_image_inverted_once(
     ]
 
 
+@pytest.mark.slow
 def test_an_own_image_of_any_name_keeps_its_picture(state: ExploreState, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "difference.png")
     shown = state.show(tmp_path / "difference.png", Edit({"yaw": 1.0}))
