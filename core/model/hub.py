@@ -1,5 +1,6 @@
 """Download models from the hub, and explain why one cannot be downloaded or used."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +119,13 @@ def _is_pickle(file: str) -> bool:
     return file.endswith(PICKLES)
 
 
+def unwritable_cache(error: Exception) -> str | None:
+    """Return what to do where the hub's cache cannot be written to, for a message; None for another error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return None
+    return f"cannot be kept in {error.filename} ({error.strerror}): set HF_HOME to a folder to write to"
+
+
 def unreachable(label: str, error: Exception) -> str:
     """Return why something of the hub could not be fetched. label: its role and name, such as "model 'a/b'"."""
     from huggingface_hub.errors import (
@@ -128,6 +136,8 @@ def unreachable(label: str, error: Exception) -> str:
         RevisionNotFoundError,
     )
 
+    if (unkept := unwritable_cache(error)) is not None:
+        return f"{label} {unkept}"
     prefix = f"{label} is neither a folder here nor could it be fetched from the hub: "
     if isinstance(error, GatedRepoError):
         return f"{label} is gated: ask for access on its page of the hub, then `hf auth login` here"

@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     from orchestrator import interruption
 
     try:
+        _require_home()
         with interruption.handled(interruption.interrupt) if parsed.verb == "sweep" else nullcontext():
             code = _VERBS[parsed.verb](parsed)
         sys.stdout.flush()
@@ -63,6 +64,16 @@ def _use_utf8() -> None:
     if not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _require_home() -> None:
+    """Raise UserError where nobody knows a home folder, which MLflow asks for when it is imported."""
+    from core.errors import UserError
+
+    try:
+        Path.home()
+    except RuntimeError:
+        raise UserError("HOME: is not set, and this user has no home folder; set it to a folder to write to") from None
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -84,6 +85,8 @@ def _last_line(output: str) -> str:
 
 def settings_problem(settings: DeepSpeed) -> str | None:
     """Return a sentence on why these settings cannot work on this machine; None where they can."""
+    if settings.offload_optimizer != "none" and compiler_problem() is None and (unkept := _folder_problem()):
+        return unkept
     if "nvme" not in (settings.offload_optimizer, settings.offload_param):
         return None
     import deepspeed
@@ -121,6 +124,20 @@ def build_lock() -> Iterator[None]:
         for left in folder.glob("*/lock"):
             left.unlink(missing_ok=True)
         yield
+
+
+def _folder_problem() -> str | None:
+    """Return a sentence on why compiled operators cannot be kept here; None where they can."""
+    folder = _folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return (
+            f"deepspeed: its compiled operators cannot be kept in {folder} ({error.strerror}); set HOME, or "
+            "TORCH_EXTENSIONS_DIR, to a folder to write to, or deepspeed.offload_optimizer: none"
+        )
 
 
 def _folder() -> Path:

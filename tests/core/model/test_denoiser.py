@@ -180,6 +180,18 @@ def test_a_missing_folder_names_what_can_be_given() -> None:
         find_model("./nowhere")
 
 
+def test_a_home_that_keeps_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", "/home/x/.cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError) as told:
+        find_model("some/model")
+    assert str(told.value) == (
+        "model 'some/model' cannot be kept in /home/x/.cache (Permission denied): set HF_HOME to a folder to write to"
+    )
+
+
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("offline")

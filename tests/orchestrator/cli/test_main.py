@@ -188,6 +188,18 @@ def test_an_error_of_the_system_names_its_file_where_it_has_one(
         assert capsys.readouterr().err == f"{said}\n"
 
 
+def test_a_user_without_a_home_is_told_which_variable_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert cli.main(["status", "--root", str(tmp_path)]) == 2
+    told = "HOME: is not set, and this user has no home folder; set it to a folder to write to\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_repair_comes_before_the_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done: list[tuple[str, Path, str | None]] = []
     monkeypatch.setattr("orchestrator.sweep.resume.repair", lambda root, name, _: done.append(("repair", root, name)))

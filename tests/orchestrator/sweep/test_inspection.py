@@ -12,6 +12,7 @@ import pytest
 from core.errors import UserError
 from core.model.denoiser import Denoiser
 from orchestrator.spec import parse
+from orchestrator.spec.sections import DeepSpeed
 from orchestrator.sweep import inspection
 from orchestrator.sweep.inspection import Requirements, problems, versions
 from orchestrator.trial import operators
@@ -100,6 +101,24 @@ def test_a_full_disk(requirements: Requirements, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(inspection.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
     [told] = problems(requirements)
     assert told.startswith("only 5 MiB are free in ") and told.endswith(": free 1024 MiB")
+
+
+def test_a_home_that_keeps_no_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(operators, "compiler_problem", lambda: None)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert operators.settings_problem(DeepSpeed()) is None, "nothing is compiled"
+    offload = DeepSpeed(zero=2, offload_optimizer="cpu")
+    told = operators.settings_problem(offload)
+    assert told is not None and told.endswith(
+        " (Not a directory); set HOME, or TORCH_EXTENSIONS_DIR, to a folder to write to, or "
+        "deepspeed.offload_optimizer: none"
+    )
+    assert told.startswith(f"deepspeed: its compiled operators cannot be kept in {tmp_path / 'file' / '.cache'}")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "kept"))
+    assert operators.settings_problem(offload) is None
 
 
 @pytest.mark.slow
