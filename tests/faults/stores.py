@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from orchestrator.search.ledger import METRICS, OUTCOME, REASON, SECONDS, TRIAL
 from orchestrator.store.spool import pending, refused
 from orchestrator.tracking.mlflow_store import store_uri
+from orchestrator.tracking.views import RESULT
 from tests.faults.sweep_under_test import EVERY, ITERATIONS, SweepUnderTest, check
 
 _MEASURED = list(range(EVERY, ITERATIONS + 1, EVERY))
@@ -96,10 +97,16 @@ class Runs:
             check(steps == wanted, f"trial {trial}: {name} has the steps {steps}")
         pictures = [Path(file.path).name for file in self.client.list_artifacts(run.info.run_id, "images")]
         for ending in (".png", ".webp"):
-            steps = sorted(int(name.split("+step+")[1].split("+")[0]) for name in pictures if name.endswith(ending))
-            check(steps == _MEASURED, f"trial {trial}: pictures ({ending}) of the steps {steps}")
+            found = sorted(_key_and_step(name) for name in pictures if name.endswith(ending))
+            pictured = [RESULT, *(("traversal", step) for step in _MEASURED)]
+            check(found == pictured, f"trial {trial}: pictures ({ending}) of {found}")
         files = {Path(file.path).name for file in self.client.list_artifacts(run.info.run_id, "directions")}
         check(files == {"directions.json", "directions.safetensors"}, f"trial {trial}: artifacts {sorted(files)}")
+
+
+def _key_and_step(name: str) -> tuple[str, int]:
+    key, _, rest = name.partition("+step+")
+    return key, int(rest.partition("+")[0])
 
 
 def result(sweep: SweepUnderTest, uri: str | None = None) -> Result:
