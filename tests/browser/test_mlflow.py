@@ -1,6 +1,8 @@
 """What a person sees of a sweep in MLflow's own pages, each reached by a link that `orchestrate ui` prints."""
 
+import json
 import re
+from urllib.parse import quote, urlencode
 
 import mlflow
 import pytest
@@ -86,8 +88,17 @@ def test_trials_compared(page: Page, ui: Ui, trials: list[Run], screenshot: Scre
     page.goto(ui.links["faces: compare"])
     expect(page.get_by_text(f"Comparing {len(trials)} Runs from 1 Experiment")).to_be_visible()
     expect(page.locator(".js-plotly-plot").first).to_be_visible()
-    expect(page.get_by_title("identifiability")).to_be_visible()  # the first objective, not a loss of one method
     screenshot("compare")
+
+
+def test_a_comparison_opens_on_the_first_objective(page: Page, ui: Ui, trials: list[Run]) -> None:
+    """Of trials that were trained too, which have losses as well."""
+    learned = next(run for run in trials if run.data.tags["method"] == "learned")
+    chosen = {"runs": json.dumps([learned.info.run_id]), "experiments": json.dumps([learned.info.experiment_id])}
+    page.goto(f"{ui.address}/#/compare-runs?{urlencode(chosen, quote_via=quote)}&workflowType=machine_learning")
+    selected = page.locator("[class*=select-selection-item]")
+    expect(selected.filter(has_text="identifiability").first).to_be_visible()
+    expect(selected.filter(has_text="training/")).to_have_count(0)
 
 
 def test_the_gallery_inside_mlflow(page: Page, ui: Ui, screenshot: Screenshot) -> None:
