@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy.engine.default import DefaultDialect
 
 from core.errors import UserError
+from orchestrator import interruption
 from orchestrator.spec import Sweep, parse
 from orchestrator.store import study as module
 from orchestrator.store.study import create_study, open_study
@@ -170,6 +171,23 @@ def test_a_file_that_another_process_holds_is_waited_for(path: Path, call: str) 
         assert time.monotonic() - began > 1.2
     assert said == ["study: database is locked; waiting, nothing is lost"]
     assert len(open_study("a", path).trials) == (5 if call == "ask" else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_a_user_who_asks_for_an_end_does_not_wait_for_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_PATIENCE_S", 0.2)
+    study = open_study("a", path)
+    study.ask()
+    with Holder(path, 4):
+        began = time.monotonic()
+        interruption.ask_to_end()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                CALLS["tell"](study)
+        finally:
+            interruption.forget()
+        assert time.monotonic() - began < 3
 
 
 @pytest.mark.slow
