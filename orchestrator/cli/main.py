@@ -26,7 +26,7 @@ Fields = TypeVar("Fields", bound="DataclassInstance")
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return the exit code. arguments: None means those of this process."""
     if arguments is None:
-        _use_utf8()
+        _settle_environment()
     parsed = parser().parse_args(arguments)
     parsed.command = shlex.join(["orchestrate", *(sys.argv[1:] if arguments is None else arguments)])
     from core.errors import UserError, first_line
@@ -56,12 +56,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def _use_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode, which its children inherit, where the locale is another one.
+def _settle_environment() -> None:
+    """Start this process again where its environment would break libraries; its children inherit the new one.
 
-    Files and pages are in UTF-8, and libraries open their own without saying in which encoding these are.
+    In a locale that is not UTF-8, libraries read their own files in the wrong encoding. Where PYTHONWARNINGS makes
+    errors of warnings, they fail by what they use of one another.
     """
-    if not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8":
+    other_encoding = not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8"
+    strict = "error" in os.environ.get("PYTHONWARNINGS", "")
+    if other_encoding or strict:
+        if strict:
+            del os.environ["PYTHONWARNINGS"]
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 

@@ -101,6 +101,8 @@ class Tracking:
         try:
             open_store(self.uri, self.root, self.embedded).search_experiments(max_results=1)
             return warning
+        except UserError:  # it could not be opened, and says why
+            raise
         except Exception as error:
             refused, why = refusal(error, self.shown), self.scrub(first_line(error))
         if self.embedded:

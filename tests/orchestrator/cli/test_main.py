@@ -227,11 +227,12 @@ def test_a_fork_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sw
 
 
 VERB = """
-import sys
+import sys, warnings
 from pathlib import Path
 from orchestrator.cli import main as cli
 
 def verb(given):
+    warnings.warn("of one library by another", ImportWarning)
     console = cli._console()
     for n in range(3):
         console.print("mean \\u00b1 deviation \\u2713", n)
@@ -244,11 +245,14 @@ sys.exit(cli.main())
 """
 
 
-def test_the_locale_changes_nothing(tmp_path: Path) -> None:
-    """Files are in UTF-8 whatever the locale's encoding, in the processes that are started as well."""
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("environment", [ASCII, {"PYTHONWARNINGS": "error"}], ids=["a locale", "strict warnings"])
+def test_the_environment_changes_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Files are in UTF-8 whatever the locale's encoding, and libraries may warn, in every process that is started."""
     command = [sys.executable, "-c", VERB, "status"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | ascii_only, capture_output=True)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert "mean ± deviation ✓ 2" in done.stdout.decode()
     assert (tmp_path / "done").read_text("utf-8") == "1 ✓"

@@ -1,9 +1,10 @@
 """The MLflow store: runs by explicit id, calls that may arrive twice, failures in a sentence."""
 
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest.mock import patch
@@ -158,6 +159,23 @@ def test_a_store_that_is_busy_is_asked_again(tracking: Tracking) -> None:
     busy = MlflowException("(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE)
     with patch.object(tracking.client, "create_experiment", side_effect=[busy, busy, "7"]):
         assert tracking.experiment("busy") == "7"
+
+
+def test_an_embedded_store_that_cannot_be_opened_says_why(tracking: Tracking, tmp_path: Path) -> None:
+    """One that is damaged, and one of another version of MLflow."""
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/mlflow.db").write_bytes(b"no database" * 99)
+    with pytest.raises(UserError, match=r"^tracking\.uri: the MLflow store .* failed \(.*file is not a database\)$"):
+        Tracking(None, tmp_path / "damaged").check()
+    tracking.experiment("there")
+    (tmp_path / "older").mkdir()
+    with closing(sqlite3.connect(tracking.root / "mlflow.db")) as made:
+        with closing(sqlite3.connect(tmp_path / "older/mlflow.db")) as older:
+            made.backup(older)
+            older.execute("UPDATE alembic_version SET version_num = 'bd07f7e963c5'")
+            older.commit()
+    with pytest.raises(UserError, match=r"failed \(Detected out-of-date database schema .*mlflow db upgrade"):
+        Tracking(None, tmp_path / "older").check()
 
 
 def test_a_failure_is_told_in_a_sentence(tracking: Tracking) -> None:
