@@ -46,6 +46,29 @@ gradient: {policy: full_graph}
 export: {register: faces-directions}
 """
 
+# What is left in an environment by clusters, launchers, schedulers and proxies that have nothing to do with a sweep.
+FOREIGN = {
+    "RAY_ADDRESS": "127.0.0.1:1",
+    **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"),
+    "MASTER_ADDR": "192.0.2.1",
+    "MASTER_PORT": "1",
+    "RANK": "3",
+    "LOCAL_RANK": "3",
+    "WORLD_SIZE": "8",
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "8",
+    "OMPI_COMM_WORLD_RANK": "2",
+    "LC_ALL": "C",
+    "PYTHONUTF8": "0",
+    "PYTHONCOERCECLOCALE": "0",
+    "TERM": "dumb",
+    "COLUMNS": "20",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONWARNINGS": "error",
+    "PYTHONOPTIMIZE": "1",
+    "TZ": "Pacific/Auckland",
+}
+
 
 def _group(path: Path) -> str:
     """What a file of tests shares a process of xdist's with."""
@@ -117,6 +140,8 @@ def single_denoiser(tiny_denoiser: "Denoiser") -> "Denoiser":
 def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
     """The one real sweep that many tests read, by `orchestrate sweep faces.yaml` in a folder of its own.
 
+    Its environment is one that users report from other tools (tests/reported.md).
+
     $HSO_FINISHED_SWEEP, the folder of a finished one, saves making it.
     """
     from PIL import Image
@@ -129,7 +154,7 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
     Image.new("L", (32, 32), 255).save(home / "mask.png")
     (home / "faces.yaml").write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.cli", "sweep", "faces.yaml"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=home, env=os.environ | FOREIGN, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     (home / "said").write_text(done.stdout)
     return SweepFolder(home / "runs", "faces")

@@ -201,6 +201,14 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         find_model("some/model")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_draws_on_a_cpu(dtype: torch.dtype) -> None:
+    whole, half = (Denoiser(tiny_unet().to(kind), DDIMScheduler(), "tiny") for kind in (torch.float32, dtype))
+    x = noise(range(2), whole.sample_shape)
+    with torch.no_grad():
+        assert torch.allclose(half(x.to(dtype), 10).float(), whole(x, 10), atol=0.1)
+
+
 def test_weights_that_are_kept_elsewhere_or_in_eight_bits_are_told() -> None:
     """As accelerate's sequential offloading, quantisation and layerwise casting leave a pipeline's network."""
     offloaded = tiny_unet()

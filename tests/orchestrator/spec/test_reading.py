@@ -1,9 +1,11 @@
 """Files that are no sweeps, the line of each mistake, and what `--set` puts in place of a file's own values."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.spec import FloatRange, SpecError, load
 from tests.orchestrator.spec.test_sweep import BASE
@@ -51,6 +53,21 @@ def test_a_file_that_is_no_sweep(tmp_path: Path, content: bytes, sentence: str) 
     with pytest.raises(SpecError) as caught:
         load(path)
     assert caught.value.problems == [sentence.format(path=path)]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "byte order mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_of_another_system_is_the_same_sweep(tmp_path: Path, mark: str, end: str) -> None:
+    plain, other = tmp_path / "plain.yaml", tmp_path / "other.yaml"
+    plain.write_text(BASE)
+    other.write_bytes((mark + BASE.replace("\n", end)).encode())
+    assert load(other) == load(plain)
+
+
+def test_a_sweep_may_be_json(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(BASE)
+    (tmp_path / "sweep.json").write_text(json.dumps(yaml.safe_load(BASE), indent=2))
+    assert load(tmp_path / "sweep.json") == load(tmp_path / "sweep.yaml")
 
 
 def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:

@@ -93,3 +93,20 @@ def test_an_error_in_a_cluster_is_the_sentence_alone() -> None:
     with pytest.raises(RuntimeError) as crashed:
         Cluster("head:6379").run({}, crash)
     assert type(crashed.value) is RuntimeError and len(str(crashed.value).splitlines()) == 1
+
+
+def test_a_long_folder_for_temporary_files_is_too_long_for_rays_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of a socket has at most 107 characters; Slurm's folders for jobs are long."""
+    for root, used in (("/scratch", "/scratch"), ("/scratch/users/anna/slurm_jobdir/1355700/tmp.t0016", "/tmp")):
+        monkeypatch.setattr(cluster, "_ROOT", Path(root))
+        assert cluster._folder().parent == Path(used)
+        sockets = cluster._folder() / "ray/session_2026-11-29_22-40-00_123456_1234567/sockets/plasma_store"
+        assert len(str(sockets)) <= 107
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: (_ for _ in ()).throw(ConnectionError("no Raylet there\nmore")))
+    with pytest.raises(UserError) as caught, cluster.Cluster("10.0.0.1:6379"):
+        pass
+    assert str(caught.value) == "--address: no Ray answers at 10.0.0.1:6379 (no Raylet there)"

@@ -1,5 +1,6 @@
 """The MLflow store: runs by explicit id, calls that may arrive twice, failures in a sentence."""
 
+import json
 import re
 import sqlite3
 import threading
@@ -139,6 +140,15 @@ def test_an_experiment_that_another_sweep_makes_at_the_same_time(tracking: Track
     real, answers = tracking.client.get_experiment_by_name, [None]
     with patch.object(tracking.client, "get_experiment_by_name", lambda name: answers.pop() if answers else real(name)):
         assert tracking.experiment("race") == there
+
+
+def test_a_parameter_longer_than_mlflow_takes_is_cut_and_whole_in_a_file(tracking: Tracking) -> None:
+    prompts = ["a face of a person who smiles"] * 300
+    run = tracking.start_parent(tracking.experiment("long"), "long", {}, {"denoiser": {"prompts": prompts}})
+    kept = tracking.client.get_run(run).data.params["denoiser.prompts"]
+    assert len(kept) == 500 and str(prompts).startswith(kept)
+    whole = json.loads(Path(tracking.client.download_artifacts(run, "sweep.json")).read_text())
+    assert whole["denoiser"]["prompts"] == prompts
 
 
 def test_an_experiment_that_was_deleted_is_told_how_to_restore_it(tracking: Tracking) -> None:
