@@ -65,7 +65,6 @@ FOREIGN = {
     "COLUMNS": "20",
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHONWARNINGS": "error",
-    "PYTHONOPTIMIZE": "1",
     "TZ": "Pacific/Auckland",
 }
 

@@ -163,7 +163,8 @@ def _ray(_root: Path) -> Iterator[Check]:
         cure = (
             "end Ray processes that were left behind (ray stop), and look for a full disk or a firewall on this machine"
         )
-        yield Check("fix", f"Ray does not start: {first_line(error)}", cure)
+        why = error.__cause__ if isinstance(error.__cause__, Exception) else error  # Ray's own error
+        yield Check("fix", f"Ray does not start: {first_line(why)}", cure)
         return
     yield Check("ok", f"Ray starts, in {time.monotonic() - began:.0f} s")
 

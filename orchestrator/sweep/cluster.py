@@ -97,7 +97,10 @@ class Cluster:
             self.lock = None
 
     def start(self) -> None:
-        """Start Ray, or connect to the cluster. Raises UserError where no Ray answers at the address."""
+        """Start Ray, or connect to the cluster.
+
+        Raises UserError where no Ray answers at the address, RuntimeError where an own Ray does not start.
+        """
         import ray
 
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -110,8 +113,12 @@ class Cluster:
             except (ValueError, ConnectionError, RuntimeError) as error:
                 raise UserError(f"--address: no Ray answers at {self.address} ({first_line(error)})") from None
             return
-        with _unharmed_by_signals():
-            ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **options)
+        try:
+            with _unharmed_by_signals():
+                ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **options)
+        except Exception as error:  # Ray raises Exception itself where a loaded machine takes too long
+            why = first_line(error)
+            raise RuntimeError(f"Ray did not start on this machine ({why}); the same command tries again") from error
         children = psutil.Process().children(recursive=True)
         self.processes = [child for child in children if child.name() in _PROCESSES]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -104,9 +105,20 @@ def test_a_long_folder_for_temporary_files_is_too_long_for_rays_sockets(monkeypa
         assert len(str(sockets)) <= 107
 
 
-@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.init", lambda **_: (_ for _ in ()).throw(ConnectionError("no Raylet there\nmore")))
+    monkeypatch.setattr("ray.init", Mock(side_effect=ConnectionError("no Raylet there\nmore")))
     with pytest.raises(UserError) as caught, cluster.Cluster("10.0.0.1:6379"):
         pass
     assert str(caught.value) == "--address: no Ray answers at 10.0.0.1:6379 (no Raylet there)"
+
+
+def test_an_own_ray_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises Exception itself where a machine is too busy to start it in time."""
+    busy = Exception("The current node timed out during startup. This could happen because ...\nmore")
+    monkeypatch.setattr("ray.init", Mock(side_effect=busy))
+    with pytest.raises(RuntimeError) as caught:
+        cluster.Cluster(None).start()
+    told = (
+        "Ray did not start on this machine (The current node timed out during startup. This could happen because ...)"
+    )
+    assert str(caught.value) == f"{told}; the same command tries again"
