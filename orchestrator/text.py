@@ -4,12 +4,14 @@ A table wider than the terminal becomes `name: value` lines, and nothing is cut.
 columns instead (`narrowed`), the least important first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -130,6 +132,21 @@ def add_row(table: Grid, *cells: str) -> None:
 def width_of(rows: Sequence[Sequence[str]]) -> int:
     """Return the width of these rows in character cells, without a wrapped line."""
     return sum(max(map(cell_len, column)) + _GAP for column in zip(*rows, strict=True)) - _GAP
+
+
+@contextmanager
+def progress_bar(console: Console, total: int) -> Iterator[Callable[[int], object]]:
+    """Show how many of `total` images are drawn, only in a terminal and for more than one image.
+
+    Yields the function to call with each number of images that were drawn.
+    """
+    if not console.is_terminal or total < 2:
+        yield lambda count: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("drawing", total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

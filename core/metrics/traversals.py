@@ -71,6 +71,7 @@ def draw_traversals(
         shift = on_device.shift(part[:, 1], scale[part[:, 2]])
         drawn = [seeds[m] for m in part[:, 0].tolist()]
         images.append(_draw(denoiser, schedule, drawn, shift, sampling))
+        sampling.drawn(len(drawn))
     shifted = torch.cat(images).reshape(len(seeds), len(directions), len(scales), *denoiser.sample_shape)
     plain = draw_plain(denoiser, schedule, seeds, sampling.batch, sampling.cache)
     return Traversals(plain, shifted, scales, shown_by(denoiser))

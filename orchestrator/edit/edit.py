@@ -1,13 +1,11 @@
 """Run `orchestrate edit`: read seeds or real images, and write edited pictures, a grid or an animation."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from core.chain.schedule import check_window
@@ -43,6 +41,7 @@ from orchestrator.edit.settings import (
     settings_of,
     write_settings,
 )
+from orchestrator.text import progress_bar
 from orchestrator.trial.loading import LESS, advice_on_memory
 
 _FRAMES = {"grid": 7, "animation": 21}
@@ -164,7 +163,7 @@ class _DrawingJob:
         """Yield samples, up to `batch` at a time, with their images at every factor: [N, A, C, H, W]."""
         sources = _sources(self.settings)
         names = sample_names(sources)
-        with _progress(self.console, len(sources) * len(factors)) as advance:
+        with progress_bar(self.console, len(sources) * len(factors)) as advance:
             for start in range(0, len(sources), self.batch):
                 part = slice(start, start + self.batch)
                 starting = self._begin(sources[part])
@@ -217,15 +216,3 @@ def _write(work: _DrawingJob, kind: Kind, to: Path) -> None:
             write_grid(images, samples, settings, session.name, temporary)
         else:
             write_picture(images[0, 0], samples[0], settings, session.name, temporary)
-
-
-@contextmanager
-def _progress(console: Console, total: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar, only in a terminal and for more than one image."""
-    if not console.is_terminal or total < 2:
-        yield lambda count: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("drawing", total=total)
-        yield lambda count: progress.advance(task, count)

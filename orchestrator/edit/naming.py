@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+
 from core.directions.direction_set import DirectionSet
 from core.files import atomic_file
 from core.metrics import draw_traversals
@@ -19,7 +21,7 @@ from orchestrator.bundle.files import GALLERY, PICTURE, Bundle, Format, bundle_o
 from orchestrator.bundle.gallery import ShownSet, page
 from orchestrator.edit.request import ModelOptions, check_gallery, check_name
 from orchestrator.edit.session import EditSession
-from orchestrator.text import counted
+from orchestrator.text import counted, progress_bar
 from orchestrator.trial.attempt import halving_batch
 from orchestrator.trial.loading import LESS, advice_on_memory
 
@@ -91,8 +93,12 @@ def _set_with_images(
     session: EditSession, attributes: Attributes | None = None, named_by: str = "attributes"
 ) -> Calibrated:
     """Return the set and its images: unchanged where it has dials and no attributes are given, else measured now."""
+    with progress_bar(Console(stderr=True), _images(session)) as advance:
+        return _drawn(session, attributes, named_by, Sampling(session.injection, session.window, drawn=advance))
+
+
+def _drawn(session: EditSession, attributes: Attributes | None, named_by: str, sampling: Sampling) -> Calibrated:
     directions, chain = session.directions, (session.denoiser, session.schedule)
-    sampling = Sampling(session.injection, session.window)
     if directions.dials and attributes is None:
         draw = partial(draw_traversals, *chain, directions, SEEDS, SCALES)
         return Calibrated(directions, halving_batch(lambda batch: draw(replace(sampling, batch=batch)), _BATCH))
@@ -103,10 +109,15 @@ def _set_with_images(
 
 def _work_on(session: EditSession, folder: Path, attributes: Attributes | None) -> str:
     """Return what `_set_with_images` does, as a sentence: how many images it draws takes most of its time."""
-    images = len(SEEDS) * (1 + len(session.directions) * len(SCALES))
     measured = not session.directions.dials or attributes is not None
     what = "Measuring the dials of" if measured else "Drawing"
-    return f"{what} {folder} ({counted(len(session.directions), 'direction')}, {counted(images, 'image')}) ..."
+    return (
+        f"{what} {folder} ({counted(len(session.directions), 'direction')}, {counted(_images(session), 'image')}) ..."
+    )
+
+
+def _images(session: EditSession) -> int:
+    return len(SEEDS) * len(session.directions) * len(SCALES)
 
 
 def _attributes(session: EditSession, predictor: str | None, words: str | None) -> tuple[Attributes | None, str]:

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from core.metrics import draw_traversals
 from core.pictures.traversal_grid import grid, to_picture
+from core.samples.draw import Sampling
 from orchestrator.cli import main as cli
 from orchestrator.edit.edit import edit
 from orchestrator.edit.files import picture_name, sample_names
@@ -242,6 +244,14 @@ def test_names_of_files_are_plain_and_different() -> None:
 )
 def test_no_two_samples_share_a_file(stems: list[str], names: list[str]) -> None:
     assert sample_names([Path(f"{number}/{stem}.png") for number, stem in enumerate(stems)]) == names
+
+
+def test_every_image_of_a_traversal_is_counted(bundle: Path) -> None:
+    session, counts = EditSession.open(bundle, ModelOptions(device="cpu")), list[int]()
+    draw_traversals(
+        session.denoiser, session.schedule, session.directions, [0], (-1.0, 1.0), Sampling(batch=3, drawn=counts.append)
+    )
+    assert counts == [3, 3, 2]  # one seed, four directions, two scales
 
 
 @pytest.mark.slow
