@@ -50,8 +50,10 @@ def served(bundle: Path) -> Iterator[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         assert process.stdout is not None and process.stdout.readline().startswith("Explore: ")
-        yield f"http://127.0.0.1:{port}/"
-        process.terminate()
+        try:
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()
 
 
 @pytest.fixture
@@ -199,7 +201,7 @@ def test_names_of_a_stranger_are_text(opened: Open) -> None:
     changed(view, "edited", source(view, "original"))
 
 
-@pytest.mark.parametrize("size", [(8, 12), (12, 4)])
+@pytest.mark.parametrize("size", [(8, 12), (12, 8)])
 def test_images_keep_their_aspect_ratio_and_names_their_alphabet(
     opened: Open, tmp_path: Path, size: tuple[int, int]
 ) -> None:
