@@ -210,6 +210,14 @@ compatible = engine.deepspeed.ops.__compatible_ops__
 compatible["async_io"] = False
 print(operators.settings_problem(DeepSpeed()), operators.settings_problem(there), sep="|", end="|")
 compatible["async_io"] = True
+def build(builder):
+    if not built:
+        raise RuntimeError("aio.cpp:1: fatal error: Python.h: No such file or directory")
+built = False
+operators.load = build
+print(operators.settings_problem(there), end="|")
+built = True
+operators.build_problem.cache_clear()
 print(operators.settings_problem(there), operators.settings_problem(nowhere), sep="|")
 """
     done = forks.run(code, tmp_path)
@@ -218,6 +226,8 @@ print(operators.settings_problem(there), operators.settings_problem(nowhere), se
         "None",
         "deepspeed: offloading to nvme needs g++, ninja and libaio's headers (package libaio-dev), "
         "which are not all here",
+        "deepspeed: offloading to nvme needs an operator that cannot be built here (aio.cpp:1: fatal error: Python.h: "
+        f"No such file or directory): install Python's headers (Debian: python3.{sys.version_info.minor}-dev)",
         "None",
         "deepspeed.nvme_path: /nowhere is not a folder that can be written to",
     ]
