@@ -71,8 +71,8 @@ def _code_points() -> frozenset[int]:
 @cache
 def _font_file() -> Path:
     package = find_spec("matplotlib")
-    assert package is not None and package.submodule_search_locations, "matplotlib is a dependency"
-    return Path(package.submodule_search_locations[0]) / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
 
 
 def _escaped(character: str) -> str:

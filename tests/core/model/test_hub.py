@@ -193,8 +193,8 @@ def test_a_network_that_is_away_is_told(error: Exception, monkeypatch: pytest.Mo
     with pytest.raises(ModelError) as of_predictor:
         find_folder("some/model", "predictor 'some/model'", "image classifier")
     sentence = (
-        f"is neither a folder here nor could it be fetched from the hub ({type(error).__name__}): it is not in this "
-        "machine's cache, and the hub is out of reach: fetch it where there is a network"
+        "is neither a folder here nor could it be fetched from the hub: it is not in this machine's cache, and the hub "
+        "is out of reach: fetch it where there is a network"
     )
     assert str(caught.value) == f"model 'some/model' {sentence}"
     assert str(of_predictor.value) == f"predictor 'some/model' {sentence}"

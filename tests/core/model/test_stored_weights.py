@@ -86,13 +86,13 @@ def test_averaged_weights_of_a_checkpoint_are_taken_and_the_others_can_be_chosen
     assert Denoiser.from_pretrained(checkpoint).digest == last.digest, "without averaged weights"
 
 
-@pytest.mark.parametrize("part", ["unet", "checkpoint-500"])
-def test_a_part_of_a_latent_model_is_not_taken_for_a_whole_one(sd: Path, part: str) -> None:
-    shutil.copytree(sd / "unet", sd / "checkpoint-500/unet")
+def test_a_checkpoint_of_a_latent_model_s_network_is_not_taken_for_a_whole_one(sd: Path) -> None:
+    checkpoint = sd / "checkpoint-500"
+    shutil.copytree(sd / "unet", checkpoint / "unet")
     with pytest.raises(ModelError) as caught:
-        find_model(sd / part)
+        find_model(checkpoint)
     assert str(caught.value) == (
-        f"model '{sd / part}' is a part of that in {sd}, whose text_encoder/, vae/ it lacks: give that folder as the "
+        f"model '{checkpoint}' is a part of that in {sd}, whose text_encoder/, vae/ it lacks: give that folder as the "
         "model, or a copy of it with these weights in the place of its own"
     )
 

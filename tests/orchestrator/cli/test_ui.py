@@ -62,7 +62,8 @@ def test_the_trials_of_the_newest_sweep_come_last_and_open(
 
 @pytest.mark.parametrize("content", ["{", "{}"])
 def test_a_damaged_sweep_is_told_and_hides_no_other(tmp_path: Path, content: str) -> None:
-    sweep = parse({"name": "whole", "model": "toyfaces", "search": {"directions": {"choice": [8, 16]}}})
+    elsewhere = {"uri": "http://elsewhere"}
+    sweep = parse({"name": "whole", "model": "toyfaces", "method": "pca", "tracking": elsewhere})
     folder = SweepFolder(tmp_path, "whole")
     folder.create(sweep, "weights")
     folder.add(tracking_uri="http://elsewhere", experiment_id="1", parent_run="p")
