@@ -25,10 +25,12 @@ from orchestrator.trial.outcome import sentence
 
 T = TypeVar("T")
 
-_LONGEST_TEMP = 40  # characters; Ray appends to it, and the path of a socket has at most 107
 _PREFIX = "hso-"
 _ROOT = Path(tempfile.gettempdir())
 _NAME = f"{_PREFIX}{secrets.token_hex(4)}"
+_RAYS = "r"  # the folder of Ray's own files in it
+# A socket's path has at most 107 bytes; that of Ray's object store is the longest.
+_LONGEST_TEMP = 107 - len(f"/{_NAME}/{_RAYS}/session_2026-11-29_23-22-59_388916_1234567/sockets/plasma_store")
 _PROCESSES = ("raylet", "gcs_server")
 
 
@@ -115,7 +117,7 @@ class Cluster:
             return
         try:
             with _unharmed_by_signals():
-                ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / "ray"), **options)
+                ray.init(address="local", include_dashboard=False, _temp_dir=str(_folder() / _RAYS), **options)
         except Exception as error:  # Ray raises Exception itself where a loaded machine takes too long
             why = first_line(error)
             raise RuntimeError(f"Ray did not start on this machine ({why}); the same command tries again") from error
@@ -202,7 +204,7 @@ def _job_config() -> Any:
 
 
 def _folder() -> Path:
-    return (_ROOT if len(str(_ROOT)) <= _LONGEST_TEMP else Path("/tmp")) / _NAME
+    return (_ROOT if len(os.fsencode(_ROOT)) <= _LONGEST_TEMP else Path("/tmp")) / _NAME
 
 
 def _use_temporary(folder: Path) -> None:

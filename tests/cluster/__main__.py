@@ -100,7 +100,7 @@ def main() -> int:
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # whatever ends this, the cluster ends first
         signal.signal(number, signal.default_int_handler)
-    place, began = short_folder("clu-"), time.monotonic()
+    place, began = short_folder(), time.monotonic()
     model = tiny_model(place / "model")
     kinds = [given.only] if given.only else list(_KINDS)
     found = {kind: play(kind, place / kind[:1], model, given) for kind in kinds}

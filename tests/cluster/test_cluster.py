@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     """A head and two machines of one CPU each; a folder whose path is short enough for Ray's sockets."""
-    place = machine.short_folder("clu-")
+    place = machine.short_folder()
     cluster = Cluster(place / "c", environment(place / "watch", 0.3))
     with cluster.up("n1", "n2"):
         yield Stage(place, machine.tiny_model(place / "model"), cluster)

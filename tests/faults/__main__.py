@@ -172,7 +172,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where it was ignored, sweeps would ignore it, too
-    place, began = short_folder("faults-"), time.monotonic()
+    place, began = short_folder(), time.monotonic()
     matrix = Matrix(place, given)
     lanes = matrix.lanes()
     if "kills" not in lanes and "faults" in lanes:

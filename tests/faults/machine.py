@@ -17,10 +17,10 @@ from tests.faults.sweep_under_test import check
 _VERSIONED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")
 
 
-def short_folder(prefix: str) -> Path:
+def short_folder() -> Path:
     """A new folder whose path leaves room for Ray's sockets, which may have 107 bytes."""
     usual = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=usual if len(usual) <= 20 else "/tmp"))
+    return Path(tempfile.mkdtemp(prefix="", dir=usual if len(usual) <= len("/dev/shm") else "/tmp"))
 
 
 def tiny_model(folder: Path) -> Path:

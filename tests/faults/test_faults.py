@@ -17,7 +17,7 @@ TRIALS = 2
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
     """A folder whose path is short enough for Ray's sockets."""
-    made = machine.short_folder("faults-")
+    made = machine.short_folder()
     yield made
     shutil.rmtree(made)
 

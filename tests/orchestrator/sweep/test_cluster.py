@@ -98,11 +98,11 @@ def test_an_error_in_a_cluster_is_the_sentence_alone() -> None:
 
 def test_a_long_folder_for_temporary_files_is_too_long_for_rays_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A path of a socket has at most 107 characters; Slurm's folders for jobs are long."""
-    for root, used in (("/scratch", "/scratch"), ("/scratch/users/anna/slurm_jobdir/1355700/tmp.t0016", "/tmp")):
+    for root, fits in (("/scratch", True), ("/" + 27 * "a", True), ("/" + 28 * "a", False), ("/" + 14 * "ä", False)):
         monkeypatch.setattr(cluster, "_ROOT", Path(root))
-        assert cluster._folder().parent == Path(used)
-        sockets = cluster._folder() / "ray/session_2026-11-29_22-40-00_123456_1234567/sockets/plasma_store"
-        assert len(str(sockets)) <= 107
+        assert cluster._folder().parent == Path(root if fits else "/tmp")
+        sockets = cluster._folder() / "r/session_2026-11-29_22-40-00_123456_1234567/sockets/plasma_store"
+        assert len(os.fsencode(sockets)) <= 107
 
 
 def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
