@@ -6,6 +6,8 @@ calls therefore has the same effect when it is called twice.
 """
 
 import functools
+import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +49,7 @@ _UNCLAIMED, _SWEEP_RUN = "unclaimed", "sweep_run"
 _PARAMETER_LIMIT = 500  # characters MLflow keeps of a parameter
 _CONTEXT = "mlflow.data.context"  # the purpose of a dataset, as MLflow's page shows it
 _BATCH = 1000  # metrics that MLflow takes in one request
+_KIND_OF_ERROR = re.compile(r"^\([\w.]+\) ")  # SQLAlchemy puts the type of the database's error first
 _THUMBNAIL = 256  # pixels, the longer side of the preview that MLflow's page shows first
 
 
@@ -106,9 +109,9 @@ class Tracking:
         except Exception as error:
             refused, why = refusal(error, self.shown), self.scrub(first_line(error))
         if self.embedded:
-            raise UserError(
-                f"--root: the MLflow store in {self.root} cannot be opened ({why}); name a folder to write to"
-            )
+            why = _KIND_OF_ERROR.sub("", why)
+            cure = "" if os.access(self.root, os.W_OK) else "; name a folder to write to"
+            raise UserError(f"--root: the MLflow store in {self.root} cannot be opened ({why}){cure}")
         if refused is not None:
             raise UserError(f"tracking.uri: the MLflow store {self.shown} {refused}")
         raise UserError(

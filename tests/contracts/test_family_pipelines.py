@@ -331,7 +331,7 @@ def test_the_code_on_a_card_draws_what_our_chain_draws(
     monkeypatch.chdir(tmp_path / "set")
     monkeypatch.setitem(sys.modules, "apply_directions", apply_directions)
     z = step_noise([SEED], denoiser.sample_shape, STEPS)
-    states = states_of(type(denoiser.scheduler), z, monkeypatch)
+    states = states_of(getattr(diffusers, sampler_of(denoiser.scheduler)), z, monkeypatch)
     torch.manual_seed(SEED)
     exec(card(found).split("```python\n")[1].split("```")[0], {})
     x_T, x_0 = (_as_samples(each, denoiser.sample_shape) for each in (states[0], states[-1]))

@@ -8,7 +8,7 @@ import pytest
 
 from core.directions import direction_set
 from core.directions import reading as set_reading
-from orchestrator.spec import reading
+from orchestrator.spec import domains
 from tests.faults.fuzz import TARGETS, Tally, fuzz_direction_set, fuzz_spec
 
 Fuzz = Callable[[int, int], Tally]
@@ -49,5 +49,12 @@ def test_an_allocation_over_the_limit_is_caught(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_another_error_than_the_documented_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_NUMBER", 10_000)
-    assert "ValueError: Exceeds the limit (4300 digits)" in caught(fuzz_spec, 20_000)
+    check = domains.Whole.check
+
+    def faulty(domain: domains.Whole, value: object) -> object:
+        if value == 0:
+            raise ZeroDivisionError("a fault")
+        return check(domain, value)
+
+    monkeypatch.setattr(domains.Whole, "check", faulty)
+    assert "ZeroDivisionError: a fault" in caught(fuzz_spec, 20_000)

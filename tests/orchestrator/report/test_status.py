@@ -141,6 +141,7 @@ def test_as_json(folder: SweepFolder, tmp_path: Path, capsys: pytest.CaptureFixt
         "iteration": 400,
         "value": 0.75,
         "best": 0.75,
+        "doing": None,
         "elapsed_seconds": pytest.approx(0.0, abs=60),
         "left_seconds": None,
     }

@@ -175,7 +175,7 @@ def test_an_embedded_store_that_cannot_be_opened_says_why(tracking: Tracking, tm
     """One that is damaged, and one of another version of MLflow."""
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/mlflow.db").write_bytes(b"no database" * 99)
-    with pytest.raises(UserError, match=r"^tracking\.uri: the MLflow store .* failed \(.*file is not a database\)$"):
+    with pytest.raises(UserError, match=r"^--root: .*/damaged cannot be opened \(file is not a database\)$"):
         Tracking(None, tmp_path / "damaged").check()
     tracking.experiment("there")
     (tmp_path / "older").mkdir()
@@ -184,7 +184,10 @@ def test_an_embedded_store_that_cannot_be_opened_says_why(tracking: Tracking, tm
             made.backup(older)
             older.execute("UPDATE alembic_version SET version_num = 'bd07f7e963c5'")
             older.commit()
-    with pytest.raises(UserError, match=r"failed \(Detected out-of-date database schema .*mlflow db upgrade"):
+    with pytest.raises(
+        UserError,
+        match=r"^--root: .*/older cannot be opened \(Detected out-of-date database schema .*mlflow db upgr",
+    ):
         Tracking(None, tmp_path / "older").check()
 
 
@@ -364,7 +367,9 @@ def test_a_server_that_does_not_answer(tmp_path: Path) -> None:
         Tracking("http://127.0.0.1:9", tmp_path).check()
     text = str(told.value)
     assert text.startswith("tracking.uri: the MLflow store http://127.0.0.1:9 does not answer (API request to ")
-    assert text.endswith("; start it, correct the address, or leave uri out to use the embedded store")
+    assert text.endswith(
+        "; start it, correct the address, or give none (tracking.uri, MLFLOW_TRACKING_URI) to use the embedded store"
+    )
     assert "Connection refused" in text and "\n" not in text
     assert not (tmp_path / "mlflow.db").exists()
 

@@ -92,7 +92,7 @@ def test_processes_agree(world: int, tmp_path: Path) -> None:
         assert found["least"] == 10 - (world - 1)
         assert found["mean"] == {"loss": (world - 1) / 2, "other": pytest.approx(0.1, rel=1e-15)}
         assert found["raised"] == ("Preempted", "was asked to end, and saved what it had")
-        stubborn = ("Stubborn", "this and that") if rank == 0 else ("RuntimeError", "Stubborn: this and that")
+        stubborn = ("Stubborn", "this and that") if rank == 0 else ("RuntimeError", "this and that")
         assert found["stubborn"] == stubborn
         assert found["after"] == "goes on"
 
