@@ -206,7 +206,7 @@ def _chosen_by(findings: Findings) -> str:
     if len(names) == 1 or row is None or row.state != "completed":
         rule = f"by {plain(names[0])}" if len(names) == 1 else "by the mean of the ranks in the objectives"
         return f"the first of {completed} completed {rule}"
-    each = [f"{place} in {plain(name)}" for name, place in places(row, findings.rows, findings.sweep).items()]
+    each = [f"place {place} in {plain(name)}" for name, place in places(row, findings.rows, findings.sweep).items()]
     return f"the first of {completed} completed by the mean of the ranks in the objectives: {', '.join(each)}"
 
 

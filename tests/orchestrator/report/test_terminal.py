@@ -171,9 +171,9 @@ def test_the_conclusion(tmp_path: Path) -> None:
     places = ranking.places(best, found.rows, found.sweep)
     assert found.conclusion == (
         f"The champion is the set of trial {best.trial_id}, the first of 3 completed by the mean of the ranks in the "
-        f"objectives: {places['identifiability']} in identifiability, {places['fidelity_kid']} in fidelity kid. Beside "
-        "random directions, on seeds that trained and chose nothing: identifiability 0.9 against 0.4, fidelity kid 0.2 "
-        "against 0.1; one measurement of each, without an interval."
+        f"objectives: place {places['identifiability']} in identifiability, place {places['fidelity_kid']} in fidelity "
+        "kid. Beside random directions, on seeds that trained and chose nothing: identifiability 0.9 against 0.4, "
+        "fidelity kid 0.2 against 0.1; one measurement of each, without an interval."
     )
     assert [each.difference for each in found.compared] == pytest.approx([0.5, 0.1, 0.0])
 
