@@ -105,7 +105,7 @@ The code is that published with arXiv 2303.11073 (renhaa/semantic-diffusion, `ed
 its own settings: {VECTORS} vectors, until the eigenvalue changes by less than {TOLERANCE:g} eleven times, {ITERATIONS}
 iterations at most. x_t is as in [jacobian.md](jacobian.md), and so are the counts of FLOPs. Where their code stops, the
 plain network measures the worst residual ||J^T u - s v|| / s; ours runs until it is no larger. Seconds are the least of
-{REPEATS} runs, the two sides in turn.
+{REPEATS} runs, the two sides in turn; the machine was shared, so that they vary where FLOPs do not.
 
 | model | step | residual: theirs, ours | products | GFLOP | ratio | s | ratio |
 |---|---|---|---|---|---|---|---|
