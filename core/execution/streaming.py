@@ -183,6 +183,7 @@ class _Fetched:
         return functional_call(called, weights, (function, *inputs))
 
     def resident(self) -> list[Tensor]:
+        """Return the tensors of the blocks that stay on the device."""
         return [tensor for block in self._blocks.values() for tensor in block.weights.resident()]
 
 
@@ -194,6 +195,7 @@ class _Block(nn.Module):
         self.block, self.weights = block, weights
 
     def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Return what the function makes of the block and the inputs."""
         return function(self.block, *inputs)
 
 

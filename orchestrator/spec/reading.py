@@ -153,6 +153,7 @@ class _Loader(yaml.SafeLoader):
         self.written: dict[tuple[int, int], int] = {}  # the lines of aliases (lines.Aliases)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node, counted. Raises as `_check` does where the document is too deep or too large."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # of its events the stubs say little
         before, line = self.values, event.start_mark.line + 1
         self.values += 1

@@ -75,6 +75,7 @@ class _Method(Domain):
         return f"{', '.join(METHODS)}, or a mapping with choice"
 
     def check(self, value: object) -> Fixed | Choice:
+        """Return the method, or the choice of methods. Raises as `read_method` does."""
         return read_method(value)
 
 
@@ -83,6 +84,7 @@ class _Search(Domain):
         return "a mapping of parameters to their values"
 
     def check(self, value: object) -> dict[str, Distribution]:
+        """Return the distribution of each searched parameter. Raises Refused, with every mistake at once."""
         if value is not None and not isinstance(value, Mapping):
             self.refuse("is not a mapping", value)
         mistakes = MistakeCollector()
@@ -103,6 +105,7 @@ class _Objectives(Domain):
         return "a list of one to four {metric: max or min}"
 
     def check(self, value: object) -> tuple[Objective, ...]:
+        """Return the objectives. Raises Refused, with every mistake at once."""
         if not isinstance(value, list | tuple) or not 1 <= len(value) <= 4:
             self.refuse("is not a list of objectives", value)
         mistakes = MistakeCollector()

@@ -72,6 +72,7 @@ class _PatientStorage(RDBStorage):
         return super()._get_prepared_new_trial(study_id, template_trial, session)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Set a trial's state as Optuna does, again while the database is busy. Return whether it was set."""
         attempts = 0
 
         def call() -> bool:

@@ -112,6 +112,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]  # Ray ships no types
         return False
 
     def stop_all(self) -> bool:
+        """Return whether every trial has to end now: the time to save, or the budget's time, is up."""
         late = self.stopping.stop_asked_at is not None and time.monotonic() - self.stopping.stop_asked_at > GRACE_S
         return late or self.stopping.time_is_up()
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,14 @@ deepspeed: {{zero: 2, offload_optimizer: cpu}}
 gradient: {{policy: full_graph}}
 export: {{register: tiny-directions}}
 """
+
+
+@pytest.fixture
+def hangup_counts() -> Iterator[None]:
+    """SIGHUP is not ignored, as it is in tests that run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,10 @@ def send(number: int) -> None:
     time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("hangup_counts")
 @pytest.mark.parametrize("number", interruption.ENDING)
 def test_each_of_them_is_handled_for_the_duration_of_a_block(number: int) -> None:
     before, asked = signal.getsignal(number), []
-    if before == signal.SIG_IGN:
-        pytest.skip("ignored where the tests run, as under nohup")
     with interruption.handled(lambda: asked.append(True)):
         send(number)
     assert asked == [True] and signal.getsignal(number) == before

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import cast
 
 import numpy as np
 import pytest
@@ -168,10 +169,11 @@ def test_the_page_asks_for_nothing_and_runs_its_own_script_alone() -> None:
 @pytest.mark.parametrize("name", ["smile", 'say "ah"', "back\\slash", "笑 😀", "it's", "\u202etfel", "ابت"])
 def test_the_line_to_copy_is_python_that_names_the_direction(name: str) -> None:
     (cards,) = Page(page([unmeasured((name,))])).data.values()
-    lines = [ast.parse(line, mode="eval").body for line in cards["snippet"]]  # type: ignore[attr-defined]
+    snippet = cast(list[str], cards["snippet"])
+    lines = [ast.parse(line, mode="eval").body for line in snippet]
     assert all(isinstance(line, ast.Call) and ast.unparse(line.func) == "directions.applied" for line in lines)
-    assert all(line.isprintable() for line in cards["snippet"])  # type: ignore[attr-defined]
-    turning = {unicodedata.bidirectional(c) for line in cards["snippet"] for c in line}  # type: ignore[attr-defined]
+    assert all(line.isprintable() for line in snippet)
+    turning = {unicodedata.bidirectional(c) for line in snippet for c in line}
     assert not turning & {"R", "AL"}  # they would change places with the scale
     assert [ast.literal_eval(line.args[1]) for line in lines] == [name] * 7
     assert [ast.literal_eval(line.args[2]) for line in lines] == [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]

@@ -28,11 +28,10 @@ def output_of(stopping: Stopping) -> str:
     return stopping.console.file.getvalue()
 
 
+@pytest.mark.usefixtures("hangup_counts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_every_trial_to_save_and_end(stopping: Stopping, number: int) -> None:
     before = signal.getsignal(number)
-    if before == signal.SIG_IGN:
-        pytest.skip("ignored where the tests run, as under nohup")
     stopping.folder.stop.touch()  # of a start that was killed
     with stopping:
         assert not stopping.folder.stop.exists() and not stopping.no_more_trials()
