@@ -3,7 +3,7 @@
 # make quick   those that need no Ray, no server, no browser and no other process that imports torch: in minutes
 # make mutants faults put into the modules that decide, one at a time: which of them the quick tests notice
 # make check   what CI checks beside the tests
-# make faults  real sweeps under real faults, about a quarter of an hour; LONG=1 for twice the kills
+# make faults  real sweeps under real faults, about twenty minutes; LONG=1 for twice the kills
 # make browser-test  what a person sees, in a real browser
 # make cluster-test  real sweeps on real Ray clusters on this machine, of hosts of their own where root runs it
 
@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE  # two processes of tests and dozens that they 
 
 # Tests write thousands of small files and wait for the disk to have them; memory has them at once. Where 8 GB of it are free.
 IN_MEMORY := $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 8000000 { print "/dev/shm" }')
-test quick faults cluster-test: export TMPDIR := $(or $(IN_MEMORY),$(TMPDIR),/tmp)
+test quick faults browser-test cluster-test: export TMPDIR := $(or $(TMPDIR),$(IN_MEMORY),/tmp)
 
 .PHONY: sweep test quick mutants check faults browser-test cluster-test install ops format clean
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.store.folder import SweepFolder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # sweeps of tests stay out of the developer's own store
 
 # By folder or file; they take long as well.
 _TOGETHER = {

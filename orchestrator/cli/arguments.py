@@ -139,7 +139,9 @@ def _looking(add: Add) -> None:
     seen.add_argument("--watch", action="store_true", help="again and again, until it has ended or Ctrl-C")
     seen.add_argument("--json", action="store_true", help="print the data instead")
     status.add_argument(
-        "--repair", action="store_true", help="after a crash: make Optuna and MLflow agree with what still runs"
+        "--repair",
+        action="store_true",
+        help="after a crash, or a move of the folder: make Optuna and MLflow agree with what is there",
     )
     report = add("report", "ranked trials, Pareto front, champion; and all of it as a page to open")
     report.add_argument("sweep", metavar="SWEEP")
@@ -284,9 +286,17 @@ def edit_options(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--animate", action="store_true", help="an animation, there and back (TO ends in .gif or .webp)")
     verb.add_argument("--grid", action="store_true", help="one picture: samples down, scales across, original included")
-    verb.add_argument("--frames", type=int, metavar="N", help="of an animation (default: 21) or across a grid (7)")
+    verb.add_argument(
+        "--frames", type=int, metavar="N", help="of an animation (default: 21), or at least N across a grid (7)"
+    )
     verb.add_argument("--from", type=float, dest="first", metavar="X", help="the first multiple of the scales")
-    verb.add_argument("--until", type=float, dest="last", metavar="X", help="the last (default: what stays faithful)")
+    verb.add_argument(
+        "--until",
+        type=float,
+        dest="last",
+        metavar="X",
+        help="the last (default: what stays faithful; across a grid, round scales on both sides of the original)",
+    )
     verb.add_argument("--batch", type=int, default=64, metavar="N", help="images drawn at a time (default: 64)")
     verb.add_argument("--settings", type=Path, metavar="FILE", help="repeat an edit; what else is given overrides it")
     verb.add_argument(

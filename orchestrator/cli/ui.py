@@ -92,8 +92,7 @@ def _end_with(parent: int) -> Callable[[], None] | None:
     """Return a function for a child to call before exec: the kernel then sends SIGTERM when `parent` ends.
 
     None where the system is not Linux, which alone offers this. The signal is not SIGKILL, so that MLflow can pass it
-    on to
-    its own children.
+    on to its own children.
     """
     if sys.platform != "linux":
         return None

@@ -43,7 +43,7 @@ class Frames(_Strict):
 def round_frames(low: float, high: float, count: int, scale: float = 1.0) -> Frames:
     """Return at least `count` frames whose scales are round numbers, as many below 0 as above, and 0 in the middle.
 
-    low, high: the range of multiples that they stay in, around 0; on one side alone where the other has no room.
+    low, high: the range of multiples that they stay in; of a range on one side of 0 the same length is taken on both.
     scale: what the multiples are multiplied with.
     """
     half = count // 2

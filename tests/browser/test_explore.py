@@ -60,6 +60,7 @@ def served(bundle: Path) -> Iterator[str]:
 def opened(browser: Browser, address: str) -> Iterator[Open]:
     """Opens the page; in the end nothing may have been fetched from elsewhere, and no error complained of."""
     asked: list[str] = []
+    origins: set[str] = set()
     complaints: list[str] = []
     contexts = []
 
@@ -73,6 +74,7 @@ def opened(browser: Browser, address: str) -> Iterator[Open]:
         view.on("request", lambda request: asked.append(request.url))
         view.on("console", lambda message: complaints.extend([message.text] if message.type == "error" else []))
         view.on("pageerror", lambda error: complaints.append(str(error)))
+        origins.add(at)
         view.goto(at)
         view.locator("#edited img").wait_for()
         return view
@@ -80,8 +82,7 @@ def opened(browser: Browser, address: str) -> Iterator[Open]:
     yield open_
     for context in contexts:
         context.close()
-    here = ("http://127.0.0.1:", "data:", "blob:")
-    assert [url for url in asked if not url.startswith(here)] == []
+    assert [url for url in asked if not url.startswith((*origins, "data:", "blob:"))] == []
     assert complaints == []
 
 

@@ -100,9 +100,9 @@ class SweepUnderTest:
     def environment(self) -> dict[str, str]:
         paths = f"{_INJECT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         own = {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        return {**os.environ, **own, _MARK: str(self.place), "TMPDIR": str(self.place / "tmp")} | (
-            {"FAULTS": str(self.place / "faults")} if self.plan else {}
-        )
+        own |= {_MARK: str(self.place), "TMPDIR": str(self.place / "tmp")}
+        own |= {"FAULTS": str(self.place / "faults")} if self.plan else {}
+        return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | own
 
     def _command(self, verb: str, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "orchestrator.cli", verb, *map(str, arguments), "--root", str(self.root)]

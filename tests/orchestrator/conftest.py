@@ -14,6 +14,7 @@ from unittest.mock import create_autospec, patch
 
 import pytest
 
+from orchestrator import interruption
 from orchestrator.trial.state import Report
 from tests.faults import machine
 
@@ -42,8 +43,9 @@ export: {{register: tiny-directions}}
 
 
 @pytest.fixture
-def hangup_counts() -> Iterator[None]:
-    """SIGHUP is not ignored, as it is in tests that run under `nohup`."""
+def hangup_counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGHUP is not ignored, as it is in tests that run under `nohup`, and leaves the terminal of the tests open."""
+    monkeypatch.setattr(interruption, "_leave_terminal", lambda: None)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)

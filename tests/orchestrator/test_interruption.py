@@ -1,7 +1,10 @@
 """Requests to end reach every wait of the main thread."""
 
 import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +34,7 @@ def test_each_of_them_is_handled_for_the_duration_of_a_block(number: int) -> Non
     assert asked == [True] and signal.getsignal(number) == before
 
 
+@pytest.mark.usefixtures("hangup_counts")
 def test_signals_that_come_together_are_one_request_and_each_ctrl_c_is_its_own() -> None:
     asked: list[bool] = []
     with interruption.handled(lambda: asked.append(True)):
@@ -40,6 +44,31 @@ def test_signals_that_come_together_are_one_request_and_each_ctrl_c_is_its_own()
         send(signal.SIGINT)
         send(signal.SIGINT)
     assert len(asked) == 3
+
+
+_BESIDE_A_TERMINAL = """
+import os, time
+from orchestrator import interruption
+asked = []
+with interruption.handled(lambda: asked.append(True)):
+    print("begun", flush=True)
+    while not asked:
+        time.sleep(0.01)
+    print("to nowhere", flush=True)
+os._exit(7)
+"""
+
+
+def test_a_process_whose_terminal_has_closed_goes_on_printing() -> None:
+    own, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _BESIDE_A_TERMINAL], stdout=its, stderr=its, start_new_session=True
+    )
+    os.close(its)
+    assert os.read(own, 100).startswith(b"begun")
+    os.close(own)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == 7
 
 
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:

@@ -5,10 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
 
 import psutil
 import pytest
@@ -39,25 +41,36 @@ def test_the_trials_of_the_newest_sweep_come_last_and_open(
 ) -> None:
     (tmp_path / "mlflow.db").touch()
     trials = [f"{name}: trials, charts and pictures  http://here/#/{name}" for name in "ab"]
-    opened: list[str] = []
+    opened: Queue[tuple[int, str]] = Queue()
     monkeypatch.setattr(ui, "links", lambda root, address: [trials[0], trials[1], "b: model  http://here/#/models/b"])
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(ui, "moved", lambda root: f"{root} was moved")
+    monkeypatch.setattr(ui, "_open", lambda port, page: opened.put((port, page)))
+    monkeypatch.setattr(ui, "_until_interrupted", lambda command: 0)
     for name in ("WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DISPLAY", display)
-
-    def server(command: list[str]) -> int:
-        with socket.create_server(("127.0.0.1", int(command[command.index("--port") + 1]))):
-            _wait(lambda: bool(opened) or not (browser and display), "the page is opened")
-        return 0
-
-    monkeypatch.setattr(ui, "_until_interrupted", server)
+    started = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     assert serve(tmp_path, port, Console(width=200), browser) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "Start here:  http://here/#/b"
-    assert opened == (["http://here/#/b"] if browser and display else [])
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == f"{tmp_path} was moved" and said[-1] == "Start here:  http://here/#/b"
+    _wait(lambda: threading.active_count() == started, "the thread that opens the page has ended")
+    assert opened.empty() != bool(browser and display)
+    assert opened.empty() or opened.get() == (port, "http://here/#/b")
+
+
+def test_a_page_is_opened_once_its_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(ui, "_START_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ui._open(port, "http://here")
+    assert opened == ["http://here"]
+    ui._open(port, "http://away")
+    assert opened == ["http://here"], "a server that never answers"
 
 
 @pytest.mark.parametrize("content", ["{", "{}"])

@@ -114,6 +114,7 @@ def test_a_password_that_is_a_word_of_the_page_spoils_none(tmp_path: Path) -> No
     assert all(page == pages[0] for page in pages)
 
 
+@pytest.mark.slow
 def test_every_chart_has_its_numbers_as_a_table(finished: SweepFolder) -> None:
     shown = sections(read(finished))
     assert [each.anchor for each in shown] == ["front", "importance", "slices", "history", "curves"]

@@ -98,7 +98,7 @@ def test_a_store_that_cannot_be_written_to_is_told_and_left_as_it_is(root: Path,
     assert _addresses(place) == before
 
 
-def test_every_verb_tells_of_it_and_repair_mends_it(
+def test_a_sweep_and_status_tell_of_it_and_repair_mends_it(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = _moved(root, tmp_path / "project")

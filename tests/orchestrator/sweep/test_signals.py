@@ -12,6 +12,7 @@ from tests.faults.sweep_under_test import ITERATIONS, SweepUnderTest, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+@pytest.mark.usefixtures("hangup_counts")
 @pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, True), (signal.SIGHUP, False)])
 def test_it_ends_within_seconds_and_says_what_is_kept(
     tiny_model: Path, tmp_path: Path, number: int, whole_group: bool
