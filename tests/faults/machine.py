@@ -60,19 +60,18 @@ def readers(scenario: Scenario, examples: int) -> None:
 def facts(minutes: float, seed: int, starts: str) -> str:
     """The head of results.md."""
     usual = Path(tempfile.gettempdir())
-    disk = max(
-        (each for each in psutil.disk_partitions(all=True) if usual.is_relative_to(each.mountpoint)),
-        key=lambda each: len(each.mountpoint),
-    ).fstype
+    disks = [each for each in psutil.disk_partitions(all=True) if usual.is_relative_to(each.mountpoint)]
+    disk = max(disks, key=lambda each: len(each.mountpoint)).fstype
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONED)
+    machine = f"{os.cpu_count()} cores ({_processor()}), {memory:.0f} GiB, files in {disk}"
     return f"""# What sweeps go through
 
 Written by `make faults` on {datetime.now(UTC):%Y-%m-%d}, in {minutes:.1f} minutes, from seed {seed}: real processes, a
 real MLflow server, a model of random weights, sweeps of a few small learned trials. "Equal" is to the last
 digit, against the same sweep undisturbed.
 
-Machine: {os.cpu_count()} cores ({_processor()}), {memory:.0f} GiB, files in {disk}; Python {platform.python_version()}, {versions}.
+Machine: {machine}; Python {platform.python_version()}, {versions}.
 {starts}
 
 """
