@@ -130,7 +130,7 @@ def shifted(
     A network that torch.compile has compiled runs uncompiled inside the block: compiled code leaves out new hooks.
     Raises `error` where the network lacks the submodule, the shapes do not agree, or the scheduler cannot be used.
     """
-    network = getattr(network, "_orig_mod", network)  # the network that torch.compile has wrapped
+    network = _uncompiled(network)
     module = dict(network.named_modules()).get(place.tap) if isinstance(network, nn.Module) else None
     if module is None:
         kind = type(network).__name__
@@ -197,11 +197,14 @@ def steps_watched(
     network: nn.Module, timesteps: Sequence[float], steps: int | None, place: ShiftSite
 ) -> Iterator[None]:
     """Warn at the end of the block where its last image took another number of steps than `steps`, or the set's own."""
+    network, inverted = _uncompiled(network), False
     taken: list[float] = []  # timesteps of the last image
 
     def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal inverted
         t = _timestep(network, place, args, kwargs)
         if taken and t > taken[-1]:
+            inverted = len(taken) == 1  # the timesteps rise
             taken.clear()  # another image
         if not taken or t != taken[-1]:
             taken.append(t)
@@ -212,11 +215,12 @@ def steps_watched(
     finally:
         hook.remove()
     expected = steps or len(timesteps)
-    count = _steps_taken(taken, timesteps, expected)
-    if count != expected:
+    count = expected if inverted else _steps_taken(taken, timesteps, expected)
+    if count not in (expected, 2 * expected - 1):  # samplers of second order call the network between steps, too
         warnings.warn(
             f"the pipeline took {count} steps, and the shifts are those of {expected}, so that the edit was "
-            f"{count / expected:.2g} times as strong: give applied(..., steps={count})",
+            f"{count / expected:.2g} times as strong: give applied(..., steps={count}), unless its sampler calls the "
+            "network between steps",
             stacklevel=5,  # the block in the user's code
         )
 
@@ -234,6 +238,12 @@ def _steps_taken(taken: Sequence[float], timesteps: Sequence[float], expected: i
         return expected
     estimated = len(timesteps) * apart * (len(taken) - 1) / (taken[0] - taken[-1])
     return expected if abs(estimated / expected - 1) < 0.1 else round(estimated)
+
+
+def _uncompiled(network: nn.Module) -> nn.Module:
+    """Return the network that torch.compile has wrapped; any other one as it is."""
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    return inner
 
 
 def _timestep(network: nn.Module, place: ShiftSite, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:

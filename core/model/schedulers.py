@@ -51,28 +51,23 @@ def as_run(scheduler: Any, name: str) -> Any:
     """Return the scheduler that this package runs in place of `scheduler`. Raises ModelError for an unsupported one."""
     kind = type(scheduler).__name__
     refuse_kind(kind, name)
-    options = _options_of(type(scheduler))
-    _refuse_options(kind, {option: value for option, value in scheduler.config.items() if option in options}, name)
+    # An option that the scheduler's class does not know is a leftover that its own chain does not heed either.
+    options = inspect.signature(type(scheduler)).parameters
+    known = {option: value for option, value in scheduler.config.items() if option in options}
+    _refuse_options(kind, known, name)
     if kind in (*_THEMSELVES, *_BY_SIGMAS):
         return scheduler
     instead = "DPMSolverMultistepScheduler" if kind == _INVERSE else "DDIMScheduler"
-    # An option that the scheduler's class does not know is a leftover that its own chain does not heed either. One that
-    # is missing in its file keeps the default of its class; diffusers would take that of the other class.
-    known = {name: value for name, value in scheduler.config.items() if name in _options_of(type(scheduler))}
+    # An option that is missing in its file has the default of its class; diffusers would take that of the other class.
     try:
         with quiet_diffusers():
             return class_of({"_class_name": instead}).from_config({**known, "_use_default_values": []}, **PLAIN)
     except Exception as error:
-        raise ModelError(f"model '{name}': its {kind} cannot be run as DDIM: {first_line(error)}") from error
-
-
-def _options_of(kind: type) -> list[str]:
-    """Return the names of the options that a class of schedulers knows."""
-    return list(inspect.signature(kind).parameters)
+        raise ModelError(f"model '{name}': its {kind} cannot be run as a {instead}: {first_line(error)}") from error
 
 
 def sampler_of(scheduler: Any) -> str:
-    """Return the name of diffusers' scheduler that steps as a chain of this one does."""
+    """Return the name of diffusers' scheduler whose steps a chain of this one takes, at the timesteps of this one."""
     kind = type(scheduler).__name__
     return kind if kind in _THEMSELVES else "DDIMScheduler"
 

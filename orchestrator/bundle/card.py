@@ -35,10 +35,13 @@ directions = DirectionSet.load(".")
 with directions.applied(pipeline.{network}, {edit}{asymmetric}):
     images = pipeline({arguments}num_inference_steps={steps}{eta}).images"""
 
-# The scheduler of the package's own chain, whatever the model's own is: it clips nothing (core.model.pretrained).
+# The steps of the package's own chain, whatever the model's own are: they clip nothing (core.model.schedulers).
 # "_use_default_values" is emptied, else this scheduler would use its own defaults for what the model's file leaves out.
 _SWAP = """\
-config = {{**pipeline.scheduler.config, "_use_default_values": []}}
+# The set was found with steps of {sampler}; where the model's own scheduler is another, its timesteps differ a little.
+known = signature(type(pipeline.scheduler)).parameters  # without what its file has left over of another scheduler
+config = {{name: value for name, value in pipeline.scheduler.config.items() if name in known}}
+config["_use_default_values"] = []
 pipeline.scheduler = {sampler}.from_config(config, clip_sample=False, thresholding=False)
 """
 _RESCALED = "pipeline.vqvae.register_to_config(scaling_factor=1.0)\n"
@@ -115,14 +118,18 @@ def _row(name: str, dial: Dial) -> str:
 def _use(directions: DirectionSet, for_hub: bool) -> str:
     origin = directions.provenance
     asymmetric = ", asymmetric=pipeline.scheduler" if origin.get("injection") == "asymmetric" else ""
+    family = _pipeline(origin)
+    named = _model(str(origin.get("model")), for_hub)
+    imports = [named.pop("imports"), "from inspect import signature" if "signature(" in family["before"] else ""]
     two = dict(zip(directions.names[:2], (1.0, -0.5), strict=False))
     values = {
-        **_model(str(origin.get("model")), for_hub),
+        **named,
+        "imports": "".join(f"{line}\n" for line in imports if line) + "\n" * any(imports),
         "name": _quoted(directions.names[0]),
         "edit": "{" + ", ".join(f"{_quoted(name)}: {scale}" for name, scale in two.items()) + "}",
         "steps": len(directions.timesteps),
         "asymmetric": asymmetric,
-        **_pipeline(origin),
+        **family,
     }
     return f"""With diffusers alone:
 
@@ -145,7 +152,7 @@ def _model(model: str, for_hub: bool) -> dict[str, str]:
     match origin_of(model):
         case "built-in":
             named = f'files("core.zoo") / {_quoted(model)}'
-            imports, whence = "from importlib.resources import files\n\n", "of h-space-orchestrator"
+            imports, whence = "from importlib.resources import files", "of h-space-orchestrator"
         case "hub":
             name, at, revision = model.partition("@")
             named = _quoted(name) + (f", revision={_quoted(revision)}" if at else "")

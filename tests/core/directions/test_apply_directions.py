@@ -280,7 +280,7 @@ def test_another_number_of_steps_is_warned_of(tmp_path: Path, taken: int, steps:
         sentences = [str(warning.message) for warning in caught]
         assert [sentence.split(" strong")[0] for sentence in sentences] == ([told] if told else [])
         assert all(warning.filename == __file__ for warning in caught)
-        assert all(sentence.endswith(f": give applied(..., steps={taken})") for sentence in sentences)
+        assert all(f": give applied(..., steps={taken}), unless its sampler" in sentence for sentence in sentences)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +297,36 @@ def test_another_number_of_steps_is_warned_of(tmp_path: Path, taken: int, steps:
 )
 def test_steps_are_counted_from_where_a_pipeline_begins(taken: tuple[int, ...], steps: int, count: int) -> None:
     assert apply_directions._steps_taken(taken, (750, 500, 250, 0), steps) == count
+
+
+class FluxLike(torch.nn.Module):
+    """Told its timestep in thousandths."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("passed", "warned"),
+    [
+        ((0.75, 0.5, 0.25, 0.0), False),
+        ((0.75, 0.7, 0.5, 0.4, 0.25, 0.1, 0.0), False),  # a sampler of second order: calls between the steps, too
+        ((0.0, 0.25, 0.5, 0.75), False),  # an inversion
+        ((0.75, 0.6, 0.45, 0.3, 0.15, 0.0), True),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_steps_are_counted_in_compiled_networks_of_any_sampler(
+    passed: tuple[float, ...], warned: bool, wrapped: bool
+) -> None:
+    network = FluxLike()
+    called: Any = torch.compile(network, backend="eager") if wrapped else network
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with apply_directions.steps_watched(called, (750, 500, 250, 0), None, apply_directions.ShiftSite()):
+            for t in passed:
+                called(torch.zeros(1), timestep=torch.tensor(t))
+    assert [f"took {len(passed)} steps" in str(each.message) for each in caught] == [True] * warned
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ def test_a_known_scheduler_that_is_set_to_other_noise_is_refused(
 
 
 def test_noise_that_ddim_has_not_is_told() -> None:
-    with pytest.raises(ModelError, match="^model 'tiny': its DDPMScheduler cannot be run as DDIM: sigmoid is not "):
+    with pytest.raises(ModelError, match="^model 'tiny': its DDPMScheduler cannot be run as a DDIMScheduler: sigmoid is not "):
         as_run(diffusers.DDPMScheduler(beta_schedule="sigmoid"), "tiny")
 
 
