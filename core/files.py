@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -20,8 +21,8 @@ _NO_WEIGHTS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the weights: fetch them with git lfs pull",
     b"<!doctype html": "is a web page, not the weights: download them again",
     b"<html": "is a web page, not the weights: download them again",
-    b"pk\x03\x04": "is what torch.save writes, under the name of a safetensors file: convert it",
 }
+ZIP = b"PK\x03\x04"  # how torch.save begins a file, whatever its name is
 _UMASK = os.umask(0o077)  # read by setting it, hence here, where no other thread makes files yet
 os.umask(_UMASK)
 # What files and folders may be used for: temporary ones, and those of safetensors, begin as their owner's alone.
@@ -82,7 +83,28 @@ def why_unreadable(path: Path, error: Exception) -> str:
             begins = stored.read(max(map(len, _NO_WEIGHTS))).lower()
             if what := next((what for start, what in _NO_WEIGHTS.items() if begins.startswith(start)), None):
                 return f"{file} {what}"
+            if begins.startswith(ZIP.lower()):
+                return f"{file} is what torch.save writes, under the name of a safetensors file; {conversion(file)}"
     return first_line(error)
+
+
+def conversion(path: Path) -> str:
+    """Return the end of a sentence: the command that converts a state dict of torch.save to safetensors beside it.
+
+    Tensors are cloned: safetensors refuses tensors that share memory, as those of LPIPS do.
+    """
+    target = str(path.with_suffix(".safetensors"))
+    return "convert it with: " + in_python(
+        "import torch; from safetensors.torch import save_file; "
+        f"weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
+        f"save_file({{k: v.contiguous().clone() for k, v in weights.items()}}, {target!r})"
+    )
+
+
+def in_python(code: str) -> str:
+    """Return the shell command that runs one line of Python."""
+    quoted = shlex.quote(code) if set(code) & set('"$`!\\') else f'"{code}"'
+    return f"python -c {quoted}"
 
 
 def open_regular(path: Path, follow: bool = True) -> BufferedReader:

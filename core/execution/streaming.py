@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from core.errors import UserError
+from core.model.alterations import has_own_forward
 from core.model.architecture import rebuilt
 from core.model.codec import Codec
 from core.model.cuts import Cut
@@ -111,7 +112,7 @@ def _kind(cut: Cut) -> "type[StreamedUNet | StreamedTransformer]":
 def _refuse_own_forward(denoiser: Denoiser) -> None:
     """Raise UserError where a module has a `forward` of its own, which may hold on to weights that are not fetched."""
     for name, module in denoiser.network.named_modules():
-        if "forward" in vars(module):
+        if has_own_forward(module):
             raise UserError(
                 f"weights: {name} of model '{denoiser.name}' has a forward of its own, which may hold other weights "
                 "than those that are fetched: such a network is not streamed"

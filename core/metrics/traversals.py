@@ -11,6 +11,7 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.errors import DirectionSetError, UserError
 from core.model.denoiser import Denoiser
+from core.progress import advanced
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling, draw_images
 
@@ -71,7 +72,7 @@ def draw_traversals(
         shift = on_device.shift(part[:, 1], scale[part[:, 2]])
         drawn = [seeds[m] for m in part[:, 0].tolist()]
         images.append(_draw(denoiser, schedule, drawn, shift, sampling))
-        sampling.drawn(len(drawn))
+        advanced("images", sum(map(len, images)), len(triples))
     shifted = torch.cat(images).reshape(len(seeds), len(directions), len(scales), *denoiser.sample_shape)
     plain = draw_plain(denoiser, schedule, seeds, sampling.batch, sampling.cache)
     return Traversals(plain, shifted, scales, shown_by(denoiser))

@@ -17,7 +17,12 @@ def own_behaviour(module: nn.Module) -> str | None:
     """Return what a call of the module runs beside its class's forward: "hooks", "a forward of its own" or None."""
     if any(getattr(module, hooks) for hooks in _HOOKS):
         return "hooks"
-    return "a forward of its own" if "forward" in vars(module) else None
+    return "a forward of its own" if has_own_forward(module) else None
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether a module has a `forward` that is not its class's."""
+    return "forward" in vars(module)
 
 
 def unaltered(module: object, *kinds: type[nn.Module]) -> bool:

@@ -22,7 +22,7 @@ _ROOT = ("model_index.json", "config.json", "scheduler_config.json")  # older mo
 _TEXT = tuple(f"text_encoder{number}" for number in ("", "_2", "_3"))
 _TOKENIZERS = tuple(f"tokenizer{number}" for number in ("", "_2", "_3"))
 _STEMS = dict.fromkeys((*NETWORKS, *CODECS), WEIGHTS) | dict.fromkeys(_TEXT, TRANSFORMERS_WEIGHTS)
-_IGNORED = ["*.fp16*", "*non_ema*", "*.safetensors.index.*.json"]  # of variants, as far as a pattern below names them
+_IGNORED = ["*-of-*.*.safetensors", "*.safetensors.index.*.json"]  # of variants, which patterns below would match too
 _LOST = ("TransportError", "ConnectionError", "TimeoutError")  # by name: the hub's client has changed its HTTP library
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from core.errors import ModelError, first_line
-from core.files import atomic_folder, why_unreadable
+from core.files import atomic_folder, in_python, why_unreadable
 from core.model.stored_weights import prefixed, reason
 from core.quiet import quiet_diffusers, quiet_transformers
 
@@ -77,10 +77,13 @@ def unpacked_before(file: Path) -> Path | None:
     if file.suffix != SUFFIX:
         raise ModelError(
             f"model '{file}' is not a safetensors file, and others are not read, for a pickle can run code; if you "
-            f'trust it, convert it once: python -c "import torch; from safetensors.torch import save_file; '
-            f"w = torch.load('{file}', map_location='cpu', weights_only=True); "
-            f"save_file({{k: v.clone() for k, v in w.get('state_dict', w).items() if hasattr(v, 'clone')}}, "
-            f"'{file.with_suffix(SUFFIX)}')\""
+            "trust it, convert it once: "
+            + in_python(
+                "import torch; from safetensors.torch import save_file; "
+                f"w = torch.load({str(file)!r}, map_location='cpu', weights_only=True); "
+                "save_file({k: v.clone() for k, v in w.get('state_dict', w).items() if hasattr(v, 'clone')}, "
+                f"{str(file.with_suffix(SUFFIX))!r})"
+            )
         )
     folder = _folder(file)
     if not folder.is_dir():

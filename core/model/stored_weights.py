@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from core.files import in_python
+
 _SHOWN = 3  # names in a sentence
 _OWN_CONFIGURATION = "take the config.json that was saved with the weights"
 # Parts of names -> what weights with such names are, and the cure.
@@ -26,11 +28,8 @@ _REASONS = (
         ("absmax", "quant_map", "quant_state", "SCB", "weight_scale", "scale_weight", "scaled_fp8"),
         "they are quantised: give the weights of 32 or 16 bits",
     ),
-    (
-        ("class_embedding.",),
-        f"the network is told a class, and its configuration has lost num_class_embeds: {_OWN_CONFIGURATION}",
-    ),
 )
+_CLASSES = f"the network is told a class, and its configuration has lost num_class_embeds: {_OWN_CONFIGURATION}"
 _ANOTHER = f"the configuration is of another network: {_OWN_CONFIGURATION}"
 # What wrappers of a part of a network put into the middle of names.
 _INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
@@ -45,13 +44,13 @@ def check_names(stored: Mapping[str, Tensor], network: Any, files: Sequence[Path
     computed = {name for name, _ in network.named_buffers()}  # of older versions, which saved them
     extra = [name for name in stored if name not in expected and name not in computed]
     missing = [name for name in expected if name not in stored]
-    if extra and missing and (sentence := wrapped(stored, expected, files)):
+    if extra and missing and (sentence := _wrapped(stored, expected, files)):
         raise ValueError(sentence)
     if extra:
-        raise ValueError(
-            f"it holds {_named(extra)} that its configuration has no place for: "
-            f"{reason(extra) or (_ANOTHER if not missing else f'it lacks {_named(missing)} too; {_ANOTHER}')}"
-        )
+        classes = _CLASSES if any("class_embedding." in name for name in extra) else None
+        other = f"it lacks {_named(missing)} too; {_ANOTHER}" if missing else _ANOTHER
+        why = reason(extra) or classes or other
+        raise ValueError(f"it holds {_named(extra)} that its configuration has no place for: {why}")
     if missing:
         raise ValueError(f"it lacks {_named(missing)}: the files are not whole, or {_ANOTHER}")
     for name, place in expected.items():
@@ -60,7 +59,7 @@ def check_names(stored: Mapping[str, Tensor], network: Any, files: Sequence[Path
             raise ValueError(f"{name} is of shape {shapes}")
 
 
-def wrapped(stored: Collection[str], expected: Collection[str], files: Sequence[Path]) -> str | None:
+def _wrapped(stored: Collection[str], expected: Collection[str], files: Sequence[Path]) -> str | None:
     """Return the sentence, with the cure, on names that a wrapper changed: "module.conv_in.weight". None for others."""
     if found := _prefixes(stored, expected):
         return prefixed(found, files)
@@ -93,10 +92,12 @@ def _prefixes(stored: Collection[str], expected: Collection[str]) -> list[str]:
 
 
 def _command(renamed: str, files: Iterable[Path]) -> str:
+    """Return the command that stores the renamed weights; the files as they were stay beside them as *.before."""
     paths = [str(file) for file in files]
-    return (
-        f'python -c "from safetensors.torch import load_file, save_file; '
-        f"[save_file({renamed}, f, {{'format': 'pt'}}) for f in {paths} for w in [load_file(f)]]\""
+    return in_python(
+        "import os; from safetensors.torch import load_file, save_file; "
+        f"[(os.rename(f, f + '.before'), save_file({renamed}, f, {{'format': 'pt'}})) "
+        f"for f in {paths} for w in [load_file(f)]]"
     )
 
 

@@ -4,6 +4,7 @@ The font is DejaVu Sans, which comes inside the package matplotlib. matplotlib i
 writes into the user's home.
 """
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -31,7 +32,7 @@ def drawable(text: str) -> str:
 
 def text_width(text: str) -> int:
     """Return the width of a label in pixels, rounded up."""
-    return -int(-label_font().getlength(text) // 1)
+    return math.ceil(label_font().getlength(text))
 
 
 def wrapped(text: str, width: int) -> list[str]:

@@ -6,8 +6,8 @@ same with and without a cache: bit by bit where `batch` divides the cache's `blo
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -25,24 +25,18 @@ H = "h"
 _FORMAT = 2  # increase it whenever the samples of an unchanged key change
 
 
-def _not_counted(_: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Sampling:
     """How the samples of a set are drawn.
 
     injection, window: how and within which training timesteps [high, low] they are shifted; batch: samples at a time,
-    which changes nothing beyond rounding; cache: where unshifted samples are read and kept; drawn: called with the
-    number of images whenever shifted ones of a traversal are drawn.
+    which changes nothing beyond rounding; cache: where unshifted samples are read and kept.
     """
 
     injection: Injection = "symmetric"
     window: tuple[int, int] | None = None
     batch: int = 64
     cache: SampleCache | None = None
-    drawn: Callable[[int], object] = field(default=_not_counted, compare=False)
 
 
 def before_step(i: int) -> str:

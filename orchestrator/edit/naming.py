@@ -16,6 +16,7 @@ from core.metrics.calibration import SCALES, SEEDS, STRENGTH, Calibrated, with_d
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.predictors.clip import parse_words
+from core.progress import Listener, listening
 from core.samples.draw import Sampling
 from orchestrator.bundle.files import GALLERY, PICTURE, Bundle, Format, bundle_of, write_bundle
 from orchestrator.bundle.gallery import ShownSet, page
@@ -93,11 +94,25 @@ def _set_with_images(
     session: EditSession, attributes: Attributes | None = None, named_by: str = "attributes"
 ) -> Calibrated:
     """Return the set and its images: unchanged where it has dials and no attributes are given, else measured now."""
-    with progress_bar(Console(stderr=True), _images(session)) as advance:
-        return _drawn(session, attributes, named_by, Sampling(session.injection, session.window, drawn=advance))
+    with progress_bar(Console(stderr=True), _images(session)) as advance, listening(_shown_by(advance)):
+        return _drawn(session, attributes, named_by)
 
 
-def _drawn(session: EditSession, attributes: Attributes | None, named_by: str, sampling: Sampling) -> Calibrated:
+def _shown_by(advance: Callable[[int], object]) -> Listener:
+    """Return a listener that moves a bar to as many images as are drawn, back where they are drawn anew."""
+    shown = 0
+
+    def listen(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        if what == "images":
+            advance(done - shown)
+            shown = done
+
+    return listen
+
+
+def _drawn(session: EditSession, attributes: Attributes | None, named_by: str) -> Calibrated:
+    sampling = Sampling(session.injection, session.window)
     directions, chain = session.directions, (session.denoiser, session.schedule)
     if directions.dials and attributes is None:
         draw = partial(draw_traversals, *chain, directions, SEEDS, SCALES)

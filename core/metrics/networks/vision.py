@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelError, first_line
-from core.files import why_unreadable
+from core.files import in_python, why_unreadable
 from core.metrics.networks.extractor import Extractor
-from core.metrics.networks.weights import digest, in_python
+from core.metrics.networks.weights import digest
 from core.pictures.traversal_grid import to_picture
 from core.predictors.image_model import REQUIRED, configuration, find_folder, read_model, refuse_lacking, refuse_pickles
 

@@ -1,7 +1,6 @@
 """Read the weights of published networks from safetensors files, and refuse files that do not fit in one sentence."""
 
 import hashlib
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.errors import ModelError
-from core.files import PICKLES, why_unreadable
+from core.files import PICKLES, ZIP, conversion, why_unreadable
 
-_ZIP = b"PK\x03\x04"  # how torch.save begins a file, whatever its name is
 _COUNTER = "num_batches_tracked"  # of a batch normalisation; nothing depends on it once it is frozen
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -78,27 +76,8 @@ def digest(files: Iterable[Path]) -> str:
     return total.hexdigest()[:8]
 
 
-def conversion(path: Path) -> str:
-    """Return the end of a sentence: the command that converts a state dict of torch.save to safetensors beside it.
-
-    Tensors are cloned: safetensors refuses tensors that share memory, as those of LPIPS do.
-    """
-    target = str(path.with_suffix(".safetensors"))
-    return "convert it with: " + in_python(
-        "import torch; from safetensors.torch import save_file; "
-        f"weights = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
-        f"save_file({{k: v.contiguous().clone() for k, v in weights.items()}}, {target!r})"
-    )
-
-
-def in_python(code: str) -> str:
-    """Return the shell command that runs one line of Python."""
-    quoted = shlex.quote(code) if set(code) & set('"$`!\\') else f'"{code}"'
-    return f"python -c {quoted}"
-
-
 def _is_pickle(path: Path) -> bool:
     if path.suffix.lower() in PICKLES:
         return True
     with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
+        return file.read(len(ZIP)) == ZIP

@@ -103,6 +103,27 @@ def test_timesteps_and_noise_are_those_of_the_models_own_scheduler(
 
 
 @OLD_NUMPY
+@pytest.mark.parametrize("kind", (*LIKE_DDIM, "PNDMScheduler", *BY_SIGMAS))
+def test_what_a_file_leaves_out_is_what_its_own_class_has(tmp_path: Path, kind: str) -> None:
+    """A chain of PNDM ends at the noise of t=0, one of DDIM without noise, where their files say nothing."""
+    timesteps, sigmas = chain_of(getattr(diffusers, kind)())
+    schedule = Schedule.ddim(Denoiser(tiny_unet(), read(tmp_path, kind), "tiny"), STEPS)
+    assert schedule.timesteps == tuple(timesteps)
+    found = [s / a if a else math.inf for a, s in zip(schedule.signal, schedule.noise, strict=True)]
+    assert found == pytest.approx(sigmas, rel=1e-4, abs=1e-6)
+
+
+@OLD_NUMPY
+def test_a_scheduler_that_inverts_is_run_as_the_one_that_draws(tmp_path: Path) -> None:
+    told = {"use_karras_sigmas": True, "timestep_spacing": "trailing"}
+    chains = [
+        Schedule.ddim(Denoiser(tiny_unet(), read(tmp_path, f"DPMSolverMultistep{kind}", **told), "tiny"), STEPS)
+        for kind in ("InverseScheduler", "Scheduler")
+    ]
+    assert chains[0].timesteps == chains[1].timesteps and chains[0].noise == chains[1].noise
+
+
+@OLD_NUMPY
 @pytest.mark.parametrize("kind", BY_SIGMAS)
 def test_no_pass_of_a_chain_does_nothing(kind: str) -> None:
     for steps in (1, 2, 7, 61):
@@ -224,7 +245,7 @@ def test_a_known_scheduler_that_is_set_to_other_noise_is_refused(
 
 
 def test_noise_that_ddim_has_not_is_told() -> None:
-    with pytest.raises(ModelError, match="^model 'tiny': its DDPMScheduler cannot be run as a DDIMScheduler: sigmoid is not "):
+    with pytest.raises(ModelError, match="^model 'tiny': its DDPMScheduler cannot be run as a DDIMScheduler: sigmoid"):
         as_run(diffusers.DDPMScheduler(beta_schedule="sigmoid"), "tiny")
 
 
