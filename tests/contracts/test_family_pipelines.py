@@ -325,6 +325,29 @@ def test_the_code_on_a_card_draws_what_our_chain_draws(
     if name == "lcm" and injection == "asymmetric":
         pytest.skip("a consistency model's steps have no second part")
     denoiser = Denoiser.from_pretrained(evenly_spaced(folder(name), tmp_path / "model"), **use)
+    compare_with_card(denoiser, injection, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_code_on_a_card_heeds_no_option_that_is_left_over_of_another_scheduler(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Euler file with `set_alpha_to_one: false`: its own chain ends without noise."""
+    model = Path(shutil.copytree(folder("sd"), tmp_path / "model"))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
+    diffusers.EulerDiscreteScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="leading", steps_offset=1
+    ).save_pretrained(model / "scheduler")
+    told = json.loads((model / "scheduler/scheduler_config.json").read_text())
+    (model / "scheduler/scheduler_config.json").write_text(json.dumps({**told, "set_alpha_to_one": False}))
+    index = json.loads((model / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    compare_with_card(Denoiser.from_pretrained(model, **TEXT, size=64), "symmetric", tmp_path, monkeypatch)
+
+
+def compare_with_card(denoiser: Denoiser, injection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the code on the card of a set: it draws what our chain draws with the set, and not what it draws without."""
     found = set_of(denoiser)
     found = replace(found, provenance={**found.provenance, "injection": injection})
     found.save(tmp_path / "set")
