@@ -29,6 +29,17 @@ def test_sweeps_open_with_what_a_user_asks_first(sweep: Path) -> None:
     assert "<" not in header, "a figure that was not measured"
 
 
+def test_every_file_with_slow_tests_has_a_promise() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| slow tests |")[2].partition("\n\n")[0]
+    named = {
+        name for cells in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", cells)
+    }
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "pytest.mark.slow" in file.read_text() and file.name != Path(__file__).name:
+            path = file.relative_to(ROOT / "tests").with_suffix("")
+            assert named & {*path.parts, *(str(Path(*path.parts[n:])) for n in range(len(path.parts)))}, path
+
+
 def test_no_path_of_one_machine() -> None:
     for document in [*DOCUMENTS, *SWEEPS, ROOT / "Makefile", ROOT / "pyproject.toml"]:
         assert not re.search(r"(^|\s)/(home|root|Users|work)/", document.read_text()), document.name
