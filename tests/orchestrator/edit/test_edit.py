@@ -14,6 +14,7 @@ from rich.console import Console
 
 from core.metrics import draw_traversals
 from core.pictures.traversal_grid import grid, to_picture
+from core.progress import listening
 from core.samples.draw import Sampling
 from orchestrator.cli import main as cli
 from orchestrator.edit.edit import edit
@@ -247,11 +248,13 @@ def test_no_two_samples_share_a_file(stems: list[str], names: list[str]) -> None
 
 
 def test_every_image_of_a_traversal_is_counted(bundle: Path) -> None:
-    session, counts = EditSession.open(bundle, ModelOptions(device="cpu")), list[int]()
-    draw_traversals(
-        session.denoiser, session.schedule, session.directions, [0], (-1.0, 1.0), Sampling(batch=3, drawn=counts.append)
-    )
-    assert counts == [3, 3, 2]  # one seed, four directions, two scales
+    session, told = EditSession.open(bundle, ModelOptions(device="cpu")), list[tuple[str, int, int]]()
+    with listening(lambda *each: told.append(each)):
+        draw_traversals(
+            session.denoiser, session.schedule, session.directions, [0], (-1.0, 1.0), Sampling(batch=3)
+        )
+    of_images = [each for each in told if each[0] == "images"]
+    assert of_images == [("images", 3, 8), ("images", 6, 8), ("images", 8, 8)]  # one seed, four directions, two scales
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_a_method_that_does_not_train_reports_once(
     heard: set[str] = set()
     context = TrialContext(advanced=lambda what, done, total: heard.add(what))
     [told] = reports_of(tmp_path, parameters, sweep_with(tiny_model, method=parameters["method"]), context=context)
-    assert heard == ({"samples", "steps"} if parameters["method"] == "jacobian" else {"samples"})
+    assert heard == {"samples", "images"} | ({"steps"} if parameters["method"] == "jacobian" else set())
     files, directions = sorted(file.name for file in TrialFolder(tmp_path).result().iterdir()), set_of(tmp_path)
     assert files == ["directions", "manifest.json", "state.json", "traversal.png"]
     assert told.global_step == 7 and told.curve == told.notes == [] and told.find_seconds > 0
