@@ -250,9 +250,7 @@ def test_no_two_samples_share_a_file(stems: list[str], names: list[str]) -> None
 def test_every_image_of_a_traversal_is_counted(bundle: Path) -> None:
     session, told = EditSession.open(bundle, ModelOptions(device="cpu")), list[tuple[str, int, int]]()
     with listening(lambda *each: told.append(each)):
-        draw_traversals(
-            session.denoiser, session.schedule, session.directions, [0], (-1.0, 1.0), Sampling(batch=3)
-        )
+        draw_traversals(session.denoiser, session.schedule, session.directions, [0], (-1.0, 1.0), Sampling(batch=3))
     of_images = [each for each in told if each[0] == "images"]
     assert of_images == [("images", 3, 8), ("images", 6, 8), ("images", 8, 8)]  # one seed, four directions, two scales
 
