@@ -31,5 +31,5 @@ baseline = random.find(denoiser, schedule, random.Settings(directions=len(AREAS)
 for name, directions in {"contrast": find(denoiser, schedule), "random": baseline}.items():
     equal = calibrate(denoiser, schedule, directions, strength=0.5)  # scale 1.0 of both moves images equally far
     measured = evaluate(denoiser, schedule, equal, REPORT_SEEDS[:12], REPORT_SEEDS[12:60])
-    print(name, {metric: round(value, 2) for metric, value in measured.metrics.items()})
+    print(name, {metric: round(figure.value, 2) for metric, figure in measured.figures.items()})
     equal.save(name)

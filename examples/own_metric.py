@@ -4,17 +4,18 @@ from core import Denoiser, Schedule
 from core.execution.lean import lean
 from core.methods import pca, random
 from core.metrics import Traversals, draw_traversals
+from core.metrics.intervals import Figure, of_mean
 from core.randomness import REPORT_SEEDS
 
 WIDTH = 3  # of the border, in pixels
 
 
-def border_share(traversals: Traversals) -> float:
+def border_share(traversals: Traversals) -> Figure:
     """How much of a change falls on the border: 1 where it changes like the whole image, 0 where it stays as it was."""
-    change = (traversals.shifted - traversals.plain[:, None, None]).abs()  # [M, K, A, C, H, W]
+    change = (traversals.shifted - traversals.plain[:, None, None]).abs().mean(dim=(2, 3))  # [M, K, H, W]
     border = torch.ones(change.shape[-2:], dtype=torch.bool)
     border[WIDTH:-WIDTH, WIDTH:-WIDTH] = False
-    return float(change[..., border].mean() / change.mean())
+    return of_mean(change[..., border].mean(dim=2) / change.mean(dim=(2, 3)).clamp(min=1e-12))
 
 
 denoiser = lean(Denoiser.from_pretrained("toyfaces"))
@@ -25,4 +26,6 @@ sets = {
 }
 for name, directions in sets.items():
     traversals = draw_traversals(denoiser, schedule, directions, seeds=REPORT_SEEDS[:8])
-    print(f"{name}: border share {border_share(traversals):.2f}")
+    share = border_share(traversals)
+    low, high = share.interval
+    print(f"{name}: border share {share.value:.2f} [{low:.2f}, {high:.2f}]")

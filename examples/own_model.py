@@ -13,7 +13,7 @@ name: own-model
 model: own-model
 sampler: {steps: 6}
 search: {directions: {choice: [4, 8]}}
-objectives: [{identifiability: max}]
+objectives: [{factor_score: max}]
 """
 
 torch.manual_seed(0)

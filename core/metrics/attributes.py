@@ -5,22 +5,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from core.metrics.intervals import Figure, of_directions, weights
 from core.metrics.traversals import Traversals
 from core.predictors.attributes import Attributes
 
 
-def effects(
+def effects_by_sample(
     traversals: Traversals,
     attributes: Attributes,
     reference: Tensor,
     batch: int = 64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return how much each of K directions moves each of P attributes: [K, P], signed.
+    """Return how much each of K directions moves each of P attributes of each of M samples: [M, K, P], signed.
 
-    An effect is half the difference between the scores at the largest and at the smallest scale, mean over samples, in
-    standard deviations of the attribute over the unshifted reference [N, *sample_shape] (N >= 2). The effect is 0 where
-    the attribute does not vary in the reference. `device` is where the predictor expects its images.
+    An effect is half the difference between the scores at the largest and at the smallest scale, in standard deviations
+    of the attribute over the unshifted reference [N, *sample_shape] (N >= 2). The effect is 0 where the attribute does
+    not vary in the reference. `device` is where the predictor expects its images.
     Source: the attribute re-scoring matrix of WarpedGANSpace (Tzelepis et al., arXiv 2109.13357), as an effect size.
     """
     samples, directions = traversals.shifted.shape[:2]
@@ -29,8 +30,22 @@ def effects(
         for ends in (traversals.positive, traversals.negative)
     )
     deviation = _score(attributes, reference, traversals.images, batch, device).std(dim=0)  # [P]
-    moved = (high - low).mean(dim=0) / 2  # [K, P]
-    return torch.where(deviation > 1e-6, moved / deviation.clamp(min=1e-6), 0.0)
+    return torch.where(deviation > 1e-6, (high - low) / 2 / deviation.clamp(min=1e-6), 0.0)
+
+
+def attribute_figures(by_sample: Tensor, prefix: str = "") -> dict[str, Figure]:
+    """Return disentanglement and coverage, given the effects on each sample [M, K, P], which are resampled.
+
+    prefix: of the figures' names.
+    """
+    drawn = weights(len(by_sample))
+    resampled = torch.einsum("bm,mkp->bkp", drawn, by_sample.double()) / len(by_sample)
+    effect = by_sample.mean(dim=0)
+    counts = torch.tensor([coverage(each) for each in resampled], dtype=torch.float64)
+    return {
+        f"{prefix}disentanglement": of_directions(_share(effect), _share(resampled), len(by_sample)),
+        f"{prefix}coverage": Figure(coverage(effect), counts, len(by_sample)),
+    }
 
 
 def disentanglement(effect: Tensor) -> float:
@@ -62,7 +77,7 @@ def controlled(effect: Tensor, min_effect: float = 0.5, min_share: float = 0.4) 
 
 def _share(effect: Tensor) -> Tensor:
     size = effect.abs()
-    return size.amax(dim=1) / size.sum(dim=1).clamp(min=1e-12)
+    return size.amax(dim=-1) / size.sum(dim=-1).clamp(min=1e-12)
 
 
 def _score(

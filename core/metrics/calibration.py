@@ -16,7 +16,7 @@ from torch import Tensor
 from core.chain.schedule import Schedule
 from core.directions.dials import Dial
 from core.directions.direction_set import DirectionSet
-from core.metrics.attributes import controlled, effects
+from core.metrics.attributes import controlled, effects_by_sample
 from core.metrics.consistency import agreement, distinctness
 from core.metrics.features import features_of, standardise
 from core.metrics.networks.extractor import Extractor
@@ -63,7 +63,7 @@ def with_dials(
         distinctness  1 less the largest |cosine| of its mean change with that of another direction
         low, high     the scales up to which the median sample is as near to an unshifted sample as TYPICAL_QUANTILE of
                       all unshifted samples are to another one; interpolated between the SCALES that were drawn
-        effects       how far scale 1 moves each attribute (`core.metrics.attributes.effects`)
+        effects       how far scale 1 moves each attribute (`core.metrics.attributes.effects_by_sample`)
 
     A direction that controls an attribute (as `coverage` defines it) and has no name yet gets the name of the
     attribute. Several directions that control the same attribute are numbered, strongest first. The sign is chosen so
@@ -157,7 +157,7 @@ def _effects(
         return None
     ends = [drawn.scales.index(-1.0), drawn.scales.index(1.0)]
     at_one = replace(drawn, shifted=drawn.shifted[:, :, ends], scales=(-1.0, 1.0))
-    return effects(at_one, attributes, reference, batch, denoiser.device)
+    return effects_by_sample(at_one, attributes, reference, batch, denoiser.device).mean(dim=0)
 
 
 def _unused(name: str, taken: Sequence[str]) -> str:

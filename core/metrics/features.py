@@ -48,10 +48,15 @@ def _encode(denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
 
 
 def standardise(features: Tensor, reference: Tensor) -> Tensor:
-    """Return features [..., F], minus the mean of a reference [N, F], in standard deviations of the reference.
+    """Return features [..., F], minus the mean of a reference [N, F], in standard deviations of the reference."""
+    return (features - reference.mean(dim=0)) / deviation_of(reference)
 
-    The deviation of a feature is taken as at least 1 % of the average deviation, so that a feature that hardly varies
-    in the reference does not dominate the others.
+
+def deviation_of(reference: Tensor) -> Tensor:
+    """Return the standard deviation of each feature [F] over a reference [N, F].
+
+    It is taken as at least 1 % of the average deviation, so that a feature that hardly varies in the reference does not
+    dominate the others.
     """
     deviation = reference.std(dim=0)
-    return (features - reference.mean(dim=0)) / deviation.clamp(min=max(0.01 * float(deviation.mean()), 1e-12))
+    return deviation.clamp(min=max(0.01 * float(deviation.mean()), 1e-12))

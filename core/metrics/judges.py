@@ -7,17 +7,16 @@
 A metric is absent where its network is. The provenance of a set lists the networks that were used (`judged_by`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from core.metrics import fidelity
+from core.metrics.fidelity import enough_for_fid, fid_by_sample, kid
+from core.metrics.intervals import Figure, of_mean
 from core.metrics.networks import Extractor, Lpips, load_features, load_identity, load_inception, load_lpips
 from core.metrics.traversals import Traversals
-
-_SUBSET = 1000  # images in a subset of the KID, as in torchmetrics
 
 
 @dataclass(frozen=True)
@@ -55,31 +54,36 @@ class Judges:
         networks = {name: getattr(self, name) for name in ("features", "inception", "lpips", "identity")}
         return {name: network.name for name, network in networks.items() if network is not None}
 
-    def measure(self, traversals: Traversals, reference: Tensor, batch: int) -> dict[str, float]:
-        """Return the metrics of the networks that are present, for the images at the largest and smallest scales.
+    def measure(self, traversals: Traversals, reference: Tensor, batch: int) -> dict[str, Figure]:
+        """Return the metrics of the networks that are present.
 
         reference: unshifted samples [N, *sample_shape], none of which is in the traversals. fid and inception_kid
-        compare all images at both ends with the reference, and depend on the number of images. lpips and identity
-        compare each image at the largest scale with its own unshifted sample, mean over samples and directions.
+        compare the images at the largest and smallest scales with the reference; fid is left out where there are too
+        few of them for it. lpips is the mean over all scales, as FreeSliders (arXiv 2511.00103) takes it for "semantic
+        preservation"; identity is taken at the largest scale. Both compare an image with its own unshifted one.
         """
-        metrics: dict[str, float] = {}
+        figures: dict[str, Figure] = {}
         plain, positive = traversals.plain, traversals.positive
         if self.inception is not None:
-            ends = torch.cat([traversals.negative, positive]).flatten(0, 1)
-            shifted = features_in_batches(self.inception, ends, traversals.images, batch)
+            ends = torch.stack([traversals.negative, positive], dim=1).flatten(1, 2)  # [M, 2 K, ...]
+            flat = features_in_batches(self.inception, ends.flatten(0, 1), traversals.images, batch)
+            shifted = flat.reshape(len(plain), ends.shape[1], -1)
             unshifted = features_in_batches(self.inception, reference, traversals.images, batch)
-            size = min(_SUBSET, len(shifted), len(unshifted))
-            metrics["fid"] = fidelity.fid(shifted, unshifted)
-            metrics["inception_kid"] = fidelity.kid_over_subsets(shifted, unshifted, subset_size=size)[0]
+            before = features_in_batches(self.inception, plain, traversals.images, batch)
+            figures["inception_kid"] = kid(shifted, before, unshifted)
+            if enough_for_fid(min(len(flat), len(unshifted)), flat.shape[1]):
+                figures["fid"] = fid_by_sample(shifted, unshifted)
         if self.lpips is not None:
-            apart = [self.lpips(*pair).mean() for pair in _pairs(plain, positive, traversals.images)]
-            metrics["lpips"] = float(torch.stack(apart).mean())
+            whole = traversals.shifted.flatten(1, 2)  # [M, K A, ...]
+            apart = [self.lpips(*pair) for pair in _pairs(plain, whole, traversals.images, batch)]
+            rows = torch.cat(apart).reshape(len(plain), *traversals.shifted.shape[1:3])
+            figures["lpips"] = of_mean(rows.mean(dim=2))
         if self.identity is not None:
-            before = features_in_batches(self.identity, plain, traversals.images, batch)  # [M, F]
+            face = features_in_batches(self.identity, plain, traversals.images, batch)  # [M, F]
             after = features_in_batches(self.identity, positive.flatten(0, 1), traversals.images, batch)
-            alike = torch.cosine_similarity(after.reshape(*positive.shape[:2], -1), before[:, None], dim=2)
-            metrics["identity"] = float(alike.mean())
-        return metrics
+            alike = torch.cosine_similarity(after.reshape(*positive.shape[:2], -1), face[:, None], dim=2)
+            figures["identity"] = of_mean(alike)
+        return figures
 
 
 NO_JUDGES = Judges()
@@ -92,7 +96,12 @@ def features_in_batches(
     return torch.cat([extractor.embed(images(part)) for part in torch.split(samples, batch)])
 
 
-def _pairs(plain: Tensor, positive: Tensor, images: Callable[[Tensor], Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return for each sample (its unshifted image, repeated K times; its shifted images), both [K, ...]."""
-    pairs = [(images(one[None]), images(shifted)) for one, shifted in zip(plain, positive, strict=True)]
-    return [(own.expand_as(shifted), shifted) for own, shifted in pairs]
+def _pairs(
+    plain: Tensor, shifted: Tensor, images: Callable[[Tensor], Tensor], batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each sample's unshifted image, repeated, with its shifted images [M, R, ...], `batch` of them at a time."""
+    for one, own in zip(plain, shifted, strict=True):
+        before = images(one[None])
+        for part in torch.split(own, batch):
+            after = images(part)
+            yield before.expand_as(after), after

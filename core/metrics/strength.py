@@ -77,13 +77,14 @@ def moved(
     directions: DirectionSet,
     seeds: Sequence[int] = SEEDS,
     sampling: Sampling = Sampling(),
+    extractor: Extractor | None = None,
 ) -> Tensor:
     """Return how far each direction moves images at scales -1 and 1: [K]; 1 is the distance of two unshifted samples.
 
     The root mean square change of standardised features, over samples and both signs, divided by the root mean square
-    difference of two independent samples. Source: ours.
+    difference of two independent samples. extractor: as in `calibrate`. Source: ours.
     """
-    return _DistanceUnit(denoiser, schedule, seeds, sampling).moved(directions)
+    return _DistanceUnit(denoiser, schedule, seeds, sampling, extractor).moved(directions)
 
 
 class _DistanceUnit:

@@ -16,7 +16,7 @@ from core.files import why_unreadable
 from core.pictures.traversal_grid import to_picture
 from core.predictors import clip
 from core.predictors.attributes import Attributes
-from core.predictors.embedded import embedded_predictor
+from core.predictors.embedded import embedded_predictor, second_embedded_predictor
 from core.predictors.image_model import REQUIRED, configuration, find_folder, read_model, refuse_lacking, refuse_pickles
 from core.quiet import quiet_transformers
 
@@ -51,6 +51,14 @@ def load(
     )
     _try_out(attributes, predictor)
     return attributes
+
+
+def load_second(predictor: str | None, model: str, device: torch.device | str = "cpu") -> Attributes | None:
+    """Return the predictor that only measures; without a name the second one that ships with `model`, or None.
+
+    Sets that were found with one predictor are measured with another. Raises what `load` raises.
+    """
+    return second_embedded_predictor(model, device) if predictor is None else load(predictor, model, device)
 
 
 def is_clip(predictor: str) -> bool:

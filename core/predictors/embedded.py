@@ -1,70 +1,56 @@
 """Attribute predictors of the embedded models: images in, named scores out."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.model.catalogue import MODELS, model_folder
 from core.predictors import digit_measures
+from core.predictors.attribute_net import AttributeNet
 from core.predictors.attributes import Attributes
 
 
-class AttributeNet(nn.Module):
-    """A small convolutional network with one output for each attribute (a regression, or a class logit)."""
+def predictor_folder(model: str, second: bool = False) -> Path:
+    """Return the folder of an embedded model's predictor; models that draw the same kind of images share one.
 
-    def __init__(self, channels: int, names: tuple[str, ...], width: int = 24) -> None:
-        super().__init__()
-        self.channels, self.names, self.width = channels, names, width
-        layers: list[nn.Module] = []
-        for inside, outside, stride in (
-            (channels, width, 1),
-            (width, 2 * width, 2),
-            (2 * width, 2 * width, 1),
-            (2 * width, 4 * width, 2),
-            (4 * width, 4 * width, 2),
-        ):
-            layers += [nn.Conv2d(inside, outside, 3, stride, 1), nn.GroupNorm(8, outside), nn.SiLU()]
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        self.head = nn.Sequential(nn.Linear(64 * width, 128), nn.SiLU(), nn.Linear(128, len(names)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the scores [N, A] of images [N, channels, H, W] in [-1, 1]."""
-        scores: Tensor = self.head(self.body(images))
-        return scores
-
-    def save(self, folder: Path) -> None:
-        """Write the weights and the settings into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / "attributes.safetensors")
-        settings = {"channels": self.channels, "names": list(self.names), "width": self.width}
-        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> "AttributeNet":
-        """Read a network that `save` wrote, frozen and in evaluation mode."""
-        settings = json.loads((folder / "config.json").read_text())
-        net = cls(settings["channels"], tuple(settings["names"]), settings["width"])
-        net.load_state_dict(load_file(folder / "attributes.safetensors"))
-        return net.eval().requires_grad_(False)
-
-
-def predictor_folder(model: str) -> Path:
-    """Return the folder of an embedded model's predictor; models that draw the same kind of images share one."""
-    return model_folder("toyfaces" if model.startswith("toyfaces") else model) / "attributes"
+    second: of the predictor that only measures; the models that draw faces have one.
+    """
+    owner = "toyfaces" if model.startswith("toyfaces") else model
+    return model_folder(owner) / ("second_attributes" if second else "attributes")
 
 
 def embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attributes | None:
     """Return the predictor of an embedded model, or None for any other model. It takes images, never latents."""
     if model not in MODELS:
         return None
-    net = AttributeNet.load(predictor_folder(model)).to(device)
+    net = AttributeNet.load(predictor_folder(model))
+    score = _scores_of(net, device)
+    if model != "digits":
+        return Attributes(net.names, score)
+
+    def score_and_measure(images: Tensor) -> Tensor:
+        return torch.cat([score(images), digit_measures.measure(images.float())], dim=1)
+
+    return Attributes(net.names + digit_measures.MEASURES, score_and_measure)
+
+
+def second_embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attributes | None:
+    """Return the second predictor of a model that draws faces, which only measures; None for any other model."""
+    if model not in MODELS or not model.startswith("toyfaces"):
+        return None
+    net = AttributeNet.load(predictor_folder(model, second=True))
+    return Attributes(net.names, _scores_of(net, device))
+
+
+def _scores_of(net: AttributeNet, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """Return the function images [N, C, H, W] -> scores [N, A] of a network, which moves to `device`."""
+    net = net.to(device)
 
     @torch.no_grad()
     def score(images: Tensor) -> Tensor:
-        scores = net(images.float())
-        return torch.cat([scores, digit_measures.measure(images.float())], dim=1) if model == "digits" else scores
+        scores: Tensor = net(images.float())
+        return scores
 
-    return Attributes(net.names + (digit_measures.MEASURES if model == "digits" else ()), score)
+    return score

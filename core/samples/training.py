@@ -14,6 +14,7 @@ from core.samples.cache import SampleCache
 from core.samples.draw import IMAGES, H, before_step, draw, draw_h
 
 RUN_SAMPLES = 1 << 20  # training samples reserved for each run seed
+RUNS = len(TRAIN_SEEDS) // RUN_SAMPLES  # run seeds are 0 to RUNS - 1
 SPREAD_SAMPLES = 256  # the first of them, on which methods that do not train measure the spread of h
 
 
@@ -22,9 +23,8 @@ def training_seeds(count: int, seed: int = 0) -> range:
 
     Raises UserError for a `seed` or a `count` out of range.
     """
-    runs = len(TRAIN_SEEDS) // RUN_SAMPLES
-    if not 0 <= seed < runs:
-        raise UserError(f"seed: got {seed}; allowed: 0 to {runs - 1}")
+    if not 0 <= seed < RUNS:
+        raise UserError(f"seed: got {seed}; allowed: 0 to {RUNS - 1}")
     if not 1 <= count <= RUN_SAMPLES:
         raise UserError(f"samples: got {count}; a run looks at 1 to {RUN_SAMPLES}")
     first = seed * RUN_SAMPLES

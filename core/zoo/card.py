@@ -12,11 +12,21 @@ import torch
 
 from core import Denoiser, Schedule, noise, sample
 from core.pictures.traversal_grid import grid
+from core.predictors.attribute_net import AttributeNet
 from core.predictors.digit_measures import MEASURES
-from core.predictors.embedded import embedded_predictor
+from core.predictors.embedded import embedded_predictor, predictor_folder
 from core.randomness import REPORT_SEEDS
 from core.zoo import model_folder
-from core.zoo.measures import GUIDANCE, STEPS, autoencoder_quality, load, predictor_quality, prompt_accuracy, steering
+from core.zoo.measures import (
+    GUIDANCE,
+    STEPS,
+    agreement,
+    autoencoder_quality,
+    load,
+    predictor_quality,
+    prompt_accuracy,
+    steering,
+)
 from core.zoo.recipes import RECIPES, Recipe
 from core.zoo.sentences import UNPROMPTED, WORDS
 
@@ -45,7 +55,7 @@ def card(name: str) -> str:
 
 {phases}
 
-{_latents(name, recipe)}{_sentences(name, recipe)}{_steering(name, recipe, denoiser)}
+{_latents(name, recipe)}{_sentences(name, recipe)}{_steering(name, recipe, denoiser)}{_second_predictor(name, denoiser)}
 
 **Limits.** For demonstrations, tests and method comparisons; its images mean nothing outside this project.
 Weights: Apache-2.0, as the project.
@@ -127,6 +137,28 @@ def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
 
 | attribute | effect | spread | {"accuracy" if recipe.classify else "R^2"} of the predictor |
 |---|---|---|---|
+{rows}"""
+
+
+def _second_predictor(name: str, denoiser: Denoiser) -> str:
+    """Return the section on the predictor that only measures; an empty text for a model without one."""
+    folder, recipe = predictor_folder(name, second=True), RECIPES["toyfaces"].predictors["second_attributes"]
+    if not folder.is_dir():
+        return ""
+    parameters = sum(p.numel() for p in AttributeNet.load(folder).parameters())
+    quality, agreed = predictor_quality(name, second=True), agreement(denoiser)
+    rows = "\n".join(f"| {factor} | {quality[factor]:.3f} | {agreed[factor]:.3f} |" for factor in quality)
+    text = f"""**The second predictor** (`{folder.parent.name}/{folder.name}/`) only measures: it judges what was found
+        with the first one. It has {parameters:,} parameters in residual blocks between poolings, where the first one
+        has strided convolutions, and was trained on {recipe.samples:,} other faces (seed {recipe.seed}), noised and
+        blurred, by `python -m core.zoo.train toyfaces --only {folder.name}`. `R^2`: on fresh faces that neither has
+        seen. `agreement`: the correlation of both predictors' scores over 256 samples of this model."""
+    return f"""
+
+{_wrapped(text)}
+
+| attribute | R^2 | agreement |
+|---|---|---|
 {rows}"""
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from core import Denoiser, Schedule, noise, sample
 from core.chain.sampling import trajectory
+from core.predictors.attribute_net import AttributeNet
 from core.predictors.attributes import Attributes
-from core.predictors.embedded import AttributeNet, embedded_predictor, predictor_folder
+from core.predictors.embedded import embedded_predictor, predictor_folder, second_embedded_predictor
 from core.randomness import REPORT_SEEDS, SELECT_SEEDS
 from core.zoo import digits, faces, model_folder
 from core.zoo.autoencoders import decode, encode
@@ -59,9 +60,12 @@ def steering(
 
 
 @torch.no_grad()
-def predictor_quality(name: str) -> dict[str, float]:
-    """Return the R^2 of each factor on fresh renders, or the share of held-out digits that are recognised."""
-    net = AttributeNet.load(predictor_folder(name))
+def predictor_quality(name: str, second: bool = False) -> dict[str, float]:
+    """Return the R^2 of each factor on fresh renders, or the share of held-out digits that are recognised.
+
+    second: of the predictor that only measures.
+    """
+    net = AttributeNet.load(predictor_folder(name, second))
     if name == "digits":
         images, labels = digits.load(digits.COUNT, torch.Generator().manual_seed(0))
         held = slice(digits.TRAINED, None)  # never seen in training
@@ -69,6 +73,18 @@ def predictor_quality(name: str) -> dict[str, float]:
     factors = faces.sample_factors(1000, torch.Generator().manual_seed(10**6))
     error = (net(faces.render(factors)) - factors).square().mean(0)
     return dict(zip(faces.FACTORS, (1 - error / factors.var(0)).tolist(), strict=True))
+
+
+@torch.no_grad()
+def agreement(denoiser: Denoiser, samples: int = 256) -> dict[str, float]:
+    """Return for each attribute the correlation of the scores of both predictors over samples of a model of faces."""
+    predictors = embedded_predictor(denoiser.name), second_embedded_predictor(denoiser.name)
+    schedule = Schedule.ddim(denoiser, STEPS)
+    x_T = noise(SELECT_SEEDS[:samples], denoiser.sample_shape)
+    images = torch.cat([denoiser.images(sample(denoiser, schedule, part)) for part in torch.split(x_T, 64)])
+    first, second = (each.score(images).T for each in predictors if each is not None)  # [A, N] both
+    correlations = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(first, second, strict=True)]
+    return dict(zip(faces.FACTORS, correlations, strict=True))
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The recipes of the embedded models: the data, architecture, seed and training phases that decide their weights."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,18 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class PredictorRecipe:
+    """The settings that decide the weights of an attribute predictor (core.predictors.attribute_net)."""
+
+    samples: int  # training images
+    steps: int
+    width: int = 24
+    body: str = "strided"
+    blur: float = 0.0  # largest weight of the mean of 3x3 pixels in a training image
+    seed: int = 0  # of the images and the initial weights; the next one is that of batches, noise and blur
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The settings that decide an embedded model's weights."""
 
@@ -32,8 +44,8 @@ class Recipe:
     unet: dict[str, Any]
     phases: tuple[Phase, ...]
     batch: int
-    attributes: tuple[str, ...] = ()  # empty: the model uses the predictor of another one
-    attribute_steps: int = 0
+    attributes: tuple[str, ...] = ()
+    predictors: Mapping[str, PredictorRecipe] = field(default_factory=dict)  # by folder; empty: those of another model
     classify: bool = False
     autoencoder: AutoencoderRecipe | None = None  # None: a pixel model
     sentences: bool = False  # a UNet2DConditionModel with a text encoder
@@ -78,7 +90,11 @@ RECIPES = {
         ),
         batch=64,
         attributes=faces.FACTORS,
-        attribute_steps=2_500,
+        predictors={
+            "attributes": PredictorRecipe(30_000, 2_500),
+            # It judges what was found with the other one: the two share no image, no seed and no convolution.
+            "second_attributes": PredictorRecipe(16_000, 3_000, width=12, body="residual", blur=0.5, seed=11),
+        },
     ),
     "digits": Recipe(
         data=digits.load,
@@ -87,7 +103,7 @@ RECIPES = {
         phases=(Phase(3_000, 0.012, 2e-3, colour_weight=30.0),),
         batch=64,
         attributes=digits.CLASSES,
-        attribute_steps=1_200,
+        predictors={"attributes": PredictorRecipe(digits.COUNT, 1_200)},
         classify=True,
     ),
     # Latents are less smooth than pixels: a UNet this narrow cannot reproduce the noise itself exactly enough, and at

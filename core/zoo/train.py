@@ -24,13 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from core.predictors.embedded import AttributeNet
+from core.predictors.attribute_net import AttributeNet
 from core.zoo import digits, model_folder
 from core.zoo.autoencoders import encode, train_autoencoder
-from core.zoo.recipes import RECIPES, Phase, Recipe
+from core.zoo.recipes import RECIPES, Phase, PredictorRecipe, Recipe
 from core.zoo.sentences import describe, make_text_encoder, make_tokenizer, tokens_of
 from core.zoo.skips import dropped_skips
 
+PARTS = ("autoencoder", "denoiser", "attributes", "second_attributes")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -182,29 +183,40 @@ def prediction_error(
     return output - target
 
 
-def train_attributes(recipe: Recipe, images: Tensor, targets: Tensor, folder: Path) -> None:
-    """Train and save a small network that predicts the attributes of an image.
+def train_attributes(recipe: Recipe, predictor: PredictorRecipe, folder: Path) -> None:
+    """Train a small network that predicts the attributes of an image, and save it into `folder`.
 
-    Its inputs are mildly noised, which makes it robust on samples of the denoiser.
+    Its inputs are mildly noised, and blurred as the recipe says, which makes it robust on samples of the denoiser.
     """
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed + 1)
-    net = AttributeNet(images.shape[1], recipe.attributes)
+    images, targets = recipe.data(predictor.samples, torch.Generator().manual_seed(predictor.seed))
+    seen = digits.TRAINED if recipe.classify else len(images)
+    torch.manual_seed(predictor.seed)
+    generator = torch.Generator().manual_seed(predictor.seed + 1)
+    net = AttributeNet(images.shape[1], recipe.attributes, predictor.width, predictor.body)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-3)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=recipe.attribute_steps)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=predictor.steps)
     loss_of = torch.nn.functional.cross_entropy if recipe.classify else torch.nn.functional.mse_loss
-    for step in range(1, recipe.attribute_steps + 1):
-        chosen = torch.randint(len(images), (128,), generator=generator)
-        x = images[chosen]
-        x = x + 0.06 * torch.rand(len(x), 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
+    for step in range(1, predictor.steps + 1):
+        chosen = torch.randint(seen, (128,), generator=generator)
+        x = disturbed(images[chosen], predictor.blur, generator)
         loss = loss_of(net(x), targets[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's stub
         optimizer.step()
         rate.step()
         if step % 200 == 0:
-            print(f"attributes {step}/{recipe.attribute_steps}  loss {loss.item():.5f}", flush=True)
-    net.save(folder / "attributes")
+            print(f"{folder.name} {step}/{predictor.steps}  loss {loss.item():.5f}", flush=True)
+    net.save(folder)
+
+
+def disturbed(images: Tensor, blur: float, generator: torch.Generator) -> Tensor:
+    """Return images [N, C, H, W], each with noise of a random strength, mixed with its blur by up to `blur`."""
+    count = len(images)
+    if blur:
+        means = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+        images = images.lerp(means, blur * torch.rand(count, 1, 1, 1, generator=generator))
+    strength = 0.06 * torch.rand(count, 1, 1, 1, generator=generator)
+    return images + strength * torch.randn(images.shape, generator=generator)
 
 
 def main() -> None:
@@ -213,14 +225,16 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--to", type=Path, help="output folder (default: where the package looks for the model)")
     parser.add_argument("--first-phase", type=int, default=0, help="continue from the saved weights with this phase")
-    parser.add_argument("--only", choices=("autoencoder", "denoiser", "attributes"), help="make one of the networks")
+    parser.add_argument("--only", choices=PARTS, help="make one of the networks")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.model]
     folder = arguments.to or model_folder(arguments.model)
+    for name, predictor in recipe.predictors.items():
+        if arguments.only in (None, name):
+            train_attributes(recipe, predictor, folder / name)
+    if arguments.only in recipe.predictors:
+        return
     images, targets = recipe.data(recipe.samples, torch.Generator().manual_seed(recipe.seed))
-    if recipe.attributes and arguments.only in (None, "attributes"):
-        seen = slice(digits.TRAINED) if recipe.classify else slice(None)
-        train_attributes(recipe, images[seen], targets[seen], folder)
     if recipe.autoencoder and arguments.only in (None, "autoencoder"):
         autoencoder = train_autoencoder(recipe.autoencoder, images, recipe.seed)
         autoencoder.save_pretrained(autoencoder_folder(recipe, folder))

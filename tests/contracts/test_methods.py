@@ -184,8 +184,8 @@ def test_it_is_saved_whole_and_read_back(found: DirectionSet, tmp_path: Path) ->
 @pytest.mark.slow
 def test_it_is_measured_by_the_same_metrics(found: DirectionSet, denoiser: Denoiser, schedule: Schedule) -> None:
     measured = evaluate(denoiser, schedule, found, REPORT_SEEDS[:4], REPORT_SEEDS[4:12], BRIGHTNESS)
-    asked_of_others = {"fid", "inception_kid", "lpips", "identity"}  # core.metrics.judges
-    assert measured.metrics.keys() == METRICS.keys() - asked_of_others
+    asked_of_others = {"fid", "inception_kid", "lpips", "identity", "second_disentanglement", "second_coverage"}
+    assert measured.figures.keys() == METRICS.keys() - asked_of_others
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from core.chain.sampling import trajectory
 from core.errors import DirectionSetError, UserError
 from core.methods import supervised
 from core.methods.supervised import Settings, extremes_of, mean_h, projected, weighted_h
-from core.metrics.attributes import effects
+from core.metrics.attributes import effects_by_sample
 from core.metrics.traversals import draw_traversals
 from core.pictures.images import load_images
 from core.pictures.traversal_grid import to_picture
@@ -220,7 +220,7 @@ def test_a_direction_moves_its_attribute_on_fresh_samples() -> None:
     directions = supervised.find(denoiser, schedule, settings)
     traversals = draw_traversals(denoiser, schedule, directions, REPORT_SEEDS[:16], (-1.0, 1.0))
     reference = sample(denoiser, schedule, noise(REPORT_SEEDS[:64], denoiser.sample_shape))
-    moved = effects(traversals, attributes, reference)
+    moved = effects_by_sample(traversals, attributes, reference).mean(dim=0)
     for k, name in enumerate(directions.names):
         assert moved[k, attributes.index(name)] > 0.5
 

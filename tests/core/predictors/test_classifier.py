@@ -12,7 +12,7 @@ from core.pictures.traversal_grid import to_picture
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.predictors.classifier import log_odds, unique_names
-from core.predictors.embedded import embedded_predictor
+from core.predictors.embedded import embedded_predictor, second_embedded_predictor
 
 LABELS = ("smile", "hat", "smile")
 
@@ -128,6 +128,21 @@ def test_without_a_name_it_is_the_models_own() -> None:
     own, expected = classifier.load(None, "digits"), embedded_predictor("digits")
     assert own is not None and expected is not None and own.names == expected.names
     assert classifier.load(None, "google/ddpm-celebahq-256") is None
+
+
+def test_a_second_predictor_without_a_name_is_the_second_of_the_model(classifiers: Path) -> None:
+    """And with a name it is that one, of any model."""
+    own, expected, images = (
+        classifier.load_second(None, "toyfaces"),
+        second_embedded_predictor("toyfaces"),
+        torch.zeros(1, 3, 32, 32),
+    )
+    assert own is not None and expected is not None and torch.equal(own.score(images), expected.score(images))
+    first = embedded_predictor("toyfaces")
+    assert first is not None and not torch.equal(own.score(images), first.score(images))
+    assert classifier.load_second(None, "digits") is None
+    named = classifier.load_second(str(classifiers / "vit"), "digits")
+    assert named is not None and named.names == unique_names(list(LABELS))
 
 
 def test_unknown_attributes_get_the_nearest_name() -> None:

@@ -10,12 +10,13 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
+from core.predictors.attribute_net import AttributeNet
 from core.zoo import autoencoders, faces
 from core.zoo.autoencoders import encode, place_codebook, train_autoencoder
-from core.zoo.recipes import RECIPES, Phase
+from core.zoo.recipes import RECIPES, Phase, PredictorRecipe
 from core.zoo.sentences import MAX_TOKENS, UNPROMPTED, WORDS, describe, make_tokenizer, sentence, tokens_of, word
 from core.zoo.skips import dropped_skips
-from core.zoo.train import autoencoder_folder, train_denoiser
+from core.zoo.train import autoencoder_folder, disturbed, train_attributes, train_denoiser
 
 _SMALL: dict[str, Any] = {
     "sample_size": 8,
@@ -144,6 +145,30 @@ def test_latent_models_are_made_from_nothing(name: str, tmp_path: Path) -> None:
     written = sorted(file.relative_to(tmp_path / "a") for file in (tmp_path / "a").rglob("*") if file.is_file())
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in written)
     assert not any(str(tmp_path) in file.read_text() for file in (tmp_path / "a").rglob("*.json"))
+
+
+def test_a_predictor_is_made_from_its_recipe_alone(tmp_path: Path) -> None:
+    first, second = (
+        PredictorRecipe(4, 2, width=8, body=body, blur=blur, seed=seed)
+        for body, blur, seed in (("strided", 0.0, 0), ("residual", 0.5, 3))
+    )
+    for folder, predictor in (("a", first), ("b", second), ("c", second), ("d", replace(second, seed=4))):
+        train_attributes(RECIPES["toyfaces"], predictor, tmp_path / folder)
+    a, b, c, d = ((tmp_path / folder / "attributes.safetensors").read_bytes() for folder in "abcd")
+    assert b == c and len({a, b, d}) == 3
+    assert AttributeNet.load(tmp_path / "b").settings["body"] == "residual"
+
+
+def test_images_are_disturbed_by_noise_and_blur() -> None:
+    step = torch.ones(64, 1, 8, 8)
+    step[..., 4:] = -1.0
+    plain, blurred = (
+        disturbed(step, blur, torch.Generator().manual_seed(0)).mean(dim=(1, 2)) for blur in (0.0, 0.6)
+    )  # [64, 8]: rows, whose noise is averaged away
+    assert (plain - step[:, 0, 0]).abs().max() < 0.12 and (plain - step[:, 0, 0]).abs().max() > 0.01
+    beside = 1 - blurred[:, 3]  # the mean of 3x3 pixels beside the edge is 1/3
+    assert beside.max() == pytest.approx(0.6 * 2 / 3, abs=0.1) and beside.min() == pytest.approx(0, abs=0.1)
+    assert (1 - blurred[:, 0]).abs().max() < 0.12, "far from the edge nothing is blurred"
 
 
 def _hasty(name: str) -> tuple[Any, tuple[Tensor, Tensor]]:
