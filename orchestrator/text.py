@@ -4,7 +4,7 @@ A table wider than the terminal becomes `name: value` lines, and nothing is cut.
 columns instead (`narrowed`), the least important first.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from core.intervals import interval_of
+
 _GAP = 2  # character cells between two columns
+_SMALLEST = 6  # decimal places of a figure with its interval
 
 
 @dataclass
@@ -154,6 +157,11 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def joined(parts: Sequence[str]) -> str:
+    """Return parts of a sentence as a list: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
 def clock(seconds: float) -> str:
     """Return seconds as a clock: 65 -> "1:05", 3700 -> "1:01:40", 200000 -> "55:33:20"."""
     minutes, left = divmod(max(0, round(seconds)), 60)
@@ -188,16 +196,33 @@ def number(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def signed(value: float) -> str:
-    """Return a difference with its sign."""
+def signed(value: float, interval: tuple[float, float] | None = None) -> str:
+    """Return a difference with its sign; with an interval as `with_interval` shows it."""
+    if interval is not None:
+        return with_interval(value, interval, sign="+")
     return f"{value:+.3g}" if value else "0"
 
 
-def spread(mean: float | None, deviation: float | None) -> str:
-    """Return `0.700 ± 0.141`; the mean alone without a deviation, `-` without a mean."""
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+def with_interval(value: float | None, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """Return a figure and half the width of its interval, `0.87 ± 0.04`; as `number` does where it has no interval.
+
+    The half width has one digit, two where it begins with 1, 2 or 3, and the figure ends at the same place. sign: "+"
+    for a difference, which shows its sign, and two digits in any case, so that its interval is seen to exclude 0.
+    """
+    if value is None or interval is None:
+        return number(value)
+    half = (interval[1] - interval[0]) / 2
+    digit, _, exponent = f"{half:.0e}".partition("e")
+    places = (digit in "123" or bool(sign)) - int(exponent) if half else 3
+    if places > _SMALLEST:
+        return f"{value:{sign}.3g} ± {half:.1g}"
+    shown, width = round(value, places) + 0.0, round(half, places)  # + 0.0: no minus before a rounded 0
+    return f"{shown:{sign}.{max(0, places)}f} ± {width:.{max(0, places)}f}"
+
+
+def measured(table: Mapping[str, float], name: str) -> str:
+    """Return a metric of a flat table (core.intervals) with its interval; `-` where the table does not have it."""
+    return with_interval(table.get(name), interval_of(table, name))
 
 
 def in_code(text: object) -> str:

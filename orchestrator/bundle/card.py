@@ -13,11 +13,12 @@ import yaml
 from core.directions.dials import Dial
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
+from core.intervals import interval_of
 from core.metrics import METRICS
 from core.model.catalogue import at_path, origin_of
 from core.model.families import family_of
 from core.model.use import Use
-from orchestrator.text import in_code
+from orchestrator.text import in_code, number
 
 _SHOWN = 3  # attributes shown for a direction
 _LEAST = 0.2  # standard deviations; weaker effects are not shown
@@ -48,6 +49,10 @@ _RESCALED = "pipeline.vqvae.register_to_config(scaling_factor=1.0)\n"
 _SWAPPED = ("DDIMScheduler", "LCMScheduler")
 _RESIZED = "pipeline.{network}.register_to_config(sample_size={side})\n"  # for pipelines without a size argument
 
+
+_INTERVAL = """
+The 95 % interval says how far a value may be from what endlessly many samples would give: of 100 such intervals, each
+from other samples, about 95 hold it."""
 
 _PICTURES = """![Every direction (down) across its scale (across)](traversal.png)
 
@@ -240,16 +245,20 @@ def _metrics(directions: DirectionSet) -> str:
     rows = list(_metric_rows(directions))
     if not rows:
         return ""
-    scale = " Each direction was measured at the scale its method gave it." if directions.dials else ""
-    return f"Measured on samples that neither trained nor chose anything.{scale}\n\n" + "\n".join(
-        ["| metric | value | better |", "|---|---|---|", *rows]
+    scale = " Each direction was measured at the strength at which its sweep compares trials."
+    interval = _INTERVAL if any(interval_of(directions.metrics, name) for name in METRICS) else ""
+    return (
+        f"Measured on samples that neither trained nor chose anything.{scale if directions.dials else ''}{interval}\n\n"
+        + "\n".join(["| metric | value | 95 % interval | better |", "|---|---|---|---|", *rows])
     )
 
 
 def _metric_rows(directions: DirectionSet) -> Iterator[str]:
     for name, mode in METRICS.items():
         if name in directions.metrics:
-            yield f"| {name} | {directions.metrics[name]:.3f} | {'more' if mode == 'max' else 'less'} |"
+            value, known = number(directions.metrics[name]), interval_of(directions.metrics, name)
+            interval = "-" if known is None else f"{number(known[0])} to {number(known[1])}"
+            yield f"| {name} | {value} | {interval} | {'more' if mode == 'max' else 'less'} |"
 
 
 def _cell(text: str) -> str:

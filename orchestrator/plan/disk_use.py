@@ -14,16 +14,22 @@ import torch
 from core.chain.schedule import Schedule
 from core.methods import learned
 from core.methods.learned.memory import trained_bytes
+from core.metrics import calibration
+from core.metrics.factors import SEEDS as FACTOR_SEEDS
+from core.metrics.strength import REFERENCE
+from core.metrics.strength import SEEDS as STRENGTH_SEEDS
 from core.model.catalogue import origin_of
 from core.model.denoiser import Denoiser
 from core.model.file_names import NETWORKS, TRANSFORMERS_WEIGHTS, WEIGHTS, weight_names
 from core.model.prompts import reads_text
 from core.pictures.traversal_grid import GRID_SCALES, grid
 from core.samples.cache import SampleCache
+from core.samples.training import SPREAD_SAMPLES
 from orchestrator.search.space import configurations, fits, sample, trials
 from orchestrator.spec import Sweep
 from orchestrator.spec.sources import sources
 from orchestrator.store.disk import free_bytes
+from orchestrator.trial.model import RANDOM_DRAWS
 from orchestrator.trial.settings import samples_of, settings_of
 
 _CHECKPOINTS = 4  # at most, of one trial: the last two, the last that was measured, the best
@@ -93,14 +99,17 @@ def cache_bytes(
     """Return the bytes of unshifted samples that are kept for all trials, at most the limit of the cache.
 
     Counted are, for each seed, the h of the samples that methods use, the images and states that training starts from,
-    and the images that `supervised` scores; further the images that sets are measured against.
+    and the images that `supervised` scores; further the h that random directions are made of at the end, and the images
+    that sets are scaled and measured against, and whose factors are taken.
     """
     image = prod(denoiser.sample_shape) * 4
     h = len(schedule) * prod(denoiser.h_shape) * denoiser.dtype.itemsize
     pool = max((each.pool for each in trained), default=0)
     scored = max(looked_at) if "supervised" in sweep.methods else pool
     nbytes = seeds * (max(looked_at) * h + (pool + max(pool, scored)) * image)
+    nbytes += RANDOM_DRAWS * SPREAD_SAMPLES * h
     nbytes += 10 * sweep.evaluate.seeds * image  # 5 for each seed, to compare trials and again to report
+    nbytes += sum(map(len, (REFERENCE, STRENGTH_SEEDS, calibration.SEEDS, FACTOR_SEEDS))) * image
     return min(nbytes, SampleCache(Path()).limit_bytes)
 
 

@@ -128,7 +128,8 @@ def _used(sweep: Sweep) -> dict[str, str]:
 
 def _judged(sweep: Sweep) -> dict[str, str]:
     """Return the networks that measure beside the denoiser."""
-    networks = {name: getattr(sweep.evaluate, name) for name in ("features", "inception", "lpips", "identity")}
+    names = ("features", "inception", "lpips", "identity", "second_predictor")
+    networks = {name.replace("_", " "): getattr(sweep.evaluate, name) for name in names}
     words = [f"{name} {where}" for name, where in networks.items() if where]
     return {"judged by": ", ".join(words)} if words else {}
 
@@ -161,11 +162,11 @@ def _one_trial(sweep: Sweep) -> dict[str, str]:
     )
     measured = f"every {every} iterations and at the end" if learns and every < sweep.train.iterations else "at the end"
     strength = sweep.evaluate.strength
-    scaled = f", every set scaled to strength {strength:g}" if strength else ""
+    scaled = f"every set scaled to strength {strength:g}" if strength else "each set as strong as its method made it"
     return {
         "resources": ", ".join(held),
         **(_training(sweep) if learns else {}),
-        "evaluation": f"{measured}, on {sweep.evaluate.seeds} seeds{scaled}",
+        "evaluation": f"{measured}, on {sweep.evaluate.seeds} seeds, {scaled}",
     }
 
 

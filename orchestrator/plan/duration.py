@@ -3,12 +3,18 @@
 A trial of method learned with K directions, after n iterations and e evaluations, takes
 
     start + 32 C forward + n iteration + e evaluation(K)
-    evaluation(K) = (4 M K C' + 7 K C' + (5 M + 4 M K) / 2) forward + (5 M + 4 M K) score + judge
+    evaluation(K) = (4 M K C' + 7 K C' + (5 M + 4 M K) / 2) forward + (5 M + 4 M K) score
+                    + (M + 4 M K + 7 K) decode + ceil(K / 16) judge
 
-with M seeds (evaluate.seeds), C the steps from the first shifted one on and C' those of a whole chain. Asymmetric
-injection adds half a pass for each shifted step, since it runs the decoder twice. With evaluate.strength up to six
-rounds of 16 K chains are added. For other methods the terms before the evaluation are replaced by the passes for the
-samples that they use. Unshifted samples are drawn once.
+with M seeds (evaluate.seeds), C the steps from the first shifted one on and C' those of a whole chain. What is scored
+is decoded once more. Asymmetric injection adds half a pass for each shifted step, since it runs the decoder twice. With
+evaluate.strength up to six rounds of 16 K chains are added. For other methods the terms before the evaluation are
+replaced by the passes for the samples that they use. Unshifted samples are drawn once. The end of a sweep takes
+
+    6 evaluation(K) + (60 K C' + 5 * 256 steps) forward
+
+for the champion and five random sets, all of them scaled; the second term is for the champion's dials, and for the h
+that random directions are made of.
 
 ASHA lets the next trial continue at a rung if it is among the best 1 in r of those that came there before. For scores
 in random order and m trials before it, the probability of that is
@@ -31,13 +37,18 @@ from statistics import fmean
 from typing import Any
 
 from core.chain.schedule import Schedule
+from core.metrics import calibration
+from core.metrics.factors import SEEDS as FACTOR_SEEDS
+from core.metrics.identifiability import ITERATIONS, iterations_for
 from core.metrics.strength import ROUNDS
 from core.metrics.strength import SEEDS as STRENGTH_SEEDS
 from core.metrics.traversals import SCALES
 from core.pictures.traversal_grid import GRID_SCALES
+from core.samples.training import SPREAD_SAMPLES
 from orchestrator.plan.probe import Timings
 from orchestrator.search.space import configurations, fits, sample, trials
 from orchestrator.spec import Sweep, Value
+from orchestrator.trial.model import RANDOM_DRAWS
 from orchestrator.trial.settings import samples_of, settings_of
 
 _CALIBRATED = 32  # samples on which the learned method once measures the size of differences
@@ -138,38 +149,47 @@ class _Trial:
         inside = schedule.steps_in_window(sweep.sampler.window)
         twice = sum(inside) / 2 if sweep.sampler.injection == "asymmetric" else 0.0
         self.chain, self.shifted = self.steps + twice, self.steps - inside.index(True) + twice
-        self.seeds = sweep.evaluate.seeds
+        self.seeds, self.scaled = sweep.evaluate.seeds, sweep.evaluate.strength is not None
 
     def seconds(self, parameters: Mapping[str, Value], iterations: int) -> float:
         """Return the seconds of a trial with these parameters that ends after `iterations`."""
         settings = settings_of(parameters, self.sweep)
         directions = self._directions(settings)
         if parameters["method"] != "learned":
-            return self._found(parameters) + self.evaluation(directions)
+            return self._found(parameters) + self.evaluation(directions, self.scaled)
         assert self.measured.iteration is not None and self.measured.start is not None
         start = 0.0 if settings.start == "random" else self.measured.start
         evaluations = -(-iterations // self.sweep.evaluate_every)
         training = iterations * self.measured.iteration + _CALIBRATED * self.shifted * self.measured.forward
-        return start + training + evaluations * self.evaluation(directions)
+        return start + training + evaluations * self.evaluation(directions, self.scaled)
 
-    def evaluation(self, directions: int) -> float:
-        """Return the seconds of one evaluation of a set of `directions` directions."""
-        shifted = self.seeds * directions * len(SCALES)
-        images = 5 * self.seeds + shifted
-        passes = (shifted + len(GRID_SCALES) * directions) * self.chain + images / 2
-        if self.sweep.evaluate.strength is not None:
+    def evaluation(self, directions: int, scaled: bool) -> float:
+        """Return the seconds of an evaluation of a set of `directions` directions, and of scaling it where `scaled`."""
+        measured, shifted = self.measured, self.seeds * directions * len(SCALES)
+        images, shown = 5 * self.seeds + shifted, len(GRID_SCALES) * directions
+        decoded = self.seeds + shifted + shown + (images if measured.labels else 0)
+        passes = (shifted + shown) * self.chain + images / 2
+        if scaled:
             passes += ROUNDS * 2 * directions * len(STRENGTH_SEEDS) * (self.chain + 0.5)
-        return passes * self.measured.forward + images * self.measured.score + self.measured.judge
+        seconds = passes * measured.forward + decoded * measured.decode + images * measured.score
+        return seconds + measured.judge * iterations_for(directions) / ITERATIONS
 
     def samples(self, by_method: Mapping[str, Sequence[Mapping[str, Value]]], count: int) -> float:
         """Return the seconds of drawing unshifted samples once: those that trials use, per seed, and the references."""
         most = max(samples_of(settings_of(each, self.sweep)) for its_own in by_method.values() for each in its_own)
         seeds = len({each["seed"] for its_own in by_method.values() for each in its_own})
-        return (min(seeds, count) * most + 10 * self.seeds) * self.steps * self.measured.forward
+        drawn = min(seeds, count) * most + 10 * self.seeds + len(FACTOR_SEEDS)
+        return drawn * self.steps * self.measured.forward
 
     def champion(self, listed: Sequence[Mapping[str, Value]]) -> float:
-        """Return the seconds of measuring the champion and its baseline."""
-        return 2 * fmean(self.evaluation(self._directions(settings_of(each, self.sweep))) for each in listed)
+        """Return the seconds of measuring the champion, its dials, and the random sets beside it."""
+        return fmean(self._compared(self._directions(settings_of(each, self.sweep))) for each in listed)
+
+    def _compared(self, directions: int) -> float:
+        """Return the seconds of comparing a champion of `directions` directions with random ones."""
+        dials = len(calibration.SEEDS) * len(calibration.SCALES) * directions * self.chain
+        passes = dials + RANDOM_DRAWS * SPREAD_SAMPLES * self.steps
+        return (1 + RANDOM_DRAWS) * self.evaluation(directions, scaled=True) + passes * self.measured.forward
 
     def _found(self, parameters: Mapping[str, Value]) -> float:
         """Return the seconds of a method that does not train, without drawing samples that trials share."""

@@ -26,8 +26,9 @@ from core.errors import UserError
 from core.methods import learned
 from core.methods.learned.starts import flattest_directions, leading_components
 from core.metrics import Traversals
-from core.metrics.identifiability import identifiability
-from core.metrics.traversals import SCALES
+from core.metrics.evaluation import seen_by_a_viewer
+from core.metrics.identifiability import ITERATIONS, identifiability
+from core.metrics.traversals import SCALES, shown_by
 from orchestrator.spec import Sweep
 from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.memory import Case, device_bytes, heaviest
@@ -37,7 +38,7 @@ _ENOUGH_S = 0.25  # seconds of one call of the network that are enough to time i
 _TIMED_S = 10.0  # seconds of training, after a first iteration that does not count
 _LONG_S = 60.0  # seconds; an iteration that would take longer is measured on a shorter chain
 _BACKWARD = 3  # forward passes that a step takes forward and backward, at least
-_JUDGED, _JUDGE = 15, 150  # iterations of the judge's training: measured, in all
+_JUDGED = 15  # iterations of each of the two networks, of ITERATIONS
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class Timings:
 
     load: float  # start of a process, its imports, and the model
     forward: float  # one sample through the whole network
-    score: float  # one image by the attribute predictor
-    judge: float  # the training of the network that measures identifiability
+    score: float  # one image by the attribute predictor, and by the second one where there is one
+    judge: float  # the training of the networks that measure identifiability, on a set of up to 16 directions
     labels: float = 0  # not a time: the number of attributes that the predictor scores
     start: float | None = None  # of the learned directions, from the pool's h
     iteration: float | None = None  # of training the heaviest configuration
+    decode: float = 0.0  # one latent to an image; 0 where samples are images
 
 
 def trials_at_a_time(sweep: Sweep) -> int:
@@ -117,7 +119,8 @@ def _measured(sweep: Sweep) -> Timings:
     load = time.time() - psutil.Process().create_time()
     forward = _forward_s(trial_model, sweep.sampler.batch)
     labels = len(trial_model.attributes.names) if trial_model.attributes else 0
-    measured = Timings(load, forward, _score_s(trial_model), _judge_s(trial_model), labels)
+    decode = _decode_s(trial_model)
+    measured = Timings(load, forward, _score_s(trial_model), _judge_s(trial_model), labels, decode=decode)
     if "learned" not in sweep.methods:
         return measured
     settings = heaviest(sweep)
@@ -140,24 +143,41 @@ def _forward_s(trial_model: TrialModel, most: int) -> float:
 
 
 def _score_s(trial_model: TrialModel) -> float:
-    attributes = trial_model.attributes
-    if attributes is None:
+    predictors = [each for each in (trial_model.attributes, trial_model.second_attributes) if each is not None]
+    if not predictors:
         return 0.0
     images = torch.zeros(16, *trial_model.denoiser.image_shape, device=trial_model.denoiser.device)
-    attributes.score(images)
-    return _timed(lambda: attributes.score(images)) / len(images)
+
+    def score() -> None:
+        for each in predictors:
+            each.score(images)
+
+    score()
+    return _timed(score) / len(images)
+
+
+@torch.no_grad()
+def _decode_s(trial_model: TrialModel) -> float:
+    """Return the seconds of decoding one latent, four at a time; 0 where samples are images."""
+    denoiser = trial_model.denoiser
+    if denoiser.codec is None:
+        return 0.0
+    images, latents = shown_by(denoiser), torch.randn(4, *denoiser.sample_shape)
+    images(latents)
+    return _timed(lambda: images(latents)) / len(latents)
 
 
 def _judge_s(trial_model: TrialModel) -> float:
-    images = torch.rand(3 * (1 + 2 * len(SCALES)), *trial_model.denoiser.judged_shape) * 2 - 1
-    plain, shifted = images[:3], images[3:].reshape(3, 2, len(SCALES), *trial_model.denoiser.judged_shape)
-    traversals = Traversals(plain, shifted, SCALES)
+    """Return the seconds of training both networks, on noise of the shape that they see."""
+    shape = trial_model.denoiser.image_shape
+    images = torch.rand(3 * (1 + 2 * len(SCALES)), *shape) * 2 - 1
+    seen = seen_by_a_viewer(Traversals(images[:3], images[3:].reshape(3, 2, len(SCALES), *shape), SCALES))
 
     def judge(iterations: int) -> None:
-        identifiability(traversals, iterations=iterations, device=trial_model.denoiser.device)
+        identifiability(seen, iterations=iterations, device=trial_model.denoiser.device)
 
     judge(1)
-    return _timed(lambda: judge(_JUDGED)) * _JUDGE / _JUDGED
+    return _timed(lambda: judge(_JUDGED)) * ITERATIONS / _JUDGED
 
 
 def _start_s(trial_model: TrialModel, settings: learned.Settings) -> float:

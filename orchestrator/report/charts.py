@@ -15,10 +15,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from core.intervals import interval_of
 from orchestrator.report.findings import Findings
 from orchestrator.search.ranking import Row
 from orchestrator.spec import Choice, FloatRange, IntRange
-from orchestrator.text import counted, number, plain
+from orchestrator.text import counted, measured, number, plain
 
 _BAR_HEIGHT = 34  # pixels
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")  # one for each method, in addition to its colour
@@ -66,7 +67,10 @@ def _front(findings: Findings) -> Section | None:
         return None
     done = _completed(findings)
     charts = [_pair(findings, done, x, y) for x, y in combinations(names, 2)] if done else []
-    note = "No other trial is as good in every objective and better in one. A click on a point leads to its trial."
+    note = (
+        "No other trial is as good in every objective and better in one. Lines through a point are its intervals. "
+        "A click on a point leads to its trial."
+    )
     rows = [[row.trial_id, *_values(row, findings)] for row in findings.front]
     table = Table(["trial", *_headings(findings)], rows) if rows else None
     return Section("front", "Pareto front", note if done else "No trial was completed.", charts, table)
@@ -82,7 +86,7 @@ def _pair(findings: Findings, done: list[Row], x: str, y: str) -> Chart:
     ring = {"symbol": "circle-open", "size": 16, "color": "var(--front)", "line": {"width": 2}}
     mode = "lines+markers" if len(findings.sweep.objectives) == 2 else "markers"
     line = {"color": "var(--front)", "width": 1, "dash": "dot"}
-    traces = list(_by_method(findings, done, at))
+    traces = list(_by_method(findings, done, at, error_x=x, error_y=y))
     traces.append(_points(findings, front, at, name="Pareto front", marker=ring, mode=mode, line=line))
     traces += _champion(findings, done, at)
     return Chart(
@@ -132,7 +136,8 @@ def _slices(findings: Findings) -> Section | None:
         _slice(findings, done, name, metric) for name in findings.searched for metric in findings.sweep.objective_names
     ]
     table = Table(["trial", *_headings(findings)], [[row.trial_id, *_values(row, findings)] for row in done])
-    return Section("slices", "Each parameter against each objective", "Completed trials.", charts, table)
+    note = "Completed trials. Lines through a point are its intervals."
+    return Section("slices", "Each parameter against each objective", note, charts, table)
 
 
 def _slice(findings: Findings, done: list[Row], name: str, metric: str) -> Chart:
@@ -151,7 +156,7 @@ def _slice(findings: Findings, done: list[Row], name: str, metric: str) -> Chart
     elif isinstance(values, FloatRange | IntRange) and values.log:
         axis |= {"type": "log"} | marks([row.parameters[name] for row in done if name in row.parameters])
     having = [row for row in done if name in row.parameters]
-    traces = [*_by_method(findings, having, at), *_champion(findings, having, at)]
+    traces = [*_by_method(findings, having, at, error_y=metric), *_champion(findings, having, at)]
     return Chart(f"{_aimed(findings, metric)} by {name}", frame(traces, axis, titled(plain(metric))))
 
 
@@ -168,10 +173,13 @@ def _history(findings: Findings) -> Section | None:
     names = findings.sweep.objective_names
     headings = ["began as", "trial", *(part for name in names for part in (plain(name), f"best {plain(name)} so far"))]
     rows = [
-        [str(row.began), row.trial_id, *(number(v) for name in names for v in (row.metrics[name], best[name][i]))]
+        [
+            *(str(row.began), row.trial_id),
+            *(cell for name in names for cell in (measured(row.metrics, name), number(best[name][i]))),
+        ]
         for i, row in enumerate(done)
     ]
-    note = "Completed trials in the order in which they began."
+    note = "Completed trials in the order in which they began. Lines through a point are its intervals."
     return Section("history", "How the search went", note, charts, Table(headings, rows))
 
 
@@ -182,7 +190,7 @@ def _progress(findings: Findings, done: list[Row], metric: str, best: list[float
     line = {"color": "var(--front)", "width": 2, "shape": "hv"}
     x = [row.began for row in done]
     traces = [go.Scatter(x=x, y=best, mode="lines", line=line, name="best so far", hoverinfo="skip")]
-    traces += [*_by_method(findings, done, at), *_champion(findings, done, at)]
+    traces += [*_by_method(findings, done, at, error_y=metric), *_champion(findings, done, at)]
     figure = frame(traces, whole_numbers("trial"), titled(plain(metric)))
     return Chart(f"{_aimed(findings, metric)}, trial by trial", figure)
 
@@ -217,14 +225,36 @@ def _lines(name: str, rows: list[Row], color: str, dash: str) -> go.Scatter:
     return go.Scatter(x=x, y=y, customdata=[escape(i) for i in ids], name=name, hovertemplate=hover, **look)
 
 
-def _by_method(findings: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]]) -> Iterator[go.Scatter]:
-    """Yield trials as points, with a colour and a shape for each method."""
+def _by_method(
+    findings: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]], **metrics: str
+) -> Iterator[go.Scatter]:
+    """Yield trials as points with their intervals, with a colour and a shape for each method.
+
+    metrics: error_x, error_y: the metric on that axis.
+    """
     methods = findings.sweep.methods
     for i, method in enumerate(methods):
         marker = {"symbol": _SYMBOLS[i], "size": 9, "color": f"var(--series-{i + 1})", "opacity": 0.85}
         own = [row for row in rows if row.parameters.get("method", method) == method]
         if own:
-            yield _points(findings, own, at, name=method if len(methods) > 1 else "completed", marker=marker)
+            bars = {axis: _error_bars(own, metric) for axis, metric in metrics.items()}
+            name = method if len(methods) > 1 else "completed"
+            yield _points(findings, own, at, name=name, marker=marker, **bars)
+
+
+def _error_bars(rows: list[Row], metric: str) -> dict[str, Any]:
+    """Return the intervals of a metric as the error bars of an axis; of length 0 where one is not known."""
+    values = [row.metrics[metric] for row in rows]
+    intervals = [interval_of(row.metrics, metric) or (value, value) for row, value in zip(rows, values, strict=True)]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(values, intervals, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, intervals, strict=True)],
+        "color": "var(--interval)",
+        "thickness": 1.5,
+        "width": 0,
+    }
 
 
 def _champion(findings: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, Any]]) -> list[go.Scatter]:
@@ -246,7 +276,7 @@ def _points(findings: Findings, rows: list[Row], at: Callable[[Row], tuple[Any, 
 def _hover_text(findings: Findings, row: Row) -> str:
     """Return the text that a point shows when it is pointed at."""
     names = {name: row.parameters[name] for name in findings.searched if name in row.parameters}
-    values = names | {plain(name): row.metrics.get(name) for name in findings.sweep.objective_names}
+    values = names | {plain(name): measured(row.metrics, name) for name in findings.sweep.objective_names}
     return "<br>".join([f"trial {escape(row.trial_id)}", *(f"{name} {label(v)}" for name, v in values.items())])
 
 
@@ -266,9 +296,7 @@ def _headings(findings: Findings) -> list[str]:
 
 def _values(row: Row, findings: Findings) -> list[str]:
     parameters = [row.parameters.get(name) for name in findings.searched]
-    return [
-        number(value) for value in (*parameters, *(row.metrics.get(name) for name in findings.sweep.objective_names))
-    ]
+    return [*map(number, parameters), *(measured(row.metrics, name) for name in findings.sweep.objective_names)]
 
 
 _HEIGHT, _LEGEND_ROW = 320, 20  # pixels; a row of a legend has two entries

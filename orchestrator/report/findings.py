@@ -10,11 +10,13 @@ from importlib.metadata import version
 from typing import Any
 
 from core.errors import UserError
+from core.intervals import Verdict
 from orchestrator.plan.dry_run import spelled, what_runs
 from orchestrator.report.progress import sweep_state
+from orchestrator.search.comparison import Compared, compared, method_verdicts
 from orchestrator.search.importance import Importance, importances
 from orchestrator.search.ledger import spent_s
-from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, places, ranked, repeated
+from orchestrator.search.ranking import MethodRow, Repeated, Row, best_row, by_method, contenders, ranked, repeated
 from orchestrator.search.space import ordered, trials
 from orchestrator.secrets import hide_addresses, scrub, without_secrets
 from orchestrator.spec import METRICS, Fixed, Sweep
@@ -22,29 +24,12 @@ from orchestrator.spec.scalars import to_yaml
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.store.study import open_study
-from orchestrator.text import counted, number, plain
+from orchestrator.text import counted, joined, measured, number, plain, signed
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 
+_RELATION: dict[Verdict, str] = {"ahead": "ahead of", "behind": "behind", "not told apart": "not told apart from"}
 _HEALTHY = ("completed", "pruned")
 _MENDED = "put right what the reason names; a changed file goes on with orchestrate sweep FILE --fork"
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One metric of the champion beside that of random directions, on the reporting seeds."""
-
-    metric: str
-    mode: str
-    champion: float | None
-    random: float | None
-
-    @property
-    def difference(self) -> float | None:
-        """The champion's value minus the random one; 0 where they differ by rounding alone, None if one is missing."""
-        if self.champion is None or self.random is None:
-            return None
-        same = math.isclose(self.champion, self.random, rel_tol=1e-9, abs_tol=1e-12)
-        return 0.0 if same else self.champion - self.random
 
 
 @dataclass(frozen=True)
@@ -120,6 +105,12 @@ class Findings:
         return _with_champion(self)
 
     @property
+    def first_method(self) -> str:
+        """What the intervals say of the first method beside the others; empty where no two were completed twice."""
+        names = [row.method for row in self.methods if row.completed > 1]
+        return " ".join(_beside_method(self, names[0], other) for other in names[1:])
+
+    @property
     def facts(self) -> dict[str, str]:
         """What the sweep file asks for, in the words of `orchestrate plan`."""
         space = {
@@ -144,7 +135,7 @@ def read(folder: SweepFolder, result: Mapping[str, Any] | None = None, ended: bo
     study = open_study(sweep.name, folder.study_place) if "study" in content else None
     driven = result is None and not ended and driver(folder.lock) is not None
     rows = [] if study is None else ranked(study, sweep, driven)
-    champion, compared = _result(folder, _kept(folder) if result is None else result)
+    champion, beside = _result(folder, _kept(folder) if result is None else result)
     return Findings(
         folder,
         sweep,
@@ -156,7 +147,7 @@ def read(folder: SweepFolder, result: Mapping[str, Any] | None = None, ended: bo
         _repeats(rows, sweep),
         {} if study is None else importances(study, sweep),
         champion,
-        compared,
+        beside,
         {key: content[key] for key in ("identity", "weights", "versions")},
     )
 
@@ -175,39 +166,59 @@ def _result(folder: SweepFolder, result: Mapping[str, Any] | None) -> tuple[str 
     """Return the champion's trial, and its metrics beside those of random directions; (None, []) without a result."""
     if result is None:
         return None, []
-    own, random = result.get("champion"), result.get("random")
+    own, random, differences = result.get("champion"), result.get("random"), result.get("differences", {})
     if not isinstance(own, dict) or not isinstance(random, dict) or not isinstance(result.get("trial"), str):
         raise UserError(f"{folder.result} is damaged: it does not say which trial is the champion, and its metrics")
-    numbers = [value for values in (own, random) for value in values.values()]
+    if not isinstance(differences, dict):
+        raise UserError(f"{folder.result} is damaged: its differences are no table")
+    numbers = [value for values in (own, random, differences) for value in values.values()]
     if not all(isinstance(value, int | float) for value in numbers):
         raise UserError(f"{folder.result} is damaged: a metric in it is no number")
-    names = [name for name in METRICS if name in own or name in random]
-    return result["trial"], [Compared(name, METRICS[name], own.get(name), random.get(name)) for name in names]
+    return result["trial"], compared(own, random, differences)
 
 
 def _with_champion(findings: Findings) -> str:
-    objectives = findings.sweep.objective_names
-    measured = [each for each in findings.compared if each.metric in objectives and each.difference is not None]
-    values = ", ".join(
-        f"{plain(each.metric)} {number(each.champion)} against {number(each.random)}" for each in measured
-    )
-    beside = (
-        f" Beside random directions, on seeds that trained and chose nothing: {values}; one measurement of each, "
-        "without an interval."
-    )
-    return f"The champion is the set of trial {findings.champion}, {_chosen_by(findings)}.{beside if values else ''}"
+    by_name = {each.metric: each for each in findings.compared if each.difference is not None}
+    parts = [_beside(by_name[name]) for name in findings.sweep.objective_names if name in by_name]
+    beside = f" Beside random directions, on seeds that trained and chose nothing, it is {joined(parts)}."
+    return f"The champion is the set of trial {findings.champion}, {_chosen_by(findings)}.{beside if parts else ''}"
+
+
+def _beside(each: Compared) -> str:
+    """Return what the interval of the difference says of one objective, with the values it says it of."""
+    values = f"{number(each.champion)} against {number(each.random)}"
+    if each.difference is None or each.interval is None or each.verdict is None:
+        return f"not judged in {plain(each.metric)} ({values}, without an interval)"
+    low, high = map(signed, each.interval)
+    difference = f"difference {signed(each.difference)}, 95 % interval {low} to {high}"
+    return f"{_RELATION[each.verdict]} them in {plain(each.metric)} ({values}; {difference})"
+
+
+def _beside_method(findings: Findings, best: str, other: str) -> str:
+    metrics_of: dict[Verdict, list[str]] = {}
+    for name, verdict in method_verdicts(findings.rows, findings.sweep, best, other).items():
+        metrics_of.setdefault(verdict, []).append(plain(name))
+    parts = [f"{_RELATION[verdict]} {other} in {joined(names)}" for verdict, names in metrics_of.items()]
+    return f"{best} is {joined(parts)}."
 
 
 def _chosen_by(findings: Findings) -> str:
-    """Return the rule that chose the champion, and its place in each objective where there are several."""
-    row = next((row for row in findings.rows if row.trial_id == findings.champion), None)
-    completed = sum(row.state == "completed" for row in findings.rows)
-    names = findings.sweep.objective_names
-    if len(names) == 1 or row is None or row.state != "completed":
-        rule = f"by {plain(names[0])}" if len(names) == 1 else "by the mean of the ranks in the objectives"
-        return f"the first of {completed} completed {rule}"
-    each = [f"place {place} in {plain(name)}" for name, place in places(row, findings.rows, findings.sweep).items()]
-    return f"the first of {completed} completed by the mean of the ranks in the objectives: {', '.join(each)}"
+    """Return the rule that chose the champion, with the numbers it was applied to."""
+    names, completed = findings.sweep.objective_names, [row for row in findings.rows if row.state == "completed"]
+    close = contenders(completed, findings.sweep)
+    if not close:
+        return "whose trials are no longer there"
+    first = f"{counted(len(completed), 'completed trial')} by {plain(names[0])}"
+    if len(close) == 1 or len(names) == 1:
+        return f"the first of {first}"
+    best = best_row(close, findings.sweep)
+    rule = f"least {plain(names[1])}" if findings.sweep.objectives[1].mode == "min" else f"most {plain(names[1])}"
+    if len(names) > 2:
+        rule = f"best mean rank in {joined([plain(name) for name in names[1:]])}"
+    return (
+        f"of {first} the one of {rule} among the {len(close)} that lie within the interval of the best "
+        f"({measured(best.metrics, names[0])})"
+    )
 
 
 def _without_champion(findings: Findings) -> str:
@@ -216,8 +227,8 @@ def _without_champion(findings: Findings) -> str:
         over = all(row.over for row in findings.rows)
         return "No trial was completed." if over else "No trial has been completed yet."
     metric = findings.sweep.objectives[0].metric
-    return f"There is no champion yet; of the completed trials, {best.trial_id} is ahead ({plain(metric)} " + (
-        f"{number(best.metrics[metric])} on the seeds that choose)."
+    return f"There is no champion yet; of the completed trials, {best.trial_id} is first ({plain(metric)} " + (
+        f"{measured(best.metrics, metric)} on the seeds that choose)."
     )
 
 
@@ -238,7 +249,7 @@ def as_json(findings: Findings) -> str:
         "seconds": findings.seconds,
         "objectives": [asdict(objective) for objective in findings.sweep.objectives],
         "champion": findings.champion,
-        "against_random": [asdict(each) | {"difference": each.difference} for each in findings.compared],
+        "against_random": [asdict(each) | {"verdict": each.verdict} for each in findings.compared],
         "pareto_front": [row.trial_id for row in findings.front],
         "trials": [asdict(row) for row in findings.rows],
         "methods": [asdict(row) for row in findings.methods],

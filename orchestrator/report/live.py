@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.report.progress import Mark, SweepProgress, TrialProgress, progress_of, with_doing
 from orchestrator.spec import Sweep
-from orchestrator.text import Column, clock, counted, narrowed, spread
+from orchestrator.text import Column, clock, counted, narrowed, with_interval
 from orchestrator.workers.process_record import Doing
 
 _PER_SECOND = 2
@@ -161,10 +161,19 @@ class _View:
             Column("trial", [row.trial_id for row in rows], worth=6),
             Column("state", [row.state for row in rows], worth=4),
             Column("iteration", [self._reached(row) for row in rows], worth=3, number=True),
-            Column("objective", [spread(row.value, None) for row in rows], worth=1, number=True),
-            Column("best", [spread(row.best, None) for row in rows], worth=5, number=True),
+            Column("objective", [_objective(row) for row in rows], worth=1, number=True),
+            Column("best", [_fixed(row.best) for row in rows], worth=5, number=True),
         ]
         if self.progress.driven:
             texts = ["" if left is None else clock(left) for left in lefts]
             columns.append(Column("left", texts, worth=2, number=True))
         return columns
+
+
+def _objective(trial: TrialProgress) -> str:
+    return _fixed(trial.value) if trial.interval is None else with_interval(trial.value, trial.interval)
+
+
+def _fixed(value: float | None) -> str:
+    """Return a value with as many digits each time, for a table that is redrawn."""
+    return "-" if value is None else f"{value:.3f}"

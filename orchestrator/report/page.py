@@ -15,13 +15,14 @@ from plotly.offline import get_plotlyjs
 
 from core.errors import UserError
 from core.files import atomic_file
+from core.intervals import interval_of
 from orchestrator import pages
 from orchestrator.report.charts import Section, sections
 from orchestrator.report.findings import Findings, read
-from orchestrator.report.terminal import out_of_memory_lines
+from orchestrator.report.terminal import BETTER, OVER_RUNS, WHAT_AN_INTERVAL_IS, out_of_memory_lines
 from orchestrator.spec import METRICS
 from orchestrator.store.folder import SweepFolder
-from orchestrator.text import number, plain, signed, spread
+from orchestrator.text import number, plain, signed, with_interval
 
 _LARGEST = 2 << 20  # bytes of a picture that is embedded unchanged
 _WIDEST, _TALLEST = 1600, 16000  # pixels of a larger picture, after it is reduced
@@ -62,7 +63,8 @@ def _refuse(to: Path) -> None:
 
 def page(findings: Findings) -> str:
     """Return the page's HTML."""
-    jinja = pages.environment(filters={each.__name__: each for each in (plain, number, signed, spread)})
+    filters = {each.__name__: each for each in (plain, number, interval_of, unbroken, signed, with_interval)}
+    jinja = pages.environment(filters=filters)
     parts = sections(findings)
     scripts = [get_plotlyjs(), pages.read("report.js")] if any(each.charts for each in parts) else []
     return jinja.get_template("report.html.j2").render(
@@ -74,10 +76,17 @@ def page(findings: Findings) -> str:
         style=Markup(pages.read("report.css")),
         traversal=_traversal(findings),
         out_of_memory=out_of_memory_lines(findings.rows),
-        better={"max": "more", "min": "less"},
+        better=BETTER,
+        over_runs=OVER_RUNS,
+        what_an_interval_is=WHAT_AN_INTERVAL_IS,
         modes=METRICS,
         version=version("h-space-orchestrator"),
     )
+
+
+def unbroken(figure: str) -> str:
+    """Return a figure with its interval such that a narrow column breaks it before the ± alone."""
+    return figure.replace("± ", "±\N{NO-BREAK SPACE}")
 
 
 def _figures(parts: list[Section]) -> Markup:

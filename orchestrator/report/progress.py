@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
+from core.intervals import interval_of
 from orchestrator.search.ledger import METRICS, REPORTS, state_of
 from orchestrator.search.ranking import Row, ranked_rows
 from orchestrator.search.space import trials
@@ -25,7 +26,10 @@ Mark = tuple[int, float]  # an iteration, and when a trial reached it, in second
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """The progress of one trial. value, best: of the metric that compares trials while they run."""
+    """The progress of one trial. value, best: of the metric that compares trials while they run.
+
+    interval: 95 %, of the value; None while the trial runs, for its reports to the search are values alone.
+    """
 
     trial_id: str
     state: str
@@ -36,6 +40,7 @@ class TrialProgress:
     began: float | None  # of its newest attempt
     ended: float | None
     ends: float | None = None  # the predicted end, at its own pace; None where that is not known yet
+    interval: tuple[float, float] | None = None
     doing: str | None = None  # of a method that does not train, such as "samples 64/512"
     place: int = 0  # in the report's order, from 0
 
@@ -203,7 +208,8 @@ def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven:
     metric, mode = sweep.checkpoint_metric
     reports = sorted((int(step), report["value"]) for step, report in attributes.get(REPORTS, {}).items())
     values = [value for _, value in reports if value is not None]
-    last = attributes.get(METRICS, {}).get(metric)
+    measured = attributes.get(METRICS, {})
+    last = measured.get(metric)
     values += [] if last is None else [last]
     reached = max([int(attributes.get(STEP, 0)), *(step for step, _ in reports), *(step for step, _ in marks)])
     return TrialProgress(
@@ -216,6 +222,7 @@ def _trial(sweep: Sweep, trial_id: str, row: Any, marks: Sequence[Mark], driven:
         row.datetime_start.timestamp() if row.datetime_start else None,
         row.datetime_complete.timestamp() if row.datetime_complete else None,
         None if over or not driven else ends_at(marks, sweep.train.iterations),
+        None if last is None else interval_of(measured, metric),
     )
 
 

@@ -19,7 +19,7 @@ from core.errors import UserError
 from orchestrator.report.live import drawable, redrawn, table
 from orchestrator.report.progress import Mark, SweepProgress, progress_of, sweep_state, with_doing
 from orchestrator.search.ledger import newest_rows, spent_s
-from orchestrator.search.ranking import Row, ranked
+from orchestrator.search.ranking import Row, best_row, ranked
 from orchestrator.search.space import trials
 from orchestrator.spec import Sweep
 from orchestrator.store.folder import SweepFolder
@@ -27,7 +27,7 @@ from orchestrator.store.lock import driver
 from orchestrator.store.moved import moved
 from orchestrator.store.spool import pending, refused
 from orchestrator.store.study import open_study
-from orchestrator.text import counted
+from orchestrator.text import counted, measured
 from orchestrator.workers.process_record import Doing
 
 _EVERY_S = 3.0  # seconds between two updates of `watch`
@@ -77,14 +77,14 @@ def document(root: Path, name: str | None) -> str:
 
 
 def summary(folder: SweepFolder, sweep: Sweep, rows: list[Row]) -> str:
-    """Return a line such as `toyfaces: complete; 8 of 8 trials: 8 completed; best diversity 0.93 (trial 1a2b)`."""
+    """Return a line such as `toyfaces: complete; 8 of 8 trials: 8 completed; best coverage 0.9 ± 0.2 (trial 1a2b)`."""
     counts = Counter(row.state for row in rows)
     parts = [f"{sweep.name}: {sweep_state(folder, rows, trials(sweep))}"]
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     parts.append(f"{len(rows)} of {trials(sweep)} trials" + (f": {states}" if states else ""))
     if counts["completed"]:
-        metric = sweep.objectives[0].metric
-        parts.append(f"best {metric} {rows[0].metrics[metric]:.3f} (trial {rows[0].trial_id})")
+        best, metric = best_row(rows, sweep), sweep.objectives[0].metric
+        parts.append(f"best {metric} {measured(best.metrics, metric)} (trial {best.trial_id})")
     if unsent := pending(folder.outbox):
         parts.append(f"{counted(unsent, 'record')} for MLflow not sent yet")
     if lost := refused(folder.outbox):

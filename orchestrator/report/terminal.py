@@ -7,13 +7,30 @@ from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from orchestrator.report.findings import Compared, Findings, read
+from orchestrator.report.findings import Findings, read
+from orchestrator.search.comparison import Compared
 from orchestrator.search.ranking import MethodRow, Repeated, Row
 from orchestrator.spec import METRICS, Sweep
 from orchestrator.store.folder import SweepFolder
-from orchestrator.text import Grid, add_row, counted, number, plain, signed, spread, table_of, width_of
+from orchestrator.text import (
+    Grid,
+    add_row,
+    counted,
+    measured,
+    number,
+    plain,
+    signed,
+    table_of,
+    width_of,
+    with_interval,
+)
 
-_BETTER = {"max": "more", "min": "less"}
+BETTER = {"max": "more", "min": "less"}
+OVER_RUNS = "mean ± half its 95 % interval over runs"
+WHAT_AN_INTERVAL_IS = (
+    "± is half the width of a figure's 95 % interval over samples; ahead or behind is said where the interval of the "
+    "difference excludes 0."
+)
 
 
 def show(folder: SweepFolder, console: Console, ended: bool = False) -> Findings:
@@ -42,12 +59,15 @@ def _print(findings: Findings, console: Console) -> None:
         console.print(repeats_table(findings.repeats, findings.sweep))
     if findings.methods:
         console.print(methods_table(findings.methods))
+        if findings.first_method:
+            tell(findings.first_method)
     if len(findings.sweep.objectives) > 1:
         front = ", ".join(row.trial_id for row in findings.front) or "empty"
         tell(f"Pareto front of {' and '.join(findings.sweep.objective_names)}: {front} (marked *)")
     if findings.compared:
-        console.print(comparison_table(findings.compared))
+        console.print(comparison_table(findings.compared, console.width))
     tell(findings.conclusion)
+    tell(WHAT_AN_INTERVAL_IS)
     if findings.champion:
         console.print(Text(f"It is in {findings.folder.champion}"), soft_wrap=True)
 
@@ -64,13 +84,14 @@ def trials_table(sweep: Sweep, ranked: list[Row], width: int) -> RenderableType:
 
 
 def _fitted(table: Grid, width: int) -> RenderableType:
-    """Return the table, or two or three lines for each trial where it is too wide: there may be hundreds of trials."""
+    """Return the table, or two or three lines for each row where it is too wide: there may be hundreds of trials."""
     if width_of([table.headings, *table.rows]) <= width:
         return table
     lines: list[RenderableType] = [Text(f"\n{table.title}", style="bold")]
-    for trial, *cells in table.rows:
-        parts = (f"{name} {cell}" for name, cell in zip(table.headings[2:], cells[1:], strict=True) if cell != "-")
-        lines += [Text(f"{trial}: {cells[0]}"), Padding(Text(", ".join(parts)), (0, 0, 0, 2))]
+    for name, *cells in table.rows:
+        named = zip(table.headings[2:], cells[1:], strict=True)
+        parts = (f"{heading} {cell}" for heading, cell in named if cell != "-")
+        lines += [Text(f"{name}: {cells[0]}"), Padding(Text(", ".join(parts)), (0, 0, 0, 2))]
     return Group(*lines)
 
 
@@ -79,7 +100,7 @@ def _trials_grid(sweep: Sweep, ranked: list[Row], metrics: list[str]) -> Grid:
     headings = ["trial", "state", "iteration", *map(plain, names + metrics)]
     table = table_of(f"Trials of '{sweep.name}', best first", *headings, numbers=True)
     for row in ranked:
-        cells = [number(row.parameters.get(name)) for name in names] + [number(row.metrics.get(n)) for n in metrics]
+        cells = [number(row.parameters.get(name)) for name in names] + [measured(row.metrics, n) for n in metrics]
         add_row(table, f"{row.trial_id}{' *' if row.on_front else ''}", plain(row.state), str(row.iteration), *cells)
     return table
 
@@ -110,14 +131,13 @@ def _trained(memory: Mapping[str, Any]) -> str:
 
 
 def methods_table(methods: list[MethodRow]) -> Grid:
-    """Return one column for each method, best first: mean and standard deviation of metrics over completed trials."""
-    title, names = "Methods, best first (mean ± standard deviation)", [row.method for row in methods]
-    table = table_of(title, "", *names, "better", numbers=True, by_column=True)
+    """Return one column for each method, best first: means of metrics over completed trials, with their intervals."""
+    names = [row.method for row in methods]
+    table = table_of(f"Methods, best first ({OVER_RUNS})", "", *names, "better", numbers=True, by_column=True)
     add_row(table, "completed", *(f"{row.completed} of {row.trials}" for row in methods), "")
     for name, mode in METRICS.items():
         if any(name in row.metrics for row in methods):
-            cells = [spread(*row.metrics.get(name, (None, None))) for row in methods]
-            add_row(table, plain(name), *cells, _BETTER[mode])
+            add_row(table, plain(name), *(measured(row.metrics, name) for row in methods), BETTER[mode])
     seconds = ["-" if row.seconds is None else f"{row.seconds:.0f}" for row in methods]
     add_row(table, "seconds to find", *seconds, "")
     return table
@@ -127,20 +147,20 @@ def repeats_table(repeats: Sequence[Repeated], sweep: Sweep) -> Grid:
     """Return one line for each configuration that was completed with several seeds."""
     names = list(dict.fromkeys(name for each in repeats for name in each.parameters))
     headings = [plain(heading) for heading in ("seeds", *names, *sweep.objective_names)]
-    table = table_of("Over seeds, best first (mean ± standard deviation)", *headings, named=False, numbers=True)
+    table = table_of(f"Over seeds, best first ({OVER_RUNS})", *headings, named=False, numbers=True)
     for each in repeats:
         cells = [number(each.parameters.get(name)) for name in names]
-        values = [spread(*each.metrics[name]) for name in sweep.objective_names]
+        values = [measured(each.metrics, name) for name in sweep.objective_names]
         add_row(table, ", ".join(map(str, each.seeds)), *cells, *values)
     return table
 
 
-def comparison_table(compared: Sequence[Compared]) -> Grid:
-    """Return the champion and the baseline on the reporting seeds."""
-    title, headings = "On seeds that trained and chose nothing", ("champion", "random", "difference", "better")
-    table = table_of(title, "metric", *headings, numbers=True)
+def comparison_table(compared: Sequence[Compared], width: int) -> RenderableType:
+    """Return the champion beside random directions on the reporting seeds, two lines a metric where it is too wide."""
+    headings = ("metric", "verdict", "champion", "random", "difference", "better is")
+    table = table_of("On seeds that trained and chose nothing", *headings, numbers=True)
     for each in compared:
-        difference = "-" if each.difference is None else signed(each.difference)
-        values = [number(each.champion), number(each.random), difference]
-        add_row(table, plain(each.metric), *values, _BETTER[each.mode])
-    return table
+        values = with_interval(each.champion, each.champion_interval), with_interval(each.random, each.random_interval)
+        difference = "-" if each.difference is None else signed(each.difference, each.interval)
+        add_row(table, plain(each.metric), number(each.verdict), *values, difference, BETTER[each.mode])
+    return _fitted(table, width)

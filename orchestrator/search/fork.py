@@ -1,7 +1,7 @@
 """Start a new sweep from a changed sweep file, learning from the old sweep.
 
 The old trials are carried over where a trial of the new sweep would give the same result. Where it would not (another
-model, other training), the old sweep's best configurations are tried first.
+model, other training, an earlier version's metrics), the old sweep's best configurations are tried first.
 """
 
 import warnings
@@ -42,7 +42,8 @@ def carry_over(source: SweepFolder, sweep: Sweep, study: optuna.Study, weights: 
     before = source.sweep()
     there = {row.user_attrs[CARRIED] for row in study.get_trials(deepcopy=False) if CARRIED in row.user_attrs}
     best = [row for row in ranked(open_study(before.name, source.study_place), before) if row.state == "completed"]
-    comparable = before.trial_key({}, source.read()["weights"]) == sweep.trial_key({}, weights)
+    same_key = before.trial_key({}, source.read()["weights"]) == sweep.trial_key({}, weights)
+    comparable = same_key and not source.of_earlier_version
     for row in best if comparable else best[: min(_TRIED_FIRST, trials(sweep))]:
         known = _in_space(row.parameters, sweep)
         values = [row.metrics.get(objective.metric) for objective in sweep.objectives]

@@ -1,8 +1,10 @@
 """Read the trials of a sweep from its study, best first.
 
 With several objectives there is no single right order; the Pareto front holds the trials that no other beats. To choose
-one set nevertheless, completed trials are ordered by the mean of their ranks over the objectives. This needs no
-exchange rate between objectives. The first objective breaks ties.
+one set nevertheless, the first objective decides as far as it can be known: the trials whose value lies within the 95 %
+interval of the best one's are contenders, and of those the other objectives decide, by the mean of the ranks. This
+needs no exchange rate between objectives, and no difference by chance decides. Breiman et al. (1984) choose a tree
+within one standard error of the best in the same way.
 """
 
 import math
@@ -10,12 +12,13 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import le
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from core.intervals import interval_of, of_runs
 from orchestrator.search.ledger import (
     ENDS,
     MEMORY,
@@ -46,7 +49,7 @@ class Row:
     trial_id: str
     state: str
     parameters: dict[str, Any]
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # with the ends of their intervals (core.intervals)
     iteration: int
     on_front: bool  # no completed trial is as good in every objective and better in one
     seconds: float | None = None  # spent on finding the set, without its evaluation
@@ -64,7 +67,7 @@ class Repeated:
 
     parameters: dict[str, Any]  # without the seed
     seeds: list[int]
-    metrics: dict[str, tuple[float, float]]  # mean and standard deviation over the seeds
+    metrics: dict[str, float]  # means over the seeds, with their intervals (core.intervals.of_runs)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class MethodRow:
 
     method: str
     trials: int
-    metrics: dict[str, tuple[float, float | None]]  # mean and standard deviation over the completed trials
+    metrics: dict[str, float]  # means over the completed trials, with their intervals (core.intervals.of_runs)
     seconds: float | None  # mean over the completed trials
     completed: int
 
@@ -104,14 +107,7 @@ def ranked_rows(trials: Mapping[str, FrozenTrial], sweep: Sweep, driven: bool) -
     ]
     done = [row for row in rows if row.state == "completed"]
     others = [row for row in rows if row.state != "completed"]
-    return [*_by_mean_rank(done, sweep), *sorted(others, key=lambda row: _by_best_report(row, sweep))]
-
-
-def places(row: Row, ranked: Sequence[Row], sweep: Sweep) -> dict[str, int]:
-    """Return the place of a completed trial among the completed ones in each objective, from 1."""
-    costs = _columns([_costs(each, sweep) for each in ranked if each.state == "completed"])
-    places = [bisect_left(column, cost) + 1 for cost, column in zip(_costs(row, sweep), costs, strict=True)]
-    return dict(zip(sweep.objective_names, places, strict=True))
+    return [*_best_first(done, sweep), *sorted(others, key=lambda row: _by_best_report(row, sweep))]
 
 
 def _by_best_report(row: Row, sweep: Sweep) -> tuple[str, float, int]:
@@ -152,9 +148,35 @@ def _front(completed: list[FrozenTrial], sweep: Sweep) -> set[int]:
     return set(front)
 
 
-def _by_mean_rank(completed: list[Row], sweep: Sweep) -> list[Row]:
-    costs = _columns([_costs(row, sweep) for row in completed])
-    return sorted(completed, key=lambda row: (_rank_sum(_costs(row, sweep), costs), _costs(row, sweep)))
+def _best_first(completed: list[Row], sweep: Sweep) -> list[Row]:
+    """Order completed trials: contenders by their ranks in the other objectives, then the rest by all in order."""
+    by_value = sorted(completed, key=lambda row: _costs(row, sweep))
+    count = len(contenders(by_value, sweep))
+    costs = _columns([_costs(row, sweep)[1:] for row in by_value[:count]])
+    first = sorted(by_value[:count], key=lambda row: (_rank_sum(_costs(row, sweep)[1:], costs), _costs(row, sweep)))
+    return [*first, *by_value[count:]]
+
+
+def contenders(rows: Sequence[Row], sweep: Sweep) -> list[Row]:
+    """Return the completed trials among which the objectives after the first decide.
+
+    Their first objective lies within the 95 % interval of the best one's, or equals it where it has no interval.
+    """
+    completed = [row for row in rows if row.state == "completed"]
+    if not completed:
+        return []
+    best, objective = best_row(completed, sweep), sweep.objectives[0]
+    own = best.metrics[objective.metric]
+    low, high = interval_of(best.metrics, objective.metric) or (own, own)
+    if len(sweep.objectives) == 1:
+        low = high = own
+    values = [(row, row.metrics[objective.metric]) for row in completed]
+    return [row for row, value in values if (value >= low if objective.mode == "max" else value <= high)]
+
+
+def best_row(rows: Sequence[Row], sweep: Sweep) -> Row:
+    """Return the completed trial with the best first objective; the others break ties."""
+    return min((row for row in rows if row.state == "completed"), key=lambda row: _costs(row, sweep))
 
 
 def _columns(costs: list[list[float]]) -> list[list[float]]:
@@ -168,6 +190,7 @@ def _costs(row: Row, sweep: Sweep) -> list[float]:
 
 
 def _turned(values: Sequence[float], sweep: Sweep) -> list[float]:
+    """Return the values of the objectives, with signs such that less is better."""
     return [-v if objective.mode == "max" else v for v, objective in zip(values, sweep.objectives, strict=True)]
 
 
@@ -189,13 +212,12 @@ def by_method(ranked: list[Row], sweep: Sweep) -> list[MethodRow]:
 
 
 def _method_row(method: str, trials: int, completed: list[Row]) -> MethodRow:
-    names = dict.fromkeys(name for row in completed for name in row.metrics)
-    values = {name: [row.metrics[name] for row in completed if name in row.metrics] for name in names}
+    names = [name for name in METRIC_NAMES if any(name in row.metrics for row in completed)]
     seconds = [row.seconds for row in completed if row.seconds is not None]
     return MethodRow(
         method,
         trials,
-        {name: (mean(each), stdev(each) if len(each) > 1 else None) for name, each in values.items()},
+        _means(completed, names),
         mean(seconds) if seconds else None,
         len(completed),
     )
@@ -216,9 +238,16 @@ def repeated(ranked: list[Row], sweep: Sweep) -> list[Repeated]:
 
 def _repeated(rows: list[Row]) -> Repeated:
     names = [name for name in METRIC_NAMES if all(name in row.metrics for row in rows)]
-    values = {name: [row.metrics[name] for row in rows] for name in names}
     return Repeated(
         {name: value for name, value in rows[0].parameters.items() if name != _SEED},
         sorted(row.parameters[_SEED] for row in rows),
-        {name: (mean(each), stdev(each)) for name, each in values.items()},
+        _means(rows, names),
     )
+
+
+def _means(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
+    """Return the mean of each metric over the trials that have it, with the interval of the mean."""
+    means: dict[str, float] = {}
+    for name in names:
+        means |= of_runs(name, [row.metrics[name] for row in rows if name in row.metrics])
+    return means

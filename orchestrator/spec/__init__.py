@@ -15,20 +15,21 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from orchestrator.spec.checks import mistakes
+from orchestrator.spec.checks import mistakes, mistakes_in_file
 from orchestrator.spec.distributions import Choice, Distribution, Fixed, FloatRange, IntRange, countable, unknown_key
 from orchestrator.spec.domains import REFUSED, Domain, Size, size_bytes
 from orchestrator.spec.problems import Path as KeyPath
 from orchestrator.spec.problems import Problem, SpecError, complaint, nearest, shown
 from orchestrator.spec.reading import override, place_of, read, without
 from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep, result_keys
-from orchestrator.spec.tables import DOMAINS, METHODS, METRICS, PARAMETERS, Value
+from orchestrator.spec.tables import DOMAINS, METHODS, METRICS, PARAMETERS, STRENGTH, Value
 
 __all__ = [
     "DOMAINS",
     "METHODS",
     "METRICS",
     "PARAMETERS",
+    "STRENGTH",
     "SCHEMA_VERSION",
     "Choice",
     "Distribution",
@@ -67,18 +68,26 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         elsewhere = problem in refused or any(problem.path[: len(place)] == place for place in overridden)
         return str(problem) if elsewhere else f"{path}:{file.lines.of(problem.path)}: {problem}"
 
-    return _build(data, [*file.repeated, *refused], line_for)
+    return _build(data, [*file.repeated, *refused], mistakes_in_file, line_for)
 
 
 def parse(data: object) -> Sweep:
     """Return the sweep that `data` (as read from YAML or JSON) describes. Raises SpecError with every mistake."""
     if not isinstance(data, dict):
         raise SpecError([f"a sweep must be a mapping with keys such as name, model and search (got {shown(data)})"])
-    return _build(data, [])
+    return _build(data, [], mistakes)
 
 
-def _build(data: dict[Any, Any], problems: list[Problem], line_for: Callable[[Problem], str] = str) -> Sweep:
-    """Return the sweep. Raises SpecError with every mistake, in the line that `line_for` makes of it."""
+def _build(
+    data: dict[Any, Any],
+    problems: list[Problem],
+    mistakes: Callable[[Sweep, list[KeyPath]], list[Problem]],
+    line_for: Callable[[Problem], str] = str,
+) -> Sweep:
+    """Return the sweep. Raises SpecError with every mistake, in the line that `line_for` makes of it.
+
+    mistakes: returns those between parts of a sweep, given the paths of values that are wrong themselves.
+    """
     try:
         sweep = Sweep.model_validate(data)
         wrong: list[KeyPath] = []

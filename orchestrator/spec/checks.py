@@ -4,13 +4,13 @@ Each check yields the paths that it reads and a Problem. The Problem is dropped 
 already known to be wrong.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.spec.distributions import Distribution, Fixed, countable
 from orchestrator.spec.problems import Path, Problem, complaint, shown
 from orchestrator.spec.sections import DeepSpeed
 from orchestrator.spec.sweep import Sweep
-from orchestrator.spec.tables import PARAMETERS, Value
+from orchestrator.spec.tables import INCEPTION_FEATURES, PARAMETERS, Value
 
 Check = tuple[tuple[Path, ...], Problem]
 
@@ -39,7 +39,17 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
         *_extremes(sweep),
         *_pairs(sweep),
         *_names(sweep),
+        *_one_predictor(sweep),
     ]
+    return _resting_on_right_values(checks, wrong)
+
+
+def mistakes_in_file(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
+    """Return every mistake as `mistakes` does, and those that do not keep a sweep begun earlier from being read."""
+    return [*mistakes(sweep, wrong), *_resting_on_right_values(_images(sweep), wrong)]
+
+
+def _resting_on_right_values(checks: Iterable[Check], wrong: list[Path]) -> list[Problem]:
     return [problem for paths, problem in checks if not any(_touches(path, bad) for path in paths for bad in wrong)]
 
 
@@ -124,6 +134,14 @@ def _engine(sweep: Sweep) -> Iterator[Check]:
         yield tuple(("deepspeed", field) for field in DeepSpeed.model_fields), Problem(path, text)
 
 
+def _one_predictor(sweep: Sweep) -> Iterator[Check]:
+    """Yield a mistake where one predictor is to judge what it found itself."""
+    path, second = ("evaluate", "second_predictor"), sweep.evaluate.second_predictor
+    if second is not None and second == sweep.predictor:
+        text = complaint("is the predictor itself", second, "another one than predictor, or null")
+        yield (path, ("predictor",)), Problem(path, text)
+
+
 def unworkable(engine: DeepSpeed) -> Iterator[tuple[str, str, str]]:
     """Yield (field, what is wrong with it, what is allowed) for each combination that DeepSpeed does not support."""
     optimizer, parameters, zero = engine.offload_optimizer, engine.offload_param, engine.zero
@@ -149,6 +167,17 @@ def _grace(sweep: Sweep) -> Iterator[Check]:
         allowed = f"at most train.iterations, {iterations}"
         text = complaint("is longer than a trial", sweep.scheduler.asha.grace, allowed)
         yield (path, ("train", "iterations")), Problem(path, text)
+
+
+def _images(sweep: Sweep) -> Iterator[Check]:
+    """Yield a mistake where trials are compared by fid on no more images than Inception has features."""
+    seeds = sweep.evaluate.seeds
+    if "fid" not in (*sweep.objective_names, sweep.asha_metric) or 4 * seeds > INCEPTION_FEATURES:
+        return
+    allowed = f"{INCEPTION_FEATURES // 4 + 1} or more, or inception_kid in place of fid"
+    text = complaint(f"fid needs more than {INCEPTION_FEATURES} images, four for each seed", seeds, allowed)
+    path = ("evaluate", "seeds")
+    yield (path, ("objectives",), ("scheduler", "asha", "metric")), Problem(path, text)
 
 
 def _untrained(sweep: Sweep) -> Iterator[Check]:

@@ -23,7 +23,7 @@ from orchestrator.spec.domains import (
     size_bytes,
 )
 from orchestrator.spec.problems import Problem, Refused, nearest, shown
-from orchestrator.spec.tables import METRICS
+from orchestrator.spec.tables import METRICS, STRENGTH
 
 _DATABASE = re.compile(r"postgresql(\+psycopg)?://[^/]*/[^/?]")
 
@@ -109,21 +109,25 @@ class Evaluate(Section):
     """How often a trial is measured, on how many seeds, at which strength, and with which networks.
 
     `every` counts iterations (null: ASHA's grace, or without ASHA only at the end). `strength` is how far scale 1.0
-    moves images, the same for every set; 1 is the distance to another sample. With null each set keeps the strength
-    that its method gave it.
+    moves images when a set is measured, the same for every set; 1 is the distance to another sample. So trials, methods
+    and random directions are always compared at equal strength, and `shift_scale` is a parameter of training alone.
+    With null each set keeps the strength that its method gave it.
 
     The other keys name networks that judge images, by a file or folder here, or a hub id: `features` of CLIP, DINOv2 or
     another vision model, in place of the denoiser's own (null), `inception` for the metrics fid and inception_kid,
-    `lpips` and `identity` for the metrics of their names (core.metrics.networks).
+    `lpips` and `identity` for the metrics of their names (core.metrics.networks). `second_predictor` scores attributes
+    for the metrics second_disentanglement and second_coverage, and is used for nothing else, so that it can judge sets
+    that were found or named by `predictor`; null is the second one that ships with an embedded model.
     """
 
     every: Annotated[int | None, OrNull(Whole(1))] = None
     seeds: Annotated[int, Whole(6)] = 24
-    strength: Annotated[float | None, OrNull(Real(above=0))] = None
+    strength: Annotated[float | None, OrNull(Real(above=0))] = STRENGTH
     features: Annotated[str | None, OrNull(Text())] = None
     inception: Annotated[str | None, OrNull(Text())] = None
     lpips: Annotated[str | None, OrNull(Text())] = None
     identity: Annotated[str | None, OrNull(Text())] = None
+    second_predictor: Annotated[str | None, OrNull(Text())] = None
 
 
 class Resources(Section):

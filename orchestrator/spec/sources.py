@@ -16,6 +16,7 @@ from orchestrator.spec.sweep import Sweep
 # What may stand at each key. A key of this second table is never the name of something on the hub.
 _NETWORKS = {
     "predictor": "a folder here, or a hub id, of an image classifier or a CLIP model",
+    "evaluate.second_predictor": "a folder here, or a hub id, of an image classifier or a CLIP model",
     "evaluate.features": "a folder here, or a hub id, of an image model",
     "evaluate.identity": "a safetensors file, or a folder here or a hub id of an image model",
 }

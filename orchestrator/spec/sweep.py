@@ -40,8 +40,8 @@ from orchestrator.spec.sections import (
 )
 from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
 
-# Part of every identity. Raise it when the meaning of a sweep file changes.
-SCHEMA_VERSION = 5
+# Part of every identity. Raise it when the meaning of a sweep file or of a metric changes.
+SCHEMA_VERSION = 6
 
 # The keys that say how results are computed; they change results by rounding alone. They are no part of the identity,
 # so that a sweep keeps its trials when they change, for example after it ran out of memory, or on another device.
@@ -150,7 +150,7 @@ class Sweep(Section):
     sampler: Sampler = Sampler()
     train: Train = Train()
     search: Annotated[dict[str, Distribution], _Search()] = {}
-    objectives: Annotated[tuple[Objective, ...], _Objectives()] = (Objective("identifiability", "max"),)
+    objectives: Annotated[tuple[Objective, ...], _Objectives()] = (Objective("factor_score", "max"),)
     scheduler: Scheduler | None = None
     budget: Budget = Budget()
     evaluate: Evaluate = Evaluate()

@@ -11,17 +11,31 @@ Value = bool | int | float | str
 # Mirrors core.methods, which this package must not import (it would load torch); a test keeps the two equal.
 METHODS = ("learned", "pca", "jacobian", "supervised", "random")
 
+# Mirrors core.metrics.calibration.STRENGTH, which loads torch; a test keeps the two equal.
+STRENGTH = 0.5
+
+# Mirrors core.metrics.networks.inception.FEATURES, which loads torch; a test keeps the two equal.
+INCEPTION_FEATURES = 2048
+
 # Whether larger or smaller values of a metric are better. Disentanglement and coverage need an attribute predictor for
-# the model, the last four metrics a network whose weights are at hand.
+# the model, second_... a second one, and the last four metrics a network whose weights are at hand.
 METRICS: dict[str, Mode] = {
+    "factor_score": "max",
+    "factor_coverage": "max",
+    "purity": "max",
+    "told_apart": "max",
     "identifiability": "max",
     "strength_error": "min",
     "fidelity_kid": "min",
     "globality": "max",
     "diversity": "max",
     "monotonicity": "max",
+    "evenness": "max",
+    "locality": "max",
     "disentanglement": "max",
     "coverage": "max",
+    "second_disentanglement": "max",
+    "second_coverage": "max",
     "fid": "min",
     "inception_kid": "min",
     "lpips": "min",

@@ -205,6 +205,11 @@ class SweepFolder:
         with atomic_file(self.path / "sweep.json", mode=0o600 if secret else FILE_MODE) as temporary:
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
+    @property
+    def of_earlier_version(self) -> bool:
+        """Whether a version in which sweep files or metrics meant something else started the sweep."""
+        return bool(self.read()["identity"] != self.sweep().identity())
+
     def changed(self, sweep: Sweep) -> list[str] | None:
         """Return what differs between this folder's sweep and a sweep file of the same name; None if nothing does."""
         stored = self.read()
@@ -214,6 +219,12 @@ class SweepFolder:
 
     def refuse_changed(self, sweep: Sweep) -> None:
         """Raise UserError, naming what differs, if the folder holds another sweep of the same name."""
+        if self.of_earlier_version:
+            raise UserError(
+                f"sweep '{self.name}' was started by an earlier version, whose metrics meant something else, so it "
+                "cannot go on; start a new one that tries its best configurations first with --fork, give it another "
+                f"name, or remove {self.path}"
+            )
         changed = self.changed(sweep)
         if changed is not None:
             raise UserError(

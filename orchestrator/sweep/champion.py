@@ -9,9 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from core.directions.direction_set import DirectionSet
 from core.errors import first_line
 from core.files import atomic_folder, write_json
+from core.metrics.intervals import Figure, flat, pooled
 from core.randomness import REPORT_SEEDS
 from core.samples.cache import SampleCache
 from orchestrator.bundle.export import result_of
@@ -27,15 +31,22 @@ from orchestrator.tracking.lineage import of_result
 from orchestrator.tracking.notes import MODEL, NOTE, counts, loading, method_of, sweep_note
 from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.attempt import DrawBatch
-from orchestrator.trial.model import TrialModel, random_like
+from orchestrator.trial.model import RANDOM_DRAWS, TrialModel, random_like
+
+_CLOSE = 0.1  # relative error of their strength; too small to be seen in the images
 
 
 @dataclass(frozen=True)
 class ChampionAndBaseline:
-    """The champion, ready to be written, and the metrics of the baseline beside it."""
+    """The champion, ready to be written, and how it compares with random directions.
+
+    random: the metrics of the baseline, pooled over its draws; differences: those of the champion less those of the
+    baseline, measured on the same samples. Both are flat tables (core.metrics.intervals.flat).
+    """
 
     champion: Bundle
     random: Mapping[str, float]
+    differences: Mapping[str, float]
 
 
 def choose_champion(
@@ -45,8 +56,9 @@ def choose_champion(
 ) -> Row | None:
     """Make the set of the best completed trial the champion, and return its row; None where no trial completed.
 
-    The baseline is measured on the same seeds: as many random directions of the same mean length. run: runs the
-    measurement, possibly on another machine; say: tells the user that something is missing which can be made later.
+    The baseline is RANDOM_DRAWS sets of as many random directions, at the same strength and on the same seeds. run:
+    runs the measurement, possibly on another machine; say: tells the user that something is missing which can be made
+    later.
     """
     sweep, folder = record.sweep, record.folder
     best = next((row for row in ranked(record.ledger.study, sweep) if row.state == "completed"), None)
@@ -63,25 +75,61 @@ def choose_champion(
 def _measured(sweep: Sweep, cache: Path, directions: DirectionSet) -> ChampionAndBaseline:
     """Give the set its dials, and measure it and its baseline on seeds that chose nothing.
 
-    The metrics are those of the set at the lengths that its method found: the dials reverse some directions, and some
-    metrics look at one side.
+    The metrics are those of the set as its trial was measured, at the strength at which trials are compared. Only the
+    signs are those of the dials: some metrics look at one side.
     """
     trial_model, drawing = TrialModel.load(sweep, SampleCache(cache)), DrawBatch(sweep)
     dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, directions))
     turned = replace(dialled.directions, sigma=directions.sigma)
-    champion = drawing.run(lambda fitting: trial_model.measure(fitting, turned, REPORT_SEEDS)).metrics
-    baseline = drawing.run(lambda fitting: trial_model.scaled(fitting, random_like(trial_model, directions, fitting)))
-    random = drawing.run(lambda fitting: trial_model.measure(fitting, baseline, REPORT_SEEDS)).metrics
-    measured = replace(dialled, directions=replace(dialled.directions, metrics=champion))
-    return ChampionAndBaseline(bundle_of(measured, f"{sweep.name}, trial {directions.provenance['trial']}"), random)
+    champion = _figures(trial_model, drawing, turned)
+    random = _baseline(trial_model, drawing, turned)
+    differences = {name: figure.minus(random[name]) for name, figure in champion.items() if name in random}
+    measured = replace(dialled, directions=replace(dialled.directions, metrics=flat(champion)))
+    bundle = bundle_of(measured, f"{sweep.name}, trial {directions.provenance['trial']}")
+    return ChampionAndBaseline(bundle, flat(random), flat(differences))
+
+
+def _baseline(trial_model: TrialModel, drawing: DrawBatch, directions: DirectionSet) -> dict[str, Figure]:
+    """Return the figures of random directions at the strength of the set, pooled over RANDOM_DRAWS draws.
+
+    A draw is calibrated from the stretch of the draw before, which saves rounds. A figure that one draw lacks is left
+    out.
+    """
+    strength = drawing.run(lambda fitting: trial_model.strength_of(fitting, directions))
+    stretch, measured = torch.ones(len(directions), 1), []
+    for number in range(RANDOM_DRAWS):
+        scaled, stretch = _random_set(trial_model, drawing, directions, number, strength, stretch)
+        measured.append(_figures(trial_model, drawing, scaled))
+    everywhere = [name for name in measured[0] if all(name in figures for figures in measured)]
+    return {name: pooled([figures[name] for figures in measured]) for name in everywhere}
+
+
+def _random_set(
+    trial_model: TrialModel,
+    drawing: DrawBatch,
+    directions: DirectionSet,
+    number: int,
+    strength: float,
+    stretch: Tensor,
+) -> tuple[DirectionSet, Tensor]:
+    """Return a draw of the baseline, scaled to the strength from a first `stretch` [K, 1] on, and its own stretch."""
+    found = drawing.run(lambda fitting: random_like(trial_model, directions, fitting, number))
+    near = replace(found, sigma=found.sigma * stretch)
+    scaled = drawing.run(lambda fitting: trial_model.at_strength(fitting, near, strength, _CLOSE))
+    return scaled, scaled.sigma.norm(dim=1, keepdim=True) / found.sigma.norm(dim=1, keepdim=True)
+
+
+def _figures(trial_model: TrialModel, drawing: DrawBatch, directions: DirectionSet) -> dict[str, Figure]:
+    return drawing.run(lambda fitting: trial_model.measure(fitting, directions, REPORT_SEEDS)).figures
 
 
 def _publish(record: SweepRecord, best: Row, measured: ChampionAndBaseline, say: Callable[[str], None]) -> None:
     folder, champion = record.folder, measured.champion.directions.metrics
-    result = {"trial": best.trial_id, "champion": dict(champion), "random": dict(measured.random)}
+    random, differences = dict(measured.random), dict(measured.differences)
+    result = {"trial": best.trial_id, "champion": dict(champion), "random": random, "differences": differences}
     with_space(lambda: _write_champion(measured.champion, folder.champion))
     _report(record, result, say)
-    with_space(lambda: log_champion(record, best, champion, measured.random, _last_end(record)))
+    with_space(lambda: log_champion(record, best, result, _last_end(record)))
     with_space(lambda: write_json(folder.result, result))
 
 
@@ -108,17 +156,17 @@ def _last_end(record: SweepRecord) -> int:
     return int(max(ends, default=datetime.now()).timestamp() * 1000)
 
 
-def log_champion(
-    record: SweepRecord, best: Row, champion: Mapping[str, float], baseline: Mapping[str, float], milliseconds: int
-) -> None:
+def log_champion(record: SweepRecord, best: Row, result: Mapping[str, Any], milliseconds: int) -> None:
     """Queue everything on the champion for the sweep's own MLflow run, including the files in the champion's folder.
 
-    milliseconds: when the last trial ended, so that a repeated call records the same time.
+    result: the content of result.json; milliseconds: when the last trial ended, so that a repeated call records the
+    same time.
     """
     sweep, folder, outbox, weights = record.sweep, record.folder, record.outbox, record.ledger.weights
     rows, state = ranked(record.ledger.study, sweep), folder.read()
-    values = {f"champion/{name}": value for name, value in champion.items()}
-    values |= {f"random/{name}": value for name, value in baseline.items()} | counts(rows)
+    tables = {"champion": result["champion"], "random": result["random"], "difference": result["differences"]}
+    values = {f"{prefix}/{name}": value for prefix, table in tables.items() for name, value in table.items()}
+    values |= counts(rows)
     outbox.metrics(None, [{"step": 0, **values}], milliseconds)
     outbox.inputs(None, of_result(sweep, weights, [with_constants(row.parameters, sweep.space) for row in rows]))
     outbox.folder(None, folder.champion, "champion")
@@ -133,6 +181,7 @@ def log_champion(
         if row.on_front:
             outbox.tags(row.trial_id, {"on_front": "true"})
     outbox.tags(best.trial_id, {"champion": "true"})
-    note = sweep_note(sweep, rows, champion, baseline, record.ledger.spent())
+    spent = record.ledger.spent()
+    note = sweep_note(sweep, rows, result["champion"], result["random"], result["differences"], spent)
     tags = {"champion": best.trial_id, "champion_method": method_of(best.parameters, sweep), "outcome": "completed"}
     outbox.end(None, "FINISHED", {**tags, NOTE: note}, milliseconds)

@@ -153,6 +153,7 @@ def _model(requirements: Requirements) -> Iterator[str]:
                 yield f"model '{sweep.model}' has other weights than on the driver's machine: copy those"
         if not missing:
             classifier.load(sweep.predictor, sweep.model)
+            classifier.load_second(sweep.evaluate.second_predictor, sweep.model)
             judges_of(sweep)
     except UserError as error:
         yield str(error)

@@ -21,6 +21,7 @@ from orchestrator.trial.model import judges_of
 from orchestrator.trial.settings import samples_of, settings_of
 
 _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
+_NEEDS_SECOND = ("second_disentanglement", "second_coverage")
 _NEEDS_NETWORK = {"fid": "inception", "inception_kid": "inception", "lpips": "lpips", "identity": "identity"}
 _CHECKED_CONFIGURATIONS = 500  # configurations checked: all of a smaller space, else this many random ones
 
@@ -41,10 +42,11 @@ def check_model(sweep: Sweep) -> ModelFacts:
     check_window(denoiser, sweep.sampler.window)
     Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta).steps_in_window(sweep.sampler.window)
     attributes = classifier.load(sweep.predictor, sweep.model)
+    second = classifier.load_second(sweep.evaluate.second_predictor, sweep.model)
     judges_of(sweep)
     problems = [
         *_directions(sweep, denoiser, attributes),
-        *_objectives(sweep, attributes),
+        *_objectives(sweep, attributes, second),
         *_colours(sweep, denoiser),
         *_supervised(sweep, attributes),
         *_pairs(sweep, denoiser),
@@ -70,11 +72,17 @@ def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None)
         )
 
 
-def _objectives(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
+def _objectives(sweep: Sweep, attributes: Attributes | None, second: Attributes | None) -> Iterator[str]:
     metrics = {*sweep.objective_names, sweep.asha_metric}
     for metric in _NEEDS_ATTRIBUTES:
         if metric in metrics and attributes is None:
             yield f"objectives: '{metric}' needs an attribute predictor, and model '{sweep.model}' has none"
+    for metric in _NEEDS_SECOND:
+        if metric in metrics and second is None:
+            yield (
+                f"objectives: '{metric}' needs a second attribute predictor, and model '{sweep.model}' has none: "
+                "name one as evaluate.second_predictor"
+            )
     for metric, key in _NEEDS_NETWORK.items():
         if metric in metrics and getattr(sweep.evaluate, key) is None:
             yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
@@ -85,7 +93,8 @@ def _colours(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
     count = denoiser.image_shape[0]
     if count in COLOURS:
         return
-    keys = [key for key in ("features", "inception", "lpips", "identity") if getattr(sweep.evaluate, key) is not None]
+    networks = ("features", "inception", "lpips", "identity", "second_predictor")
+    keys = [key for key in networks if getattr(sweep.evaluate, key) is not None]
     for key in (*(f"evaluate.{key}" for key in keys), *(["predictor"] if sweep.predictor else [])):
         yield f"{key}: it looks at pictures (1, 3 or 4 channels), and model '{sweep.model}' draws {count}: leave it out"
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from orchestrator.search.comparison import Compared, compared
 from orchestrator.search.ranking import Row
 from orchestrator.search.space import searched
 from orchestrator.spec import METRICS, Sweep
-from orchestrator.text import in_code, number
+from orchestrator.text import in_code, measured, number, signed, with_interval
 from orchestrator.tracking.pyfunc import PACKAGE
 from orchestrator.trial.outcome import TrialOutcome
 from orchestrator.trial.state import Report
@@ -19,6 +20,7 @@ from orchestrator.trial.state import Report
 NOTE = "mlflow.note.content"
 MODEL = "model"  # the artifact folder that MLflow loads as a model (orchestrator.tracking.pyfunc)
 UNDER_WAY = {"outcome": "running"}
+_INTERVAL = "± is half the width of a figure's 95 % interval over samples."
 _SHOWN = 5  # trials in the table of a note
 _GIT_S = 5.0
 _SPACE = "\N{NO-BREAK SPACE}" * 3
@@ -67,24 +69,27 @@ def trial_note(
         lines += ["", f"> {_escaped(reason)}"]
     metrics = report.metrics if report else {}
     if metrics:
-        rows = [[name, number(metrics[name], 4), _better(name)] for name in METRICS if name in metrics]
-        lines += ["", *_table(["metric", "value", "better is"], rows), "", *_code(sweep, f" --run {trial_id}")]
+        rows = [[name, measured(metrics, name), _better(name)] for name in METRICS if name in metrics]
+        lines += ["", *_table(["metric", "value", "better is"], rows), "", _INTERVAL]
+        lines += ["", *_code(sweep, f" --run {trial_id}")]
     return "\n".join(lines)
 
 
 def sweep_note(
-    sweep: Sweep, ranked: Sequence[Row], champion: Mapping[str, float], baseline: Mapping[str, float], spent_s: float
+    sweep: Sweep,
+    ranked: Sequence[Row],
+    champion: Mapping[str, float],
+    baseline: Mapping[str, float],
+    differences: Mapping[str, float],
+    spent_s: float,
 ) -> str:
     """Return the note on a finished sweep: champion beside random directions, best trials, how to export the champion.
 
-    champion, baseline: metrics on the reporting seeds; spent_s: seconds that the trials took.
+    champion, baseline, differences: tables of metrics on the reporting seeds, as in a result.json; spent_s: seconds
+    that the trials took.
     """
     best, states = ranked[0], Counter(row.state.replace("_", " ") for row in ranked)
-    compared = [
-        [name, number(champion[name], 4), number(baseline[name], 4), _better(name)]
-        for name in METRICS
-        if name in champion
-    ]
+    beside = [_compared(each) for each in compared(champion, baseline, differences)]
     lines = [
         f"**Champion: trial `{best.trial_id}`**, method `{method_of(best.parameters, sweep)}`, "
         f"on `{_plain(sweep.model)}`.",
@@ -92,7 +97,9 @@ def sweep_note(
         f"{len(ranked)} trials ({', '.join(f'{count} {state}' for state, count in states.items())}) "
         f"in {_spent(spent_s)}. On seeds that trained and chose nothing:",
         "",
-        *_table(["metric", "champion", "random directions", "better is"], compared),
+        *_table(["metric", "champion", "random directions", "difference", "verdict", "better is"], beside),
+        "",
+        f"{_INTERVAL} Ahead or behind: the interval of the difference excludes 0.",
         "",
         "**Best trials**",
         "",
@@ -105,6 +112,17 @@ def sweep_note(
     if sweep.export.register_as:
         lines += ["", *loading(sweep.export.register_as)]
     return "\n".join(lines)
+
+
+def _compared(each: Compared) -> list[str]:
+    return [
+        each.metric,
+        with_interval(each.champion, each.champion_interval),
+        with_interval(each.random, each.random_interval),
+        "-" if each.difference is None else signed(each.difference, each.interval),
+        number(each.verdict),
+        _better(each.metric),
+    ]
 
 
 def loading(name: str) -> list[str]:
@@ -131,7 +149,7 @@ def _ranking(sweep: Sweep, ranked: Sequence[Row]) -> tuple[list[str], list[list[
             f"{place}{' *' if row.on_front else ''}",
             f"`{row.trial_id}`",
             *(_cell(row.parameters.get(name)) for name in names),
-            *(number(row.metrics[name], 4) for name in sweep.objective_names),
+            *(measured(row.metrics, name) for name in sweep.objective_names),
         ]
         for place, row in enumerate(completed, start=1)
     ]

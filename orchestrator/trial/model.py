@@ -1,6 +1,6 @@
 """Load the frozen model of a trial, its chain and its attribute predictor; scale, measure and draw sets with them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,24 +9,29 @@ from core.directions.direction_set import DirectionSet
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
 from core.methods import random
-from core.metrics import Evaluation, calibrate, evaluate
+from core.metrics import Evaluation, calibrate, evaluate, moved
 from core.metrics.calibration import STRENGTH, Calibrated, with_dials
 from core.metrics.judges import NO_JUDGES, Judges
+from core.metrics.strength import STRENGTH_TOLERANCE
 from core.model.denoiser import Denoiser
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling
+from core.samples.training import RUNS
 from orchestrator.spec import Sweep
 from orchestrator.trial.loading import StreamWeights, loaded, own_device
 from orchestrator.trial.ranks import ALONE, Ranks
+
+RANDOM_DRAWS = 5  # sets of random directions that a champion is compared with
+_LEAST_STRENGTH = 1e-3  # of a set that moves nothing; a set can only be scaled to a strength above 0
 
 
 @dataclass(frozen=True)
 class TrialModel:
     """The frozen model that a trial works with, its chain, its attribute predictor (None where it has none), a cache of
-    unshifted samples, and the networks that judge images.
+    unshifted samples, and what judges images alone: networks, and a second predictor that finds and names nothing.
     """
 
     denoiser: Denoiser
@@ -34,6 +39,7 @@ class TrialModel:
     attributes: Attributes | None
     cache: SampleCache | None = None
     judges: Judges = NO_JUDGES
+    second_attributes: Attributes | None = None
 
     @classmethod
     def load(cls, sweep: Sweep, cache: SampleCache | None = None, ranks: Ranks = ALONE) -> "TrialModel":
@@ -52,25 +58,39 @@ class TrialModel:
             denoiser = lean(denoiser)
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
         judges = judges_of(sweep, device)
-        return cls(denoiser, schedule, classifier.load(sweep.predictor, sweep.model, device), cache, judges)
+        second = classifier.load_second(sweep.evaluate.second_predictor, sweep.model, device)
+        return cls(denoiser, schedule, classifier.load(sweep.predictor, sweep.model, device), cache, judges, second)
 
     def _sampling(self, sweep: Sweep) -> Sampling:
         sampler = sweep.sampler
         return Sampling(sampler.injection, sampler.window, sampler.batch, self.cache)
 
     def scaled(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
-        """Return the set scaled to the strength `evaluate.strength`, or unchanged where the sweep does not set it."""
+        """Return the set at the strength at which sets are compared: `evaluate.strength`, where null its own."""
         strength = sweep.evaluate.strength
-        if strength is None:
-            return directions
+        return directions if strength is None else self.at_strength(sweep, directions, strength)
+
+    def at_strength(
+        self, sweep: Sweep, directions: DirectionSet, strength: float, close: float = STRENGTH_TOLERANCE
+    ) -> DirectionSet:
+        """Return the set scaled to a strength, within a relative error of `close`."""
         return calibrate(
             self.denoiser,
             self.schedule,
             directions,
             strength,
             sampling=self._sampling(sweep),
+            close=close,
             extractor=self.judges.features,
         )
+
+    def strength_of(self, sweep: Sweep, directions: DirectionSet) -> float:
+        """Return the strength at which a set is compared: `evaluate.strength`, where null the mean measured one."""
+        if sweep.evaluate.strength is not None:
+            return sweep.evaluate.strength
+        sampling, extractor = self._sampling(sweep), self.judges.features
+        measured = moved(self.denoiser, self.schedule, directions, sampling=sampling, extractor=extractor).mean()
+        return max(float(measured), _LEAST_STRENGTH)
 
     def with_dials(self, sweep: Sweep, directions: DirectionSet) -> Calibrated:
         """Return the set with its dials, at `evaluate.strength`, or at the default strength where that is not set."""
@@ -99,6 +119,7 @@ class TrialModel:
             attributes=self.attributes,
             sampling=self._sampling(sweep),
             judges=self.judges,
+            second=self.second_attributes,
         )
 
     def draw(self, sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
@@ -118,10 +139,11 @@ def judges_of(sweep: Sweep, device: str = "cpu") -> Judges:
     return Judges.load(networks.features, networks.inception, networks.lpips, networks.identity, device)
 
 
-def random_like(trial_model: TrialModel, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
-    """Return the baseline of a set: as many random directions, of the same mean length."""
-    settings = random.Settings(len(directions), seed=sweep.seed)
-    random_set = random.find(
-        trial_model.denoiser, trial_model.schedule, settings, sweep.sampler.batch, trial_model.cache
-    )
-    return replace(random_set, sigma=random_set.sigma * (directions.sigma.mean() / random_set.sigma.mean()))
+def random_like(trial_model: TrialModel, directions: DirectionSet, sweep: Sweep, draw: int = 0) -> DirectionSet:
+    """Return draw number `draw` of the baseline of a set: as many random directions, not scaled to its strength yet.
+
+    Half of them are isotropic, half shaped by the covariance of h (core.methods.random). The seed of a draw is the
+    sweep's plus its number; after the largest seed comes 0.
+    """
+    settings = random.Settings(len(directions), seed=(sweep.seed + draw) % RUNS, shaped=0.5)
+    return random.find(trial_model.denoiser, trial_model.schedule, settings, sweep.sampler.batch, trial_model.cache)

@@ -9,7 +9,6 @@ scheduler or the tracking store. It resumes from the newest checkpoint in its fo
     traversal.png  a picture of that set
 """
 
-import math
 import shutil
 import tempfile
 import time
@@ -335,9 +334,9 @@ def _measure_set(
     scaled = drawing.run(lambda sweep: model.scaled(sweep, unscaled))
     evaluation = drawing.run(lambda sweep: model.measure(sweep, scaled, SELECT_SEEDS))
     metrics = evaluation.metrics
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise NonFiniteError(f"{name} became {value} at iteration {state.iteration}")
+    for name in (*trial.sweep.objective_names, trial.sweep.checkpoint_metric[0]):
+        if name not in metrics:  # a metric that is not finite is absent
+            raise NonFiniteError(f"{name} became NaN or infinite at iteration {state.iteration}")
     judged = {**scaled.provenance, "judged_by": dict(evaluation.judged_by)}
     described = replace(scaled, metrics=metrics, provenance=judged)
     (folder / "directions").mkdir()

@@ -35,7 +35,7 @@ def test_the_run_of_the_sweep(
     expect(page.get_by_text("Champion: trial")).to_contain_text(champion)
     expect(page.get_by_role("table").filter(has_text="random directions")).to_contain_text("identifiability")
     expect(page.get_by_text("orchestrate export faces --to out")).to_be_visible()
-    expect(page.get_by_text("champion/identifiability")).to_be_visible()
+    expect(page.get_by_text("champion/identifiability", exact=True)).to_be_visible()
     screenshot("run")
     for text in ("Datasets", "toyfaces (", "Registered models", "faces-directions"):
         page.get_by_text(text).last.scroll_into_view_if_needed()

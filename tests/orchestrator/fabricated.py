@@ -49,10 +49,19 @@ def started(root: Path, name: str, trials: int, **sections: Any) -> tuple[SweepF
     return folder, sweep
 
 
+def with_intervals(values: Mapping[str, float], half: float = 0.04) -> dict[str, float]:
+    """The table of these metrics, each with an interval of this half width."""
+    low, high = (
+        {f"{name}/{end}": v + by for name, v in values.items()} for end, by in (("low", -half), ("high", half))
+    )
+    return {**values, **low, **high}
+
+
 def metrics_of(parameters: Mapping[str, Any]) -> dict[str, float]:
     scale, seed = float(parameters.get("shift_scale", 0.5)), int(parameters.get("seed", 0))
     identifiability = 1 - math.exp(-2 * scale) - 0.01 * seed
-    return {"identifiability": identifiability, "fidelity_kid": scale**2 + 0.02 * seed, "globality": 0.5}
+    values = {"identifiability": identifiability, "fidelity_kid": scale**2 + 0.02 * seed, "globality": 0.5}
+    return with_intervals(values)
 
 
 def fabricated(
@@ -90,10 +99,12 @@ def fabricated(
 
 
 def crowned(folder: SweepFolder, metrics: Sequence[str] = ("identifiability", "fidelity_kid", "globality")) -> str:
-    """Give the sweep a champion, with a picture; returns its trial."""
+    """Give the sweep a champion, with a picture; returns its trial. Ahead in the first metric, behind in the second."""
     best = rows(folder, folder.sweep())[0].trial_id
     own, random = dict(zip(metrics, (0.9, 0.2, 0.5), strict=True)), dict(zip(metrics, (0.4, 0.1, 0.5), strict=True))
-    folder.result.write_text(json.dumps({"trial": best, "champion": own, "random": random}))
+    differences = {name: own[name] - random[name] for name in metrics}
+    tables = {"champion": own, "random": random, "differences": differences}
+    folder.result.write_text(json.dumps({"trial": best} | {name: with_intervals(t) for name, t in tables.items()}))
     folder.champion.mkdir()
     Image.new("RGB", (64, 48), "orange").save(folder.champion / "traversal.png")
     return best

@@ -5,7 +5,19 @@ import io
 import pytest
 from rich.console import Console, RenderableType
 
-from orchestrator.text import Column, add_row, clock, facts_table, narrowed, nbytes, table_of
+from orchestrator.text import (
+    Column,
+    add_row,
+    clock,
+    facts_table,
+    joined,
+    measured,
+    narrowed,
+    nbytes,
+    signed,
+    table_of,
+    with_interval,
+)
 
 NAMES = ("alpha", "a much longer name", "c")
 
@@ -105,3 +117,48 @@ def test_clocks(seconds: float, told: str) -> None:
 @pytest.mark.parametrize(("count", "told"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (71.8e9, "71.8 GB")])
 def test_bytes(count: float, told: str) -> None:
     assert nbytes(count) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "shown"),
+    [
+        (0.8731, 0.0412, "0.87 ± 0.04"),
+        (0.8731, 0.0141, "0.873 ± 0.014"),  # two digits where the half width begins with 1, 2 or 3
+        (0.8731, 0.0349, "0.873 ± 0.035"),
+        (0.5, 0.096, "0.50 ± 0.10"),  # it begins with 1 when it is rounded
+        (2.345, 1.2, "2.3 ± 1.2"),
+        (1234.5, 420.0, "1200 ± 400"),
+        (12.0, 31.0, "12 ± 31"),
+        (-0.001, 0.04, "0.00 ± 0.04"),  # no minus before 0
+        (0.5, 0.0, "0.500 ± 0.000"),
+        (3.2e-7, 4e-8, "3.2e-07 ± 4e-08"),
+    ],
+)
+def test_a_figure_ends_where_half_its_interval_does(value: float, half: float, shown: str) -> None:
+    assert with_interval(value, (value - half, value + half)) == shown
+
+
+def test_a_figure_without_an_interval_stands_alone() -> None:
+    assert with_interval(0.87312, None) == "0.873" and with_interval(None, None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "shown"),
+    [(0.09, 0.088, "+0.090 ± 0.088"), (-0.5, 0.04, "-0.500 ± 0.040"), (0.0, 0.2, "+0.00 ± 0.20")],
+)
+def test_a_difference_has_its_sign_and_shows_that_its_interval_excludes_0(
+    value: float, half: float, shown: str
+) -> None:
+    assert signed(value, (value - half, value + half)) == shown
+
+
+def test_a_metric_of_a_table_is_shown_with_its_interval() -> None:
+    table = {"coverage": 0.5, "coverage/low": 0.46, "coverage/high": 0.54, "fid": 31.25}
+    assert [measured(table, name) for name in ("coverage", "fid", "lpips")] == ["0.50 ± 0.04", "31.2", "-"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_lists_in_a_sentence(parts: list[str], told: str) -> None:
+    assert joined(parts) == told

@@ -131,7 +131,7 @@ def test_a_bundle_that_lost_its_gallery_is_told(directions: DirectionSet, tmp_pa
 def test_a_card_says_what_each_direction_does_best_first(directions: DirectionSet) -> None:
     text = card(dialled(directions).directions)
     assert "# 2 directions in the h-space of `toyfaces`" in text
-    assert "| globality | 0.500 | more |" in text and "| identifiability" not in text
+    assert "| globality | 0.5 | - | more |" in text and "| identifiability" not in text
     first, second = (line for line in text.splitlines() if line.startswith("| `direction"))
     assert first == "| `direction_1` | 0.81 | 0.90 | 0.90 | -3 to +3 | - |"
     assert second == "| `direction_0` | 0.40 | 0.50 | 0.80 | -1 to +2 | `smile` +0.9, `age` -0.3 |"
@@ -387,6 +387,7 @@ def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> SweepRecor
             "method": "random",
             "sampler": {"steps": 2},
             "search": {},
+            "objectives": [{"identifiability": "max"}],
             "budget": {"trials": 1},
             "export": {"register": "faces"},
         }
@@ -414,7 +415,7 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
     monkeypatch.setattr(model_module, "evaluate", tight)
     record = finished(tiny_model, tmp_path)
     best = choose_champion(record)
-    assert tried == [64, 32, 16, 16]  # the champion, then the baseline
+    assert tried == [64, 32, 16] + [16] * 5  # the champion, then the baseline
     assert best is not None and best.trial_id == record.folder.read("result.json")["trial"]
     champion = DirectionSet.load(record.folder.champion)
     assert champion.metrics == record.folder.read("result.json")["champion"]

@@ -211,7 +211,7 @@ def test_the_cluster_is_worked_out_from_one_trial(
                 ("kuberay", "/elsewhere/net.safetensors", "an absolute path below /shared/runs"),
                 ("slurm", "../net.safetensors", "a folder below the working folder, or an absolute path"),
             )
-            for key in ("features", "inception", "lpips", "identity")
+            for key in ("features", "inception", "lpips", "identity", "second_predictor")
         ),
         (
             "kuberay",

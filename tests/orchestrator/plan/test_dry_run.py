@@ -93,7 +93,7 @@ training    100 iterations, batch 8: 2 workers x 2 micro-batches of 2
 precision   denoiser fp32, trained parts fp32
 DeepSpeed   ZeRO-1, optimizer offload none
 gradient    keep_steps, graphs of at most 2GiB
-evaluation  every 50 iterations and at the end, on 24 seeds
+evaluation  every 50 iterations and at the end, on 24 seeds, every set scaled to strength 0.5
 
 Results
 sweep          /data/runs/a
@@ -133,11 +133,22 @@ def test_a_space_that_is_run_through_shows_so() -> None:
     assert rows["shift_scale"].split("  ")[-1].strip() == "method is jacobian"
 
 
-def test_predictor_and_strength_are_told_where_given() -> None:
-    assert "predictor" not in text_of(sweep_with()) and "strength" not in text_of(sweep_with())
-    text = text_of(sweep_with(predictor="a/classifier", evaluate={"strength": 0.5}))
-    assert row_of(text, "predictor") == ["predictor", "a/classifier"]
-    assert row_of(text, "evaluation")[1] == "at the end, on 24 seeds, every set scaled to strength 0.5"
+def test_the_predictor_is_told_where_one_is_named() -> None:
+    assert "predictor" not in text_of(sweep_with())
+    assert row_of(text_of(sweep_with(predictor="a/classifier")), "predictor") == ["predictor", "a/classifier"]
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "scaled"),
+    [
+        ({}, "every set scaled to strength 0.5"),
+        ({"strength": 0.25}, "every set scaled to strength 0.25"),
+        ({"strength": None}, "each set as strong as its method made it"),
+    ],
+)
+def test_the_strength_of_measured_sets_is_told(evaluate: dict[str, Any], scaled: str) -> None:
+    row = row_of(text_of(sweep_with(evaluate=evaluate)), "evaluation")
+    assert row[1] == f"at the end, on 24 seeds, {scaled}"
 
 
 @pytest.mark.slow
@@ -296,6 +307,11 @@ def test_a_window_that_the_model_does_not_have_is_told_by_the_plan(tmp_path: Pat
         with pytest.raises(UserError) as caught:
             show(sweep_with(method="pca", sampler={"window": window}), Console(file=io.StringIO()), tmp_path)
         assert sentence in str(caught.value)
+
+
+def test_a_second_predictor_is_told_among_what_judges() -> None:
+    text = text_of(sweep_with(evaluate={"second_predictor": "a/b", "lpips": "l.safetensors"}))
+    assert row_of(text, "judged by") == ["judged by", "lpips l.safetensors, second predictor a/b"]
 
 
 def test_the_plan_tells_what_is_not_on_this_machine_and_what_comes_from_the_hub(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ NOTHING = Timings(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iterat
 
 
 def sweep_with(**sections: Any) -> Sweep:
+    """Of sets that are not scaled, unless `evaluate` says so."""
     base = {"name": "a", "model": "toyfaces", "search": {"directions": 8}, "budget": {"trials": 1}}
-    return parse(base | {"sampler": {"steps": 5}} | sections)
+    evaluate = {"strength": None} | sections.get("evaluate", {})
+    return parse(base | {"sampler": {"steps": 5}} | sections | {"evaluate": evaluate})
 
 
 def schedule_of(sweep: Sweep) -> Schedule:
@@ -39,7 +41,24 @@ def test_a_trial_is_the_sum_of_its_parts() -> None:
     assert predicted(sweep, score=1.0).trial == {"learned": 3.0 * images}
     passes = (shifted + 7 * 8) * 5 + images / 2
     assert predicted(sweep, forward=1.0).trial == {"learned": 3 * passes + 32 * 5}
+    scaled = sweep_with(train={"iterations": 100}, evaluate={"every": 40, "seeds": 6, "strength": 0.25})
+    assert predicted(scaled, forward=1.0).trial == {"learned": 3 * (passes + 6 * 16 * 8 * 5.5) + 32 * 5}
     assert predicted(sweep_with(search={"directions": 8, "start": "random"}), start=7.0).trial == {"learned": 0.0}
+
+
+@pytest.mark.slow
+def test_more_directions_are_judged_for_longer() -> None:
+    """The networks that tell them apart are trained for as much longer as there are more than 16."""
+    times = [predicted(sweep_with(search={"directions": k}), judge=1.0).trial["learned"] for k in (16, 17, 33)]
+    assert times == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.slow
+def test_latents_are_decoded_to_be_judged_and_again_to_be_scored() -> None:
+    sweep = sweep_with(evaluate={"seeds": 6})
+    judged, scored = 6 + 6 * 8 * 4 + 7 * 8, 5 * 6 + 6 * 8 * 4
+    assert predicted(sweep, decode=1.0).trial == {"learned": judged}
+    assert predicted(sweep, decode=1.0, labels=4).trial == {"learned": judged + scored}
 
 
 @pytest.mark.slow
@@ -73,9 +92,10 @@ def test_unshifted_samples_are_drawn_once_for_each_seed() -> None:
         for given, count in (({"directions": 8}, 1), (search, 3))
     )
     trial = one.trial["learned"]
-    evaluation = trial - 32 * 5
-    assert one.busy == pytest.approx(trial + 2 * evaluation + (100 + 240) * 5)
-    assert three.busy == pytest.approx(3 * trial + 2 * evaluation + (300 + 240) * 5)
+    scaled = trial - 32 * 5 + 6 * 16 * 8 * 5.5
+    end = 6 * scaled + 60 * 8 * 5 + 5 * 256 * 5  # six sets, the champion's dials, and the h of random directions
+    assert one.busy == pytest.approx(trial + end + (100 + 240) * 5)
+    assert three.busy == pytest.approx(3 * trial + end + (300 + 240) * 5)
 
 
 @pytest.mark.slow
@@ -84,7 +104,7 @@ def test_methods_that_do_not_train() -> None:
     methods = {"choice": ["pca", "random", "supervised"]}
     sweep = sweep_with(method=methods, search=search, budget={"trials": 6}, evaluate={"seeds": 6})
     found = predicted(sweep, judge=10.0)
-    assert found.trial == {"pca": 10.0, "random": 10.0, "supervised": 10.0} and found.sweep == 80.0
+    assert found.trial == {"pca": 10.0, "random": 10.0, "supervised": 10.0} and found.sweep == 120.0
     found = predicted(sweep, forward=1.0, labels=4)
     shifted = [6 * k * 4 for k in (8, 4)]
     many, few = ((n + 7 * k) * 5 + (30 + n) / 2 for n, k in zip(shifted, (8, 4), strict=True))

@@ -51,6 +51,11 @@ SOME = stands(
 )
 
 
+def test_a_trial_that_is_over_has_the_interval_of_its_last_measurement() -> None:
+    over = trial("78df4b014f", "completed", 0.9, iteration=150, interval=(0.86, 0.94))
+    assert lines_of(stands(over), 80)[1] == "78df4b014f  completed    150/150  0.90 ± 0.04  0.900"
+
+
 def test_the_table() -> None:
     assert lines_of(SOME, 80) == [
         "trial       state          iteration  objective   best  left",
@@ -144,7 +149,13 @@ def test_nothing_is_said_of_what_is_not_known() -> None:
 
 
 SWEEP = parse(
-    {"name": "a", "model": "toyfaces", "search": {"shift_scale": {"float": [0.5, 2.0]}}, "budget": {"trials": 4}}
+    {
+        "name": "a",
+        "model": "toyfaces",
+        "search": {"shift_scale": {"float": [0.5, 2.0]}},
+        "objectives": [{"identifiability": "max"}],
+        "budget": {"trials": 4},
+    }
 )
 
 

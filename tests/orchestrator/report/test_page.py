@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
+from core.intervals import without_intervals
 from orchestrator.report.charts import sections
 from orchestrator.report.findings import read
 from orchestrator.report.page import page, write_report
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driving
 from orchestrator.trial.outcome import TrialOutcome
-from tests.orchestrator.fabricated import HOSTILE, completed, copied, crowned, fabricated, mixed, started
+from tests.orchestrator.fabricated import HOSTILE, completed, copied, crowned, fabricated, metrics_of, mixed, started
 
 THREE = [{"identifiability": "max"}, {"fidelity_kid": "min"}, {"globality": "max"}]
 FIVE = {"choice": ["learned", "pca", "jacobian", "supervised", "random"]}
@@ -145,6 +147,48 @@ def test_points_are_where_the_trials_are(finished: SweepFolder) -> None:
     assert set(traces["completed"].customdata) == set(done)
     assert set(traces["Pareto front"].customdata) == {row.trial_id for row in found.front}
     assert list(traces["champion"].customdata) == [found.champion]
+
+
+def test_points_have_their_intervals_as_error_bars(finished: SweepFolder) -> None:
+    by_anchor = {each.anchor: each for each in sections(read(finished))}
+    [front] = by_anchor["front"].charts
+    bars = {trace.name: trace for trace in front.figure.data}
+    for axis in (bars["completed"].error_x, bars["completed"].error_y):
+        assert list(axis.array) == pytest.approx([0.04] * len(axis.array)) == list(axis.arrayminus)
+        assert axis.color == "var(--interval)"
+    assert bars["champion"].error_y.array is None, "its trial is among the completed ones"
+    for anchor in ("slices", "history"):
+        for chart in by_anchor[anchor].charts:
+            assert any(trace.error_y.array is not None and trace.error_x.array is None for trace in chart.figure.data)
+
+
+def test_a_point_without_an_interval_has_no_error_bar(tmp_path: Path) -> None:
+    folder = fabricated(tmp_path, 2, measured=lambda parameters: without_intervals(metrics_of(parameters)))
+    [front, *_] = sections(read(folder))
+    assert list(front.charts[0].figure.data[0].error_y.array) == [0.0, 0.0]
+
+
+def test_figures_show_their_intervals_and_the_champion_its_verdicts(finished: SweepFolder) -> None:
+    html = page(read(finished))
+    nbsp = "\N{NO-BREAK SPACE}"
+    assert f'<td title="95 % interval 0.86 to 0.94">0.90 ±{nbsp}0.04</td>' in html
+    assert f'<td title="95 % interval +0.46 to +0.54">+0.500 ±{nbsp}0.040</td>' in html
+    assert re.findall(r'<td class="(verdict[ a-z]*)">([^<]*)</td>', html) == [
+        ("verdict ahead", "ahead"),
+        ("verdict behind", "behind"),
+        ("verdict", "not told apart"),
+    ]
+    row = html[html.index('<tr data-trial="') :].partition("</tr>")[0]
+    assert row.count('title="95 % interval') == 3 and "/low" not in html
+
+
+@pytest.mark.slow
+def test_a_result_without_differences_is_shown_without_verdicts(finished: SweepFolder, tmp_path: Path) -> None:
+    folder = copied(finished, tmp_path)
+    result = {"trial": "a", "champion": {"identifiability": 0.9}, "random": {"identifiability": 0.4}}
+    folder.result.write_text(json.dumps(result))
+    html = page(read(folder))
+    assert '<td>0.9</td><td>0.4</td><td>+0.5</td><td class="verdict">-</td>' in html
 
 
 def test_the_best_so_far_is_the_best_in_the_objectives_own_direction(finished: SweepFolder) -> None:

@@ -26,8 +26,8 @@ from tests.orchestrator.conftest import report_at
 @pytest.fixture
 def folder(tmp_path: Path) -> SweepFolder:
     """Three trials: one completed, one that was on its way when its sweep was killed, one that waits to go on."""
-    search = {"shift_scale": {"float": [0.5, 2.0]}}
-    sweep = parse({"name": "a", "model": "toyfaces", "search": search, "budget": {"trials": 4}})
+    given = {"search": {"shift_scale": {"float": [0.5, 2.0]}}, "objectives": [{"identifiability": "max"}]}
+    sweep = parse({"name": "a", "model": "toyfaces", "budget": {"trials": 4}} | given)
     folder = SweepFolder(tmp_path, "a")
     folder.create(sweep, "weights")
     create_study(sweep, folder.study_file)
@@ -52,7 +52,7 @@ def text_of(root: Path, name: str | None = None) -> str:
 def test_what_was_interrupted_runs_or_is_complete(folder: SweepFolder, tmp_path: Path) -> None:
     assert text_of(tmp_path).startswith(
         "a: interrupted, the same command goes on; 3 of 4 trials: 1 completed, 2 interrupted; "
-        "best identifiability 0.750 (trial "
+        "best identifiability 0.75 (trial "
     )
     with driving(folder.lock, "sweep 'a'"):
         running = text_of(tmp_path)
@@ -141,6 +141,7 @@ def test_as_json(folder: SweepFolder, tmp_path: Path, capsys: pytest.CaptureFixt
         "iteration": 400,
         "value": 0.75,
         "best": 0.75,
+        "interval": None,
         "doing": None,
         "elapsed_seconds": pytest.approx(0.0, abs=60),
         "left_seconds": None,

@@ -2,23 +2,35 @@
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
 from core.errors import UserError
+from core.intervals import interval_of
 from orchestrator.cli import main as cli
 from orchestrator.report.findings import as_json, read
-from orchestrator.report.terminal import failure_lines, methods_table, out_of_memory_lines, show, trials_table
-from orchestrator.search import ranking
+from orchestrator.report.page import page
+from orchestrator.report.terminal import (
+    comparison_table,
+    failure_lines,
+    methods_table,
+    out_of_memory_lines,
+    show,
+    trials_table,
+)
+from orchestrator.search.comparison import compared
 from orchestrator.search.ranking import Row, by_method, repeated
-from orchestrator.spec import Sweep, parse
+from orchestrator.spec import METRICS, Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driving
+from orchestrator.text import measured
 from orchestrator.trial.outcome import TrialOutcome
-from tests.orchestrator.fabricated import HOSTILE, completed, crowned, fabricated, mixed, started
+from tests.orchestrator.fabricated import HOSTILE, completed, crowned, fabricated, mixed, started, with_intervals
 
 
 @pytest.fixture
@@ -63,9 +75,9 @@ def test_methods_are_ordered_by_the_mean_rank_of_completed_trials(sweep: Sweep) 
     assert [each.method for each in found] == ["pca", "learned", "random", "jacobian"]
     assert [(each.completed, each.trials) for each in found] == [(1, 1), (2, 3), (1, 1), (0, 1)]
     assert [each.seconds for each in found] == [1.0, 20.0, None, None]
-    mean, deviation = found[1].metrics["identifiability"]
-    assert mean == pytest.approx(0.7) and deviation == pytest.approx(0.02**0.5)
-    assert found[0].metrics["fidelity_kid"] == (0.2, None) and found[3].metrics == {}
+    assert found[1].metrics["identifiability"] == pytest.approx(0.7)
+    assert interval_of(found[1].metrics, "identifiability") == pytest.approx((0.7 - 1.2706, 0.7 + 1.2706))
+    assert found[0].metrics == {"identifiability": 0.9, "fidelity_kid": 0.2} and found[3].metrics == {}
 
 
 def test_the_table_of_methods(sweep: Sweep) -> None:
@@ -80,17 +92,17 @@ def test_the_table_of_methods(sweep: Sweep) -> None:
         "seconds to find",
     ]
     assert lines[3].split() == "completed 1 of 1 2 of 3 1 of 1 0 of 1".split()
-    assert lines[4].split() == "identifiability 0.900 0.700 ± 0.141 0.100 - more".split()
-    assert lines[6].split() == "globality 0.500 - - - more".split()
+    assert lines[4].split() == "identifiability 0.9 0.7 ± 1.3 0.1 - more".split()
+    assert lines[6].split() == "globality 0.5 - - - more".split()
     assert lines[7].split() == "seconds to find 1 20 - -".split()
 
 
-def test_a_spread_is_told_of_configurations_with_several_seeds_only(sweep: Sweep) -> None:
+def test_an_interval_over_runs_is_told_of_configurations_with_several_seeds_only(sweep: Sweep) -> None:
     again = replace(RANKED[2], parameters={"method": "learned", "seed": 1})
     [found] = repeated([RANKED[0], RANKED[1], again, RANKED[4]], sweep)
     assert (found.parameters, found.seeds) == ({"method": "learned"}, [0, 1])
-    mean, deviation = found.metrics["identifiability"]
-    assert mean == pytest.approx(0.7) and deviation == pytest.approx(0.02**0.5)
+    assert found.metrics["identifiability"] == pytest.approx(0.7)
+    assert interval_of(found.metrics, "identifiability") == pytest.approx((0.7 - 1.2706, 0.7 + 1.2706))
     assert repeated(RANKED[:1], sweep) == []
 
 
@@ -100,7 +112,7 @@ def test_repeats_are_ordered_by_the_mean_rank_of_their_trials(tmp_path: Path) ->
     folder = fabricated(tmp_path, 6, search=search, objectives=[{"fidelity_kid": "min"}])
     found = read(folder)
     assert [each.parameters for each in found.repeats] == [{"shift_scale": scale} for scale in (0.2, 0.4, 0.8)]
-    assert any("0.170 ± 0.014" in line for line in text_of(folder, 160))
+    assert any("0.17 ± 0.13" in line for line in text_of(folder, 160))
 
 
 def test_a_trial_that_ran_out_of_memory_is_told() -> None:
@@ -158,24 +170,111 @@ def test_metrics_that_find_no_room_are_counted(tmp_path: Path) -> None:
     ]
 
 
+AHEAD = (
+    "Beside random directions, on seeds that trained and chose nothing, it is ahead of them in identifiability (0.9 "
+    "against 0.4; difference +0.5, 95 % interval +0.46 to +0.54) and behind them in fidelity kid (0.2 against 0.1; "
+    "difference +0.1, 95 % interval +0.06 to +0.14)."
+)
+
+
 @pytest.mark.slow
-def test_the_conclusion(tmp_path: Path) -> None:
-    folder = fabricated(tmp_path, 3)
+@pytest.mark.parametrize(
+    ("second", "objectives", "rule"),
+    [
+        (0.8, ["identifiability", "fidelity_kid"], "the first of 3 completed trials by identifiability"),
+        (0.88, ["identifiability"], "the first of 3 completed trials by identifiability"),
+        (
+            0.88,
+            ["identifiability", "fidelity_kid"],
+            "of 3 completed trials by identifiability the one of least fidelity kid among the 2 that lie within the "
+            "interval of the best (0.90 ± 0.04)",
+        ),
+        (
+            0.88,
+            ["identifiability", "globality"],
+            "of 3 completed trials by identifiability the one of most globality among the 2 that lie within the "
+            "interval of the best (0.90 ± 0.04)",
+        ),
+        (
+            0.88,
+            ["identifiability", "fidelity_kid", "globality"],
+            "of 3 completed trials by identifiability the one of best mean rank in fidelity kid and globality among "
+            "the 2 that lie within the interval of the best (0.90 ± 0.04)",
+        ),
+    ],
+)
+def test_the_conclusion(tmp_path: Path, second: float, objectives: list[str], rule: str) -> None:
+    """Of three trials, the second best in identifiability is the best in all else; `second` is its identifiability."""
+    tables = iter([(0.9, 0.3, 0.4), (second, 0.2, 0.5), (0.4, 0.4, 0.3)])
+    names = ("identifiability", "fidelity_kid", "globality")
+    folder = fabricated(
+        tmp_path,
+        3,
+        measured=lambda _: with_intervals(dict(zip(names, next(tables), strict=True))),
+        objectives=[{name: METRICS[name]} for name in objectives],
+    )
     best = read(folder).rows[0]
+    assert best.began == (1 if rule.startswith("the first") else 2)
     assert read(folder).conclusion == (
-        f"There is no champion yet; of the completed trials, {best.trial_id} is ahead (identifiability "
-        f"{best.metrics['identifiability']:.3g} on the seeds that choose)."
+        f"There is no champion yet; of the completed trials, {best.trial_id} is first (identifiability "
+        f"{measured(best.metrics, 'identifiability')} on the seeds that choose)."
     )
     crowned(folder)
     found = read(folder)
-    places = ranking.places(best, found.rows, found.sweep)
-    assert found.conclusion == (
-        f"The champion is the set of trial {best.trial_id}, the first of 3 completed by the mean of the ranks in the "
-        f"objectives: place {places['identifiability']} in identifiability, place {places['fidelity_kid']} in fidelity "
-        "kid. Beside random directions, on seeds that trained and chose nothing: identifiability 0.9 against 0.4, "
-        "fidelity kid 0.2 against 0.1; one measurement of each, without an interval."
-    )
+    assert found.conclusion.startswith(f"The champion is the set of trial {best.trial_id}, {rule}. Beside random ")
+    if objectives == ["identifiability", "fidelity_kid"]:
+        assert found.conclusion.endswith(AHEAD)
+    assert [each.verdict for each in found.compared] == ["ahead", "behind", "not told apart"]
     assert [each.difference for each in found.compared] == pytest.approx([0.5, 0.1, 0.0])
+
+
+@pytest.mark.slow
+def test_a_result_without_differences_has_neither_intervals_nor_verdicts(tmp_path: Path) -> None:
+    folder = fabricated(tmp_path, 1)
+    trial = crowned(folder)
+    tables = {"champion": {"identifiability": 0.9}, "random": {"identifiability": 0.4}}
+    folder.result.write_text(json.dumps({"trial": trial} | tables))
+    found = read(folder)
+    assert found.conclusion.endswith("it is not judged in identifiability (0.9 against 0.4, without an interval).")
+    lines = text_of(comparison_table(found.compared, 100))
+    assert lines[3].split() == ["identifiability", "-", "0.9", "0.4", "+0.5", "more"]
+    told = json.loads(as_json(found))["against_random"][0]
+    assert (told["verdict"], told["low"], told["champion_interval"]) == (None, None, None)
+
+
+def test_the_comparison_shows_intervals_and_verdicts_at_any_width() -> None:
+    own, random = {"coverage": 0.9, "fidelity_kid": 0.2}, {"coverage": 0.4, "fidelity_kid": 0.3}
+    tables = (with_intervals(own), with_intervals(random), with_intervals({"coverage": 0.03, "fidelity_kid": -0.1}))
+    wide = text_of(comparison_table(compared(*tables), 100))
+    assert wide[2].split() == "metric verdict champion random difference better is".split()
+    rows = [line.split("  ") for line in wide[3:]]
+    assert [[cell.strip() for cell in row if cell] for row in rows] == [
+        ["fidelity kid", "ahead", "0.20 ± 0.04", "0.30 ± 0.04", "-0.100 ± 0.040", "less"],
+        ["coverage", "not told apart", "0.90 ± 0.04", "0.40 ± 0.04", "+0.030 ± 0.040", "more"],
+    ]
+    narrow = text_of(comparison_table(compared(*tables), 60), 60)
+    assert narrow[2] == "fidelity kid: ahead" and "coverage: not told apart" in narrow
+    assert "random 0.40 ± 0.04, difference +0.030 ± 0.040, better is more" in " ".join(" ".join(narrow).split())
+
+
+def test_trials_have_intervals_beside_their_metrics_and_not_as_metrics(sweep: Sweep) -> None:
+    lines = text_of(trials_table(sweep, [replace(RANKED[0], metrics=with_intervals(RANKED[0].metrics))], 120), 120)
+    assert lines[2].split()[-3:] == ["identifiability", "fidelity", "kid"]
+    assert lines[3].endswith("0.90 ± 0.04   0.20 ± 0.04")
+
+
+def test_what_is_said_of_methods_follows_the_interval_of_their_difference(tmp_path: Path) -> None:
+    method, seeds = {"choice": ["learned", "pca"]}, {"seed": {"choice": [0, 1, 2, 3]}}
+
+    def measured_of(parameters: Mapping[str, Any]) -> dict[str, float]:
+        seed = 0.01 * parameters["seed"]
+        return {"identifiability": (0.9 if parameters["method"] == "pca" else 0.5) + seed, "fidelity_kid": 0.1 + seed}
+
+    folder = fabricated(tmp_path, 8, method=method, search=seeds, measured=measured_of)
+    found = read(folder)
+    sentence = "pca is ahead of learned in identifiability and not told apart from learned in fidelity kid."
+    assert found.first_method == sentence and sentence in text_of(folder, 200)
+    assert sentence in page(found)
 
 
 def test_a_sweep_without_trials_says_so(tmp_path: Path) -> None:
@@ -201,13 +300,21 @@ def test_json_holds_everything_and_no_secret(tmp_path: Path) -> None:
     told = json.loads(text)
     assert "hunter22" not in text and "https://***@mlflow.example" in text
     assert told["champion"] == trial and len(told["trials"]) == 6
-    assert told["against_random"][0] == {
+    shown = told["against_random"][0]
+    intervals = shown.pop("champion_interval"), shown.pop("random_interval")
+    assert intervals == (pytest.approx([0.86, 0.94]), pytest.approx([0.36, 0.44]))
+    assert shown == {
         "metric": "identifiability",
         "mode": "max",
         "champion": 0.9,
         "random": 0.4,
         "difference": 0.5,
+        "low": 0.46,
+        "high": 0.54,
+        "verdict": "ahead",
     }
+    done = next(each["metrics"] for each in told["trials"] if each["state"] == "completed")
+    assert done["globality/low"] < done["globality"] < done["globality/high"]
     assert parse(told["spec"] | {"tracking": {}}).name == "made"
 
 
@@ -231,6 +338,7 @@ def test_a_sweep_of_which_no_trial_was_completed_has_failed_and_is_not_running(t
         ("sweep.json", "[]", "sweep.json is damaged: it holds no mapping"),
         ("result.json", "{}", "result.json is damaged: it does not say which trial is the champion, and its metrics"),
         ("result.json", '{"trial": "a", "champion": {"coverage": "x"}, "random": {}}', "a metric in it is no number"),
+        ("result.json", '{"trial": "a", "champion": {}, "random": {}, "differences": 1}', "differences are no table"),
         ("study.db", "not a database", "study.db is damaged (file is not a database); restore it from a copy"),
     ],
 )

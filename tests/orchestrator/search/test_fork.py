@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from orchestrator.search.fork import carry_over, forked
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.space import trials
-from orchestrator.spec import Sweep, parse
+from orchestrator.spec import SCHEMA_VERSION, Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.study import create_study
 from orchestrator.trial.outcome import TrialOutcome
@@ -19,7 +19,8 @@ SEARCH = {"directions": {"choice": [8, 16]}, "shift_scale": {"float": [0.5, 2.0]
 
 
 def sweep_with(**sections: Any) -> Sweep:
-    return parse({"name": "a", "model": "toyfaces", "train": {"iterations": 100}, "search": SEARCH} | sections)
+    base = {"name": "a", "model": "toyfaces", "train": {"iterations": 100}, "search": SEARCH}
+    return parse(base | {"objectives": [{"identifiability": "max"}]} | sections)
 
 
 def started(root: Path, sweep: Sweep) -> SweepFolder:
@@ -104,6 +105,17 @@ def test_what_the_new_space_does_not_hold_is_not_learned_from(tmp_path: Path, se
     run(source, 3)
     ledger = carried(source, tmp_path, fork_of(tmp_path, search=search))
     assert not [row for row in ledger.study.trials if row.state == TrialState.COMPLETE]
+
+
+@pytest.mark.slow
+def test_results_of_an_earlier_version_are_not_carried_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same configuration would be measured otherwise: it is tried again."""
+    source = started(tmp_path, sweep_with())
+    found = run(source, 3)
+    monkeypatch.setattr("orchestrator.spec.sweep.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    ledger = carried(source, tmp_path, fork_of(tmp_path))
+    assert [row.state for row in ledger.study.trials] == [TrialState.WAITING] * 3
+    assert [row.system_attrs["fixed_params"] for row in ledger.study.trials] == list(found.values())
 
 
 @pytest.mark.slow

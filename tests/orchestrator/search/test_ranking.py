@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from orchestrator.search.ledger import Ledger
-from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, ranked, repeated, rows
+from orchestrator.search.ranking import MethodRow, Repeated, Row, by_method, contenders, ranked, repeated, rows
 from orchestrator.search.retries import Ends
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial.outcome import TrialOutcome
+from orchestrator.trial.state import Report
 from tests.orchestrator.conftest import report_at
 from tests.orchestrator.fabricated import started
 
@@ -68,14 +69,40 @@ def test_one_objective_ranks_in_its_own_sense(
     assert order(rows)[0] == best and order(rows)[-1] == worst and front(rows) == {best}
 
 
-def test_several_objectives_rank_by_the_mean_of_their_ranks_and_the_first_breaks_ties(tmp_path: Path) -> None:
-    """Ranks by (identifiability, KID): 1: 0 + 3, 2: 1 + 1, 3: 2 + 2, 4: 3 + 0; of 1 and 4 the first has more."""
-    assert order(rows_of(tmp_path, [(0.9, 0.9), (0.8, 0.2), (0.7, 0.3), (0.1, 0.1)])) == [2, 1, 4, 3]
+def test_without_intervals_the_first_objective_decides_and_the_others_break_ties(tmp_path: Path) -> None:
+    assert order(rows_of(tmp_path, [(0.1, 0.1), (0.9, 0.9), (0.8, 0.2), (0.9, 0.3)])) == [4, 2, 3, 1]
 
 
-def test_equal_values_share_a_rank(tmp_path: Path) -> None:
-    """Two with the most identifiability are both first in it, so that KID decides between them."""
-    assert order(rows_of(tmp_path, [(0.9, 0.3), (0.9, 0.2), (0.8, 0.1)])) == [2, 1, 3]
+@pytest.mark.parametrize(
+    ("first", "values", "expected"),
+    [
+        # (first objective, half its interval, second objective): the best may be as low as 0.8, or as high as 0.2.
+        (
+            {"identifiability": "max"},
+            [(0.9, 0.1, 0.9), (0.8, 0.0, 0.2), (0.79, 0.5, 0.1), (0.85, 0.0, 0.5)],
+            [2, 4, 1, 3],
+        ),
+        (
+            {"strength_error": "min"},
+            [(0.1, 0.1, 0.9), (0.2, 0.0, 0.2), (0.21, 0.5, 0.1), (0.15, 0.0, 0.5)],
+            [2, 4, 1, 3],
+        ),
+    ],
+)
+def test_within_the_interval_of_the_best_the_second_objective_decides(
+    tmp_path: Path, first: dict[str, str], values: list[tuple[float, float, float]], expected: list[int]
+) -> None:
+    [name] = first
+    folder, sweep = started(tmp_path, "ranks", len(values), objectives=[first, {"fidelity_kid": "min"}])
+    ledger = Ledger(sweep, folder.study_file, "weights")
+    for value, half, kid in values:
+        given = ledger.next_attempt()
+        assert given is not None
+        metrics = {name: value, f"{name}/low": value - half, f"{name}/high": value + half, "fidelity_kid": kid}
+        ledger.end(given.trial_id, OUT.COMPLETED, "", Report(100, 1.0, metrics))
+    made = ranked(ledger.study, sweep)
+    assert order(made) == expected
+    assert sorted(row.began for row in contenders(made, sweep)) == [1, 2, 4]
 
 
 def test_trials_that_were_not_completed_come_after_and_are_on_no_front(tmp_path: Path) -> None:
@@ -177,7 +204,14 @@ def test_methods_stand_by_the_mean_rank_of_their_trials_and_those_with_none_come
     assert found[-1] == MethodRow("pca", 1, {}, None, 0)
 
 
-def test_a_method_is_told_by_mean_and_deviation_of_what_its_completed_trials_came_to() -> None:
+def half(table: dict[str, float], name: str) -> float:
+    """Half the width of an interval, which is checked to lie about its mean."""
+    low, high = table[f"{name}/low"], table[f"{name}/high"]
+    assert table[name] == pytest.approx((low + high) / 2)
+    return (high - low) / 2
+
+
+def test_a_method_is_told_by_the_mean_of_its_completed_trials_and_its_interval() -> None:
     extra = completed(0.5, 0.3, seconds=4.0, method="random")
     made = [
         completed(0.7, 0.1, seconds=2.0, method="random"),
@@ -187,13 +221,24 @@ def test_a_method_is_told_by_mean_and_deviation_of_what_its_completed_trials_cam
     ]
     [found, _] = by_method(made, sweep_of("learned", "random"))
     assert (found.method, found.trials, found.completed, found.seconds) == ("random", 4, 3, 3.0)
-    assert found.metrics["identifiability"] == pytest.approx((0.6, 0.1))
-    assert found.metrics["fidelity_kid"] == pytest.approx((0.2, 0.1))
-    assert found.metrics["fid"] == (3.0, None), "of one there is no deviation"
+    assert found.metrics["identifiability"] == pytest.approx(0.6) and found.metrics["fidelity_kid"] == pytest.approx(
+        0.2
+    )
+    error = 4.303 * 0.1 / math.sqrt(3)  # Student's t of 2 degrees of freedom
+    assert [half(found.metrics, name) for name in ("identifiability", "fidelity_kid")] == pytest.approx([error, error])
+    assert found.metrics["fid"] == 3.0 and "fid/low" not in found.metrics, "of one there is no interval"
+
+
+def test_the_intervals_of_trials_are_no_metrics_of_a_method() -> None:
+    row = completed(0.7, 0.1, method="random")
+    row = replace(row, metrics={**row.metrics, "identifiability/low": 0.6, "identifiability/high": 0.8})
+    [found, _] = by_method([row], sweep_of("learned", "random"))
+    assert found.metrics == {"identifiability": 0.7, "fidelity_kid": 0.1}, "of one trial there is no interval over runs"
 
 
 def test_where_there_is_one_method_no_trial_need_name_it() -> None:
-    sweep = parse({"name": "a", "model": "b", "search": {"directions": {"choice": [8, 12]}}})
+    data = {"name": "a", "model": "b", "search": {"directions": {"choice": [8, 12]}}}
+    sweep = parse(data | {"objectives": [{"identifiability": "max"}]})
     [found] = by_method([completed(0.7, 0.1), completed(0.5, 0.1)], sweep)
     assert (found.method, found.trials, found.completed) == ("learned", 2, 2)
 
@@ -220,13 +265,16 @@ def test_configurations_with_several_seeds_stand_by_their_mean_rank(
     assert [each.parameters["directions"] for each in found] == expected
     eight = found[expected.index(8)]
     assert (eight.parameters, eight.seeds) == ({"directions": 8}, [0, 1])
-    assert eight.metrics["identifiability"] == pytest.approx((0.8, 0.2 / math.sqrt(2)))
-    assert eight.metrics["fidelity_kid"] == pytest.approx((0.45, 0.1 / math.sqrt(2)))
+    assert eight.metrics["identifiability"] == pytest.approx(0.8)
+    assert half(eight.metrics, "identifiability") == pytest.approx(12.706 * 0.1)  # deviation 0.2 / sqrt 2, over sqrt 2
+    assert eight.metrics["fidelity_kid"] == pytest.approx(0.45)
+    assert half(eight.metrics, "fidelity_kid") == pytest.approx(12.706 * 0.05)
     assert found[expected.index(12)].seeds == [0, 2]
 
 
 def test_over_seeds_only_what_every_trial_was_measured_by_is_told() -> None:
     one, other = completed(0.9, 0.5, directions=8, seed=1), completed(0.9, 0.5, directions=8, seed=0)
     [found] = repeated([replace(one, metrics={**one.metrics, "fid": 1.0}), other], sweep_of("learned", objectives=BOTH))
-    values = {"identifiability": (0.9, 0.0), "fidelity_kid": (0.5, 0.0)}
+    ends = ("", "/low", "/high")
+    values = {f"{name}{end}": v for name, v in (("identifiability", 0.9), ("fidelity_kid", 0.5)) for end in ends}
     assert found == Repeated({"directions": 8}, [0, 1], values)

@@ -12,7 +12,8 @@ KEYS = (
 SEARCHABLE = ", ".join(PARAMETERS)
 METHOD_NAMES = "learned, pca, jacobian, supervised, random"
 METRIC_NAMES = (
-    "identifiability, strength_error, fidelity_kid, globality, diversity, monotonicity, disentanglement, coverage, "
+    "factor_score, factor_coverage, purity, told_apart, identifiability, strength_error, fidelity_kid, globality, "
+    "diversity, monotonicity, evenness, locality, disentanglement, coverage, second_disentanglement, second_coverage, "
     "fid, inception_kid, lpips, identity"
 )
 SLUG = "at most 100 of A-Z a-z 0-9 . _ -, the first a letter or digit"
@@ -88,6 +89,10 @@ SENTENCES = [
     ("train: {strength_floor: 1}", "train.strength_floor: is out of range (got 1); allowed: a number >= 0 and < 1"),
     ("train: {micro_batch: 0}", "train.micro_batch: is out of range (got 0); allowed: an integer >= 1, or null"),
     ("evaluate: {strength: 0}", "evaluate.strength: is out of range (got 0); allowed: a number > 0, or null"),
+    (
+        "{predictor: a/b, evaluate: {second_predictor: a/b}}",
+        "evaluate.second_predictor: is the predictor itself (got 'a/b'); allowed: another one than predictor, or null",
+    ),
     ("evaluate: {seeds: 5}", "evaluate.seeds: is out of range (got 5); allowed: an integer >= 6"),
     ("resources: {gpus_per_trial: -1}", f"resources.gpus_per_trial: is not a number of GPUs (got -1); allowed: {GPUS}"),
     (

@@ -12,7 +12,8 @@ model: some/model
 predictor: ./mine
 method: {choice: [jacobian, supervised]}
 search: {jacobian.mask: {choice: [none, a.png, b.png]}, supervised.pairs: pairs}
-evaluate: {features: a/b, inception: i.safetensors, lpips: l.pth, identity: weights/id.safetensors}
+evaluate: {features: a/b, inception: i.safetensors, lpips: l.pth, identity: weights/id.safetensors,
+           second_predictor: ./other}
 """
 
 
@@ -20,6 +21,7 @@ def test_everything_that_a_sweep_reads_is_listed() -> None:
     assert [(source.key, source.name) for source in sources(sweep_of(ALL))] == [
         ("model", "some/model"),
         ("predictor", "./mine"),
+        ("evaluate.second_predictor", "./other"),
         ("evaluate.features", "a/b"),
         ("evaluate.identity", "weights/id.safetensors"),
         ("evaluate.inception", "i.safetensors"),
@@ -43,6 +45,7 @@ def test_everything_that_a_sweep_reads_is_listed() -> None:
         ("evaluate.identity", "some/model", False),
         ("evaluate.identity", "some/model.pth", True),
         ("evaluate.features", "~/clip", True),
+        ("evaluate.second_predictor", "some/model", False),
         ("search.supervised.pairs", "some/pairs", True),
     ],
 )
@@ -57,6 +60,8 @@ def test_what_is_not_there_is_told_by_its_key(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name).touch()
     assert [source.absent for source in absent(sweep_of(ALL))] == [
         "predictor: './mine' is not there; allowed: a folder here, or a hub id, of an image classifier or a CLIP model",
+        "evaluate.second_predictor: './other' is not there; allowed: a folder here, or a hub id, of an image "
+        "classifier or a CLIP model",
         "evaluate.identity: 'weights/id.safetensors' is not there; allowed: a safetensors file, or a folder here or a "
         "hub id of an image model",
         "evaluate.lpips: 'l.pth' is not there; allowed: a safetensors file",

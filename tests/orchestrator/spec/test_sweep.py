@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.plan.dry_run import what_runs
 from orchestrator.search.space import trials
-from orchestrator.spec import Fixed, IntRange, Sweep, load, parse
+from orchestrator.spec import Fixed, IntRange, SpecError, Sweep, load, parse
 from orchestrator.spec.reading import document
 
 ROOT = Path(__file__).parents[3]
@@ -76,17 +76,18 @@ def test_defaults() -> None:
             "reconstructor_rate": 0.001,
             "discriminator_rate": 0.0002,
         },
-        "objectives": [{"identifiability": "max"}],
+        "objectives": [{"factor_score": "max"}],
         "scheduler": None,
         "budget": {"trials": 16, "hours": None},
         "evaluate": {
             "every": 400,
             "seeds": 24,
-            "strength": None,
+            "strength": 0.5,
             "features": None,
             "inception": None,
             "lpips": None,
             "identity": None,
+            "second_predictor": None,
         },
         "denoiser": {
             "tap": None,
@@ -213,6 +214,36 @@ def test_the_metrics_are_those_of_core() -> None:
     from orchestrator.spec import METRICS
 
     assert metrics_of_core == METRICS
+
+
+@pytest.mark.slow
+def test_the_numbers_are_those_of_core() -> None:
+    from core.metrics.calibration import STRENGTH as strength_of_core  # here, for they load torch
+    from core.metrics.networks.inception import FEATURES
+    from orchestrator.spec.tables import INCEPTION_FEATURES, STRENGTH
+
+    assert (strength_of_core, FEATURES) == (STRENGTH, INCEPTION_FEATURES)
+
+
+def test_sets_are_compared_at_equal_strength_unless_that_is_null() -> None:
+    assert sweep_of("{}").evaluate.strength == 0.5
+    assert sweep_of("evaluate: {strength: null}").evaluate.strength is None
+
+
+@pytest.mark.parametrize("named", ["objectives: [{fid: min}]", "scheduler: {asha: {grace: 5, metric: fid}}"])
+def test_trials_are_not_compared_by_fid_on_too_few_images(tmp_path: Path, named: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(f"name: a\nmodel: b\nsearch: {{directions: {{choice: [8, 12]}}}}\n{named}\n")
+    with pytest.raises(SpecError) as caught:
+        load(path, ["evaluate.seeds=512"])
+    assert caught.value.problems == [
+        "evaluate.seeds: fid needs more than 2048 images, four for each seed (got 512); "
+        "allowed: 513 or more, or inception_kid in place of fid"
+    ]
+    assert load(path, ["evaluate.seeds=513"]).evaluate.seeds == 513
+    path.write_text(path.read_text().replace("fid", "inception_kid"))
+    assert load(path).evaluate.seeds == 24
+    sweep_of(named)  # one that was begun before is still read
 
 
 @pytest.mark.parametrize("method", ["pca", "jacobian", "random"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from core.errors import UserError
-from orchestrator.spec import Sweep, parse
+from orchestrator.spec import SCHEMA_VERSION, Sweep, parse
 from orchestrator.store.folder import SweepFolder
 
 DATA: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}, "train": {"batch": 8}}
@@ -38,6 +38,21 @@ def test_and_only_what_decides_its_results_is_told_as_changed(folder: SweepFolde
         "sweep 'a' has already been started with other settings; changed since: seed, train.batch; start a new one "
         f"that learns from it with --fork, give it another name, or remove {folder.path}"
     )
+
+
+def test_a_sweep_of_an_earlier_version_does_not_go_on(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trials were measured otherwise, whether or not the file has changed."""
+    assert not folder.of_earlier_version
+    monkeypatch.setattr("orchestrator.spec.sweep.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    assert folder.of_earlier_version
+    for sweep in (parse(DATA), parse(DATA | {"seed": 3})):
+        with pytest.raises(UserError) as caught:
+            folder.refuse_changed(sweep)
+        assert str(caught.value) == (
+            "sweep 'a' was started by an earlier version, whose metrics meant something else, so it cannot go on; "
+            "start a new one that tries its best configurations first with --fork, give it another name, or remove "
+            f"{folder.path}"
+        )
 
 
 def test_a_folder_keeps_the_sweep_that_it_was_made_for(folder: SweepFolder) -> None:

@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from core import DirectionSet
+from core.intervals import interval_of, t_95, without_intervals
+from core.methods import pca
 from core.metrics import Evaluation, Traversals
 from core.metrics.calibration import Calibrated
+from core.metrics.intervals import of_mean
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
+from core.samples.cache import SampleCache
 from orchestrator.bundle import export as export_module
 from orchestrator.bundle.export import export
 from orchestrator.bundle.files import read_bundle
 from orchestrator.report.page import write_page
 from orchestrator.search.ledger import Ledger
-from orchestrator.spec import Sweep
+from orchestrator.spec import Sweep, parse
 from orchestrator.store.folder import SweepFolder
 from orchestrator.sweep import champion as module
 from orchestrator.sweep.champion import choose_champion
@@ -49,17 +53,26 @@ def finished(tmp_path: Path, values: Values, **sections: Any) -> tuple[SweepReco
     return SweepRecord(sweep, folder, ledger, cast(Any, RecordedOutbox())), ids
 
 
+SAMPLES = torch.tensor([-0.3, 0.1, 0.2, -0.4, 0.0, 0.1, 0.5, -0.2])  # of mean 0
+
+
 class Measuring:
-    """A bench that measures nothing and keeps what it is asked: (set, seeds) of every measurement."""
+    """A bench that measures nothing and keeps what it is asked: (set, seeds) of every measurement.
+
+    The n-th measurement gives an identifiability of n, less on later resamples of the samples, and a KID of 1/4.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.measured: list[tuple[DirectionSet, range]] = []
-        self.scaled: list[DirectionSet] = []
+        self.scaled: list[tuple[DirectionSet, float, float]] = []  # set, strength, tolerance
+        self.drawn: list[int] = []  # the numbers of the random sets
+        self.lacking = 0  # the number of the measurement without coverage
         self.sweeps: list[Sweep] = []  # with the batch that fits, of every call
         trial_model = create_autospec(TrialModel, instance=True)
         trial_model.with_dials.side_effect = self._turned
         trial_model.measure.side_effect = self._measure
-        trial_model.scaled.side_effect = self._scale
+        trial_model.at_strength.side_effect = self._scale
+        trial_model.strength_of.side_effect = self._strength
         monkeypatch.setattr(
             module, "write_page", create_autospec(write_page, side_effect=lambda _, to: to.write_text(""))
         )
@@ -76,16 +89,26 @@ class Measuring:
     def _measure(self, sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
         self.sweeps.append(sweep)
         self.measured.append((directions, seeds))
-        metrics = {"identifiability": float(len(self.measured)), "fidelity_kid": 0.25}
-        return Evaluation(metrics, None, create_autospec(Traversals, instance=True), {})
+        number = len(self.measured)
+        sample = torch.arange(8).double() + number**2
+        figures = {"identifiability": of_mean(number + SAMPLES), "fidelity_kid": of_mean(torch.full((8,), 0.25))}
+        figures |= {"coverage": of_mean(sample)} if number != self.lacking else {}
+        return Evaluation(figures, None, create_autospec(Traversals, instance=True), {})
 
-    def _random(self, trial_model: Any, directions: DirectionSet, sweep: Sweep) -> DirectionSet:
+    def _random(self, trial_model: Any, directions: DirectionSet, sweep: Sweep, draw: int) -> DirectionSet:
         self.sweeps.append(sweep)
-        return a_set("random", method="random")
+        self.drawn.append(draw)
+        found = a_set("random", method="random")
+        return replace(found, sigma=found.sigma * 2**draw)
 
-    def _scale(self, sweep: Sweep, directions: DirectionSet) -> DirectionSet:
+    def _strength(self, sweep: Sweep, directions: DirectionSet) -> float:
         self.sweeps.append(sweep)
-        self.scaled.append(directions)
+        self.asked_strength_of = directions
+        return 0.625
+
+    def _scale(self, sweep: Sweep, directions: DirectionSet, strength: float, close: float) -> DirectionSet:
+        self.sweeps.append(sweep)
+        self.scaled.append((directions, strength, close))
         return replace(directions, sigma=directions.sigma * 7)
 
 
@@ -102,17 +125,52 @@ def test_the_champion_is_reported_on_seeds_that_chose_nothing(tmp_path: Path, me
     record, ids = finished(tmp_path, DONE)
     best = choose_champion(record)
     assert best is not None and best.trial_id == ids[1]
-    (champion, on), (baseline, beside) = measuring.measured
-    assert on == beside == REPORT_SEEDS
+    (_, on), *baseline = measuring.measured
+    assert [seeds for _, seeds in measuring.measured] == [REPORT_SEEDS] * 6
     assert not any(set(on[:5000]) & set(other[:5000]) for other in (SELECT_SEEDS, CALIBRATION_SEEDS, TRAIN_SEEDS))
-    assert baseline.provenance["method"] == "random" and measuring.scaled[0].provenance["method"] == "random"
-    assert torch.equal(baseline.sigma, 7 * measuring.scaled[0].sigma), "as long as the sweep asks for"
-    assert measuring.sweeps == [record.sweep] * 5, "each with the batch that fits"
-    assert len(measuring.scaled) == 1, "the champion is measured as long as its method made it"
+    assert [found.provenance["method"] for found, _ in baseline] == ["random"] * 5
+    assert measuring.sweeps == [record.sweep] * (1 + 1 + 1 + 5 * 3), "each with the batch that fits"
 
 
-def test_the_champion_is_measured_as_long_as_its_method_made_it(tmp_path: Path, measuring: Measuring) -> None:
-    """Its dials lengthen it and turn directions round: metrics look at the turned set, at its own length."""
+def test_the_baseline_is_five_draws_at_the_strength_of_the_champion(tmp_path: Path, measuring: Measuring) -> None:
+    """Each is calibrated from where the one before ended."""
+    record, _ = finished(tmp_path, DONE)
+    choose_champion(record)
+    assert measuring.drawn == [0, 1, 2, 3, 4]
+    assert [asked for _, *asked in measuring.scaled] == [[0.625, 0.1]] * 5
+    assert measuring.asked_strength_of is measuring.measured[0][0]
+    unscaled = a_set("random").sigma
+    for n, ((near, _, _), (measured, _)) in enumerate(zip(measuring.scaled, measuring.measured[1:], strict=True)):
+        assert torch.allclose(near.sigma, unscaled * 2**n * 7**n), "as much longer as the last draw has become"
+        assert torch.equal(measured.sigma, 7 * near.sigma)
+
+
+def test_the_champion_is_compared_sample_by_sample(tmp_path: Path, measuring: Measuring) -> None:
+    """All figures vary alike over the samples, so the difference is known better than either."""
+    record, _ = finished(tmp_path, DONE)
+    choose_champion(record)
+    result = record.folder.read("result.json")
+    champion, random, apart = (result[name] for name in ("champion", "random", "differences"))
+    assert random["identifiability"] == pytest.approx(4) and apart["identifiability"] == pytest.approx(-3)
+    widths = [table["identifiability/high"] - table["identifiability/low"] for table in (champion, random, apart)]
+    between = torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0]).std(correction=0) / 5**0.5  # of the mean of five other draws
+    assert widths[0] == pytest.approx(2 * t_95(7) * float(SAMPLES.std()) / 8**0.5, rel=0.1)
+    assert widths[2] == pytest.approx(2 * t_95(7) * float(between) * (8 / 7) ** 0.5, rel=0.1)
+    assert widths[1] > widths[2], "the samples vary too"
+
+
+def test_what_one_random_set_lacks_is_not_compared(tmp_path: Path, measuring: Measuring) -> None:
+    record, _ = finished(tmp_path, DONE)
+    measuring.lacking = 3
+    directions = replace(a_set("found"), provenance={"trial": "found"})
+    measured = module._measured(record.sweep, record.folder.cache, directions)
+    assert "coverage" in measured.champion.directions.metrics
+    assert "coverage" not in measured.random and "coverage" not in measured.differences
+    assert measured.differences["fidelity_kid"] == 0
+
+
+def test_the_champion_is_measured_as_long_as_in_its_trial(tmp_path: Path, measuring: Measuring) -> None:
+    """Its dials lengthen it and turn directions round: metrics look at the turned set, at the length of the trial."""
     record, ids = finished(tmp_path, DONE)
     choose_champion(record)
     found, (measured, _) = a_set(ids[1]), measuring.measured[0]
@@ -127,13 +185,18 @@ def test_what_is_kept_of_the_champion_is_its_own(tmp_path: Path, measuring: Meas
     record, ids = finished(tmp_path, DONE)
     choose_champion(record)
     written, result = DirectionSet.load(record.folder.champion), record.folder.read("result.json")
-    own = {"identifiability": 1.0, "fidelity_kid": 0.25}
-    assert dict(written.metrics) == own and written.provenance["trial"] == ids[1]
+    assert dict(written.metrics) == result["champion"] and written.provenance["trial"] == ids[1]
     assert written.provenance["sweep"] == "crowned"
-    assert result == {"trial": ids[1], "champion": own, "random": {"identifiability": 2.0, "fidelity_kid": 0.25}}
+    assert result.keys() == {"trial", "champion", "random", "differences"} and result["trial"] == ids[1]
+    assert result["champion"].keys() == {
+        name + end for name in ("identifiability", "fidelity_kid", "coverage") for end in ("", "/low", "/high")
+    }
     told = cast(RecordedOutbox, record.outbox)
-    [(values, _)] = [call[2:] for call in told.calls if call[0] == "metrics"]
-    assert values[0]["champion/identifiability"] == 1.0 and values[0]["random/identifiability"] == 2.0
+    [([values], _)] = [call[2:] for call in told.calls if call[0] == "metrics"]
+    for prefix, table in (("champion", "champion"), ("random", "random"), ("difference", "differences")):
+        logged = {name: value for name, value in values.items() if name.startswith(f"{prefix}/")}
+        assert logged == {f"{prefix}/{name}": value for name, value in result[table].items()}
+    assert values["difference/identifiability/low"] < -3 < values["difference/identifiability/high"]
     assert ("tags", ids[1], {"champion": "true"}) in told.calls
     assert read_bundle(record.folder.champion).files["gallery.html"]
 
@@ -253,3 +316,24 @@ def test_what_was_measured_on_other_settings_or_of_another_set_is_measured_again
 
 def bundle_files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [0.1, None])
+def test_every_metric_of_a_set_is_compared_with_random_ones(
+    tiny_model: Path, tmp_path: Path, strength: float | None
+) -> None:
+    """With a real model, from the set to the tables."""
+    base = {"name": "a", "model": str(tiny_model), "sampler": {"steps": 2}, "search": {}, "budget": {"trials": 1}}
+    sweep = parse(base | {"evaluate": {"seeds": 6, "strength": strength}})
+    trial_model = TrialModel.load(sweep, SampleCache(tmp_path))
+    found = pca.find(trial_model.denoiser, trial_model.schedule, pca.Settings(3, samples=64), cache=trial_model.cache)
+    directions = replace(found, provenance={**found.provenance, "trial": "a"})
+    measured = module._measured(sweep, tmp_path, directions)
+    champion = measured.champion.directions.metrics
+    assert champion.keys() == measured.random.keys() == measured.differences.keys()
+    assert {"identifiability", "identifiability/low", "fidelity_kid/high"} <= champion.keys()
+    for name, apart in without_intervals(measured.differences).items():
+        assert apart == pytest.approx(champion[name] - measured.random[name])
+        interval = interval_of(measured.differences, name)
+        assert interval is not None and interval[0] <= apart <= interval[1]

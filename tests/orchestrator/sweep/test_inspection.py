@@ -58,10 +58,14 @@ def test_a_model_that_only_the_driver_has(requirements: Requirements) -> None:
 
 def test_files_that_only_the_driver_has(requirements: Requirements, tmp_path: Path) -> None:
     networks = {name: f"{tmp_path}/{name}.safetensors" for name in ("inception", "lpips", "identity")}
-    evaluate, search = {**networks, "features": "./features"}, {"jacobian.mask": {"choice": ["none", "./mask.png"]}}
+    evaluate, search = (
+        {**networks, "features": "./features", "second_predictor": "./other"},
+        {"jacobian.mask": {"choice": ["none", "./mask.png"]}},
+    )
     given = with_sections(requirements, evaluate=evaluate, method="jacobian", search=search, predictor="./mine")
     assert [line.partition(" is not there; allowed: ")[0] for line in problems(given)] == [
         "predictor: './mine'",
+        "evaluate.second_predictor: './other'",
         "evaluate.features: './features'",
         f"evaluate.identity: '{tmp_path}/identity.safetensors'",
         f"evaluate.inception: '{tmp_path}/inception.safetensors'",
@@ -74,6 +78,12 @@ def test_a_network_that_cannot_be_read_there(requirements: Requirements, tmp_pat
     (tmp_path / "lpips.safetensors").write_bytes(b"damaged")
     [told] = problems(with_sections(requirements, evaluate={"lpips": str(tmp_path / "lpips.safetensors")}))
     assert told.startswith(f"LPIPS network '{tmp_path}/lpips.safetensors' cannot be read as safetensors")
+
+
+def test_a_second_predictor_that_cannot_be_read_there(requirements: Requirements, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    [told] = problems(with_sections(requirements, evaluate={"second_predictor": str(tmp_path / "other")}))
+    assert told.startswith(f"predictor '{tmp_path}/other' ")
 
 
 def test_relative_paths_begin_where_the_sweep_was_started(

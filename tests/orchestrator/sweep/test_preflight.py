@@ -69,6 +69,9 @@ def test_networks_that_look_at_pictures_are_refused_where_the_model_draws_none(
         f"evaluate.lpips: it looks at pictures (1, 3 or 4 channels), and model '{tmp_path}' draws 2: leave it out"
     ]
     check_model(sweep_with(tmp_path, method="random"))
+    monkeypatch.setattr("core.predictors.classifier.load_second", lambda *_: None)
+    [line] = mistakes_of(sweep_with(tmp_path, method="random", evaluate={"second_predictor": "a/b"}))
+    assert line.startswith("evaluate.second_predictor: it looks at pictures")
 
 
 @pytest.mark.slow
@@ -137,6 +140,21 @@ def test_metrics_that_need_a_predictor(tiny_model: Path) -> None:
     assert mistakes_of(sweep_with(tiny_model, objectives=[{"coverage": "max"}])) == [
         f"objectives: 'coverage' needs an attribute predictor, and model '{tiny_model}' has none"
     ]
+
+
+def test_metrics_that_need_a_second_predictor() -> None:
+    """The first one does not stand in for it."""
+    metric = [{"second_coverage": "max"}]
+    assert mistakes_of(sweep_with("digits", method="random", objectives=metric)) == [
+        "objectives: 'second_coverage' needs a second attribute predictor, and model 'digits' has none: "
+        "name one as evaluate.second_predictor"
+    ]
+    check_model(sweep_with("toyfaces", method="random", objectives=metric))
+
+
+def test_a_second_predictor_that_is_not_there(tiny_model: Path) -> None:
+    [line] = mistakes_of(sweep_with(tiny_model, evaluate={"second_predictor": "./nowhere"}))
+    assert "predictor './nowhere'" in line
 
 
 def test_a_predictor_that_is_not_there(tiny_model: Path) -> None:

@@ -18,7 +18,8 @@ from tests.orchestrator.conftest import report_at
 
 def sweep_with(**sections: Any) -> Sweep:
     base: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {"shift_scale": {"float": [0.5, 2.0]}}}
-    return parse(base | {"scheduler": {"asha": {"grace": 100}}, "budget": {"trials": 9}} | sections)
+    base |= {"objectives": [{"identifiability": "max"}], "budget": {"trials": 9}}
+    return parse(base | {"scheduler": {"asha": {"grace": 100}}} | sections)
 
 
 def opened(sweep: Sweep, folder: Path) -> Ledger:

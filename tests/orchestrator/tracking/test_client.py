@@ -42,6 +42,8 @@ def test_parent_and_children(tracking: Tracking, tmp_path: Path) -> None:
     child = tracking.start_child(experiment, parent, "t1", {"directions": 8})
     assert tracking.start_child(experiment, parent, "t1", {"directions": 8}) == child, "a resumed trial keeps its run"
     tracking.points(child, [("globality", step / 10, step, None) for step in (5, 10)], 1)
+    ends = [("globality/low", 0.5, 10, None), ("globality/high", 1.5, 10, None)]
+    tracking.points(child, ends, 1)
     Image.new("RGB", (8, 8)).save(tmp_path / "grid.png")
     tracking.image(child, tmp_path / "grid.png", "traversal", 5, 1)
     (tmp_path / "set").mkdir()
@@ -51,7 +53,8 @@ def test_parent_and_children(tracking: Tracking, tmp_path: Path) -> None:
 
     [run] = tracking.children(experiment, parent)
     assert run.info.status == "FINISHED" and run.data.params == {"directions": "8"}
-    assert run.data.tags["outcome"] == "completed" and run.data.metrics == {"globality": 1.0}
+    assert run.data.tags["outcome"] == "completed"
+    assert run.data.metrics == {"globality": 1.0, "globality/low": 0.5, "globality/high": 1.5}
     assert tracking.client.get_run(parent).data.params["train.batch"] == "16"
     names = [Path(file.path).name for file in tracking.client.list_artifacts(child, "images")]
     assert any(name.startswith("traversal") and name.endswith(".png") for name in names)

@@ -14,6 +14,7 @@ from orchestrator.spec import Sweep, parse
 from orchestrator.tracking import lineage, views
 from orchestrator.tracking.notes import counts, sweep_note, sweep_tags, trial_note
 from orchestrator.trial.state import Report
+from tests.orchestrator.fabricated import with_intervals
 
 
 def sweep_of(**sections: object) -> Sweep:
@@ -25,23 +26,20 @@ def sweep_of(**sections: object) -> Sweep:
 
 def row(number: int, state: str = "completed") -> Row:
     metrics = {"identifiability": 1 - number / 10, "fidelity_kid": number / 10}
-    return Row(f"t{number}", state, {"method": "learned", "shift_scale": 0.5}, metrics, 400, number == 1)
+    parameters = {"method": "learned", "shift_scale": 0.5}
+    return Row(f"t{number}", state, parameters, with_intervals(metrics), 400, number == 1)
 
 
 def test_the_note_of_a_sweep() -> None:
     ranked = [*(row(n) for n in range(1, 8)), row(8, "out_of_memory")]
-    note = sweep_note(sweep_of(), ranked, {"identifiability": 0.9}, {"identifiability": 0.25}, 5400)
+    champion, random = with_intervals({"identifiability": 0.9}), with_intervals({"identifiability": 0.25})
+    note = sweep_note(sweep_of(), ranked, champion, random, with_intervals({"identifiability": 0.65}), 5400)
     assert "**Champion: trial `t1`**" in note and "8 trials (7 completed, 1 out of memory) in 1.5 hours" in note
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in note.splitlines() if line.startswith("|")]
-    assert ["identifiability", "0.9", "0.25", "more"] in cells
-    assert ["1 *", "`t1`", "learned", "0.5", "0.9", "0.1"] in cells and [
-        "5",
-        "`t5`",
-        "learned",
-        "0.5",
-        "0.5",
-        "0.5",
-    ] in cells
+    assert ["identifiability", "0.90 ± 0.04", "0.25 ± 0.04", "+0.650 ± 0.040", "ahead", "more"] in cells
+    assert ["1 *", "`t1`", "learned", "0.5", "0.90 ± 0.04", "0.10 ± 0.04"] in cells
+    assert ["5", "`t5`", "learned", "0.5", "0.50 ± 0.04", "0.50 ± 0.04"] in cells
+    assert "95 % interval over samples. Ahead or behind" in note
     assert "`t6`" not in note, "the five best"
     assert "orchestrate export faces --to out" in note
     assert 'mlflow.pyfunc.load_model("models:/faces-directions@champion")' in note
@@ -49,10 +47,18 @@ def test_the_note_of_a_sweep() -> None:
     assert counts(ranked) == {"trials/completed": 7.0, "trials/out_of_memory": 1.0}
 
 
+def test_the_note_of_a_sweep_that_measured_no_differences() -> None:
+    note = sweep_note(sweep_of(), [row(1)], {"identifiability": 0.9, "fid": 30.0}, {"identifiability": 0.25}, {}, 60)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in note.splitlines() if line.startswith("|")]
+    assert ["identifiability", "0.9", "0.25", "+0.65", "-", "more"] in cells
+    assert ["fid", "30", "-", "-", "-", "less"] in cells
+
+
 def test_the_note_of_a_trial() -> None:
-    report = Report(50, 0.0, {"identifiability": 0.5})
+    report = Report(50, 0.0, with_intervals({"identifiability": 0.5}))
     note = trial_note(sweep_of(), "t1", {"method": "pca"}, "pruned", "others were ahead", report)
     assert "method `pca`: **pruned** at iteration 50 of 400" in note and "--run t1" in note and "ahead" not in note
+    assert "0.50 ± 0.04" in note and "/low" not in note and "95 % interval" in note
     failed = trial_note(sweep_of(), "t1", {}, "out_of_memory", "no more", None)
     assert "method `learned`: **out of memory** at iteration 0 of 400" in failed and "> no more" in failed
     assert "export" not in failed, "there is nothing to take away"
@@ -64,7 +70,7 @@ def test_what_a_stranger_wrote_stays_text() -> None:
     )
     line = next(line for line in note.splitlines() if line.startswith(">"))
     assert "<img" not in line and "\\[a\\]" in line and "\\`c\\`" in line and line.endswith("\\# e")
-    named = sweep_note(sweep_of(model="a`b|<c>"), [row(1)], {}, {}, 1.0)
+    named = sweep_note(sweep_of(model="a`b|<c>"), [row(1)], {}, {}, {}, 1.0)
     assert "on `a'b/<c>`" in named
 
 

@@ -18,6 +18,7 @@ from core.chain.schedule import Schedule
 from core.errors import NonFiniteError
 from core.methods import METHODS, learned
 from core.metrics import Evaluation, Traversals
+from core.metrics.intervals import Figure, flat, of_mean
 from core.model.denoiser import Denoiser
 from core.randomness import SELECT_SEEDS
 from orchestrator.spec import Sweep, parse
@@ -41,6 +42,7 @@ WHOLE_STEPS = {"policy": "checkpoint_steps"}
 def sweep_with(**sections: Any) -> Sweep:
     base: dict[str, Any] = {"name": "a", "model": "toyfaces", "search": {}, "budget": {"trials": 1}}
     base |= {"train": {"iterations": 7, "batch": 8, "micro_batch": 8}, "evaluate": {"every": 3, "seeds": 6}}
+    base |= {"objectives": [{"identifiability": "max"}]}
     return parse(base | {"sampler": {"steps": 2}, "recovery": {"checkpoint_every": 2}} | sections)
 
 
@@ -48,6 +50,11 @@ def _first(case: Case, device: int) -> Attempt:
     """The attempt that fits, as if all did that the sweep asks for."""
     assert device == 1 << 30
     return Attempt(replace(case.settings, gradient=CheckpointSteps()), "checkpoint_steps", case.sweep.sampler.batch)
+
+
+def the_same(value: float) -> Figure:
+    """A figure of samples that all have this value."""
+    return of_mean(torch.full((8,), value))
 
 
 @dataclass
@@ -58,7 +65,9 @@ class Trial:
     trial_model: Any
     events: list[tuple[Any, ...]] = field(default_factory=list)
     before: Callable[[tuple[Any, ...]], None] = lambda event: None  # may raise, or ask the trial to end
-    metrics: dict[str, float] = field(default_factory=lambda: {"identifiability": 0.5, "fidelity_kid": 0.25})
+    figures: dict[str, Figure] = field(
+        default_factory=lambda: {"identifiability": the_same(0.5), "fidelity_kid": the_same(0.25)}
+    )
     asked: bool = False  # to end
 
     @property
@@ -105,7 +114,7 @@ def trial(
 
     def measure(sweep: Sweep, directions: DirectionSet, seeds: range) -> Evaluation:
         made.happens("measured", sweep.sampler.batch, directions, seeds)
-        return Evaluation(dict(made.metrics), None, network, {"features": "clip"})
+        return Evaluation(dict(made.figures), None, network, {"features": "clip"})
 
     def draw(sweep: Sweep, directions: DirectionSet, folder: Path) -> None:
         made.happens("drawn", sweep.sampler.batch, directions)
@@ -211,18 +220,36 @@ def test_what_is_kept_of_a_set_says_how_it_was_found_and_measured(trial: Trial, 
     assert torch.equal(scaled.sigma, torch.tensor([[1.0, 0.0]] * 2)), "zero outside its window"
     for found in (measured, drawn, written):
         assert torch.equal(found.sigma, 7 * scaled.sigma)
-    assert dict(written.metrics) == dict(drawn.metrics) == told.metrics == trial.metrics
+    assert dict(written.metrics) == dict(drawn.metrics) == told.metrics == flat(trial.figures)
     origin = {"method": "learned", "injection": "asymmetric", "window": [first, last + 1], "precision": "bf16"}
     assert written.provenance == {**origin, "judged_by": {"features": "clip"}}
     assert told.memory["out_of_memory_retries"] == 0 and told.memory["micro_batch"] == 8
     assert told.milliseconds > 1.6e12
 
 
-def test_a_metric_that_is_no_number_ends_the_trial(trial: Trial) -> None:
-    trial.metrics["fidelity_kid"] = float("inf")
-    with pytest.raises(NonFiniteError, match="^fidelity_kid became inf at iteration 3$"):
-        trial.reports(sweep_with(gradient=WHOLE_STEPS))
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "compared_by",
+    [
+        {"objectives": [{"identifiability": "max"}, {"fidelity_kid": "min"}]},
+        {"scheduler": {"asha": {"metric": "fidelity_kid", "grace": 3}}},
+    ],
+)
+def test_a_metric_that_trials_are_compared_by_and_that_is_no_number_ends_the_trial(
+    trial: Trial, compared_by: dict[str, Any], value: float
+) -> None:
+    trial.figures["fidelity_kid"] = the_same(value)
+    with pytest.raises(NonFiniteError, match="^fidelity_kid became NaN or infinite at iteration 3$"):
+        trial.reports(sweep_with(gradient=WHOLE_STEPS, **compared_by))
     assert [event[1] for event in trial.of("saved")] == [2] and trial.events[-1] == ("closed",)
+
+
+def test_another_metric_that_is_no_number_is_left_out(trial: Trial) -> None:
+    trial.figures["fidelity_kid"] = the_same(float("inf"))
+    reports = trial.reports(sweep_with(gradient=WHOLE_STEPS))
+    assert [set(report.metrics) for report in reports] == [
+        {"identifiability", "identifiability/low", "identifiability/high"}
+    ] * 3
 
 
 def test_a_trial_asked_to_end_between_two_reports_saves_and_goes_on_from_there(trial: Trial) -> None:
