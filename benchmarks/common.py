@@ -14,7 +14,7 @@ from core.files import write_json
 from core.metrics import METRICS
 
 RESULTS = Path(__file__).parent / "results"
-_ARROWS = {"max": "↑", "min": "↓"}
+ARROWS = {"max": "↑", "min": "↓"}
 
 
 def machine(device: torch.device) -> str:
@@ -55,7 +55,7 @@ def kept(folder: Path, name: str, conditions: object, run: Callable[[], Record])
 def table(rows: Sequence[tuple[str, Sequence[dict[str, float]]]], columns: Iterable[str] = METRICS) -> str:
     """A Markdown table: one line a name, mean and standard deviation of each column over its runs."""
     columns = list(columns)
-    heads = [f"{name.replace('_', ' ')} {_ARROWS.get(METRICS.get(name, ''), '')}".strip() for name in columns]
+    heads = [f"{name.replace('_', ' ')} {ARROWS.get(METRICS.get(name, ''), '')}".strip() for name in columns]
     lines = [f"| | runs | {' | '.join(heads)} |", "|---" * (len(columns) + 2) + "|"]
     for name, runs in rows:
         cells = [_cell([run[column] for run in runs if column in run]) for column in columns]

@@ -74,6 +74,7 @@ def sweep_of(name: str, load: Load, tracking: str | None, study: str | None) -> 
             "model": "toyfaces",
             "train": {"iterations": load.iterations},
             "search": {"shift_scale": {"float": [0.5, 2.0]}},
+            "objectives": [{_MEASURED[0]: "max"}],
             "budget": {"trials": load.streams},
             "tracking": {"uri": tracking, "experiment": "stores"},
             "study": {"uri": study},

@@ -6,15 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks import jacobian, jacobian_published, memory, pca, sweep
+from benchmarks import jacobian, jacobian_published, memory, metric_pictures, pca, sweep
 from benchmarks.ablation import BASE, CHANGES
 from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
+from benchmarks.measured_sets import SCALES, folder_of
 from benchmarks.methods import best_shares, shares_table
+from benchmarks.metric_pictures import END, START, Shown
 from benchmarks.sides import Case, celeba, chain_flops, flops, ours, straightforward
 from core.chain.gradient import CheckpointSteps
+from core.directions.direction_set import DirectionSet
+from core.errors import UserError
 from core.execution.linearised import DecoderJacobian
 from core.methods import learned
 from core.model.denoiser import Denoiser
@@ -170,3 +176,58 @@ def test_the_page_of_memory_has_a_row_for_each_way_and_policy() -> None:
     page = memory.document({"digits": found})
     assert "None of this was measured on a GPU" in page
     assert len({line.count("|") for line in page.splitlines() if line.startswith("|")}) == 1
+
+
+def shown(base: str, directions: int, **figures: float) -> Shown:
+    return Shown(base, {**figures, "directions": directions}, ("a",), torch.zeros(1, 2, 5, 3, 8, 8))
+
+
+def test_pictures_of_metrics_are_of_sets_of_about_one_size() -> None:
+    few, low, high, many = (shown(f"{k} {v}", k, coverage=v) for k, v in ((4, 0.0), (9, 1.0), (16, 3.0), (32, 7.0)))
+    assert metric_pictures.extremes([many, high, low, few, shown("other", 12)], "coverage") == (low, high)
+    assert metric_pictures.extremes([many, high, few], "coverage") is None
+
+
+def test_pictures_show_copies_only_where_copies_matter() -> None:
+    copies, low, high = (
+        shown(base, 16, told_apart=v, locality=v) for v, base in enumerate(("a, each twice", "b", "c"))
+    )
+    assert metric_pictures.extremes([low, copies, high], "told_apart") == (copies, high)
+    assert metric_pictures.extremes([low, copies, high], "locality") == (low, high)
+
+
+def test_a_value_has_half_the_width_of_its_interval() -> None:
+    each = shown("pca 16", 16, coverage=2.0, purity=0.5, **{"error/purity": 0.1})
+    assert [each.value(metric) for metric in ("coverage", "purity", "diversity")] == ["2.00", "0.50 ± 0.21", "-"]
+
+
+def test_the_page_of_metrics_needs_a_place_for_the_table() -> None:
+    page = f"before\n{START}\nold\n{END}\nafter"
+    assert metric_pictures.with_table(page, "new") == f"before\n{START}\nnew\n{END}\nafter"
+    with pytest.raises(UserError, match="no place for the table"):
+        metric_pictures.with_table("before\nafter", "new")
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_metrics(tmp_path: Path) -> None:
+    """Two sets that are kept, of which one metric is measured, and one set that is not measured."""
+    page = tmp_path / "metrics.md"
+    page.write_text(f"{START}{END}")
+    for base, value in {"random 16": 0.4, "pca 16": 0.1, "jacobian 16": None}.items():
+        keep(tmp_path, base, {} if value is None else {"purity": value, "directions": 16.0})
+    assert metric_pictures.write("toyfaces", tmp_path, tmp_path) == ["purity"]
+    assert [file.name for file in (tmp_path / "metrics").iterdir()] == ["purity.png"]
+    with Image.open(tmp_path / "metrics" / "purity.png") as picture:
+        assert picture.width > 6 * metric_pictures.CELL and picture.height > 8 * metric_pictures.CELL
+    assert "| purity ↑ | 0.40 | 0.10 | 0.10 (pca 16) | 0.40 (random 16) |" in page.read_text()
+
+
+def keep(folder: Path, base: str, figures: dict[str, float]) -> None:
+    """Write a set of four directions as benchmarks.measured_sets does, and its figures, if any."""
+    kept_set = folder_of(folder, "toyfaces", base, metric_pictures.STRENGTH)
+    kept_set.mkdir(parents=True)
+    DirectionSet(torch.eye(4).reshape(4, 1, 4, 1, 1), torch.ones(4, 1), (5,)).write(kept_set)
+    images = {"plain": torch.zeros(2, 3, 32, 32), "shifted": torch.rand(2, 4, len(SCALES), 3, 32, 32)}
+    save_file({**images, "effects": torch.zeros(4, 9)}, kept_set / "images.safetensors")
+    if figures:
+        kept(folder / "toyfaces" / "measured", kept_set.name, (), lambda: Record(figures, "here"))

@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote open as they did: tests/kept has small ones, from before the code lay in folders.
+"""Files that earlier versions wrote can be read: tests/kept has small ones, from before the code lay in folders.
 
 model/    a champion as MLflow keeps it, with its bundle in data/bundle; its code is imported as orchestrator.pyfunc
 begun/    a sweep of four trials that was killed while two of them were done and two were running
@@ -6,17 +6,16 @@ begun/    a sweep of four trials that was killed while two of them were done and
 
 import shutil
 from pathlib import Path
-from unittest.mock import create_autospec
 
 import pytest
 
 from core import DirectionSet
+from core.errors import UserError
+from orchestrator.search.fork import carry_over, forked
 from orchestrator.search.ledger import Ledger
 from orchestrator.search.ranking import rows
 from orchestrator.store.folder import SweepFolder
-from orchestrator.sweep.resume import settle
-from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.record import SweepRecord
+from orchestrator.store.study import create_study
 
 KEPT = Path(__file__).parent / "kept"
 
@@ -41,15 +40,18 @@ def test_a_study_is_read(begun: SweepFolder) -> None:
     assert begun.trial(first.trial_id).latest().step == 400 and not begun.trial(first.trial_id).latest().damaged
 
 
-def test_a_sweep_goes_on(begun: SweepFolder) -> None:
-    """What was running goes on, under the ids that it had; what was done is not run again."""
-    sweep = begun.sweep()
-    assert sweep.identity() == begun.read()["identity"]
-    outbox = create_autospec(Outbox, instance=True)
-    record = SweepRecord(sweep, begun, Ledger(sweep, begun.study_place, begun.read()["weights"]), outbox)
-    assert sorted(settle(record)) == ["02231d20cd", "2b939e1003"]
-    waiting = {assignment.trial_id for _ in range(2) if (assignment := record.ledger.next_attempt())}
-    assert waiting == {"02231d20cd", "2b939e1003"} and record.ledger.next_attempt() is None
+def test_a_sweep_does_not_go_on_and_a_new_one_tries_its_best_first(begun: SweepFolder, tmp_path: Path) -> None:
+    """Its trials were measured otherwise."""
+    with pytest.raises(UserError, match="^sweep 'begun' was started by an earlier version, "):
+        begun.refuse_changed(begun.sweep())
+    source, sweep = forked(begun.sweep(), tmp_path)
+    assert source == begun and sweep.name == "begun-2"
+    study, weights = tmp_path / "study.db", begun.read()["weights"]
+    carry_over(begun, sweep, create_study(sweep, study), weights)
+    ledger = Ledger(sweep, study, weights)
+    for row in rows(begun, begun.sweep())[:2]:
+        given = ledger.next_attempt()
+        assert given is not None and row.parameters.items() <= given.parameters.items()
 
 
 @pytest.mark.slow
