@@ -49,7 +49,8 @@ class Identified:
         As many directions, always recognised and equally frequent, would give as much information.
         """
         bits = self.information
-        return Figure(2**bits.value, 2**bits.replicates, bits.samples)
+        value = 2**bits.value
+        return Figure(value, 2**bits.replicates, bits.samples, value * (2**bits.apart - 1), bits.others)
 
     @property
     def by_direction(self) -> Tensor:

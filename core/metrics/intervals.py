@@ -16,35 +16,64 @@ from core.intervals import t_95
 from core.randomness import generator
 
 REPLICATES = 300  # resamples: their standard deviation is known to about 4 %
+_NONE = torch.zeros(REPLICATES, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure, and its values on resamples of the samples.
+    """A measured figure, its values on resamples of the samples, and what resamples of directions or sets add to it.
 
-    replicates: [B] float64, in an order that figures on equally many samples share; samples: how many were resampled.
+    replicates: [B] float64, in an order that figures on equally many samples share; samples: how many were resampled;
+    apart: [B] deviations from the figure where the directions or sets that it is a mean of are resampled, or 0;
+    others: how many of them there are.
     """
 
     value: float
     replicates: Tensor
     samples: int
+    apart: Tensor = _NONE
+    others: int = 1
 
     @property
     def error(self) -> float:
-        """The standard error: the deviation over resamples, with the small-sample factor sqrt(n / (n - 1))."""
-        n = self.samples
-        return float(self.replicates.std(correction=0)) * math.sqrt(n / (n - 1)) if n > 1 else math.inf
+        """The standard error."""
+        return math.sqrt(sum(self._variances))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval: the value plus and minus t standard errors, t of n - 1 degrees of freedom."""
-        half = t_95(self.samples - 1) * self.error if self.error else 0.0
+        """The 95 % interval: the value plus and minus t standard errors."""
+        half = t_95(self.freedom) * self.error if self.error else 0.0
         return self.value - half, self.value + half
+
+    @property
+    def freedom(self) -> int:
+        """The degrees of freedom of `error`: of the samples, of the directions or sets, or between the two.
+
+        Source: Satterthwaite 1946, rounded down.
+        """
+        of_samples, of_others = self._variances
+        total = of_samples + of_others
+        if of_others == 0 or not math.isfinite(total):
+            return self.samples - 1
+        squares = (of_samples / total) ** 2 / (self.samples - 1) + (of_others / total) ** 2 / max(self.others - 1, 1)
+        return math.floor(1 / squares + 1e-9)
+
+    @property
+    def _variances(self) -> tuple[float, float]:
+        """Of the samples, with the small-sample factor n / (n - 1), and of the directions or sets."""
+        n = self.samples
+        of_samples = float(self.replicates.var(correction=0)) * n / (n - 1) if n > 1 else math.inf
+        return of_samples, float(self.apart.var(correction=0))
 
     def minus(self, other: "Figure") -> "Figure":
         """Return the difference of two figures that were measured on the same samples."""
-        samples = min(self.samples, other.samples)
-        return Figure(self.value - other.value, self.replicates - other.replicates, samples)
+        return Figure(
+            self.value - other.value,
+            self.replicates - other.replicates,
+            min(self.samples, other.samples),
+            self.apart - other.apart,
+            min((count for count in (self.others, other.others) if count > 1), default=1),
+        )
 
 
 def flat(figures: Mapping[str, Figure]) -> dict[str, float]:
@@ -91,26 +120,29 @@ def of_mean(values: Tensor) -> Figure:
 
 def of_directions(value: Tensor, replicates: Tensor, samples: int) -> Figure:
     """Return the mean over directions, which are resampled too. value: [K]; replicates: [B, K], one row a resample."""
-    return Figure(float(value.mean()), _over(value, replicates, "directions"), samples)
+    return Figure(float(value.mean()), replicates.mean(dim=1), samples, _apart(value, "directions"), len(value))
 
 
 def pooled(figures: Sequence[Figure]) -> Figure:
     """Return the mean of one figure of several sets, drawn at random and measured on the same samples.
 
-    The sets are resampled too: the interval is of the mean over all sets of their kind, not only over these.
+    The sets are resampled too: the interval is of the mean over all sets of their kind, not only over these. How far
+    the directions of a set lie apart is part of how far the sets do.
     """
+    if len(figures) == 1:
+        return figures[0]
     value = torch.tensor([figure.value for figure in figures], dtype=torch.float64)
-    replicates = torch.stack([figure.replicates for figure in figures], dim=1)  # [B, sets]
-    return Figure(float(value.mean()), _over(value, replicates, "sets"), min(figure.samples for figure in figures))
+    replicates = torch.stack([figure.replicates for figure in figures]).mean(dim=0)
+    samples = min(figure.samples for figure in figures)
+    return Figure(float(value.mean()), replicates, samples, _apart(value, "sets"), len(value))
 
 
-def _over(value: Tensor, replicates: Tensor, what: str) -> Tensor:
-    """Return replicates [B] of the mean over values [K] with replicates [B, K] over samples: `what` is resampled too.
+def _apart(value: Tensor, what: str) -> Tensor:
+    """Return by how much the mean of values [K] changes where `what`, of which each is one, is resampled: [B].
 
-    Added to what the samples contribute, so that chance of a single value, which both resamplings see, counts twice
-    and not three times as in the product of their weights (Owen 2007, "the pigeonhole bootstrap"). The factor
-    sqrt(K / (K - 1)) is the small-sample factor of `Figure.error`, here for K.
+    Kept apart from what the samples contribute, and added to it: so chance of a single value, which both resamplings
+    see, counts twice and not three times as in the product of their weights (Owen 2007, "the pigeonhole bootstrap").
+    The factor sqrt(K / (K - 1)) is the small-sample factor of `Figure.error`, here for K.
     """
     count = len(value)
-    apart = (weights(count, what) - 1) * math.sqrt(count / max(count - 1, 1))
-    return replicates.mean(dim=1) + apart @ value.double() / count
+    return (weights(count, what) - 1) @ value.double() / count * math.sqrt(count / max(count - 1, 1))

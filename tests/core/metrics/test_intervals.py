@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import scipy.stats
@@ -71,11 +72,11 @@ def test_a_mean_over_directions_keeps_what_samples_contribute() -> None:
     assert torch.allclose(same.replicates, replicates.mean(dim=1)), "directions of equal value add nothing"
 
 
-def of_sets() -> Iterator[Figure]:
-    """Ten sets whose values deviate by 1, each measured on 16 samples that deviate by 0.3."""
+def of_sets(count: int) -> Iterator[Figure]:
+    """Sets whose values deviate by 1, each measured on 16 samples that deviate by 0.3."""
     draw = draws("sets")
     for _ in range(200):
-        yield pooled([of_mean(own + 0.3 * draw(16)) for own in draw(10)])
+        yield pooled([of_mean(own + 0.3 * draw(16)) for own in draw(count)])
 
 
 def of_means() -> Iterator[Figure]:
@@ -83,11 +84,11 @@ def of_means() -> Iterator[Figure]:
     return (of_mean(draw(12)) for _ in range(200))
 
 
-def of_information() -> Iterator[Figure]:
+def of_information(directions: int) -> Iterator[Figure]:
     """Bits whose mean is 1.5, by samples and by directions."""
-    draw, error = draws("information"), torch.zeros(16, 8)
+    draw, error = draws("information"), torch.zeros(16, directions)
     for _ in range(200):
-        bits = 1.5 + 0.3 * draw(16, 1) + 0.3 * draw(1, 8) + 0.3 * draw(16, 8)
+        bits = 1.5 + 0.3 * draw(16, 1) + 0.3 * draw(1, directions) + 0.3 * draw(16, directions)
         yield Identified(bits, error).information
 
 
@@ -125,13 +126,16 @@ def two_planes() -> Iterator[Alikeness]:
     ("figures", "truth"),
     [
         (of_means, 0.0),
-        (of_sets, 0.0),
-        (of_information, 1.5),
+        (partial(of_sets, 3), 0.0),
+        (partial(of_sets, 5), 0.0),
+        (partial(of_sets, 10), 0.0),
+        (partial(of_information, 2), 1.5),
+        (partial(of_information, 8), 1.5),
         (of_kid, kid_moved_by_one()),
         (lambda: map(globality, two_planes()), math.exp(-0.64)),
         (lambda: map(diversity, two_planes()), 0.5 * math.exp(-0.64)),
     ],
-    ids=["mean", "pooled", "information", "kid", "globality", "diversity"],
+    ids=["mean", "sets 3", "sets 5", "sets 10", "directions 2", "directions 8", "kid", "globality", "diversity"],
 )
 def test_the_interval_holds_the_truth_as_often_as_it_says(
     figures: Callable[[], Iterator[Figure]], truth: float
@@ -164,6 +168,18 @@ def test_sets_that_differ_widen_what_is_pooled() -> None:
     assert unlike.error == pytest.approx(math.hypot(one.error, 3 * math.sqrt(2.5 / 5)), rel=0.15)
     assert pooled([one]).interval == pytest.approx(one.interval)
     assert pooled([of_mean(normal(9)), one]).samples == 9
+
+
+def test_few_directions_or_sets_decide_the_degrees_of_freedom() -> None:
+    samples = normal(24)
+    alike, apart = of_mean(samples[:, None] + torch.zeros(3)), of_mean(samples[:, None] + 100 * normal(3))
+    assert (of_mean(samples).freedom, alike.freedom, apart.freedom) == (23, 23, 2)
+    assert apart.interval[1] - apart.value == pytest.approx(4.303 * apart.error, rel=1e-3)
+    between = of_mean(samples[:, None] + 0.3 * normal(3)).freedom
+    assert 2 < between < 23
+    of_six = pooled([of_mean(samples + 100 * own) for own in normal(6)])
+    assert of_six.freedom == 5 and of_six.minus(of_mean(samples)).freedom == 5
+    assert apart.minus(of_six).others == 3
 
 
 def test_weights_are_counts_of_a_resample() -> None:
