@@ -9,7 +9,7 @@ one is not noise of the other.
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,10 +162,12 @@ def folder_of(kept: Path, model: str, base: str, strength: float) -> Path:
     return kept / model / f"{base} at {strength:g}".replace(", ", "_").replace(" ", "_")
 
 
-def draw_all(model: str, kept: Path = KEPT) -> None:
+def draw_all(model: str, kept: Path = KEPT, bases: Collection[str] = BASES) -> None:
     """Find, calibrate and draw every set of a model that is not kept yet."""
     chain = Chain.load(model, kept / "cache")
     for number, (base, find) in enumerate(BASES.items()):
+        if base not in bases:
+            continue
         missing = [each for each in strengths_of(number) if not folder_of(kept, model, base, each).exists()]
         if not missing:
             continue
