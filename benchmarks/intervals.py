@@ -38,7 +38,7 @@ def of_champion(folder: SweepFolder) -> list[Record]:
     """Return the figures that a sweep reports of its champion, then those on DRAWS other draws of as many samples."""
     sweep, result = folder.sweep(), json.loads(folder.result.read_text())
     trial = DirectionSet.load(folder.trial(result["trial"]).result() / "directions")
-    directions = replace(DirectionSet.load(folder.champion / "directions"), sigma=trial.sigma)  # with the dials' signs
+    directions = replace(DirectionSet.load(folder.champion), sigma=trial.sigma)  # with the dials' signs
     model = TrialModel.load(sweep, SampleCache(KEPT / "cache"))
     here = machine(model.denoiser.device)
     records = [Record(result["champion"], here)]

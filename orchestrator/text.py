@@ -19,6 +19,7 @@ from core.intervals import interval_of
 
 _GAP = 2  # character cells between two columns
 _SMALLEST = 6  # decimal places of a figure with its interval
+_ROUNDING = 1e-12  # the half width, relative to the figure, that float64 alone makes
 
 
 @dataclass
@@ -212,6 +213,8 @@ def with_interval(value: float | None, interval: tuple[float, float] | None, sig
     if value is None or interval is None:
         return number(value)
     half = (interval[1] - interval[0]) / 2
+    if half <= _ROUNDING * abs(value):
+        half = 0.0
     digit, _, exponent = f"{half:.0e}".partition("e")
     places = (digit in "123" or bool(sign)) - int(exponent) if half else 3
     if places > _SMALLEST:

@@ -131,6 +131,7 @@ def test_bytes(count: float, told: str) -> None:
         (12.0, 31.0, "12 ± 31"),
         (-0.001, 0.04, "0.00 ± 0.04"),  # no minus before 0
         (0.5, 0.0, "0.500 ± 0.000"),
+        (1.0, 3e-16, "1.000 ± 0.000"),  # rounding of equal values
         (3.2e-7, 4e-8, "3.2e-07 ± 4e-08"),
     ],
 )
