@@ -16,6 +16,7 @@ from core.directions.direction_set import DirectionSet
 from core.errors import first_line
 from core.files import atomic_folder, write_json
 from core.metrics.intervals import Figure, flat, pooled
+from core.progress import advanced
 from core.randomness import REPORT_SEEDS
 from core.samples.cache import SampleCache
 from orchestrator.bundle.export import result_of
@@ -33,6 +34,7 @@ from orchestrator.tracking.record import SweepRecord
 from orchestrator.trial.attempt import DrawBatch
 from orchestrator.trial.model import RANDOM_DRAWS, TrialModel, random_like
 
+SETS = "sets"  # what a listener is told of: the champion, and the draws of the baseline (core.progress)
 _CLOSE = 0.1  # relative error of their strength; too small to be seen in the images
 
 
@@ -82,6 +84,7 @@ def _measured(sweep: Sweep, cache: Path, directions: DirectionSet) -> ChampionAn
     dialled = drawing.run(lambda fitting: trial_model.with_dials(fitting, directions))
     turned = replace(dialled.directions, sigma=directions.sigma)
     champion = _figures(trial_model, drawing, turned)
+    advanced(SETS, 1, 1 + RANDOM_DRAWS)
     random = _baseline(trial_model, drawing, turned)
     differences = {name: figure.minus(random[name]) for name, figure in champion.items() if name in random}
     measured = replace(dialled, directions=replace(dialled.directions, metrics=flat(champion)))
@@ -100,6 +103,7 @@ def _baseline(trial_model: TrialModel, drawing: DrawBatch, directions: Direction
     for number in range(RANDOM_DRAWS):
         scaled, stretch = _random_set(trial_model, drawing, directions, number, strength, stretch)
         measured.append(_figures(trial_model, drawing, scaled))
+        advanced(SETS, 2 + number, 1 + RANDOM_DRAWS)
     everywhere = [name for name in measured[0] if all(name in figures for figures in measured)]
     return {name: pooled([figures[name] for figures in measured]) for name in everywhere}
 

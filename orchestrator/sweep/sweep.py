@@ -15,6 +15,7 @@ from ray import tune
 from rich.console import Console
 
 from core.errors import UserError
+from core.progress import Listener, listening
 from orchestrator.interruption import pause
 from orchestrator.report import terminal
 from orchestrator.report.live import Screen, screen
@@ -29,7 +30,7 @@ from orchestrator.store.lock import driving
 from orchestrator.store.moved import moved
 from orchestrator.store.spool import pending
 from orchestrator.store.study import check_place, create_study
-from orchestrator.sweep.champion import choose_champion
+from orchestrator.sweep.champion import SETS, choose_champion
 from orchestrator.sweep.cluster import Cluster
 from orchestrator.sweep.inspection import inspect
 from orchestrator.sweep.preflight import check_model
@@ -128,6 +129,16 @@ class SweepRun:
     console: Console
 
 
+def _counting_sets(console: Console) -> Listener:
+    """Return a listener that tells the user of each set that is measured, where this process measures it."""
+
+    def told(what: str, done: int, total: int) -> None:
+        if what == SETS:
+            console.print(f"  {done} of {total} sets measured", style="dim")
+
+    return told
+
+
 def _run_to_end(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
     """Run the rest of the sweep and show its result. Where an error ends it early, settle the records."""
     sweep, folder, console = sweep_run.sweep, sweep_run.folder, sweep_run.console
@@ -146,7 +157,8 @@ def _run_to_end(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
             with screen(console, sweep, slots, record.ledger.spent()) as display:
                 _search(record, sweep_run, display)
             console.print("Measuring the best set beside random directions ...", style="dim")
-            best = choose_champion(record, partial(sweep_run.cluster.run, of_worker(sweep)), console.print)
+            with listening(_counting_sets(console)):
+                best = choose_champion(record, partial(sweep_run.cluster.run, of_worker(sweep)), console.print)
         except BaseException:
             patience = _HASTY_FLUSH_S
             settle(record)

@@ -15,6 +15,7 @@ from core.methods import pca
 from core.metrics import Evaluation, Traversals
 from core.metrics.calibration import Calibrated
 from core.metrics.intervals import of_mean
+from core.progress import listening
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
 from core.samples.cache import SampleCache
 from orchestrator.bundle import export as export_module
@@ -132,6 +133,13 @@ def test_the_champion_is_reported_on_seeds_that_chose_nothing(tmp_path: Path, me
     assert measuring.sweeps == [record.sweep] * (1 + 1 + 1 + 5 * 3), "each with the batch that fits"
 
 
+def test_a_listener_is_told_of_each_set_that_is_measured(tmp_path: Path, measuring: Measuring) -> None:
+    told: list[tuple[str, int, int]] = []
+    with listening(lambda *progress: told.append(progress)):
+        choose_champion(finished(tmp_path, DONE)[0])
+    assert told == [("sets", done, 6) for done in range(1, 7)]
+
+
 def test_the_baseline_is_five_draws_at_the_strength_of_the_champion(tmp_path: Path, measuring: Measuring) -> None:
     """Each is calibrated from where the one before ended."""
     record, _ = finished(tmp_path, DONE)
@@ -153,9 +161,9 @@ def test_the_champion_is_compared_sample_by_sample(tmp_path: Path, measuring: Me
     champion, random, apart = (result[name] for name in ("champion", "random", "differences"))
     assert random["identifiability"] == pytest.approx(4) and apart["identifiability"] == pytest.approx(-3)
     widths = [table["identifiability/high"] - table["identifiability/low"] for table in (champion, random, apart)]
-    between = torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0]).std(correction=0) / 5**0.5  # of the mean of five other draws
+    between = torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0]).std() / 5**0.5  # of the mean of five other draws
     assert widths[0] == pytest.approx(2 * t_95(7) * float(SAMPLES.std()) / 8**0.5, rel=0.1)
-    assert widths[2] == pytest.approx(2 * t_95(7) * float(between) * (8 / 7) ** 0.5, rel=0.1)
+    assert widths[2] == pytest.approx(2 * t_95(4) * float(between), rel=0.1)
     assert widths[1] > widths[2], "the samples vary too"
 
 
