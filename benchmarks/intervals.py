@@ -31,7 +31,7 @@ from orchestrator.trial.model import TrialModel
 
 MODEL, STRENGTH, DRAWS = "toyfaces", 0.5, 5
 WIDTHS_OF, COUNTS = "learned 16", (12, 24, 48)
-BASES = ("learned 16", "pca 16", "jacobian 16", "supervised", "random 16")
+BASES = ("random 16", "pca 16", "learned 16")
 
 
 def of_champion(folder: SweepFolder) -> list[Record]:
@@ -175,7 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     champions = {path.name: of_champion(SweepFolder(path.parent, path.name)) for path in arguments.sweeps}
-    draw_all(MODEL, bases=BASES)
+    draw_all(MODEL, wanted=[(base, STRENGTH) for base in BASES])
     chain = Chain.load(MODEL, KEPT / "cache")
     (RESULTS / "intervals.md").write_text(document(champions, dict(of_sets(chain)), widths(chain)))
 

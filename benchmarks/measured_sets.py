@@ -162,13 +162,12 @@ def folder_of(kept: Path, model: str, base: str, strength: float) -> Path:
     return kept / model / f"{base} at {strength:g}".replace(", ", "_").replace(" ", "_")
 
 
-def draw_all(model: str, kept: Path = KEPT, bases: Collection[str] = BASES) -> None:
-    """Find, calibrate and draw every set of a model that is not kept yet."""
+def draw_all(model: str, kept: Path = KEPT, wanted: Collection[tuple[str, float]] | None = None) -> None:
+    """Find, calibrate and draw every set of a model that is not kept yet, or those of them that are `wanted`."""
     chain = Chain.load(model, kept / "cache")
     for number, (base, find) in enumerate(BASES.items()):
-        if base not in bases:
-            continue
-        missing = [each for each in strengths_of(number) if not folder_of(kept, model, base, each).exists()]
+        strengths = [each for each in strengths_of(number) if wanted is None or (base, each) in wanted]
+        missing = [each for each in strengths if not folder_of(kept, model, base, each).exists()]
         if not missing:
             continue
         directions = find(chain)
