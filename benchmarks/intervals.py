@@ -74,17 +74,17 @@ def _drawn(chain: Chain, base: str, directions: DirectionSet, draw: int) -> Reco
 
 def _measured(chain: Chain, directions: DirectionSet, seeds: range, count: int) -> Record:
     """Measure a set on the first `count` of the seeds, beside the others as a reference."""
-    started = time.perf_counter()
+    started = time.process_time()
     sampling = Sampling(cache=chain.cache)
     found = evaluate(
         chain.denoiser, chain.schedule, directions, seeds[:count], seeds[count:], chain.attributes, sampling
     )
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return Record(found.metrics | {"seconds": seconds}, machine(chain.denoiser.device))
 
 
 def widths(chain: Chain) -> dict[int, Record]:
-    """Return the figures of WIDTHS_OF by the number of samples, and the seconds that each measurement takes."""
+    """Return the figures of WIDTHS_OF by the number of samples, with the processor's seconds for each measurement."""
     directions = next(
         found for each, found in read_all(chain, MODEL) if (each.base, each.strength) == (WIDTHS_OF, STRENGTH)
     )
@@ -156,7 +156,8 @@ Sets on `{MODEL}` at strength {STRENGTH}, on {SEEDS} samples.
 
 ## How many samples
 
-Half the 95 % interval of `{WIDTHS_OF}` by the number of samples, and how long a measurement takes, drawing included.
+Half the 95 % interval of `{WIDTHS_OF}` by the number of samples, and the processor's seconds for a measurement, drawing
+included.
 
 {half}
 
