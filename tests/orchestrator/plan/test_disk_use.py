@@ -9,6 +9,7 @@ import pytest
 
 from core.chain.schedule import Schedule
 from core.methods import learned
+from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.model import catalogue
 from core.randomness import CALIBRATION_SEEDS
 from core.samples.cache import SampleCache
@@ -76,7 +77,8 @@ def test_the_cache_is_as_large_as_was_counted(trial_model: TrialModel, tiny_mode
     for seed in range(1, 6):  # of random directions; where one is the seed of a trial too, less is taken
         spread = training_seeds(SPREAD_SAMPLES, seed)
         list(draw_h(trial_model.denoiser, trial_model.schedule, spread, cache=cache))
-    list(draw_images(trial_model.denoiser, trial_model.schedule, CALIBRATION_SEEDS[:78], cache=cache))
+    for seeds in (CALIBRATION_SEEDS[:78], FACTOR_SEEDS):
+        list(draw_images(trial_model.denoiser, trial_model.schedule, seeds, cache=cache))
     for first in (1 << 30, 2 << 30):  # to choose by, and to report on
         for part in (range(first, first + 6), range(first + 6, first + 30)):
             list(draw_images(trial_model.denoiser, trial_model.schedule, part, cache=cache))
