@@ -46,7 +46,7 @@ def of_runs(name: str, values: Sequence[float]) -> dict[str, float]:
 def of_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:
     """Return the interval of the difference of two means over independent runs; None where one has a single run.
 
-    Source: Welch 1947, with his degrees of freedom rounded down.
+    Source: Welch 1947.
     """
     if len(first) < 2 or len(second) < 2:
         return None
@@ -56,21 +56,12 @@ def of_difference(first: Sequence[float], second: Sequence[float]) -> tuple[floa
     if error == 0:
         return difference, difference
     freedom = error**4 / sum(part**2 / count for part, count in parts)
-    half = t_95(math.floor(freedom + 1e-9)) * error
+    half = t_95(freedom) * error
     return difference - half, difference + half
 
 
-def t_95(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t, to 0.1 %; infinite below 1 degree of freedom.
+def t_95(freedom: float) -> float:
+    """Return the 97.5 % quantile of Student's t; infinite without a degree of freedom."""
+    from scipy.special import stdtrit  # here, for it takes as long to load as a table takes to be read and printed
 
-    Source: Hill's expansion about the normal quantile, CACM algorithm 396; up to 3 degrees, where it is too coarse, the
-    quantiles themselves.
-    """
-    if freedom < 4:
-        return {1: 12.706, 2: 4.303, 3: 3.182}.get(freedom, math.inf)
-    z, n = 1.959964, float(freedom)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + first / n + second / n**2 + third / n**3 + fourth / n**4
+    return float(stdtrit(freedom, 0.975)) if freedom > 0 else math.inf

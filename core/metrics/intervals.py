@@ -49,7 +49,7 @@ class Figure:
     def freedom(self) -> int:
         """The degrees of freedom of `error`: of the samples, of the directions or sets, or between the two.
 
-        Source: Satterthwaite 1946, rounded down.
+        Source: Satterthwaite 1946; rounded down, since with few directions the two parts are themselves hardly known.
         """
         of_samples, of_others = self._variances
         total = of_samples + of_others

@@ -24,7 +24,7 @@ from orchestrator.spec.scalars import to_yaml
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.lock import driver
 from orchestrator.store.study import open_study
-from orchestrator.text import counted, joined, measured, number, plain, signed
+from orchestrator.text import counted, joined, measured, plain, signed, with_interval
 from orchestrator.trial.outcome import ADVICE, TrialOutcome
 
 _RELATION: dict[Verdict, str] = {"ahead": "ahead of", "behind": "behind", "not told apart": "not told apart from"}
@@ -186,11 +186,11 @@ def _with_champion(findings: Findings) -> str:
 
 def _beside(each: Compared) -> str:
     """Return what the interval of the difference says of one objective, with the values it says it of."""
-    values = f"{number(each.champion)} against {number(each.random)}"
+    champion = with_interval(each.champion, each.champion_interval)
+    values = f"{champion} against {with_interval(each.random, each.random_interval)}"
     if each.difference is None or each.interval is None or each.verdict is None:
         return f"not judged in {plain(each.metric)} ({values}, without an interval)"
-    low, high = map(signed, each.interval)
-    difference = f"difference {signed(each.difference)}, 95 % interval {low} to {high}"
+    difference = f"difference {signed(each.difference, each.interval)}"
     return f"{_RELATION[each.verdict]} them in {plain(each.metric)} ({values}; {difference})"
 
 
