@@ -74,7 +74,7 @@ def document(model: str, records: Mapping[str, Sequence[Record]]) -> str:
 One change at a time from a base ({BASE.directions} directions, start {BASE.start}, consistency weight
 {BASE.consistency_weight:g}, direction rate {BASE.direction_rate:g}, discriminator weight
 {BASE.discriminator_weight:g}, {BASE.iterations} iterations, {STEPS} steps), and last the default, with 300 iterations.
-Mean and standard deviation over the seeds that were run. Every set is calibrated so that scale 1.0 moves images
+Mean and half its 95 % interval, over the seeds that were run. Every set is calibrated so that scale 1.0 moves images
 {STRENGTH} times as far as another sample is, and measured on {SEEDS} of the seeds that choose. `coverage at half` asks
 for half of a direction's effect on one attribute where `coverage` asks for 0.4.
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from core.files import write_json
+from core.intervals import interval_of, of_runs
 from core.metrics import METRICS
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,7 +53,7 @@ def kept(folder: Path, name: str, conditions: object, run: Callable[[], Record])
 
 
 def table(rows: Sequence[tuple[str, Sequence[dict[str, float]]]], columns: Iterable[str] = METRICS) -> str:
-    """A Markdown table: one line a name, mean and standard deviation of each column over its runs."""
+    """A Markdown table: one line a name, the mean of each column over its runs, and half its 95 % interval."""
     columns = list(columns)
     heads = [f"{name.replace('_', ' ')} {ARROWS.get(METRICS.get(name, ''), '')}".strip() for name in columns]
     lines = [f"| | runs | {' | '.join(heads)} |", "|---" * (len(columns) + 2) + "|"]
@@ -66,5 +66,11 @@ def table(rows: Sequence[tuple[str, Sequence[dict[str, float]]]], columns: Itera
 def _cell(values: list[float]) -> str:
     if not values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
+    figure = of_runs("", values)
+    interval = interval_of(figure, "")
+    return f"{figure['']:.3f}" + (f" ± {half_of(interval):.3f}" if interval else "")
+
+
+def half_of(interval: tuple[float, float]) -> float:
+    """Return half the width of an interval."""
+    return (interval[1] - interval[0]) / 2

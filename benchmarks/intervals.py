@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import RESULTS, Record, kept, machine
+from benchmarks.common import RESULTS, Record, half_of, kept, machine
 from benchmarks.measured_sets import KEPT, SEEDS, Chain, draw_all, read_all
 from core.directions.direction_set import DirectionSet
+from core.intervals import interval_of
 from core.metrics import METRICS, evaluate
 from core.randomness import REPORT_SEEDS, SELECT_SEEDS
 from core.samples.cache import SampleCache
@@ -167,7 +168,8 @@ Measured on {"; ".join(dict.fromkeys(record.machine for record in every))}, by `
 
 
 def _half(record: Record, name: str) -> str:
-    return f"{(record.figures[f'{name}/high'] - record.figures[f'{name}/low']) / 2:.3g}"
+    interval = interval_of(record.figures, name)
+    return "-" if interval is None else f"{half_of(interval):.3g}"
 
 
 def main() -> None:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core import Denoiser, DirectionSet, Schedule
@@ -199,8 +198,7 @@ def read_all(chain: Chain, model: str, kept: Path = KEPT) -> Iterator[tuple[Meas
     for base, strength in cases():
         folder = folder_of(kept, model, base, strength)
         if folder.exists():
-            with safe_open(folder / "images.safetensors", "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            tensors = load_file(folder / "images.safetensors")
             drawn = Traversals(tensors["plain"], tensors["shifted"], SCALES, shown_by(chain.denoiser))
             yield MeasuredSet(base, strength, drawn, tensors["effects"]), DirectionSet.load(folder)
 

@@ -62,7 +62,7 @@ def document(model: str, sweep: Sweep, names: Sequence[str], methods: Mapping[st
     machines = dict.fromkeys(record.machine for records in methods.values() for record in records)
     return f"""# Every method on `{model}`
 
-Mean and standard deviation over seeds of the method. Every set is scaled so that scale 1.0 moves images
+Mean and half its 95 % interval, over seeds of the method. Every set is scaled so that scale 1.0 moves images
 {sweep.evaluate.strength} times as far as another sample is, and measured on {count} samples (beside {4 * count}
 unshifted ones) whose seeds trained and chose nothing. `supervised` is told the attributes by the very predictor that
 measures disentanglement and coverage: it is the ceiling of those two, not a rival. `coverage` asks for 0.4 of a

@@ -21,7 +21,6 @@ from benchmarks.common import ARROWS
 from benchmarks.measured_sets import KEPT, MODELS, SEEDS, Chain, MeasuredSet, folder_of, read_all
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
-from core.intervals import t_95
 from core.metrics import METRICS
 from core.metrics.traversals import SCALES
 from core.pictures.traversal_grid import grid
@@ -52,8 +51,8 @@ class Shown:
         """Return a value as text, with half the width of its 95 % interval where that is known."""
         if metric not in self.figures:
             return "-"
-        error = self.figures.get(f"error/{metric}")
-        width = "" if error is None else f" ± {t_95(SEEDS - 1) * error:.{digits}f}"
+        half = self.figures.get(f"half/{metric}")
+        width = "" if half is None else f" ± {half:.{digits}f}"
         return f"{self.figures[metric]:.{digits}f}{width}"
 
 

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, Record, kept, machine
+from benchmarks.common import RESULTS, Record, half_of, kept, machine
 from benchmarks.measured_sets import FIGURE_SEEDS, KEPT, MODELS, STEPS, Chain, MeasuredSet, read_all, reference_of
 from core.directions.direction_set import DirectionSet
 from core.intervals import without_intervals
@@ -43,7 +43,7 @@ def measured(chain: Chain, reference: Tensor, factors: Factors, each: MeasuredSe
     started = time.perf_counter()
     found = measure(chain.denoiser, each.traversals, reference, factors)
     figures = without_intervals(found.metrics)
-    figures |= {f"error/{name}": figure.error for name, figure in found.figures.items()}
+    figures |= {f"half/{name}": half_of(figure.interval) for name, figure in found.figures.items()}
     figures |= {name: float(truth(each.effects)) for name, truth in _TRUTHS.items()}
     figures |= {"directions": float(len(directions)), "seconds": time.perf_counter() - started}
     return Record(figures, machine(chain.denoiser.device))
@@ -65,7 +65,7 @@ def measured_sets(model: str) -> dict[str, list[Record]]:
     return records
 
 
-_VERSION = 1  # of the figures: raised where one of them changes
+_VERSION = 2  # of the figures: raised where one of them changes
 
 
 def correlation(bases: Sequence[Sequence[Record]], figure: str, truth: str, sign: float) -> tuple[float, float, float]:

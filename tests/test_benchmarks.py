@@ -36,12 +36,12 @@ def test_a_record_is_reused_only_under_the_same_conditions(tmp_path: Path) -> No
     assert kept(tmp_path, "run", ("settings", 2), lambda: next(runs)).machine == "two"
 
 
-def test_a_table_has_mean_and_spread_of_each_column() -> None:
+def test_a_table_has_the_mean_of_each_column_with_its_interval() -> None:
     rows = [("a", [{"globality": 0.2}, {"globality": 0.4}]), ("b", [{"globality": 0.5}]), ("c", [{}])]
     assert table(rows, ["globality", "seconds"]).splitlines() == [
         "| | runs | globality ↑ | seconds |",
         "|---|---|---|---|",
-        "| a | 2 | 0.300 ± 0.141 | - |",
+        "| a | 2 | 0.300 ± 1.271 | - |",
         "| b | 1 | 0.500 | - |",
         "| c | 1 | - | - |",
     ]
@@ -197,7 +197,7 @@ def test_pictures_show_copies_only_where_copies_matter() -> None:
 
 
 def test_a_value_has_half_the_width_of_its_interval() -> None:
-    each = shown("pca 16", 16, coverage=2.0, purity=0.5, **{"error/purity": 0.1})
+    each = shown("pca 16", 16, coverage=2.0, purity=0.5, **{"half/purity": 0.214})
     assert [each.value(metric) for metric in ("coverage", "purity", "diversity")] == ["2.00", "0.50 ± 0.21", "-"]
 
 

@@ -174,7 +174,6 @@ def _run_to_end(sweep_run: SweepRun, tracking: Tracking, weights: str) -> None:
 
 def _show_complete(sweep: Sweep, folder: SweepFolder, tracking: Tracking, console: Console) -> None:
     """Show a complete sweep. Send MLflow the records that it has not received yet."""
-    console.print(f"Sweep '{sweep.name}' is complete.")
     if pending(folder.outbox):
         with driving(folder.lock, f"sweep '{sweep.name}'"), _outbox(folder, tracking, console).sending(_FLUSH_S):
             console.print("Sending to MLflow what it has not got yet ...")

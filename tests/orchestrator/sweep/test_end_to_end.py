@@ -69,7 +69,7 @@ def test_optuna_and_mlflow_tell_the_same(finished_sweep: SweepFolder) -> None:
 
 def test_a_complete_sweep_is_shown_and_one_with_other_settings_refused(home: Path, command: Command) -> None:
     again = command("sweep", "faces.yaml", at=home)
-    assert again.returncode == 0 and "Sweep 'faces' is complete." in again.stdout
+    assert again.returncode == 0 and "Sweep 'faces' is complete; " in again.stdout
     changed = command("sweep", "faces.yaml", "--set", "seed=7", at=home)
     assert changed.returncode == 2
     assert "sweep 'faces' has already been started with other settings; changed since: seed" in changed.stderr
