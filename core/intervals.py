@@ -1,7 +1,7 @@
 """Read tables of figures with their 95 % intervals, and compare by them. Nothing here loads torch.
 
 Such a table has each metric under its name, and the ends of its interval, where one is known, under `name/low` and
-`name/high` (`core.metrics.intervals.flat`).
+`name/high` (`core.metrics.bootstrap.flat`).
 """
 
 import math

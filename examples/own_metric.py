@@ -4,7 +4,7 @@ from core import Denoiser, Schedule
 from core.execution.lean import lean
 from core.methods import pca, random
 from core.metrics import Traversals, draw_traversals
-from core.metrics.intervals import Figure, of_mean
+from core.metrics.bootstrap import Figure, of_mean
 from core.randomness import REPORT_SEEDS
 
 WIDTH = 3  # of the border, in pixels

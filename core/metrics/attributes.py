@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from core.metrics.intervals import Figure, of_directions, weights
+from core.metrics.bootstrap import Figure, of_directions, weights
 from core.metrics.traversals import Traversals
 from core.predictors.attributes import Attributes
 

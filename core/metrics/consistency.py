@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.metrics.intervals import Figure, of_directions, of_mean, over_pairs, weights
+from core.metrics.bootstrap import Figure, of_directions, of_mean, over_pairs, weights
 
 _TINY = 1e-12
 

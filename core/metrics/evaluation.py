@@ -13,13 +13,13 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.errors import NonFiniteError, UserError
 from core.metrics.attributes import attribute_figures, effects_by_sample
+from core.metrics.bootstrap import Figure, flat
 from core.metrics.consistency import Alikeness, diversity, evenness, globality, locality, monotonicity
 from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.metrics.factors import Factors, factor_figures
 from core.metrics.features import features_of, standardise
 from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
-from core.metrics.intervals import Figure, flat
 from core.metrics.judges import NO_JUDGES, Judges
 from core.metrics.networks.extractor import Extractor, levels
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals, shown_by

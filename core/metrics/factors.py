@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.metrics.bootstrap import Figure, of_directions, weights
 from core.metrics.features import deviation_of
-from core.metrics.intervals import Figure, of_directions, weights
 from core.randomness import CALIBRATION_SEEDS
 
 SEEDS: Sequence[int] = CALIBRATION_SEEDS[1024 : 1024 + 256]  # of the unshifted samples whose factors are taken

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from core.metrics.intervals import REPLICATES, Figure, over_pairs, weights
+from core.metrics.bootstrap import REPLICATES, Figure, over_pairs, weights
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.methods.learned.losses import STRENGTH_WEIGHT, direction_loss, strength_loss
 from core.methods.learned.reconstructor import Reconstructor
-from core.metrics.intervals import Figure, of_mean
+from core.metrics.bootstrap import Figure, of_mean
 from core.metrics.traversals import Traversals
 from core.randomness import generator
 

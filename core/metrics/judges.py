@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.metrics.bootstrap import Figure, of_mean
 from core.metrics.fidelity import enough_for_fid, fid_by_sample, kid
-from core.metrics.intervals import Figure, of_mean
 from core.metrics.networks import Extractor, Lpips, load_features, load_identity, load_inception, load_lpips
 from core.metrics.traversals import Traversals
 

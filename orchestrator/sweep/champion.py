@@ -15,7 +15,7 @@ from torch import Tensor
 from core.directions.direction_set import DirectionSet
 from core.errors import first_line
 from core.files import atomic_folder, write_json
-from core.metrics.intervals import Figure, flat, pooled
+from core.metrics.bootstrap import Figure, flat, pooled
 from core.progress import advanced
 from core.randomness import REPORT_SEEDS
 from core.samples.cache import SampleCache
@@ -43,7 +43,7 @@ class ChampionAndBaseline:
     """The champion, ready to be written, and how it compares with random directions.
 
     random: the metrics of the baseline, pooled over its draws; differences: those of the champion less those of the
-    baseline, measured on the same samples. Both are flat tables (core.metrics.intervals.flat).
+    baseline, measured on the same samples. Both are flat tables (core.metrics.bootstrap.flat).
     """
 
     champion: Bundle

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.metrics import Traversals
 from core.metrics.attributes import attribute_figures, controlled, coverage, disentanglement, effects_by_sample
-from core.metrics.intervals import weights
+from core.metrics.bootstrap import weights
 from core.metrics.traversals import SCALES
 from core.predictors.attributes import Attributes
 from tests.core.metrics.test_traversals import normal

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.metrics.bootstrap import Figure, weights
 from core.metrics.consistency import (
     Alikeness,
     agreement,
@@ -18,7 +19,6 @@ from core.metrics.consistency import (
     monotonicity,
     spearman,
 )
-from core.metrics.intervals import Figure, weights
 from core.metrics.traversals import SCALES
 from core.randomness import generator
 from tests.core.metrics.test_traversals import normal

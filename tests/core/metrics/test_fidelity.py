@@ -10,8 +10,8 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.metrics import fidelity
+from core.metrics.bootstrap import REPLICATES, weights
 from core.metrics.fidelity import FID_REPLICATES, enough_for_fid, fid, fid_by_sample, kid
-from core.metrics.intervals import REPLICATES, weights
 from core.randomness import generator
 from tests.core.metrics.test_traversals import normal
 

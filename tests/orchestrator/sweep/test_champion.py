@@ -13,8 +13,8 @@ from core import DirectionSet
 from core.intervals import interval_of, t_95, without_intervals
 from core.methods import pca
 from core.metrics import Evaluation, Traversals
+from core.metrics.bootstrap import of_mean
 from core.metrics.calibration import Calibrated
-from core.metrics.intervals import of_mean
 from core.progress import listening
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS
 from core.samples.cache import SampleCache

@@ -18,7 +18,7 @@ from core.chain.schedule import Schedule
 from core.errors import NonFiniteError
 from core.methods import METHODS, learned
 from core.metrics import Evaluation, Traversals
-from core.metrics.intervals import Figure, flat, of_mean
+from core.metrics.bootstrap import Figure, flat, of_mean
 from core.model.denoiser import Denoiser
 from core.randomness import SELECT_SEEDS
 from orchestrator.spec import Sweep, parse

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from core.intervals import interval_of, t_95, without_intervals
-from core.metrics.consistency import Alikeness, diversity, globality
-from core.metrics.fidelity import kid
-from core.metrics.identifiability import Identified
-from core.metrics.intervals import (
+from core.metrics.bootstrap import (
     REPLICATES,
     Figure,
     flat,
@@ -24,6 +21,9 @@ from core.metrics.intervals import (
     pooled,
     weights,
 )
+from core.metrics.consistency import Alikeness, diversity, globality
+from core.metrics.fidelity import kid
+from core.metrics.identifiability import Identified
 from core.randomness import generator
 from tests.core.metrics.test_traversals import normal
 
@@ -204,7 +204,7 @@ def test_weights_depend_on_name_and_count_alone() -> None:
 
 @pytest.mark.slow
 def test_weights_are_the_same_in_another_process() -> None:
-    code = "from core.metrics.intervals import weights; print(weights(6)[:20].tolist())"
+    code = "from core.metrics.bootstrap import weights; print(weights(6)[:20].tolist())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(weights(6)[:20].tolist())
 
