@@ -1,7 +1,6 @@
 """Turn images into feature vectors with the frozen denoiser's own encoder.
 
-This needs no download and no training, and works for every kind of image that the model draws: to tell structure from
-noise, a denoiser has to encode what distinguishes its images (diffusion features: Baranchuk et al., arXiv 2112.03126).
+This needs no download and no training, and works for every kind of image that the model draws (core.chain.sample_maps).
 Differences that the model does not encode are invisible in these features. Compare numbers between sets of one model
 only, never between models.
 """
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from core.chain.schedule import level_at
+from core.chain.sample_maps import sample_maps
 from core.metrics.networks.extractor import Extractor
 from core.model.denoiser import Denoiser
 
-NOISE_FRACTION = 0.05  # the features' timestep, as a share of the training steps: low noise, so that all detail remains
 GRID = 2  # each channel becomes a GRID x GRID grid of means, which keeps coarse position
 
 
@@ -31,19 +29,17 @@ def features_of(denoiser: Denoiser, samples: Tensor, batch: int = 64, extractor:
 def denoiser_features(denoiser: Denoiser, samples: Tensor, batch: int = 64) -> Tensor:
     """Return features of samples x_0 [N, *sample_shape] by the denoiser: [N, F] float32, on the CPU.
 
-    The samples are scaled as at NOISE_FRACTION of the training steps, a x_0, but without noise, so that equal samples
-    have equal features, whatever their prompts. F covers h and, for a UNet, the skips of h's resolution, each channel
-    as a 2x2 grid of means. Source: ours.
+    Equal samples have equal features, whatever their prompts. F covers the maps of `sample_maps`, each channel as a 2x2
+    grid of means. Source: ours.
     """
-    t, signal = level_at(denoiser, NOISE_FRACTION)
     parts = (part.to(denoiser.device) for part in torch.split(samples, batch))
     if denoiser.codec is not None and denoiser.use.space == "pixels":  # drop what decoded images do not show
         parts = (denoiser.x_0(denoiser.images(part)) for part in parts)
-    return torch.cat([_encode(denoiser, signal * part, t) for part in parts])
+    return torch.cat([_encode(denoiser, part) for part in parts])
 
 
-def _encode(denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
-    means = [adaptive_avg_pool2d(layer, GRID).flatten(1) for layer in denoiser.maps(x, t)]
+def _encode(denoiser: Denoiser, x_0: Tensor) -> Tensor:
+    means = [adaptive_avg_pool2d(layer, GRID).flatten(1) for layer in sample_maps(denoiser, x_0)]
     return torch.cat(means, dim=1).float().cpu()
 
 

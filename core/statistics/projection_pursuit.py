@@ -18,22 +18,23 @@ _ITERATIONS = 60
 _RATE = 0.3
 
 
-def flattest_sources(rows: Tensor, count: int, components: int, seed: int = 0) -> Tensor:
+def flattest_projections(rows: Tensor, count: int, components: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return the `count` flattest uncorrelated projections of N rows [N, D] within their leading principal components.
 
-    components: the number of leading components, at least `count`. The result holds the rows' coordinates [N, count],
-    float64, each of mean 0 and variance 1, flattest first; fewer columns where the rows vary in fewer dimensions.
+    components: the number of leading components, at least `count`. The result is the mean [D] and the weights
+    [D, count] of the projections, float64: (rows - mean) @ weights has columns of mean 0 and variance 1, flattest
+    first. There are fewer columns where the rows vary in fewer dimensions.
     """
     height = store_height(rows.shape[1], components, len(rows), itemsize=rows.element_size())
     leading = principal_components([rows], components, height)
     varying = leading.deviations > 0
-    white = (rows.double() - leading.mean) @ (leading.vectors[varying].T / leading.deviations[varying])  # [N, P]
+    whitening = leading.vectors[varying].T / leading.deviations[varying]  # [D, P]
+    white = (rows.double() - leading.mean) @ whitening  # [N, P]
     random = generator("pursuit", seed)
     projections = white.new_zeros(0, white.shape[1])
     for _ in range(min(count, white.shape[1])):
         projections = torch.cat([projections, _flattest(white, projections, random)])
-    sources: Tensor = white @ projections.T
-    return sources
+    return leading.mean, whitening @ projections.T
 
 
 def kurtosis(sources: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Find the directions from which the learned method starts: principal components of h, or its flattest projections."""
+"""Find the directions from which the learned method starts: principal components of h, or its change with sources."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,6 @@ from torch import Tensor
 from core.methods.learned.shift_control import Parametrisation
 from core.randomness import generator
 from core.statistics.principal_components import principal_components, store_height
-from core.statistics.projection_pursuit import flattest_sources
-
-_PURSUED = 16  # minimal number of principal components in which flat projections are searched
 
 
 def spread_of(h: Tensor) -> Tensor:
@@ -33,21 +30,15 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
     return _filled_up(components.vectors.reshape(kept, steps if joint else 1, -1), count)
 
 
-def flattest_directions(h: Tensor, count: int, parametrisation: Parametrisation, seed: int = 0) -> Tensor:
-    """Return a start for the directions: the change of h along its flattest projections, flattest first.
+def directions_of_sources(h: Tensor, sources: Tensor, count: int, parametrisation: Parametrisation) -> Tensor:
+    """Return a start for the directions: the change of h with each source, flattest first.
 
-    The projections (core.statistics.projection_pursuit) are searched in the second half of the chain, where little
-    noise is left in h. A direction is the regression of h on a projection, as the difference of means is on a label.
-    Shapes as in `leading_components`.
+    h: [T, N, C, H, W]; sources: their values [N, S] in the same samples (core.methods.learned.sources). A direction is
+    the regression of h on a source, as the difference of means is on a label. Shapes as in `leading_components`.
     """
     steps, samples = h.shape[:2]
-    spread = spread_of(h)
+    spread, sources = spread_of(h), sources[:, :count]
     # One step at a time: h of a large model over all steps is not copied as a whole.
-    late = h.new_zeros(samples, h[0, 0].numel())  # [N, D]
-    for i in range(steps // 2, steps):
-        late += _standard(h[i], spread[i]) / (steps - steps // 2)
-    kept = min(count, samples - 1, late.shape[1])
-    sources = flattest_sources(late, kept, min(max(kept, _PURSUED), samples - 1, late.shape[1]), seed)  # [N, k]
     directions = torch.stack([sources.T.to(h) @ _standard(h[i], spread[i]) for i in range(steps)], dim=1) / samples
     if parametrisation != "per_step":
         directions = directions.mean(dim=1, keepdim=True)
