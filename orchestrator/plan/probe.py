@@ -24,7 +24,7 @@ import torch
 from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods import learned
-from core.methods.learned.starts import flattest_directions, leading_components
+from core.methods.learned.starts import leading_components
 from core.metrics import Traversals
 from core.metrics.evaluation import seen_by_a_viewer
 from core.metrics.identifiability import ITERATIONS, identifiability

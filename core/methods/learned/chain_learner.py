@@ -20,9 +20,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from core.chain.gradient import FullGraph, GradientPolicy
+from core.chain.gradient import CheckpointSteps, FullGraph, GradientPolicy
 from core.chain.sample_maps import sample_maps
-from core.chain.sampling import sample
+from core.chain.sampling import Shift, sample
 from core.chain.schedule import Schedule
 from core.chain.step import INJECTIONS, Injection
 from core.directions.direction_set import DirectionSet
@@ -37,6 +37,8 @@ from core.model.denoiser import Denoiser
 from core.randomness import generator, step_noise
 from core.samples.cache import SampleCache
 from core.samples.training import Pool, draw_pool, training_seeds
+
+SLOPE_SAMPLES = 32  # on which slopes are measured
 
 Lead = Callable[[Callable[[], Any]], Any]  # runs a function in one worker and returns its result in all of them
 
@@ -168,7 +170,10 @@ class ChainLearner(Generic[S, E_co]):
         raise NotImplementedError
 
     def _found(self, pool: Pool, h: Tensor) -> Any:
-        """Return what the explorer is made from: measured on the pool and its h [T, P, *h_shape], once, on the CPU."""
+        """Return what the explorer is made from: measured on the pool and its h [T, P, *h_shape], once, on the CPU.
+
+        The pool is on the denoiser's device.
+        """
         raise NotImplementedError
 
     def _make_explorer(self, spread: Tensor, found: Any) -> E_co:
@@ -217,11 +222,34 @@ class ChainLearner(Generic[S, E_co]):
             raise NonFiniteError(f"h of model '{self.denoiser.name}' became NaN or infinite in its training samples")
         return pool.to("cpu"), spread_of(h), self._found(pool, h)
 
+    def _slopes(self, pool: Pool, spread: Tensor, read: Callable[[Seen], Tensor]) -> Tensor:
+        """Return the mean slopes of numbers along a shift of all samples, at no shift: [R, 1 or T, C*H*W], on the CPU.
+
+        read: samples -> the numbers [N, R], differentiable. The shift is in spreads of h [T], one for all steps unless
+        each has its own. The slopes are means over the first SLOPE_SAMPLES of the pool.
+        """
+        rows = torch.arange(min(SLOPE_SAMPLES, len(pool.x_0)))
+        steps = len(self.schedule) if self.settings.parametrisation == "per_step" else 1
+        units = spread.to(pool.x_0)
+        delta = torch.zeros(steps, *self.denoiser.h_shape).to(pool.x_0).requires_grad_()
+
+        def shift(i: int) -> Tensor:
+            return units[i] * delta[i if steps > 1 else 0][None]
+
+        total: Tensor | None = None
+        for part in torch.split(rows, self.micro_batch):
+            with torch.enable_grad():
+                means = read(self._moved(pool, part, shift, several=True)).sum(dim=0) / len(rows)
+            each = [torch.autograd.grad(mean, delta, retain_graph=True)[0].float().cpu() for mean in means]
+            total = torch.stack(each) + (0 if total is None else total)
+        assert total is not None
+        return total.flatten(2)
+
     @torch.no_grad()
     def _units(self) -> dict[str, Tensor]:
         """Return the discriminator's buffers: the mean and the deviation of every channel of the maps."""
         rows = torch.arange(min(256, len(self.pool.x_0)))
-        parts = [self._plain(part).maps for part in rows.split(self.draw_batch)]
+        parts = [self._plain(part).maps for part in torch.split(rows, self.draw_batch)]
         self.discriminator.set_units([torch.cat(maps) for maps in zip(*parts, strict=True)])
         return {name: buffer.cpu() for name, buffer in self.discriminator.units().items()}
 
@@ -243,23 +271,26 @@ class ChainLearner(Generic[S, E_co]):
 
     def _shifted(self, rows: Tensor, k: Tensor, magnitude: Tensor) -> Seen:
         """Return the samples of these rows of the pool, shifted along directions k [n] by magnitudes [n]."""
-        settings = self.settings
-        shift = self.explorer.shift.at(k, magnitude * settings.shift_scale)
-        seeds, z = [self.pool.seeds[row] for row in rows.tolist()], None
+        return self._moved(self.pool, rows, self.explorer.shift.at(k, magnitude * self.settings.shift_scale))
+
+    def _moved(self, pool: Pool, rows: Tensor, shift: Shift, several: bool = False) -> Seen:
+        """Return the samples of these rows of a pool, shifted. several: to be differentiated several times."""
+        settings, gradient = self.settings, self.settings.gradient
+        if several and isinstance(gradient, CheckpointSteps):
+            gradient = CheckpointSteps()  # DeepSpeed's own checkpoints can be differentiated only once
+        seeds, z = [pool.seeds[row] for row in rows.tolist()], None
         if self.schedule.stochastic:
-            z = step_noise(
-                seeds, self.denoiser.sample_shape, len(self.schedule), self.pool.x_t.dtype, self.denoiser.device
-            )
+            z = step_noise(seeds, self.denoiser.sample_shape, len(self.schedule), pool.x_t.dtype, self.denoiser.device)
         x_0 = sample(
             self.denoiser.for_samples(seeds),
             self.schedule,
-            self.pool.x_t[rows],
+            pool.x_t[rows],
             shift,
             settings.injection,
-            settings.gradient,
+            gradient,
             settings.window,
             z,
-            self.pool.first_step,
+            pool.first_step,
         )
         return self._seen(rows, x_0)
 

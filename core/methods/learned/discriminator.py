@@ -30,7 +30,11 @@ class Discriminator(nn.Module):
     """A network (image [N, C, H, W], maps [N, C', H', W'] each) -> logit [N], positive where it looks unshifted."""
 
     def __init__(
-        self, sample_shape: tuple[int, int, int], channels_of_maps: Sequence[int] = (), width: int = 32, widest: int = 256
+        self,
+        sample_shape: tuple[int, int, int],
+        channels_of_maps: Sequence[int] = (),
+        width: int = 32,
+        widest: int = 256,
     ) -> None:
         super().__init__()
         channels, height, _ = sample_shape

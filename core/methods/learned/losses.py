@@ -1,7 +1,8 @@
 """The loss terms of the learned method, one function each.
 
-    L_shift = L_direction + 0.25 L_strength + w L_fidelity + c L_consistency + p L_purity   (shift control, reconstructor)
-    L_discriminator                                                                         (discriminator)
+    L_shift = L_direction + 0.25 L_strength + w L_fidelity      (shift control and reconstructor)
+              + c L_consistency + p L_purity
+    L_discriminator                                             (discriminator)
 
 The first two terms and their weights are those of Voynov & Babenko (arXiv 2002.03754, equation 1). The third is the
 adversary of Zhang et al. (arXiv 2310.09912); a sweep searches its weight w. The last two are ours.
@@ -42,19 +43,19 @@ def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def purity_loss(change: Tensor, own: Tensor, magnitude: Tensor) -> Tensor:
-    """Return 1 - |change of the own source| / sum of the changes of all sources, mean over pairs.
+    """Return 1 - cosine between the change of all numbers that are read and the axis of the own source, mean over pairs.
 
-    change: of the sources by the shift [N, S], samples 2j and 2j + 1 shifted along the same direction; it is multiplied
-    by the sign of magnitude [N] and averaged over a pair. own: the number of each sample's own source [N], or -1 for a
-    direction without one, whose pairs do not count. Range 0 to 1; without a pair that counts, 0. Source: ours.
+    change: by the shift [N, R], samples 2j and 2j + 1 shifted along the same direction; it is multiplied by the sign of
+    magnitude [N] and averaged over a pair. own: the number of each sample's own source [N], or -1 for a direction
+    without one, whose pairs do not count. Range 0 to 2; without a pair that counts, 0. Source: ours.
     """
     signed = change * magnitude.sign()[:, None]
-    size = ((signed[0::2] + signed[1::2]) / 2).abs()  # [N / 2, S]
+    mean = (signed[0::2] + signed[1::2]) / 2  # [N / 2, R]
     has_one = own[0::2] >= 0
     if not has_one.any():
         return change.sum() * 0
-    share = size.gather(1, own[0::2].clamp(min=0)[:, None])[:, 0] / size.sum(dim=1).clamp(min=1e-12)
-    return 1 - share[has_one].mean()
+    along = mean.gather(1, own[0::2].clamp(min=0)[:, None])[:, 0] / mean.norm(dim=1).clamp(min=1e-12)
+    return 1 - along[has_one].mean()
 
 
 def discriminator_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:

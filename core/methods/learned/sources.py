@@ -1,8 +1,8 @@
 """Sources of variation without labels: numbers that follow a single cause each, read from a sample's maps.
 
-The sources are the flattest projections (core.statistics.projection_pursuit) of the frozen denoiser's maps of unshifted
-samples. They are linear in the maps, and the maps are differentiable, so the change of a source by a shift can be
-followed back through the whole chain. Source: ours.
+The sources are the flattest and most concentrated projections (core.statistics.projection_pursuit) of the frozen
+denoiser's maps of unshifted samples. They are linear in the maps, and the maps are differentiable, so the change of a
+source by a shift can be followed back through the whole chain. Source: ours.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,31 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from core.chain.sample_maps import sample_maps
 from core.model.denoiser import Denoiser
-from core.statistics.projection_pursuit import flattest_projections
+from core.statistics.projection_pursuit import pursue
 
-GRID = 4  # each channel becomes a GRID x GRID grid of means
-COMPONENTS = 16  # leading components in which sources are searched: in more, chance finds flat projections of noise
-MOST = 12  # sources; the flattest of COMPONENTS, since what is left over at the end is a mixture
+GRID = 4  # each channel of the maps becomes a GRID x GRID grid of means
+PLACES = 16  # images are looked at as PLACES x PLACES means
+FIRST = (12, 16)  # the first 12 sources are searched in 16 leading components, the others in all that are read
+READ = 32  # leading components that are read
 
 
 @dataclass(frozen=True)
 class Sources:
-    """A linear reading of S sources from maps, each with mean 0 and variance 1 over unshifted samples."""
+    """A linear reading of R numbers from maps, uncorrelated, each with mean 0 and variance 1 over unshifted samples.
+
+    The first `count` are the sources; the others are what else the leading components tell, which belongs to none.
+    """
 
     mean: Tensor  # [F], of the features
-    weights: Tensor  # [F, S]
+    weights: Tensor  # [F, R]
+    count: int
 
     def to(self, device: torch.device | str) -> "Sources":
         """Return the reading on `device`."""
-        return Sources(self.mean.to(device), self.weights.to(device))
+        return Sources(self.mean.to(device), self.weights.to(device), self.count)
 
     def read(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the sources [N, S] of samples with these maps; float32, differentiable."""
+        """Return the numbers [N, R] of samples with these maps; float32, differentiable."""
         return (features_of_maps(maps) - self.mean) @ self.weights
 
 
@@ -43,19 +48,29 @@ def features_of_maps(maps: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def find_sources(
-    denoiser: Denoiser, x_0: Tensor, most: int = MOST, batch: int = 64, seed: int = 0
-) -> tuple[Sources, Tensor]:
-    """Return the sources of these unshifted samples, flattest first, and their values [N, S]; both on the CPU.
+def find_sources(denoiser: Denoiser, x_0: Tensor, count: int, batch: int = 64, seed: int = 0) -> tuple[Sources, Tensor]:
+    """Return the sources of these unshifted samples, best first, and what they read in them [N, R]; both on the CPU.
 
-    x_0: [N, *sample_shape]; most: the number of sources, fewer where the samples vary in fewer dimensions.
+    x_0: [N, *sample_shape]; count: the number of sources, at most READ and the dimensions in which samples vary.
     """
-    parts = (sample_maps(denoiser, part.to(denoiser.device)) for part in x_0.split(batch))
-    rows = torch.cat([features_of_maps(maps).cpu() for maps in parts])  # [N, F]
-    deviation = rows.std(dim=0)
-    deviation = deviation.clamp(min=max(0.01 * float(deviation.mean()), 1e-12))
-    count = min(most, COMPONENTS, len(rows) - 1, rows.shape[1])
-    components = min(COMPONENTS, len(rows) - 1, rows.shape[1])
-    mean, weights = flattest_projections(rows / deviation, count, components, seed)
-    sources = Sources((mean * deviation).float(), (weights / deviation.double()[:, None]).float())
-    return sources, (rows - sources.mean) @ sources.weights
+    maps, looks = [], []
+    for part in torch.split(x_0, batch):
+        on_device = part.to(denoiser.device)
+        maps.append(features_of_maps(sample_maps(denoiser, on_device)).cpu())
+        looks.append(adaptive_avg_pool2d(denoiser.images(on_device).float(), PLACES).flatten(2).cpu())
+    features, places = torch.cat(maps), torch.cat(looks)
+    deviation = _deviation(features, 0.01)
+    places = (places - places.mean(dim=0)) / _deviation(places, 0.1)
+    kept = min(READ, len(features) - 1, features.shape[1])
+    first, components = FIRST
+    stages = ((min(count, first), min(components, kept)), (max(count - first, 0), kept))
+    found = pursue(features / deviation, places, stages, kept, seed)
+    mean, weights = found.mean * deviation.double(), found.weights / deviation.double()[:, None]
+    sources = Sources(mean.float(), weights.float(), found.pursued)
+    return sources, (features - sources.mean) @ sources.weights
+
+
+def _deviation(values: Tensor, least: float) -> Tensor:
+    """Return the standard deviation of each column of values [N, ...], at least `least` of the average one."""
+    deviation = values.std(dim=0)
+    return deviation.clamp(min=max(least * float(deviation.mean()), 1e-12))

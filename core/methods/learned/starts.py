@@ -1,4 +1,4 @@
-"""Find the directions from which the learned method starts: principal components of h, or its change with sources."""
+"""Find the directions from which the learned method starts: principal components of h, or pure shifts."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,8 @@ from torch import Tensor
 from core.methods.learned.shift_control import Parametrisation
 from core.randomness import generator
 from core.statistics.principal_components import principal_components, store_height
+
+_DAMPING = 1e-3  # of the mean squared length of the slopes
 
 
 def spread_of(h: Tensor) -> Tensor:
@@ -30,19 +32,19 @@ def leading_components(h: Tensor, count: int, parametrisation: Parametrisation) 
     return _filled_up(components.vectors.reshape(kept, steps if joint else 1, -1), count)
 
 
-def directions_of_sources(h: Tensor, sources: Tensor, count: int, parametrisation: Parametrisation) -> Tensor:
-    """Return a start for the directions: the change of h with each source, flattest first.
+def pure_directions(slopes: Tensor, wanted: int, count: int) -> Tensor:
+    """Return a start for the directions: the shortest shifts that change one number of a sample and keep the others.
 
-    h: [T, N, C, H, W]; sources: their values [N, S] in the same samples (core.methods.learned.sources). A direction is
-    the regression of h on a source, as the difference of means is on a label. Shapes as in `leading_components`.
+    slopes: of R numbers along a shift, in its coordinates [R, S, C*H*W]. Direction k changes number k by one unit and
+    the others by none, to first order: with A the slopes as rows, the columns k < wanted of A^T (A A^T + mu 1)^-1. mu
+    keeps slopes that are nearly zero from being followed. Shapes as in `leading_components`. Source: ours.
     """
-    steps, samples = h.shape[:2]
-    spread, sources = spread_of(h), sources[:, :count]
-    # One step at a time: h of a large model over all steps is not copied as a whole.
-    directions = torch.stack([sources.T.to(h) @ _standard(h[i], spread[i]) for i in range(steps)], dim=1) / samples
-    if parametrisation != "per_step":
-        directions = directions.mean(dim=1, keepdim=True)
-    return _filled_up(directions, count)
+    rows = slopes.flatten(1).double()  # A
+    gram = rows @ rows.T
+    damped = gram + _DAMPING * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
+    shifts = torch.linalg.solve(damped, rows)[:wanted].reshape(-1, *slopes.shape[1:])
+    still = shifts.norm(dim=2, keepdim=True) == 0  # at steps outside the window: any direction serves
+    return _filled_up(torch.where(still, shifts.mean(dim=1, keepdim=True), shifts).to(slopes), count)
 
 
 def _standard(h: Tensor, spread: Tensor) -> Tensor:

@@ -31,13 +31,13 @@ from core.methods.learned.optimiser import Group
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.shift_control import ShiftControl
 from core.methods.learned.sources import Sources, find_sources
-from core.methods.learned.starts import directions_of_sources, leading_components
+from core.methods.learned.starts import leading_components, pure_directions, spread_of
 from core.model.denoiser import Denoiser
 from core.samples.cache import SampleCache
 from core.samples.training import Pool
 
-Start = Literal["flattest", "pca", "random"]
-STARTS = ("flattest", "pca", "random")
+Start = Literal["sources", "pca", "random"]
+STARTS = ("sources", "pca", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Settings(TrainingSettings):
     directions: int = 16
     consistency_weight: float = 1.0  # 0: samples are not compared
     purity_weight: float = 30.0  # 0: sources are not looked at
-    start: Start = "flattest"  # the change of h with its flattest sources; "pca": its principal components; or "random"
+    start: Start = "sources"  # pure shifts of the sources; "pca": principal components of h; or "random"
     reconstructor_rate: float = 0.001
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
     start: Tensor | None
     sources: Sources | None
-    values: Tensor | None  # [P, S], of the sources in the unshifted samples
+    unshifted: Tensor | None  # [P, R], what is read in the unshifted samples
 
 
 class Learner(ChainLearner[Settings, ShiftAndReconstructor]):
@@ -92,21 +92,24 @@ class Learner(ChainLearner[Settings, ShiftAndReconstructor]):
 
     @property
     def _looks_at_maps(self) -> bool:
-        return super()._looks_at_maps or self.settings.purity_weight > 0
+        return super()._looks_at_maps or self.settings.purity_weight > 0 or self.settings.start == "sources"
 
     def _found(self, pool: Pool, h: Tensor) -> Found:
-        settings, start, sources, values = self.settings, None, None, None
-        if settings.purity_weight > 0 or settings.start == "flattest":
-            sources, values = find_sources(self.denoiser, pool.x_0, batch=self.draw_batch, seed=settings.seed)
-        if settings.start == "pca":
-            start = leading_components(h, self.count, settings.parametrisation)
-        elif settings.start == "flattest" and values is not None:
-            start = directions_of_sources(h, values, self.count, settings.parametrisation)
-        return Found(start, sources, values) if settings.purity_weight > 0 else Found(start, None, None)
+        settings = self.settings
+        start = leading_components(h, self.count, settings.parametrisation) if settings.start == "pca" else None
+        if settings.purity_weight == 0 and settings.start != "sources":
+            return Found(start, None, None)
+        sources, unshifted = find_sources(self.denoiser, pool.x_0, self.count, self.draw_batch, settings.seed)
+        if settings.start == "sources":
+            on_device = sources.to(self.denoiser.device)
+            slopes = self._slopes(pool, spread_of(h), lambda seen: on_device.read(seen.maps))
+            start = pure_directions(slopes, sources.count, self.count)
+        return Found(start, sources, unshifted)
 
     def _make_explorer(self, spread: Tensor, found: Found) -> ShiftAndReconstructor:
-        if found.sources is not None and found.values is not None:
-            self.sources, self.unshifted = found.sources.to(self.denoiser.device), found.values.to(self.denoiser.device)
+        if found.sources is not None and found.unshifted is not None:
+            self.sources = found.sources.to(self.denoiser.device)
+            self.unshifted = found.unshifted.to(self.denoiser.device)
         shift = self._shift_control(spread, found.start)
         return ShiftAndReconstructor(shift, Reconstructor(self.denoiser.judged_shape, self.count))
 
@@ -145,7 +148,7 @@ class Learner(ChainLearner[Settings, ShiftAndReconstructor]):
             values["consistency_loss"] = consistency.item()
         if settings.purity_weight > 0:
             change = self.sources.read(shifted.maps) - self.unshifted[plain.rows.to(self.unshifted.device)]
-            own = torch.where(k < change.shape[1], k, -1)  # directions start in the order of the sources
+            own = torch.where(k < self.sources.count, k, -1)  # directions are in the order of their sources
             purity = losses.purity_loss(change, own, magnitude)
             loss = loss + settings.purity_weight * purity
             values["purity_loss"] = purity.item()
