@@ -1,4 +1,4 @@
-"""What methods that are led by attributes share: their predictor, the scores of samples, the refusal of useless ones."""
+"""What methods that find attributes share: their predictor, the scores of samples, the refusal of useless scores."""
 
 from collections.abc import Callable, Iterable
 

@@ -45,7 +45,7 @@ def second_embedded_predictor(model: str, device: torch.device | str = "cpu") ->
 
 
 def _scores_of(net: AttributeNet, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """Return the function images [N, C, H, W] -> scores [N, A] of a network, which moves to `device`; differentiable."""
+    """Return the differentiable function images [N, C, H, W] -> scores [N, A] of a network, which moves to `device`."""
     net = net.to(device)
 
     def score(images: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Do the preprocessing of a `transformers` image processor with torch, so that a gradient goes back to the images.
 
-The steps are the processor's own, in its order: resize, centre crop, rescale, normalise. PIL rounds to 8 bits after each
-pass of a resize, and torch does not; nothing else differs. Whether that is so is not read from names: `differentiable`
-runs both on pictures of noise and compares.
+The steps are the processor's own, in its order: resize, centre crop, rescale, normalise. PIL rounds to 8 bits after
+each pass of a resize, and torch does not; nothing else differs. Whether that is so is not read from names:
+`differentiable` runs both on pictures of noise and compares.
 """
 
 from collections.abc import Callable, Mapping

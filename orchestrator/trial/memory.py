@@ -1,6 +1,6 @@
 """Predict the memory that training takes, and choose the settings that fit a device, before anything runs.
 
-`orchestrate plan` and every trial of the learned method call the same function, `choose`, so their settings agree.
+`orchestrate plan` and every trial of a method that trains call the same function, `choose`, so their settings agree.
 A policy or a micro-batch that the sweep file names is kept. Otherwise the micro-batch is the largest that fits. Policy
 auto becomes the first of these that fits:
 
@@ -22,11 +22,11 @@ from core.chain.gradient import GradientPolicy, KeepSteps, PredictedMemory, free
 from core.chain.schedule import Schedule
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
-from core.methods import learned
+from core.methods.learned.chain_learner import TrainingSettings
 from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
-from orchestrator.spec import Sweep
+from orchestrator.spec import PARAMETERS, Sweep, Value
 from orchestrator.trial.settings import POLICIES, settings_of
 
 RESERVE = 0.1  # share of a device left free for rounding by the allocator, workspaces of libraries, and the driver
@@ -43,7 +43,7 @@ class Footprint:
     micro_batch: int
     draw_batch: int  # samples drawn at a time, unshifted ones and those for measuring
     chain: PredictedMemory
-    trained: int  # shift control, reconstructor and discriminator; their optimisers; their losses on a micro-batch
+    trained: int  # shift control, discriminator and what else trains; optimisers; losses on a micro-batch
     pool: int
     drawing: int  # the peak while samples are drawn
     steps: int  # the number of steps that are differentiated
@@ -81,7 +81,7 @@ class Case:
     denoiser: Denoiser
     schedule: Schedule
     sweep: Sweep
-    settings: learned.Settings
+    settings: TrainingSettings
 
 
 def usable(device: int) -> int:
@@ -120,20 +120,26 @@ def without_weights(sweep: Sweep) -> Denoiser:
     return lean(denoiser) if sweep.gradient.lean else denoiser
 
 
-def heaviest(sweep: Sweep) -> learned.Settings:
-    """Return the settings of the learned method in this sweep that take the most memory."""
-    directions, shapes = (sweep.possible_values(name, "learned") or () for name in ("directions", "parametrisation"))
-    parameters = {"method": "learned", "directions": max(directions)}
+def heaviest(sweep: Sweep, method: str = "learned") -> TrainingSettings:
+    """Return the settings of a method that trains, in this sweep, that take the most memory."""
+    shapes = sweep.possible_values("parametrisation", method) or ()
+    parameters: dict[str, Value] = {"method": method}
     parameters["parametrisation"] = next(name for name in _HEAVIEST if name in shapes)
+    if method == "learned":
+        parameters["directions"] = max(sweep.possible_values("directions", method) or ())
+    else:
+        asked = sweep.possible_values("guided.attributes", method) or ()
+        parameters["guided.attributes"] = max(asked, key=lambda names: (names == "all", str(names).count(";")))
     for name in ("discriminator_weight", "consistency_weight"):
-        weights = sweep.possible_values(name, "learned")
-        parameters[name] = 1.0 if weights is None or any(weights) else 0.0
-    settings: learned.Settings = settings_of(parameters, sweep)
+        if method in PARAMETERS[name].methods:
+            weights = sweep.possible_values(name, method)
+            parameters[name] = 1.0 if weights is None or any(weights) else 0.0
+    settings: TrainingSettings = settings_of(parameters, sweep)
     return settings
 
 
 def choose(case: Case, device: int) -> Footprint:
-    """Return how the learned method trains on a device of `device` bytes; the smallest setting where nothing fits."""
+    """Return how a method trains on a device of `device` bytes; the smallest setting where nothing fits."""
     sweep = case.sweep
     sizes = (sweep.train.micro_batch,) if sweep.train.micro_batch else sweep.micro_batches
     if sweep.gradient.policy != "auto":

@@ -1,8 +1,8 @@
 """Train one direction for each named attribute of a predictor, through the whole chain.
 
-This unites the attribute classifier of Haas et al. (arXiv 2303.11073, section 3.3), which there only chooses samples, with
-the gradient through the whole chain of Zhang et al. (arXiv 2310.09912). One iteration, on a batch of samples x_0 with
-known noise x_T:
+This unites the attribute classifier of Haas et al. (arXiv 2303.11073, section 3.3), which there only chooses samples,
+with the gradient through the whole chain of Zhang et al. (arXiv 2310.09912). One iteration, on a batch of samples x_0
+with known noise x_T:
 
     k ~ uniform, m ~ uniform in +-[floor, 1]            a direction and a magnitude for each sample
     x_0' = chain(x_T, delta_h = m * shift_scale * s_t * d_k,t)
@@ -86,7 +86,7 @@ class Learner(ChainLearner[Settings, HasShift]):
         denoiser: Denoiser,
         schedule: Schedule,
         settings: Settings,
-        workers: Workers = Workers(),
+        workers: Workers = Workers(),  # noqa: B008  # frozen
         draw_batch: int = 64,
         cache: SampleCache | None = None,
         attributes: Attributes | None = None,
@@ -109,7 +109,7 @@ class Learner(ChainLearner[Settings, HasShift]):
 
     def _found(self, pool: Pool, h: Tensor) -> Found:
         settings = self.settings
-        parts = pool.x_0.to(self.denoiser.device).split(self.draw_batch)
+        parts = torch.split(pool.x_0.to(self.denoiser.device), self.draw_batch)
         scores = scores_of(self._score, (self.denoiser.images(part) for part in parts))
         for column, name in zip(self.columns, self.names, strict=True):
             refuse_useless_scores(scores[:, column], name)
@@ -146,9 +146,8 @@ def refuse_undifferentiable(attributes: Attributes) -> None:
     """Raise UserError where no gradient comes back from the scores to the images."""
     if not attributes.differentiable:
         raise UserError(
-            f"predictor: no gradient comes back from its scores ({', '.join(attributes.names[:3])}, ...): it has no "
-            "score_through, or its image processor does more than resize, crop, rescale and normalise; method supervised "
-            "needs none"
+            "predictor: no gradient comes back from its scores; give one with score_through, or an image classifier "
+            "whose processor does nothing but resize, crop, rescale and normalise (method supervised takes any)"
         )
 
 

@@ -109,8 +109,9 @@ class Workers:
 class Seen:
     """Samples as losses and the discriminator see them.
 
-    x_0: [N, *sample_shape]; images: the same as judges get it [N, *judged_shape]; maps: the frozen denoiser's maps of the samples, [N, C, H, W] each
-    (core.chain.sample_maps); none where nothing looks at them. rows: the numbers of the samples in the pool [N].
+    rows: the numbers of the samples in the pool [N]; x_0: [N, *sample_shape]; images: x_0 as judges get it, [N,
+    *judged_shape]; maps: the frozen denoiser's maps of the samples, [N, C, H, W] each (core.chain.sample_maps); none
+    where nothing looks at them.
     """
 
     rows: Tensor
