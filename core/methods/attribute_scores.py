@@ -33,11 +33,11 @@ def scores_of(score: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> T
     return torch.cat([score(images).double().cpu() for images in batches])
 
 
-def refuse_useless_scores(score: Tensor, name: str) -> None:
-    """Raise UserError where the scores [N] of an attribute are not finite, or are all the same."""
+def refuse_useless_scores(score: Tensor, name: str, may_be_constant: bool = False) -> None:
+    """Raise UserError where the scores [N] of an attribute are not finite, or, unless they may be, are all the same."""
     if not torch.isfinite(score).all():
         raise UserError(f"attribute '{name}': the predictor gives scores that are NaN or infinite")
-    if score.min() == score.max():
+    if not may_be_constant and score.min() == score.max():
         raise UserError(f"attribute '{name}' does not vary: the predictor scores all {len(score)} samples alike")
 
 

@@ -93,8 +93,8 @@ def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu")
         raise ModelError(f"predictor '{predictor}' is not a trained classifier: its weights lack {', '.join(missing)}")
     names = unique_names([net.config.id2label[i] for i in range(net.config.num_labels)])
 
-    def scores_of(pixels: Tensor) -> Tensor:
-        return log_odds(net(pixel_values=pixels).logits, exclusive=_exclusive(net.config))
+    def scores_of(**inputs: Tensor) -> Tensor:
+        return log_odds(net(**inputs).logits, exclusive=_exclusive(net.config))
 
     return through_processor(names, processor, scores_of, device)
 

@@ -80,8 +80,8 @@ def attributes(
     texts = [text for pair in words.values() for text in pair]
     tokens = tokenizer(texts, return_tensors="pt", padding=True).to(device)
 
-    def scores_of(pixels: Tensor) -> Tensor:
-        logits: Tensor = net(**tokens, pixel_values=pixels).logits_per_image  # [N, 2 A]
+    def scores_of(**inputs: Tensor) -> Tensor:
+        logits: Tensor = net(**tokens, **inputs).logits_per_image  # [N, 2 A]
         return logits[:, 0::2] - logits[:, 1::2]
 
     return through_processor(tuple(words), processor, scores_of, device)

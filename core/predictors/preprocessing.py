@@ -18,7 +18,7 @@ from core.pictures.traversal_grid import to_picture
 from core.predictors.attributes import Attributes
 from core.randomness import generator
 
-_MODES = {Resampling.NEAREST: "nearest-exact", Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
+_MODES = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
 _SHAPES = ((24, 36), (420, 400))  # (H, W) of the pictures that are compared: smaller and larger than what networks see
 _ROUNDING = 2.5  # levels of 255 that the roundings of a resize may add up to
 _WARPED_FROM = 384  # shortest edge from which a processor with crop_pct squeezes images instead of cropping them
@@ -116,8 +116,6 @@ def _with_shortest(levels: Tensor, edge: int) -> tuple[int, int]:
 
 def _to_size(levels: Tensor, size: tuple[int, int], settings: Mapping[str, Any]) -> Tensor:
     mode = _MODES[Resampling(settings["resample"])]
-    if mode == "nearest-exact":
-        return interpolate(levels, size, mode=mode)
     # PIL resizes rows, then columns, and clips after each: bicubic filters overshoot.
     for each in ((levels.shape[-2], size[1]), size):
         levels = interpolate(levels, each, mode=mode, align_corners=False, antialias=True).clamp(0, 255)

@@ -113,7 +113,7 @@ def tables(plan: PlanSummary) -> Iterator[RenderableType]:
     else:
         yield passes_table(sweep, plan.schedule)
         if plan.case is None:
-            yield Text(f"\nMemory of a trial that trains was not counted: {plan.unknown}")
+            yield Text(f"\nMemory of a trial of method {' or '.join(sweep.trained)} was not counted: {plan.unknown}")
         else:
             yield memory_table(plan.case, plan.devices)
     yield facts_table("Disk, at the most", _disk(plan))

@@ -14,6 +14,7 @@ over all attributes of the predictor, so that those that are not pursued are kep
 discriminator among it, is in core.methods.learned.chain_learner.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -57,10 +58,10 @@ class Settings(TrainingSettings):
                 f"micro_batch: got {self.micro_batch or self.batch}; effects are averaged over pairs of samples: give "
                 "an even number"
             )
-        if not self.effect_weight >= 0:
-            raise UserError(f"effect_weight: got {self.effect_weight}; it must be a number of at least 0")
-        if not self.target > 0:
-            raise UserError(f"target: got {self.target}; it must be a number above 0")
+        if not (math.isfinite(self.effect_weight) and self.effect_weight >= 0):
+            raise UserError(f"effect_weight: got {self.effect_weight}; it must be a finite number of at least 0")
+        if not (math.isfinite(self.target) and self.target > 0):
+            raise UserError(f"target: got {self.target}; it must be a finite number above 0")
         refuse_repeated(self.attributes)
 
 
@@ -111,8 +112,8 @@ class Learner(ChainLearner[Settings, HasShift]):
         settings = self.settings
         parts = torch.split(pool.x_0.to(self.denoiser.device), self.draw_batch)
         scores = scores_of(self._score, (self.denoiser.images(part) for part in parts))
-        for column, name in zip(self.columns, self.names, strict=True):
-            refuse_useless_scores(scores[:, column], name)
+        for column, name in enumerate(self.attributes.names):
+            refuse_useless_scores(scores[:, column], name, may_be_constant=column not in self.columns)
         deviation = scores.std(dim=0, correction=0)
         start = None
         if settings.start == "supervised":
