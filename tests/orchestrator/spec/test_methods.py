@@ -185,8 +185,8 @@ def test_words_and_nulls() -> None:
 SPACES = {
     "learned": f"{SHARED}, discriminator_weight, consistency_weight, parametrisation, orthonormal, start, "
     "direction_rate, reconstructor_rate, discriminator_rate",
-    "guided": "shift_scale, seed, discriminator_weight, parametrisation, orthonormal, direction_rate, discriminator_rate, "
-    "guided.attributes, guided.start, guided.effect_weight, guided.target",
+    "guided": "shift_scale, seed, discriminator_weight, parametrisation, orthonormal, direction_rate, "
+    "discriminator_rate, guided.attributes, guided.start, guided.effect_weight, guided.target",
     "pca": "directions, seed, pca.samples, pca.joint, pca.sigmas",
     "jacobian": f"{SHARED}, jacobian.step, jacobian.image, jacobian.mask, jacobian.box",
     "supervised": "seed, supervised.attribute, supervised.samples, supervised.extremes, supervised.balance, "
