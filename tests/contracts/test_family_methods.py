@@ -19,7 +19,6 @@ import core.metrics.evaluation
 from core import Denoiser, DirectionSet, Schedule, noise
 from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
 from core.methods.jacobian import spectrum
-from core.methods.learned.training import Learner
 from core.metrics import METRICS, evaluate, factors
 from core.metrics.identifiability import identifiability
 from core.model.pretrained import weight_digest
@@ -85,18 +84,26 @@ def find(denoiser: Denoiser, method: str, name: str, looking: Looking) -> Direct
     return found
 
 
+@pytest.mark.parametrize("method", ["learned", "guided"])
 @pytest.mark.parametrize("space", ["latents", "pixels"])
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(load: Load, name: str, space: str) -> None:
+def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(
+    load: Load, name: str, space: str, method: str
+) -> None:
     denoiser = load(name, torch.float32, **MORE[name], space=space)
     parts = [denoiser.network, *([denoiser.codec.network] if denoiser.codec else [])]
     before = weight_digest(*parts)
-    learner = Learner(denoiser, Schedule.ddim(denoiser, STEPS), SETTINGS["learned"])
+    looking = Looking()
+    more = {"attributes": looking.attributes} if method in LED else {}
+    learner = METHODS[method].Learner(denoiser, Schedule.ddim(denoiser, STEPS), SETTINGS[method], **more)
     start, critic = learner.directions().table, [weight.clone() for weight in learner.discriminator.parameters()]
-    assert learner.explorer.reconstructor.body[0].weight.shape[1] == 2 * denoiser.judged_shape[0]
+    if method == "learned":
+        assert learner.explorer.reconstructor.body[0].weight.shape[1] == 2 * denoiser.judged_shape[0]
     terms = learner.iterate(0)
     assert all(math.isfinite(value) for value in terms.values()) and "fidelity_loss" in terms
-    assert learner.directions().table.sub(start).flatten(1).norm(dim=1).min() > 1e-4
+    moved = learner.directions().table.sub(start).flatten(1).norm(dim=1)
+    assert (moved > 1e-4).sum() >= min(len(moved), SETTINGS[method].batch // 2), "one for each pair of samples"
+    assert looking.shapes <= {torch.Size(denoiser.image_shape)}, "images, never latents"
     assert any(not torch.equal(*pair) for pair in zip(learner.discriminator.parameters(), critic, strict=True))
     assert weight_digest(*parts) == before
     assert all(weight.grad is None and not weight.requires_grad for part in parts for weight in part.parameters())
