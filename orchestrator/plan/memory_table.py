@@ -7,7 +7,7 @@ import torch
 
 from core.chain.schedule import Schedule
 from core.errors import UserError
-from core.methods.learned.memory import pool_h_bytes, trained_bytes
+from core.methods.learned.memory import pool_h_bytes
 from core.predictors.embedded import embedded_predictor
 from orchestrator.spec import Sweep, size_bytes
 from orchestrator.text import Grid, add_row, table_of
@@ -96,7 +96,7 @@ def case_of(sweep: Sweep) -> Case:
     if sweep.predictor is None:  # another one is not opened for a plan
         own = embedded_predictor(sweep.model)
     settings = [with_names(heaviest(sweep, method), own) for method in sweep.trained]
-    return Case(denoiser, schedule, sweep, max(settings, key=lambda each: trained_bytes(denoiser, schedule, each, 2)))
+    return max((Case(denoiser, schedule, sweep, each, own) for each in settings), key=lambda case: case.trained(2))
 
 
 def devices_of(sweep: Sweep, named: str | None = None) -> list[Device]:

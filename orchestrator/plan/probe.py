@@ -201,7 +201,7 @@ def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: TrainingSettin
 
     denoiser, schedule = trial_model.denoiser, trial_model.schedule
     share = settings.batch // sweep.resources.workers
-    case = Case(denoiser.blueprint(), schedule, sweep, settings)
+    case = Case(denoiser.blueprint(), schedule, sweep, settings, trial_model.attributes, str(denoiser.device))
     attempt = Attempt.first(case, device_bytes(sweep, denoiser.device, denoiser.weight_bytes()))
     micro = attempt.settings.micro_batch or share
     steps = len(schedule) - schedule.steps_in_window(settings.window).index(True)

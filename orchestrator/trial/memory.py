@@ -26,8 +26,10 @@ from core.methods.learned.chain_learner import TrainingSettings
 from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
-from orchestrator.spec import PARAMETERS, Sweep, Value
-from orchestrator.trial.settings import POLICIES, settings_of
+from core.predictors.attributes import Attributes
+from core.predictors.memory import scoring_bytes
+from orchestrator.spec import BY_ATTRIBUTES, PARAMETERS, Sweep, Value
+from orchestrator.trial.settings import POLICIES, method_of, settings_of
 
 RESERVE = 0.1  # share of a device left free for rounding by the allocator, workspaces of libraries, and the driver
 _WORTHWHILE = 4  # below this micro-batch a GPU is idle for longer than a step takes to run again
@@ -76,12 +78,25 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Case:
-    """The input of a prediction: a denoiser, which needs no weights, its chain, the sweep, and the method settings."""
+    """The input of a prediction: a denoiser, which needs no weights, its chain, the sweep, and the method settings.
+
+    attributes: the predictor through which the gradient of method guided goes, None where it is not at hand; device:
+    where it is.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
     sweep: Sweep
     settings: TrainingSettings
+    attributes: Attributes | None = None
+    device: str = "cpu"
+
+    def trained(self, micro_batch: int, optimiser_bytes: int = 8) -> int:
+        """Return the bytes of what trains and of its losses on `micro_batch` samples."""
+        own = trained_bytes(self.denoiser, self.schedule, self.settings, micro_batch, optimiser_bytes)
+        if self.attributes is None or method_of(self.settings) not in BY_ATTRIBUTES:
+            return own
+        return own + scoring_bytes(self.attributes, self.denoiser.image_shape, micro_batch, self.device)
 
 
 def usable(device: int) -> int:
@@ -162,7 +177,7 @@ def next_fitting(case: Case, device: int) -> Footprint:
 def footprint(case: Case, policy: str, micro_batch: int, device: int) -> Footprint:
     """Return the footprint of training with this policy and micro-batch on a device of `device` bytes."""
     denoiser, schedule, settings, gradient = case.denoiser, case.schedule, case.settings, POLICIES[policy]
-    trained = trained_bytes(denoiser, schedule, settings, micro_batch, _optimiser_bytes(case.sweep))
+    trained = case.trained(micro_batch, _optimiser_bytes(case.sweep))
     pool = pool_bytes(denoiser, settings)
     rest = max(usable(device) - trained - pool, 0)
     predicted = _chain(case, micro_batch, gradient, rest)

@@ -227,7 +227,7 @@ def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], condition
         attempt, seen = Attempt.resumed(settings, kept), kept["smaller"]
     else:
         denoiser = model.denoiser
-        case = Case(denoiser.blueprint(), model.schedule, sweep, settings)
+        case = Case(denoiser.blueprint(), model.schedule, sweep, settings, model.attributes, str(denoiser.device))
         memory = device_bytes(sweep, denoiser.device, denoiser.weight_bytes())
         attempt, seen = Attempt.first(case, trial.ranks.least(memory)), 0
     for _ in range(seen, conditions["smaller"]):

@@ -31,8 +31,8 @@ def trained_bytes(
     """Return the peak bytes of the trained parts and their losses on `micro_batch` samples, forward and backward.
 
     Parts are float32. optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8. Of
-    method guided the images that the predictor looks at are counted, but not its own network: a predictor is a
-    function, which cannot be run without data. Where the attributes are all of a predictor, MANY_ATTRIBUTES count.
+    method guided the images that the predictor looks at are counted, but not its own network, which
+    core.predictors.memory counts. Where the attributes are all of a predictor, MANY_ATTRIBUTES count.
     """
     explorer, discriminator = _parts(denoiser, schedule, settings)
     modules = [explorer, *([discriminator] if settings.discriminator_weight > 0 else [])]

@@ -255,6 +255,11 @@ def test_the_memory_of_a_sweep_is_that_of_its_heavier_method() -> None:
     learned_case, guided_case = case_of(sweep_with(method=both)), case_of(sweep_with(method=alone))
     assert method_of(learned_case.settings) == "learned" and method_of(guided_case.settings) == "guided"
     assert guided_case.settings.attributes[:2] == ("skin", "hair_colour")
+    blind = replace(guided_case, attributes=None)
+    more = [each.trained(16) - each.trained(8) for each in (guided_case, blind)]
+    assert more[0] > 1.5 * more[1], "the predictor's activations"
+    known = replace(learned_case, attributes=guided_case.attributes)
+    assert known.trained(16) == replace(known, attributes=None).trained(16), "of learned nothing is scored"
 
 
 def test_where_a_condition_does_not_hold_the_default_counts() -> None:
