@@ -167,6 +167,8 @@ def test_the_start_is_what_supervised_finds_on_the_same_samples(denoiser: Denois
     expected = supervised.find(denoiser, schedule, same, COLOURS)
     assert torch.allclose(learner.directions().table, expected.table, atol=1e-4)
     shared = learner_of(denoiser, schedule).directions().table
+    few = Learner(denoiser, schedule, replace(SETTINGS, attributes=("blue", "red")), attributes=COLOURS)
+    assert torch.equal(few.directions().table, shared[[2, 0]])
     _, h = draw_pool(denoiser, schedule, training_seeds(32, 0))
     mean = (expected.table.flatten(2) * (expected.sigma / spread_of(h))[:, :, None]).mean(dim=1)
     assert torch.allclose(shared[:, 0].flatten(1), mean / mean.norm(dim=1, keepdim=True), atol=1e-4)
