@@ -85,7 +85,9 @@ def _supervised(chain: Chain, seed: int = 0, project: bool = False, names: tuple
 
 
 def _learned(chain: Chain, k: int, scale: float, weight: float, iterations: int, seed: int = 0) -> DirectionSet:
-    settings = learned.Settings(k, scale, weight, iterations=iterations, seed=seed, pool=512)
+    settings = learned.Settings(
+        directions=k, shift_scale=scale, discriminator_weight=weight, iterations=iterations, seed=seed, pool=512
+    )
     return learned.find(chain.denoiser, chain.schedule, settings, cache=chain.cache)
 
 

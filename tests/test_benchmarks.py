@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,10 +112,10 @@ def test_the_page_of_the_components(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "**" in pca.document([ours, peer], "here")
 
 
-def test_the_ablation_ends_with_the_defaults_of_the_method() -> None:
-    ablated = learned.Settings(**{**BASE.__dict__, **CHANGES["default"]})
-    defaults = learned.Settings(iterations=ablated.iterations)
-    assert ablated == defaults
+def test_every_line_of_the_ablation_changes_the_default() -> None:
+    assert replace(BASE, iterations=learned.Settings().iterations) == learned.Settings()
+    changed = [replace(BASE, **change) for change in CHANGES.values()]
+    assert changed[0] == BASE and len(set(changed)) == len(changed)
 
 
 @pytest.mark.slow

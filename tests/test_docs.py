@@ -133,6 +133,18 @@ def test_a_metric_of_ones_own_compares_two_sets(tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
+def test_a_predictor_of_ones_own_is_pursued(tmp_path: Path) -> None:
+    """Each direction of guided changes less beside its own attribute than that of supervised."""
+    printed = run("own_predictor", tmp_path)
+    found = re.fullmatch(r"supervised {(.+)}\nguided {(.+)}\n", printed)
+    assert found
+    means, trained = ([float(each) for each in re.findall(r": (-?\d\.\d+)", line)] for line in found.groups())
+    assert len(means) == len(trained) == 3
+    assert all(after > before for before, after in zip(means, trained, strict=True)) and min(trained) > 0.4
+    assert left(tmp_path) == []
+
+
 def run(example: str, folder: Path) -> str:
     """What an example prints that runs in `folder`, with every warning an error."""
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / f"{example}.py")]

@@ -21,6 +21,7 @@ PRIVATE = [
     ("torch", "torch.utils._pytree", "tree_flatten", "core/model/cuts/base.py"),
     ("torch", "torch.utils._pytree", "tree_map_only", "core/chain/step_memory.py"),
     ("torch", "torch.utils._python_dispatch", "TorchDispatchMode", "core/chain/step_memory.py"),
+    ("torch", "torch._subclasses.fake_tensor", "FakeTensorMode", "core/predictors/memory.py"),
     ("torch", "torch.distributed.distributed_c10d", "_world.pg_map", "orchestrator/trial/engine.py"),
     ("diffusers", "diffusers", "ModelMixin._fix_state_dict_keys_on_load", "core/model/pretrained.py"),
     ("optuna", "optuna.study", "Study:_storage", "orchestrator/search/ledger.py"),

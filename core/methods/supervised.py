@@ -11,7 +11,7 @@ h; only sums of h are kept.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -22,9 +22,9 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.directions.provenance import provenance
 from core.errors import UserError
+from core.methods.attribute_scores import predictor_of, refuse_repeated, refuse_useless_scores, scores_of
 from core.model.denoiser import Denoiser
 from core.pictures.images import load_pairs
-from core.predictors import classifier
 from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
 from core.samples.draw import draw_h, draw_images
@@ -57,8 +57,7 @@ class Settings:
             raise UserError(f"scale: got {self.scale}; it must be a finite number above 0")
         if self.project and len(self.attributes) == 1:
             raise UserError(f"project: '{self.attributes[0]}' is the only attribute; at least 2 are needed")
-        if len(set(self.attributes)) != len(self.attributes):
-            raise UserError(f"attributes: got {', '.join(self.attributes)}; each may be given once")
+        refuse_repeated(self.attributes)
         for name, value in (("balance", self.balance), ("predictor", self.predictor)):
             if self.pairs is not None and value is not None:
                 raise UserError(f"{name}: got '{value}'; pairs are labelled, give either {name} or pairs")
@@ -82,12 +81,8 @@ def find(
     if settings.pairs is not None:
         names, difference = _of_pairs(denoiser, schedule, settings, batch)
     else:
-        attributes = attributes or classifier.load(settings.predictor, denoiser.name, denoiser.device)
-        if attributes is None:
-            raise UserError(
-                f"predictor: model '{denoiser.name}' has none of its own; give a folder or hub id of an image "
-                "classifier, or labelled pairs of images"
-            )
+        otherwise = ", or labelled pairs of images"
+        attributes = predictor_of(attributes, settings.predictor, denoiser, otherwise)
         names, difference = _of_samples(denoiser, schedule, settings, attributes, batch, cache)
     directions = _as_set(denoiser, schedule, settings, names, difference)
     return projected(directions) if settings.project else directions
@@ -186,22 +181,16 @@ def _of_samples(
     _refuse_lonely_projection(settings, names)
     seeds = training_seeds(settings.samples, settings.seed)
     drawn = draw_images(denoiser, schedule, seeds, batch, cache)
-    scores = _scores(attributes, (denoiser.images(x_0) for x_0 in drawn))
+    scores = scores_of(attributes.score, (denoiser.images(x_0) for x_0 in drawn))
     weights = torch.zeros(len(names), len(seeds), dtype=torch.float64)
     for column in columns if balance is None else [*columns, balance]:
-        _refuse_useless_scores(scores[:, column], attributes.names[column])
+        refuse_useless_scores(scores[:, column], attributes.names[column])
     for row, column in zip(weights, columns, strict=True):
         # An attribute balanced by itself would lose the difference that is measured.
         other = None if balance is None or balance == column else scores[:, balance]
         least, most = extremes_of(scores[:, column], settings.extremes, other)
         row[least], row[most] = -1 / settings.extremes, 1 / settings.extremes
     return names, weighted_h(denoiser, schedule, seeds, weights, batch, cache)
-
-
-@torch.no_grad()
-def _scores(attributes: Attributes, batches: Iterable[Tensor]) -> Tensor:
-    """Return the scores [N, A] of the images of all batches; float64, on the CPU."""
-    return torch.cat([attributes.score(images).double().cpu() for images in batches])
 
 
 def _of_pairs(denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int) -> tuple[tuple[str, ...], Tensor]:
@@ -240,10 +229,3 @@ def _as_set(
 def _refuse_lonely_projection(settings: Settings, names: tuple[str, ...]) -> None:
     if settings.project and len(names) < 2:
         raise UserError(f"project: '{names[0]}' is the only attribute; at least 2 are needed")
-
-
-def _refuse_useless_scores(score: Tensor, name: str) -> None:
-    if not torch.isfinite(score).all():
-        raise UserError(f"attribute '{name}': the predictor gives scores that are NaN or infinite")
-    if score.min() == score.max():
-        raise UserError(f"attribute '{name}' does not vary: the predictor scores all {len(score)} samples alike")

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from core.errors import ModelError, UserError, first_line
 from core.files import why_unreadable
-from core.pictures.traversal_grid import to_picture
 from core.predictors import clip
 from core.predictors.attributes import Attributes
 from core.predictors.embedded import embedded_predictor, second_embedded_predictor
 from core.predictors.image_model import REQUIRED, configuration, find_folder, read_model, refuse_lacking, refuse_pickles
+from core.predictors.preprocessing import through_processor
 from core.quiet import quiet_transformers
 
 _EXAMPLE = "image classifier such as google/vit-base-patch16-224"
@@ -79,8 +79,9 @@ def _clip(folder: Path, predictor: str, words: Mapping[str, tuple[str, str]], de
 def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu") -> Attributes:
     """Open an image classifier of `transformers`: images [N, 1 or 3, H, W] in [-1, 1] -> log-odds [N, A], one a label.
 
-    Images go through the classifier's own preprocessing as 8-bit RGB, as its training images did, so no gradient comes
-    back. `log_odds` says what a score is.
+    Images go through the classifier's own preprocessing as 8-bit RGB, as its training images did. `score_through` does
+    the same without rounding; None where core.predictors.preprocessing does not know the preprocessing. `log_odds` says
+    what a score is.
     """
     try:
         net, processor, missing = read_model(folder, "AutoModelForImageClassification", device)
@@ -92,13 +93,10 @@ def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu")
         raise ModelError(f"predictor '{predictor}' is not a trained classifier: its weights lack {', '.join(missing)}")
     names = unique_names([net.config.id2label[i] for i in range(net.config.num_labels)])
 
-    @torch.no_grad()
-    def score(images: Tensor) -> Tensor:
-        inputs = processor(images=[to_picture(image) for image in images], return_tensors="pt")
-        logits: Tensor = net(**inputs.to(device)).logits
-        return log_odds(logits, exclusive=_exclusive(net.config))
+    def scores_of(**inputs: Tensor) -> Tensor:
+        return log_odds(net(**inputs).logits, exclusive=_exclusive(net.config))
 
-    return Attributes(names, score)
+    return through_processor(names, processor, scores_of, device)
 
 
 def log_odds(logits: Tensor, exclusive: bool) -> Tensor:
@@ -112,9 +110,9 @@ def log_odds(logits: Tensor, exclusive: bool) -> Tensor:
     if not exclusive:
         return logits
     log_p = logits.double().log_softmax(dim=1)
-    log_rest = torch.log(-torch.expm1(log_p))
     # 1 - p is exact for every label but the likeliest; the rest of that one is what the others add up to.
     likeliest = log_p.argmax(dim=1, keepdim=True)
+    log_rest = torch.log(-torch.expm1(log_p.scatter(1, likeliest, -1.0)))  # -1: log(0) has no gradient
     others = log_p.scatter(1, likeliest, -torch.inf).logsumexp(dim=1, keepdim=True)
     return log_p - log_rest.scatter(1, likeliest, others)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from core.pictures.traversal_grid import to_picture
 from core.predictors.attributes import Attributes
+from core.predictors.preprocessing import through_processor
 
 # Name -> (a text for more of it, a text for less). Faces first, since most unconditional models draw them.
 WORDS = {
@@ -67,8 +67,8 @@ def attributes(
 ) -> Attributes:
     """Return a predictor: images [N, 1 or 3, H, W] in [-1, 1] -> for each word the difference of two logits, [N, A].
 
-    folder: of a CLIP model with its processor, safetensors only. Images become 8-bit pictures, so no gradient comes
-    back.
+    folder: of a CLIP model with its processor, safetensors only. For `score`, images become 8-bit pictures;
+    `score_through` is None where core.predictors.preprocessing does not know the processor.
     """
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -80,10 +80,8 @@ def attributes(
     texts = [text for pair in words.values() for text in pair]
     tokens = tokenizer(texts, return_tensors="pt", padding=True).to(device)
 
-    @torch.no_grad()
-    def score(images: Tensor) -> Tensor:
-        pixels = processor(images=[to_picture(image) for image in images], return_tensors="pt")
-        logits: Tensor = net(**tokens, **pixels.to(device)).logits_per_image  # [N, 2 A]
+    def scores_of(**inputs: Tensor) -> Tensor:
+        logits: Tensor = net(**tokens, **inputs).logits_per_image  # [N, 2 A]
         return logits[:, 0::2] - logits[:, 1::2]
 
-    return Attributes(tuple(words), score)
+    return through_processor(tuple(words), processor, scores_of, device)

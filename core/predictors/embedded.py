@@ -28,12 +28,12 @@ def embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attrib
     net = AttributeNet.load(predictor_folder(model))
     score = _scores_of(net, device)
     if model != "digits":
-        return Attributes(net.names, score)
+        return Attributes.of(net.names, score)
 
     def score_and_measure(images: Tensor) -> Tensor:
         return torch.cat([score(images), digit_measures.measure(images.float())], dim=1)
 
-    return Attributes(net.names + digit_measures.MEASURES, score_and_measure)
+    return Attributes.of(net.names + digit_measures.MEASURES, score_and_measure)
 
 
 def second_embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attributes | None:
@@ -41,14 +41,13 @@ def second_embedded_predictor(model: str, device: torch.device | str = "cpu") ->
     if model not in MODELS or not model.startswith("toyfaces"):
         return None
     net = AttributeNet.load(predictor_folder(model, second=True))
-    return Attributes(net.names, _scores_of(net, device))
+    return Attributes.of(net.names, _scores_of(net, device))
 
 
 def _scores_of(net: AttributeNet, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """Return the function images [N, C, H, W] -> scores [N, A] of a network, which moves to `device`."""
+    """Return the differentiable function images [N, C, H, W] -> scores [N, A] of a network, which moves to `device`."""
     net = net.to(device)
 
-    @torch.no_grad()
     def score(images: Tensor) -> Tensor:
         scores: Tensor = net(images.float())
         return scores

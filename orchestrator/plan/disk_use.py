@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from core.chain.schedule import Schedule
-from core.methods import learned
-from core.methods.learned.memory import trained_bytes
+from core.methods.learned.chain_learner import TrainingSettings
+from core.methods.learned.memory import directions_of, trained_bytes
 from core.metrics import calibration
 from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.metrics.strength import REFERENCE
@@ -52,9 +52,9 @@ def disk_parts(sweep: Sweep, denoiser: Denoiser, schedule: Schedule, slots: int)
     count = trials(sweep)
     listed = configurations(sweep.space) if fits(sweep) else sample(sweep.space, _DRAWN, sweep.seed)
     settings = [settings_of(each, sweep) for each in listed]
-    most = max(int(getattr(each, "directions", 0)) for each in settings) or 1
+    most = max(_directions(each) for each in settings)
     one = set_bytes(most, denoiser, schedule) + picture_bytes(most, denoiser)
-    trained = [each for each in settings if isinstance(each, learned.Settings)]
+    trained = [each for each in settings if isinstance(each, TrainingSettings)]
     state = max((engine_bytes(denoiser, schedule, each) for each in _largest(trained)), default=0)
     reports = ceil(sweep.train.iterations / sweep.evaluate_every) if trained else 1
     seeds = min(count, len({each["seed"] for each in listed}))
@@ -82,7 +82,7 @@ def picture_bytes(directions: int, denoiser: Denoiser) -> int:
     return directions * file.tell()
 
 
-def engine_bytes(denoiser: Denoiser, schedule: Schedule, settings: learned.Settings) -> int:
+def engine_bytes(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -> int:
     """Return the bytes needed to resume a trial: every trained parameter and Adam's two moments, in float32."""
     small = trained_bytes(denoiser, schedule, settings, 2, 0)
     return 12 * (trained_bytes(denoiser, schedule, settings, 2, 1) - small)
@@ -94,7 +94,7 @@ def cache_bytes(
     schedule: Schedule,
     looked_at: list[int],
     seeds: int,
-    trained: list[learned.Settings],
+    trained: list[TrainingSettings],
 ) -> int:
     """Return the bytes of unshifted samples that are kept for all trials, at most the limit of the cache.
 
@@ -140,10 +140,17 @@ def downloads(sweep: Sweep, denoiser: Denoiser | None) -> list[Download]:
     return missing
 
 
-def _largest(trained: list[learned.Settings]) -> list[learned.Settings]:
+def _directions(settings: object) -> int:
+    """Return how many directions a trial finds, as far as its settings say; at least 1."""
+    if isinstance(settings, TrainingSettings):
+        return directions_of(settings)
+    return int(getattr(settings, "directions", 0)) or 1
+
+
+def _largest(trained: list[TrainingSettings]) -> list[TrainingSettings]:
     """Return, for each parametrisation, the settings with the most directions."""
-    most: dict[str, learned.Settings] = {}
-    for each in sorted(trained, key=lambda each: each.directions):
+    most: dict[str, TrainingSettings] = {}
+    for each in sorted(trained, key=directions_of):
         most[each.parametrisation] = each
     return list(most.values())
 

@@ -154,7 +154,7 @@ def _scheduler(sweep: Sweep) -> str:
 
 def _one_trial(sweep: Sweep) -> dict[str, str]:
     resources, every = sweep.resources, sweep.evaluate_every
-    learns = "learned" in sweep.methods
+    learns = bool(sweep.trained)
     held = (
         counted(resources.workers, "worker"),
         "no GPU" if not resources.gpus_per_trial else f"GPUs: {resources.gpus_per_trial:g}",

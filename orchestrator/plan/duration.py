@@ -1,15 +1,17 @@
 """Predict how long a sweep takes and what it costs, from what `orchestrator.plan.probe` measured.
 
-A trial of method learned with K directions, after n iterations and e evaluations, takes
+A trial of a method that trains, with K directions, after n iterations and e evaluations, takes
 
-    start + 32 C forward + n iteration + e evaluation(K)
+    start + n iteration + e evaluation(K)
     evaluation(K) = (4 M K C' + 7 K C' + (5 M + 4 M K) / 2) forward + (5 M + 4 M K) score
                     + (M + 4 M K + 7 K) decode + ceil(K / 16) judge
 
-with M seeds (evaluate.seeds), C the steps from the first shifted one on and C' those of a whole chain. What is scored
-is decoded once more. Asymmetric injection adds half a pass for each shifted step, since it runs the decoder twice. With
-evaluate.strength up to six rounds of 16 K chains are added. For other methods the terms before the evaluation are
-replaced by the passes for the samples that they use. Unshifted samples are drawn once. The end of a sweep takes
+with M seeds (evaluate.seeds), C the steps from the first shifted one on and C' those of a whole chain. start is the
+choice of the first directions and 32 C forward for `learned`, and the scores of the pool for `guided`; where directions
+start from the slopes of R numbers, 32 C (1 + 2 R) forward more. What is scored is decoded once more. Asymmetric
+injection adds half a pass for each shifted step, since it runs the decoder twice. With evaluate.strength up to six
+rounds of 16 K chains are added. For other methods the terms before the evaluation are replaced by the passes for the
+samples that they use. Unshifted samples are drawn once. The end of a sweep takes
 
     6 evaluation(K) + (60 K C' + 5 * 256 steps) forward
 
@@ -37,6 +39,8 @@ from statistics import fmean
 from typing import Any
 
 from core.chain.schedule import Schedule
+from core.methods.learned.chain_learner import SLOPE_SAMPLES
+from core.methods.learned.sources import READ
 from core.metrics import calibration
 from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.metrics.identifiability import ITERATIONS, iterations_for
@@ -47,11 +51,12 @@ from core.pictures.traversal_grid import GRID_SCALES
 from core.samples.training import SPREAD_SAMPLES
 from orchestrator.plan.probe import Timings
 from orchestrator.search.space import configurations, fits, sample, trials
-from orchestrator.spec import Sweep, Value
+from orchestrator.spec import TRAINED, Sweep, Value
 from orchestrator.trial.model import RANDOM_DRAWS
 from orchestrator.trial.settings import samples_of, settings_of
 
 _CALIBRATED = 32  # samples on which the learned method once measures the size of differences
+_BACKWARD = 2  # forward passes that a backward pass takes
 _DRAWN = 200  # random configurations, where the space is not run through
 _UNPREDICTED = {
     "jacobian": "how many products it takes depends on how fast it converges",
@@ -66,7 +71,7 @@ class Duration:
     trial: dict[str, float | None]  # by method: the mean over configurations, run to its end
     heaviest: dict[str, float | None]
     unknown: dict[str, str]
-    ends: tuple[tuple[int, float], ...]  # of method learned: (iteration, number of trials expected to end there)
+    ends: tuple[tuple[int, float], ...]  # of trials that train: (iteration, number of them expected to end there)
     slots: int
     sweep: float | None  # None where the time of some trials is unknown
     busy: float | None  # of all trials, one after the other
@@ -83,7 +88,8 @@ def predict(sweep: Sweep, schedule: Schedule, measured: Timings, slots: int) -> 
     one = _Trial(sweep, schedule, measured)
     unknown = {method: why for method, its_own in by_method.items() if (why := _reason_unpredicted(its_own))}
     numbers = {method: count * len(its_own) / len(listed) for method, its_own in by_method.items()}
-    ends = asha_ends(sweep, numbers.get("learned", 0.0))
+    training = sum(numbers.get(method, 0.0) for method in TRAINED)
+    ends = asha_ends(sweep, training)
     whole = sweep.train.iterations
     times = {
         method: [one.seconds(each, whole) for each in its_own]
@@ -94,7 +100,9 @@ def predict(sweep: Sweep, schedule: Schedule, measured: Timings, slots: int) -> 
     if not unknown:
         busy = one.samples(by_method, count) + one.champion(listed)
         for method, its_own in by_method.items():
-            at = ends if method == "learned" else ((whole, numbers[method]),)
+            at: tuple[tuple[int, float], ...] = ((whole, numbers[method]),)
+            if method in TRAINED:  # ASHA compares the trials of all of them
+                at = tuple((step, number * numbers[method] / training) for step, number in ends)
             busy += sum(number * fmean(one.seconds(each, step) for each in its_own) for step, number in at)
     longest = max((max(each) for each in times.values()), default=0.0)
     total = None if busy is None else measured.load + busy / slots + (1 - 1 / slots) * longest / 2
@@ -155,13 +163,22 @@ class _Trial:
         """Return the seconds of a trial with these parameters that ends after `iterations`."""
         settings = settings_of(parameters, self.sweep)
         directions = self._directions(settings)
-        if parameters["method"] != "learned":
+        if parameters["method"] not in TRAINED:
             return self._found(parameters) + self.evaluation(directions, self.scaled)
-        assert self.measured.iteration is not None and self.measured.start is not None
-        start = 0.0 if settings.start == "random" else self.measured.start
+        assert self.measured.iteration is not None
         evaluations = -(-iterations // self.sweep.evaluate_every)
-        training = iterations * self.measured.iteration + _CALIBRATED * self.shifted * self.measured.forward
-        return start + training + evaluations * self.evaluation(directions, self.scaled)
+        training = iterations * self.measured.iteration + evaluations * self.evaluation(directions, self.scaled)
+        return self._start(str(parameters["method"]), settings) + training
+
+    def _start(self, method: str, settings: Any) -> float:
+        """Return the seconds from the pool to the first iteration of a method that trains."""
+        measured = self.measured
+        numbers = 0 if settings.start != "slopes" else measured.labels if method == "guided" else READ
+        slopes = SLOPE_SAMPLES * self.shifted * (1 + _BACKWARD * numbers) * measured.forward if numbers else 0.0
+        if method == "guided":
+            return float(settings.pool * (measured.score + measured.decode) + slopes)
+        assert measured.start is not None
+        return float(measured.start + slopes + _CALIBRATED * self.shifted * measured.forward)
 
     def evaluation(self, directions: int, scaled: bool) -> float:
         """Return the seconds of an evaluation of a set of `directions` directions, and of scaling it where `scaled`."""

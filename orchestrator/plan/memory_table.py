@@ -8,6 +8,7 @@ import torch
 from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods.learned.memory import pool_h_bytes
+from core.predictors.embedded import embedded_predictor
 from orchestrator.spec import Sweep, size_bytes
 from orchestrator.text import Grid, add_row, table_of
 from orchestrator.trial.memory import (
@@ -21,6 +22,7 @@ from orchestrator.trial.memory import (
     usable,
     without_weights,
 )
+from orchestrator.trial.settings import method_of, with_names
 
 COMMON_GPUS = ("24GB", "40GB", "80GB", "141GB")  # sizes of GPUs as vendors state them
 
@@ -35,7 +37,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes of the UNet, one sample each, that training one trial of method `learned` to its end takes.
+    """Forward passes of the UNet, one sample each, that training one trial to its end takes.
 
     With I iterations, B samples a batch, T steps of which S are shifted and F come before the first of these, and a
     pool of P unshifted samples:
@@ -44,9 +46,9 @@ class Passes:
         shifted      I B (T - F)  chains start at the first step that is shifted
         decoders     I B S        further passes through the decoder half, under asymmetric injection
 
-    Steps run again in the backward pass (`again`), evaluations and 32 calibration samples are not included. Where the
-    model's timesteps are unknown, F = 0 and S = T; `bound` is then True if there is a window, as these are upper
-    bounds.
+    Steps run again in the backward pass (`again`), evaluations and the 32 samples on which `learned` calibrates are not
+    included. Where the model's timesteps are unknown, F = 0 and S = T; `bound` is then True if there is a window, as
+    these are upper bounds.
     """
 
     unshifted: int
@@ -85,9 +87,16 @@ def again(sweep: Sweep, footprint: Footprint) -> int:
 
 
 def case_of(sweep: Sweep) -> Case:
-    """Return the input for predicting this sweep's memory. Raises ModelError without the model's configuration."""
+    """Return the input for predicting this sweep's memory: of its methods, the one whose trained parts take most.
+
+    Raises ModelError without the model's configuration.
+    """
     denoiser = without_weights(sweep)
-    return Case(denoiser, Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta), sweep, heaviest(sweep))
+    schedule, own = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta), None
+    if sweep.predictor is None:  # another one is not opened for a plan
+        own = embedded_predictor(sweep.model)
+    settings = [with_names(heaviest(sweep, method), own) for method in sweep.trained]
+    return max((Case(denoiser, schedule, sweep, each, own) for each in settings), key=lambda case: case.trained(2))
 
 
 def devices_of(sweep: Sweep, named: str | None = None) -> list[Device]:
@@ -107,7 +116,9 @@ def passes_table(sweep: Sweep, schedule: Schedule | None) -> Grid:
     """Return a table of the passes, with their arithmetic."""
     passes = unet_passes(sweep, schedule)
     chains = f"{sweep.train.iterations} x {sweep.train.batch}"
-    table = table_of("UNet passes of a trial of method learned, run to its end", "what", "arithmetic", "passes")
+    table = table_of(
+        f"UNet passes of a trial of method {' or '.join(sweep.trained)}, run to its end", "what", "arithmetic", "passes"
+    )
     bound = "at most " if passes.bound else ""
     whole = passes.shifted // (sweep.train.iterations * sweep.train.batch)
     add_row(
@@ -126,7 +137,7 @@ def memory_table(case: Case, devices: Sequence[Device]) -> Grid:
     ways = [choose(case, device.bytes) for device in devices]
     share = case.sweep.resources.gpus_per_trial
     part = f" (of each GPU {share:g})" if 0 < share < 1 else ""
-    title, headings = f"Memory of a trial of method learned, GB{part}", map(_heading, devices)
+    title, headings = f"Memory of a trial of method {method_of(case.settings)}, GB{part}", map(_heading, devices)
     table = table_of(title, "", *headings, numbers=True, by_column=True)
     for name, values in _parts(ways).items():
         add_row(table, name, *values)

@@ -23,7 +23,9 @@ import torch
 
 from core.chain.schedule import Schedule
 from core.errors import UserError
-from core.methods import learned
+from core.methods import METHODS, learned
+from core.methods.learned.chain_learner import ChainLearner, TrainingSettings, Workers
+from core.methods.learned.sources import find_sources
 from core.methods.learned.starts import leading_components
 from core.metrics import Traversals
 from core.metrics.evaluation import seen_by_a_viewer
@@ -33,6 +35,7 @@ from orchestrator.spec import Sweep
 from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.memory import Case, device_bytes, heaviest
 from orchestrator.trial.model import TrialModel
+from orchestrator.trial.settings import method_of, predictor_for, with_names
 
 _ENOUGH_S = 0.25  # seconds of one call of the network that are enough to time it
 _TIMED_S = 10.0  # seconds of training, after a first iteration that does not count
@@ -51,7 +54,7 @@ class Timings:
     judge: float  # the training of the networks that measure identifiability, on a set of up to 16 directions
     labels: float = 0  # not a time: the number of attributes that the predictor scores
     start: float | None = None  # of the learned directions, from the pool's h
-    iteration: float | None = None  # of training the heaviest configuration
+    iteration: float | None = None  # of training the heaviest configuration, of the method that takes longest
     decode: float = 0.0  # one latent to an image; 0 where samples are images
 
 
@@ -121,12 +124,12 @@ def _measured(sweep: Sweep) -> Timings:
     labels = len(trial_model.attributes.names) if trial_model.attributes else 0
     decode = _decode_s(trial_model)
     measured = Timings(load, forward, _score_s(trial_model), _judge_s(trial_model), labels, decode=decode)
-    if "learned" not in sweep.methods:
+    settings = {method: with_names(heaviest(sweep, method), trial_model.attributes) for method in sweep.trained}
+    if not settings:
         return measured
-    settings = heaviest(sweep)
-    return replace(
-        measured, start=_start_s(trial_model, settings), iteration=_iteration_s(trial_model, sweep, settings, forward)
-    )
+    start = _start_s(trial_model, settings["learned"]) if "learned" in settings else None
+    iteration = max(_iteration_s(trial_model, sweep, each, forward) for each in settings.values())
+    return replace(measured, start=start, iteration=iteration)
 
 
 @torch.no_grad()
@@ -181,21 +184,25 @@ def _judge_s(trial_model: TrialModel) -> float:
 
 
 def _start_s(trial_model: TrialModel, settings: learned.Settings) -> float:
-    """Return the seconds of choosing the first directions, on random numbers of the shape of the pool's h."""
-    starts = {"flattest": flattest_directions, "pca": leading_components}
-    if settings.start not in starts:
-        return 0.0
-    h = torch.randn(len(trial_model.schedule), settings.pool, *trial_model.denoiser.h_shape)
-    return _timed(lambda: starts[settings.start](h, settings.directions, settings.parametrisation))
+    """Return the seconds of finding components or sources, on random numbers of the shape of the pool; no slopes."""
+    denoiser, directions = trial_model.denoiser, settings.directions
+    taken = 0.0
+    if settings.start == "pca":
+        h = torch.randn(len(trial_model.schedule), settings.pool, *denoiser.h_shape)
+        taken = _timed(lambda: leading_components(h, directions, settings.parametrisation))
+    if settings.finds_sources:
+        x_0 = torch.randn(settings.pool, *denoiser.sample_shape, dtype=denoiser.chain_dtype, device=denoiser.device)
+        taken += _timed(lambda: find_sources(denoiser, x_0, directions))
+    return taken
 
 
-def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: learned.Settings, forward: float) -> float:
+def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: TrainingSettings, forward: float) -> float:
     """Return the seconds of an iteration: the median of a few on one micro-batch, times the micro-batches per batch."""
     from orchestrator.trial.engine import Engines  # imports DeepSpeed
 
     denoiser, schedule = trial_model.denoiser, trial_model.schedule
     share = settings.batch // sweep.resources.workers
-    case = Case(denoiser.blueprint(), schedule, sweep, settings)
+    case = Case(denoiser.blueprint(), schedule, sweep, settings, trial_model.attributes, str(denoiser.device))
     attempt = Attempt.first(case, device_bytes(sweep, denoiser.device, denoiser.weight_bytes()))
     micro = attempt.settings.micro_batch or share
     steps = len(schedule) - schedule.steps_in_window(settings.window).index(True)
@@ -203,11 +210,13 @@ def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: learned.Settin
     window = settings.window
     if few < steps:
         schedule, window = Schedule.ddim(denoiser, few, schedule.eta), None
-    small = replace(attempt.settings, batch=micro, pool=max(2, micro), start="random", window=window)
-    engines = Engines(sweep.deepspeed, micro)
+    changes: dict[str, Any] = {"batch": micro, "pool": max(2, micro), "start": "random", "window": window}
+    small = replace(attempt.settings, **changes)
+    engines, method = Engines(sweep.deepspeed, micro), method_of(settings)
     try:
-        learner = learned.Learner(
-            denoiser, schedule, small, learned.Workers(engines.make), draw_batch=attempt.draw_batch
+        workers, more = Workers(engines.make), predictor_for(method, trial_model.attributes)
+        learner: ChainLearner[Any, Any] = METHODS[method].Learner(
+            denoiser, schedule, small, workers, attempt.draw_batch, **more
         )
         taken = [_timed(lambda: learner.iterate(0))]
         while sum(taken[1:]) < _TIMED_S and len(taken) < 6 and (len(taken) < 2 or taken[0] < _TIMED_S):

@@ -19,7 +19,7 @@ from orchestrator.plan import duration, probe
 from orchestrator.plan.disk_use import Download, disk_parts, downloads, free_at
 from orchestrator.plan.memory_table import Device, case_of, devices_of, memory_table, passes_table, unet_passes
 from orchestrator.search.space import trials
-from orchestrator.spec import Sweep
+from orchestrator.spec import TRAINED, Sweep
 from orchestrator.spec.sources import Source, absent
 from orchestrator.text import clock, counted, facts_table, nbytes
 from orchestrator.trial.memory import Case, Footprint, choose, without_weights
@@ -77,7 +77,7 @@ def predict_all(
         schedule = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta)
         schedule.steps_in_window(sweep.sampler.window)  # refuses a window without a step
     slots = min(max(1, probe.trials_at_a_time(sweep)), trials(sweep))
-    learns = "learned" in sweep.methods
+    learns = bool(sweep.trained)
     with console.status("Counting ..."):
         case = case_of(sweep) if denoiser and learns else None
         disk = disk_parts(sweep, denoiser, schedule, slots) if denoiser and schedule else None
@@ -108,12 +108,12 @@ def predict_all(
 def tables(plan: PlanSummary) -> Iterator[RenderableType]:
     """Yield everything as tables and lines of text."""
     sweep = plan.sweep
-    if "learned" not in sweep.methods:
-        yield Text("\nNo training: only method learned trains.")
+    if not sweep.trained:
+        yield Text(f"\nNo training: only methods {' and '.join(TRAINED)} train.")
     else:
         yield passes_table(sweep, plan.schedule)
         if plan.case is None:
-            yield Text(f"\nMemory of a trial of method learned was not counted: {plan.unknown}")
+            yield Text(f"\nMemory of a trial of method {' or '.join(sweep.trained)} was not counted: {plan.unknown}")
         else:
             yield memory_table(plan.case, plan.devices)
     yield facts_table("Disk, at the most", _disk(plan))
@@ -136,7 +136,7 @@ def document(plan: PlanSummary) -> dict[str, Any]:
         case = plan.case
         beside = {"pool_h_cpu_bytes": pool_h_bytes(case.denoiser, case.schedule, case.settings)}
         memory = [_way(each, choose(case, each.bytes)) | beside for each in plan.devices]
-    passes = unet_passes(plan.sweep, plan.schedule) if "learned" in plan.sweep.methods else None
+    passes = unet_passes(plan.sweep, plan.schedule) if plan.sweep.trained else None
     return {
         "unet_passes": passes and {**asdict(passes), "total": passes.total},
         "memory": memory,

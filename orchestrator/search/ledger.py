@@ -170,8 +170,8 @@ class Ledger:
         """Return what `reported` stored for a running trial: step -> {value, stopped}."""
         return dict(self.running()[trial_id].user_attrs.get(REPORTS, {}))
 
-    def history(self, method: str) -> dict[str, list[tuple[int, float]]]:
-        """Return the reported (step, value) pairs of every trial of a method, in the order of their steps."""
+    def history(self, *methods: str) -> dict[str, list[tuple[int, float]]]:
+        """Return the reported (step, value) pairs of every trial of these methods, in the order of their steps."""
         return {
             trial_id: [
                 (int(step), report["value"])
@@ -179,7 +179,7 @@ class Ledger:
                 if report["value"] is not None
             ]
             for trial_id, row in self.begun().items()
-            if parameters_of(row).get("method", self.sweep.methods[0]) == method
+            if parameters_of(row).get("method", self.sweep.methods[0]) in methods
         }
 
     def ends_for_retry(self, trial_id: str, outcome: TrialOutcome) -> Ends | None:

@@ -10,7 +10,7 @@ from orchestrator.spec.distributions import Distribution, Fixed, countable
 from orchestrator.spec.problems import Path, Problem, complaint, shown
 from orchestrator.spec.sections import DeepSpeed
 from orchestrator.spec.sweep import Sweep
-from orchestrator.spec.tables import INCEPTION_FEATURES, PARAMETERS, Value
+from orchestrator.spec.tables import INCEPTION_FEATURES, PARAMETERS, TRAINED, Value
 
 Check = tuple[tuple[Path, ...], Problem]
 
@@ -101,12 +101,14 @@ def _parts(sweep: Sweep) -> Iterator[Check]:
 
 
 def _compared(sweep: Sweep) -> Iterator[Check]:
-    """Yield a mistake where a micro-batch is odd, but the learned method compares its samples in pairs."""
+    """Yield a mistake where a micro-batch is odd, but a method that trains compares its samples in pairs."""
     size = sweep.train.micro_batch or sweep.train.batch // sweep.resources.workers
     if not sweep.compares_pairs or size % 2 == 0 or any(_batches(sweep)):
         return
     name = "micro_batch" if sweep.train.micro_batch else "batch"
-    allowed = "an even number for each worker, or search.consistency_weight: 0"
+    allowed = "an even number for each worker"
+    if "guided" not in sweep.methods:
+        allowed += ", or search.consistency_weight: 0 and search.purity_weight: 0"
     text = complaint("cannot be compared in pairs", size, allowed)
     reads: tuple[Path, ...] = (
         ("train", "batch"),
@@ -114,6 +116,7 @@ def _compared(sweep: Sweep) -> Iterator[Check]:
         ("resources", "gpus_per_trial"),
         ("method",),
         ("search", "consistency_weight"),
+        ("search", "purity_weight"),
     )
     yield reads, Problem(("train", name), text)
 
@@ -181,9 +184,9 @@ def _images(sweep: Sweep) -> Iterator[Check]:
 
 
 def _untrained(sweep: Sweep) -> Iterator[Check]:
-    if sweep.scheduler and "learned" not in sweep.methods:
+    if sweep.scheduler and not sweep.trained:
         text = f"has no effect with method {_or(sweep.methods)}, which {_do(sweep.methods)} not train"
-        text = complaint(text, sweep.scheduler.model_dump(), "null, or method learned among others")
+        text = complaint(text, sweep.scheduler.model_dump(), f"null, or method {_or(TRAINED)} among others")
         yield (("scheduler",), ("method",)), Problem(("scheduler",), text)
 
 
@@ -265,7 +268,7 @@ def _circle(search: dict[str, Distribution], trail: list[str], seen: set[str]) -
 def _nothing(sweep: Sweep) -> Iterator[Check]:
     """Yield a mistake where a method that has much to search is to search nothing; the others have one trial then."""
     if (
-        "learned" in sweep.methods
+        sweep.trained
         and sweep.budget.trials > 1
         and all(_settled(distribution) for distribution in sweep.space.values())
     ):

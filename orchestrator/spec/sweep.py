@@ -38,7 +38,7 @@ from orchestrator.spec.sections import (
     Tracking,
     Train,
 )
-from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, Mode, Value
+from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, TRAINED, Mode, Value
 
 # Part of every identity. Raise it when the meaning of a sweep file or of a metric changes.
 SCHEMA_VERSION = 6
@@ -169,6 +169,11 @@ class Sweep(Section):
         return tuple(str(method) for method in countable(self.method) or ())
 
     @property
+    def trained(self) -> tuple[str, ...]:
+        """The methods of this sweep that train."""
+        return tuple(method for method in self.methods if method in TRAINED)
+
+    @property
     def space(self) -> dict[str, Distribution]:
         """The method and every parameter that some method of this sweep uses, with defaults as `Fixed`.
 
@@ -233,9 +238,10 @@ class Sweep(Section):
 
     @property
     def compares_pairs(self) -> bool:
-        """Whether some trial of the learned method compares the samples of a micro-batch in pairs."""
-        weights = self.possible_values("consistency_weight", "learned")
-        return "learned" in self.methods and (weights is None or any(weights))
+        """Whether some trial of a method that trains compares the samples of a micro-batch in pairs."""
+        weights = [self.possible_values(name, "learned") for name in ("consistency_weight", "purity_weight")]
+        learned = "learned" in self.methods and any(each is None or any(each) for each in weights)
+        return learned or "guided" in self.methods
 
     @property
     def evaluate_every(self) -> int:

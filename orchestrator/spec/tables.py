@@ -9,7 +9,13 @@ Mode = Literal["max", "min"]
 Value = bool | int | float | str
 
 # Mirrors core.methods, which this package must not import (it would load torch); a test keeps the two equal.
-METHODS = ("learned", "pca", "jacobian", "supervised", "random")
+METHODS = ("learned", "guided", "pca", "jacobian", "supervised", "random")
+
+TRAINED = (
+    "learned",
+    "guided",
+)  # the methods that train: these are checkpointed and measured on the way, ASHA stops them
+BY_ATTRIBUTES = ("guided", "supervised")  # the methods that find a direction for each attribute of a predictor
 
 # Mirrors core.metrics.calibration.STRENGTH, which loads torch; a test keeps the two equal.
 STRENGTH = 0.5
@@ -55,22 +61,27 @@ class Parameter:
     methods: tuple[str, ...] = METHODS
 
 
-_LEARNED, _PCA, _JACOBIAN, _SUPERVISED = ("learned",), ("pca",), ("jacobian",), ("supervised",)
+_LEARNED, _GUIDED, _PCA, _JACOBIAN, _SUPERVISED = ("learned",), ("guided",), ("pca",), ("jacobian",), ("supervised",)
 
 PARAMETERS: dict[str, Parameter] = {
     "directions": Parameter(Whole(2, 4096), 16, ("learned", "pca", "jacobian", "random")),
-    "shift_scale": Parameter(Real(above=0, high=100), 0.5, ("learned", "jacobian", "random")),
+    "shift_scale": Parameter(Real(above=0, high=100), 0.5, (*TRAINED, "jacobian", "random")),
     "seed": Parameter(Whole(0, 2**32 - 1), None),
-    "discriminator_weight": Parameter(Real(low=0, high=1000), 0.1, _LEARNED),
-    "consistency_weight": Parameter(Real(low=0, high=1000), 3.0, _LEARNED),
-    "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", _LEARNED),
-    "orthonormal": Parameter(Truth(), True, _LEARNED),
-    "start": Parameter(OneOf(("flattest", "pca", "random")), "flattest", _LEARNED),
+    "discriminator_weight": Parameter(Real(low=0, high=1000), 3.0, TRAINED),
+    "consistency_weight": Parameter(Real(low=0, high=1000), 1.0, _LEARNED),
+    "purity_weight": Parameter(Real(low=0, high=1000), 30.0, _LEARNED),
+    "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", TRAINED),
+    "orthonormal": Parameter(Truth(), False, TRAINED),
+    "start": Parameter(OneOf(("slopes", "pca", "random")), "slopes", _LEARNED),
     # Learning rates of the three parts that train together.
-    "direction_rate": Parameter(Real(above=0), 0.02, _LEARNED),
+    "direction_rate": Parameter(Real(above=0), 0.01, TRAINED),
     "reconstructor_rate": Parameter(Real(above=0), 0.001, _LEARNED),
-    "discriminator_rate": Parameter(Real(above=0), 0.0002, _LEARNED),
+    "discriminator_rate": Parameter(Real(above=0), 0.001, TRAINED),
     # A dotted name belongs to the method it opens with.
+    "guided.attributes": Parameter(OrWord(Text(), ("all",)), "all", _GUIDED),  # separated by semicolons
+    "guided.start": Parameter(OneOf(("slopes", "supervised", "random")), "slopes", _GUIDED),
+    "guided.effect_weight": Parameter(Real(low=0, high=1000), 1.0, _GUIDED),
+    "guided.target": Parameter(Real(above=0, high=100), 1.5, _GUIDED),
     "pca.samples": Parameter(Whole(2), 1024, _PCA),
     "pca.joint": Parameter(Truth(), True, _PCA),
     "pca.sigmas": Parameter(Real(above=0, high=100), 3.0, _PCA),

@@ -6,6 +6,7 @@ from math import prod
 
 from core.chain.schedule import Schedule, check_window
 from core.errors import UserError
+from core.methods import guided
 from core.methods.jacobian import check_count
 from core.model.denoiser import Denoiser
 from core.pictures.channels import COLOURS
@@ -49,6 +50,7 @@ def check_model(sweep: Sweep) -> ModelFacts:
         *_objectives(sweep, attributes, second),
         *_colours(sweep, denoiser),
         *_supervised(sweep, attributes),
+        *_guided(sweep, attributes),
         *_pairs(sweep, denoiser),
         *_method_problems(sweep, denoiser),
     ]
@@ -64,12 +66,17 @@ def _directions(sweep: Sweep, denoiser: Denoiser, attributes: Attributes | None)
     most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
     if most > dimensions:
         yield f"search.directions: got {most}; h of '{sweep.model}' has {dimensions} dimensions"
-    known = len(attributes.names) if attributes and "none" in _values(sweep, "supervised.pairs") else 0
-    if known > dimensions and "all" in _values(sweep, "supervised.attribute"):
-        yield (
-            f"search.supervised.attribute: got all {known} of the predictor; h of '{sweep.model}' has {dimensions} "
-            "dimensions: name one"
-        )
+    known = len(attributes.names) if attributes else 0
+    of_all = (
+        ("supervised.attribute", "one", "none" in _values(sweep, "supervised.pairs")),
+        ("guided.attributes", "some", True),
+    )
+    for name, fewer, uses_predictor in of_all:
+        if uses_predictor and known > dimensions and "all" in _values(sweep, name):
+            yield (
+                f"search.{name}: got all {known} of the predictor; h of '{sweep.model}' has {dimensions} "
+                f"dimensions: name {fewer}"
+            )
 
 
 def _objectives(sweep: Sweep, attributes: Attributes | None, second: Attributes | None) -> Iterator[str]:
@@ -116,6 +123,27 @@ def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
                     attributes.index(str(value))
             except UserError as error:
                 yield f"search.{name}: {error}"
+
+
+def _guided(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:
+    """Yield the problems of the predictor of method guided, and of the attributes that it is to pursue."""
+    asked = _values(sweep, "guided.attributes")
+    if not asked:
+        return
+    if attributes is None:
+        yield (
+            f"method: guided needs an attribute predictor, and model '{sweep.model}' has none: give one as predictor"
+        )
+        return
+    try:
+        guided.refuse_undifferentiable(attributes)
+    except UserError as error:
+        yield f"method guided: {error}"
+    for name in dict.fromkeys(name.strip() for value in asked if value != "all" for name in str(value).split(";")):
+        try:
+            attributes.index(name)
+        except UserError as error:
+            yield f"search.guided.attributes: {error}"
 
 
 def _pairs(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.search.ledger import Ledger
-from orchestrator.spec import Sweep
+from orchestrator.spec import TRAINED, Sweep
 from orchestrator.trial.state import STEP
 
 
@@ -90,7 +90,7 @@ class LedgerAsha(FirstComeScheduler, ASHAScheduler):  # type: ignore[misc]  # Ra
             reduction_factor=asha.reduction,
         )
         [bracket] = self._brackets
-        for trial_id, reports in ledger.history("learned").items():
+        for trial_id, reports in ledger.history(*TRAINED).items():
             for step, value in reports:
                 bracket.on_result(SimpleNamespace(trial_id=trial_id), step, self._metric_op * value)
 
@@ -117,7 +117,7 @@ class LedgerAsha(FirstComeScheduler, ASHAScheduler):  # type: ignore[misc]  # Ra
 
 
 def _trains(trial: Any) -> bool:
-    return bool(trial.config["parameters"]["method"] == "learned")
+    return bool(trial.config["parameters"]["method"] in TRAINED)
 
 
 def _with_ledger_id(trial: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from core.chain.gradient import KeepSteps
-from core.methods import learned
+from core.methods.learned.chain_learner import TrainingSettings
 from orchestrator.spec import Sweep
 from orchestrator.trial.memory import Case, choose
 from orchestrator.trial.outcome import out_of_memory
@@ -74,7 +74,7 @@ class DrawBatch:
 class Attempt:
     """The settings of an attempt that change memory and time, and results only by rounding."""
 
-    settings: learned.Settings  # with a micro-batch
+    settings: TrainingSettings  # with a micro-batch
     policy: str
     draw_batch: int
     retries: int = 0  # after running out of memory
@@ -87,7 +87,7 @@ class Attempt:
         return cls(settings, footprint.policy, footprint.draw_batch)
 
     @classmethod
-    def resumed(cls, settings: learned.Settings, kept: Mapping[str, Any]) -> "Attempt":
+    def resumed(cls, settings: TrainingSettings, kept: Mapping[str, Any]) -> "Attempt":
         """Return the attempt whose `kept()` is `kept`, so that a trial continues to exactly the same numbers."""
         gradient = POLICIES[kept["policy"]] if kept["memory"] is None else KeepSteps(kept["memory"])
         settings = replace(settings, micro_batch=kept["micro_batch"], gradient=gradient)

@@ -1,6 +1,6 @@
 """Predict the memory that training takes, and choose the settings that fit a device, before anything runs.
 
-`orchestrate plan` and every trial of the learned method call the same function, `choose`, so their settings agree.
+`orchestrate plan` and every trial of a method that trains call the same function, `choose`, so their settings agree.
 A policy or a micro-batch that the sweep file names is kept. Otherwise the micro-batch is the largest that fits. Policy
 auto becomes the first of these that fits:
 
@@ -22,12 +22,14 @@ from core.chain.gradient import GradientPolicy, KeepSteps, PredictedMemory, free
 from core.chain.schedule import Schedule
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
-from core.methods import learned
+from core.methods.learned.chain_learner import TrainingSettings
 from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
-from orchestrator.spec import Sweep
-from orchestrator.trial.settings import POLICIES, settings_of
+from core.predictors.attributes import Attributes
+from core.predictors.memory import scoring_bytes
+from orchestrator.spec import BY_ATTRIBUTES, PARAMETERS, Sweep, Value
+from orchestrator.trial.settings import POLICIES, method_of, settings_of
 
 RESERVE = 0.1  # share of a device left free for rounding by the allocator, workspaces of libraries, and the driver
 _WORTHWHILE = 4  # below this micro-batch a GPU is idle for longer than a step takes to run again
@@ -43,7 +45,7 @@ class Footprint:
     micro_batch: int
     draw_batch: int  # samples drawn at a time, unshifted ones and those for measuring
     chain: PredictedMemory
-    trained: int  # shift control, reconstructor and discriminator; their optimisers; their losses on a micro-batch
+    trained: int  # shift control, discriminator and what else trains; optimisers; losses on a micro-batch
     pool: int
     drawing: int  # the peak while samples are drawn
     steps: int  # the number of steps that are differentiated
@@ -76,12 +78,25 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Case:
-    """The input of a prediction: a denoiser, which needs no weights, its chain, the sweep, and the method settings."""
+    """The input of a prediction: a denoiser, which needs no weights, its chain, the sweep, and the method settings.
+
+    attributes: the predictor through which the gradient of method guided goes, None where it is not at hand; device:
+    where it is.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
     sweep: Sweep
-    settings: learned.Settings
+    settings: TrainingSettings
+    attributes: Attributes | None = None
+    device: str = "cpu"
+
+    def trained(self, micro_batch: int, optimiser_bytes: int = 8) -> int:
+        """Return the bytes of what trains and of its losses on `micro_batch` samples."""
+        own = trained_bytes(self.denoiser, self.schedule, self.settings, micro_batch, optimiser_bytes)
+        if self.attributes is None or method_of(self.settings) not in BY_ATTRIBUTES:
+            return own
+        return own + scoring_bytes(self.attributes, self.denoiser.image_shape, micro_batch, self.device)
 
 
 def usable(device: int) -> int:
@@ -120,20 +135,26 @@ def without_weights(sweep: Sweep) -> Denoiser:
     return lean(denoiser) if sweep.gradient.lean else denoiser
 
 
-def heaviest(sweep: Sweep) -> learned.Settings:
-    """Return the settings of the learned method in this sweep that take the most memory."""
-    directions, shapes = (sweep.possible_values(name, "learned") or () for name in ("directions", "parametrisation"))
-    parameters = {"method": "learned", "directions": max(directions)}
+def heaviest(sweep: Sweep, method: str = "learned") -> TrainingSettings:
+    """Return the settings of a method that trains, in this sweep, that take the most memory."""
+    shapes = sweep.possible_values("parametrisation", method) or ()
+    parameters: dict[str, Value] = {"method": method}
     parameters["parametrisation"] = next(name for name in _HEAVIEST if name in shapes)
-    for name in ("discriminator_weight", "consistency_weight"):
-        weights = sweep.possible_values(name, "learned")
-        parameters[name] = 1.0 if weights is None or any(weights) else 0.0
-    settings: learned.Settings = settings_of(parameters, sweep)
+    if method == "learned":
+        parameters["directions"] = max(sweep.possible_values("directions", method) or ())
+    else:
+        asked = sweep.possible_values("guided.attributes", method) or ()
+        parameters["guided.attributes"] = max(asked, key=lambda names: (names == "all", str(names).count(";")))
+    for name in ("discriminator_weight", "consistency_weight", "purity_weight"):
+        if method in PARAMETERS[name].methods:
+            weights = sweep.possible_values(name, method)
+            parameters[name] = 1.0 if weights is None or any(weights) else 0.0
+    settings: TrainingSettings = settings_of(parameters, sweep)
     return settings
 
 
 def choose(case: Case, device: int) -> Footprint:
-    """Return how the learned method trains on a device of `device` bytes; the smallest setting where nothing fits."""
+    """Return how a method trains on a device of `device` bytes; the smallest setting where nothing fits."""
     sweep = case.sweep
     sizes = (sweep.train.micro_batch,) if sweep.train.micro_batch else sweep.micro_batches
     if sweep.gradient.policy != "auto":
@@ -156,7 +177,7 @@ def next_fitting(case: Case, device: int) -> Footprint:
 def footprint(case: Case, policy: str, micro_batch: int, device: int) -> Footprint:
     """Return the footprint of training with this policy and micro-batch on a device of `device` bytes."""
     denoiser, schedule, settings, gradient = case.denoiser, case.schedule, case.settings, POLICIES[policy]
-    trained = trained_bytes(denoiser, schedule, settings, micro_batch, _optimiser_bytes(case.sweep))
+    trained = case.trained(micro_batch, _optimiser_bytes(case.sweep))
     pool = pool_bytes(denoiser, settings)
     rest = max(usable(device) - trained - pool, 0)
     predicted = _chain(case, micro_batch, gradient, rest)

@@ -3,7 +3,7 @@
 A trial runs in a process of its own. It knows its sweep, its parameters and its folder, and nothing of the search, the
 scheduler or the tracking store. It resumes from the newest checkpoint in its folder, which holds
 
-    engines/       DeepSpeed's state (method learned)
+    engines/       DeepSpeed's state (methods that train)
     state.json     the iteration, the seconds spent on finding, the losses since the last report, and that report
     directions/    the direction set so far, where it was measured
     traversal.png  a picture of that set
@@ -23,12 +23,13 @@ import torch
 from core.directions.direction_set import DirectionSet
 from core.errors import NonFiniteError
 from core.files import write_json
-from core.methods import METHODS, learned
+from core.methods import METHODS
+from core.methods.learned.chain_learner import ChainLearner, Workers
 from core.model.denoiser import Denoiser
 from core.progress import Listener, listening
 from core.randomness import SELECT_SEEDS
 from core.samples.cache import SampleCache
-from orchestrator.spec import Sweep
+from orchestrator.spec import TRAINED, Sweep
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.store.disk import with_space
 from orchestrator.trial.attempt import Attempt, DrawBatch, NothingFits, release, with_batch
@@ -37,7 +38,7 @@ from orchestrator.trial.memory import Case, device_bytes
 from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import Preempted, out_of_memory
 from orchestrator.trial.ranks import ALONE, Ranks
-from orchestrator.trial.settings import settings_of
+from orchestrator.trial.settings import method_of, predictor_for, settings_of, with_names
 from orchestrator.trial.state import Report, State
 
 
@@ -164,7 +165,7 @@ def run_trial(
             return
     trial = RunningTrial(load(sweep, cache), sweep, folder, context, notes)
     with context.watching(trial.model.denoiser):
-        if parameters["method"] == "learned":
+        if parameters["method"] in TRAINED:
             yield from _learn(trial, parameters)
         else:
             with listening(context.advanced):
@@ -180,7 +181,7 @@ def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
     method, state = parameters["method"], State(trial.sweep.train.iterations)
     drawing = DrawBatch(with_batch(trial.sweep, max(1, trial.sweep.sampler.batch >> trial.context.out_of_memory)))
     model = trial.model
-    more = {"attributes": model.attributes} if method == "supervised" else {}
+    more = predictor_for(method, model.attributes)
     settings = settings_of(parameters, trial.sweep)
 
     def find(sweep: Sweep) -> DirectionSet:
@@ -219,13 +220,14 @@ def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], condition
     out of memory). A checkpoint keeps them with its attempt.
     The attempt is made smaller for every time that the process ran out of memory since.
     """
-    model, sweep, settings = trial.model, trial.sweep, settings_of(parameters, trial.sweep)
+    model, sweep = trial.model, trial.sweep
+    settings = with_names(settings_of(parameters, sweep), model.attributes)
     kept = trial.latest()[1].attempt
     if kept is not None and kept["means"] == conditions["means"]:
         attempt, seen = Attempt.resumed(settings, kept), kept["smaller"]
     else:
         denoiser = model.denoiser
-        case = Case(denoiser.blueprint(), model.schedule, sweep, settings)
+        case = Case(denoiser.blueprint(), model.schedule, sweep, settings, model.attributes, str(denoiser.device))
         memory = device_bytes(sweep, denoiser.device, denoiser.weight_bytes())
         attempt, seen = Attempt.first(case, trial.ranks.least(memory)), 0
     for _ in range(seen, conditions["smaller"]):
@@ -257,8 +259,16 @@ def _train(
     engines = Engines(sweep.deepspeed, settings.micro_batch or settings.batch)
     try:
         with state.running():
-            workers = learned.Workers(engines.make, ranks.rank, ranks.world, ranks.on_first)
-            learner = learned.Learner(model.denoiser, model.schedule, settings, workers, drawing.batch, model.cache)
+            method = method_of(settings)
+            learner: ChainLearner[Any, Any] = METHODS[method].Learner(
+                model.denoiser,
+                model.schedule,
+                settings,
+                Workers(engines.make, ranks.rank, ranks.world, ranks.on_first),
+                drawing.batch,
+                model.cache,
+                **predictor_for(method, model.attributes),
+            )
         if path is not None:
             engines.load(path / "engines")
             if state.report is None and _due(sweep, state.iteration):  # the last attempt had to end while measuring
@@ -285,7 +295,12 @@ def _due(sweep: Sweep, iteration: int) -> bool:
 
 
 def _yield_report(
-    trial: RunningTrial, drawing: DrawBatch, state: State, learner: learned.Learner, engines: Engines, attempt: Attempt
+    trial: RunningTrial,
+    drawing: DrawBatch,
+    state: State,
+    learner: ChainLearner[Any, Any],
+    engines: Engines,
+    attempt: Attempt,
 ) -> Iterator[Report]:
     """Yield the report that is due. Where the trial has to end meanwhile, save; its next attempt makes the report."""
     try:

@@ -1,15 +1,16 @@
 """Convert a trial's parameters to the settings of its method: drop the method's prefix, replace words by values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps, Step
-from core.methods import METHODS
+from core.methods import METHODS, guided
+from core.predictors.attributes import Attributes
 from core.samples.training import SPREAD_SAMPLES
-from orchestrator.spec import Sweep
+from orchestrator.spec import BY_ATTRIBUTES, TRAINED, Sweep
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,23 @@ def settings_of(parameters: Mapping[str, Any], sweep: Sweep) -> Any:
     return METHODS[method].Settings(**{"seed": sweep.seed, **_of_sweep(method, values, sweep), **values})
 
 
+def method_of(settings: Any) -> str:
+    """Return the method that has these settings."""
+    return next(name for name, method in METHODS.items() if type(settings) is method.Settings)
+
+
+def with_names(settings: Any, attributes: Attributes | None) -> Any:
+    """Return the settings with the predictor's names, where they stand for all of its attributes."""
+    if isinstance(settings, guided.Settings) and attributes is not None and not settings.attributes:
+        return replace(settings, attributes=attributes.names)
+    return settings
+
+
+def predictor_for(method: str, attributes: Attributes | None) -> dict[str, Attributes | None]:
+    """Return the keyword argument by which a method gets the model's predictor; none for a method that needs none."""
+    return {"attributes": attributes} if method in BY_ATTRIBUTES else {}
+
+
 def samples_of(settings: Any) -> int:
     """Return how many training samples a method draws at most."""
     return int(getattr(settings, "pool", 0) or getattr(settings, "samples", SPREAD_SAMPLES))
@@ -54,6 +72,8 @@ def _translated(name: str, value: Any) -> tuple[str, Any]:
     match name, value:
         case "supervised.attribute", _:
             return "attributes", () if value == "all" else (value,)
+        case "guided.attributes", _:
+            return field, () if value == "all" else tuple(name.strip() for name in value.split(";"))
         case "jacobian.step", "every":
             return field, None
         case "jacobian.mask" | "jacobian.box" | "supervised.balance" | "supervised.pairs", "none":
@@ -68,9 +88,10 @@ def _of_sweep(method: str, values: Mapping[str, Any], sweep: Sweep) -> dict[str,
     """Return the fields of the method's settings that come from the sweep itself."""
     if method == "supervised" and values.get("pairs") is None:  # pairs are labelled already
         return {"predictor": sweep.predictor}
-    if method != "learned":
+    if method not in TRAINED:
         return {}
-    return {
+    predictor = {"predictor": sweep.predictor} if method in BY_ATTRIBUTES else {}
+    return predictor | {
         "iterations": sweep.train.iterations,
         "batch": sweep.train.batch,
         "micro_batch": sweep.train.micro_batch,

@@ -17,9 +17,8 @@ import core.methods.jacobian
 import core.methods.random
 import core.metrics.evaluation
 from core import Denoiser, DirectionSet, Schedule, noise
-from core.methods import METHODS, jacobian, learned, pca, random, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
 from core.methods.jacobian import spectrum
-from core.methods.learned.training import Learner
 from core.metrics import METRICS, evaluate, factors
 from core.metrics.identifiability import identifiability
 from core.model.pretrained import weight_digest
@@ -42,11 +41,13 @@ MORE: dict[str, dict[str, Any]] = {
 }
 SETTINGS: dict[str, Any] = {
     "learned": learned.Settings(directions=2, batch=2, pool=8, iterations=1),
+    "guided": guided.Settings(batch=2, pool=8, iterations=1),
     "pca": pca.Settings(directions=3, samples=6),
     "jacobian": jacobian.Settings(directions=3, tolerance=1e-2, max_passes=5),
     "supervised": supervised.Settings(samples=8, extremes=2),
     "random": random.Settings(directions=3),
 }
+LED = ("guided", "supervised")  # by the attributes of a predictor, of which each has its direction
 BOX = {"pixel": (2, 4, 14, 12)}  # of others, whose images are four times as large as their latents:
 WIDE_BOX = (4, 8, 28, 24)
 # They need a second predictor or a network that judges.
@@ -67,7 +68,7 @@ class Looking:
 
     def __init__(self) -> None:
         self.shapes: set[torch.Size] = set()
-        self.attributes = Attributes(("red", "green", "blue"), self._score)
+        self.attributes = Attributes.of(("red", "green", "blue"), self._score)
 
     def _score(self, images: Tensor) -> Tensor:
         self.shapes.add(images.shape[1:])
@@ -78,23 +79,31 @@ def find(denoiser: Denoiser, method: str, name: str, looking: Looking) -> Direct
     settings = SETTINGS[method]
     if method == "jacobian":
         settings = replace(settings, box=BOX.get(name, WIDE_BOX))
-    more = {"attributes": looking.attributes} if method == "supervised" else {}
+    more = {"attributes": looking.attributes} if method in LED else {}
     found: DirectionSet = METHODS[method].find(denoiser, Schedule.ddim(denoiser, STEPS), settings, batch=8, **more)
     return found
 
 
+@pytest.mark.parametrize("method", ["learned", "guided"])
 @pytest.mark.parametrize("space", ["latents", "pixels"])
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(load: Load, name: str, space: str) -> None:
+def test_an_iteration_moves_the_directions_and_leaves_the_network_as_it_was(
+    load: Load, name: str, space: str, method: str
+) -> None:
     denoiser = load(name, torch.float32, **MORE[name], space=space)
     parts = [denoiser.network, *([denoiser.codec.network] if denoiser.codec else [])]
     before = weight_digest(*parts)
-    learner = Learner(denoiser, Schedule.ddim(denoiser, STEPS), SETTINGS["learned"])
+    looking = Looking()
+    more = {"attributes": looking.attributes} if method in LED else {}
+    learner = METHODS[method].Learner(denoiser, Schedule.ddim(denoiser, STEPS), SETTINGS[method], **more)
     start, critic = learner.directions().table, [weight.clone() for weight in learner.discriminator.parameters()]
-    assert learner.explorer.reconstructor.body[0].weight.shape[1] == 2 * denoiser.judged_shape[0]
+    if method == "learned":
+        assert learner.explorer.reconstructor.body[0].weight.shape[1] == 2 * denoiser.judged_shape[0]
     terms = learner.iterate(0)
     assert all(math.isfinite(value) for value in terms.values()) and "fidelity_loss" in terms
-    assert learner.directions().table.sub(start).flatten(1).norm(dim=1).min() > 1e-4
+    moved = learner.directions().table.sub(start).flatten(1).norm(dim=1)
+    assert (moved > 1e-4).sum() >= min(len(moved), SETTINGS[method].batch // 2), "one for each pair of samples"
+    assert looking.shapes <= {torch.Size(denoiser.image_shape)}, "images, never latents"
     assert any(not torch.equal(*pair) for pair in zip(learner.discriminator.parameters(), critic, strict=True))
     assert weight_digest(*parts) == before
     assert all(weight.grad is None and not weight.requires_grad for part in parts for weight in part.parameters())
@@ -111,7 +120,7 @@ def test_a_set_of_every_method_is_saved_applied_and_measured(
     found = DirectionSet.load(tmp_path / "set")
     assert found.h_shape == denoiser.h_shape and found.table.isfinite().all() and (found.sigma.sum(1) > 0).all()
     assert found.provenance["use"] == denoiser.use.to_json() and found.provenance["tap"] == denoiser.cut.module()
-    assert method != "supervised" or found.names == ("red", "green", "blue")
+    assert method not in LED or found.names == ("red", "green", "blue")
     pipeline = families.loads(folder(name))
     drawn = [torch.as_tensor(pipeline(**families.asks(name)).images)]
     with found.applied(families.denoiser(pipeline), 0, 3.0):

@@ -16,7 +16,7 @@ from torch import Tensor
 from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.chain.gradient import CheckpointSteps
 from core.errors import DirectionSetError, UserError
-from core.methods import METHODS, jacobian, learned, pca, random, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
 from core.metrics import METRICS, calibrate, evaluate
 from core.predictors.attributes import Attributes
 from core.randomness import REPORT_SEEDS
@@ -24,6 +24,7 @@ from core.randomness import REPORT_SEEDS
 STEPS = 3
 SETTINGS: dict[str, Any] = {
     "learned": learned.Settings(directions=3, batch=4, pool=32, iterations=2),
+    "guided": guided.Settings(batch=4, pool=32, iterations=2),
     "pca": pca.Settings(directions=3, samples=16),
     "jacobian": jacobian.Settings(directions=3),
     "supervised": supervised.Settings(samples=32, extremes=8),
@@ -36,11 +37,12 @@ def _brightness(images: Tensor) -> Tensor:
     return images.float().mean(dim=(2, 3))
 
 
-BRIGHTNESS = Attributes(("red", "green", "blue"), _brightness)
+BRIGHTNESS = Attributes.of(("red", "green", "blue"), _brightness)
+LED = ("guided", "supervised")  # by the attributes of a predictor, of which each has its direction
 
 
 def find(method: str, denoiser: Denoiser, schedule: Schedule, settings: Any = None) -> DirectionSet:
-    more = {"attributes": BRIGHTNESS} if method == "supervised" else {}
+    more = {"attributes": BRIGHTNESS} if method in LED else {}
     found: DirectionSet = METHODS[method].find(denoiser, schedule, settings or SETTINGS[method], **more)
     return found
 
@@ -204,7 +206,7 @@ def test_it_is_refused_on_a_chain_of_other_timesteps(found: DirectionSet, denois
 
 
 def test_more_directions_than_h_has_dimensions_are_refused(method: str, denoiser: Denoiser, schedule: Schedule) -> None:
-    if method == "supervised":
+    if method in LED:
         pytest.skip("has as many directions as attributes")
     size = torch.Size(denoiser.h_shape).numel()
     more = {"samples": 10 * size, "joint": False} if method == "pca" else {}

@@ -111,11 +111,13 @@ class Workers:
 class Seen:
     """Samples as losses and the discriminator see them.
 
-    images: [N, *judged_shape]; maps: the frozen denoiser's maps of the samples, [N, C, H, W] each
-    (core.chain.sample_maps); none where nothing looks at them. rows: the numbers of the samples in the pool [N].
+    rows: the numbers of the samples in the pool [N]; x_0: [N, *sample_shape]; images: x_0 as judges get it, [N,
+    *judged_shape]; maps: the frozen denoiser's maps of the samples, [N, C, H, W] each (core.chain.sample_maps); none
+    where nothing looks at them.
     """
 
     rows: Tensor
+    x_0: Tensor
     images: Tensor
     maps: tuple[Tensor, ...]
 
@@ -299,7 +301,7 @@ class ChainLearner(Generic[S, E_co]):
         if self._looks_at_maps:
             denoiser = self.denoiser.by_blocks() if self.settings.gradient.by_blocks else self.denoiser
             maps = tuple(sample_maps(denoiser, x_0))
-        return Seen(rows, self.denoiser.for_judges(x_0), maps)
+        return Seen(rows, x_0, self.denoiser.for_judges(x_0), maps)
 
     def iterate(self, n: int) -> dict[str, float]:
         """Run iteration n, one step of both optimisers, and return each loss term.
@@ -370,7 +372,7 @@ def trained(
 
 
 def _detached(seen: Seen) -> Seen:
-    return Seen(seen.rows, seen.images.detach(), tuple(each.detach() for each in seen.maps))
+    return Seen(seen.rows, seen.x_0.detach(), seen.images.detach(), tuple(each.detach() for each in seen.maps))
 
 
 def _finite(values: dict[str, float], n: int) -> dict[str, float]:

@@ -43,7 +43,7 @@ def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def purity_loss(change: Tensor, own: Tensor, magnitude: Tensor) -> Tensor:
-    """Return 1 - cosine between the change of all numbers that are read and the axis of the own source, mean over pairs.
+    """Return 1 - cosine between what a shift changes of all numbers that are read and the own source, mean over pairs.
 
     change: by the shift [N, R], samples 2j and 2j + 1 shifted along the same direction; it is multiplied by the sign of
     magnitude [N] and averaged over a pair. own: the number of each sample's own source [N], or -1 for a direction
@@ -55,7 +55,8 @@ def purity_loss(change: Tensor, own: Tensor, magnitude: Tensor) -> Tensor:
     if not has_one.any():
         return change.sum() * 0
     along = mean.gather(1, own[0::2].clamp(min=0)[:, None])[:, 0] / mean.norm(dim=1).clamp(min=1e-12)
-    return 1 - along[has_one].mean()
+    loss: Tensor = 1 - along[has_one].mean()
+    return loss
 
 
 def discriminator_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:

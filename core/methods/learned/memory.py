@@ -1,4 +1,4 @@
-"""Count the memory of the learned method beside the chain: its trained parts, its pool, and the drawing of samples.
+"""Count the memory of a method that trains beside the chain: its trained parts, its pool, and the drawing of samples.
 
 As in core.chain.step_memory, the modules themselves are run on tensors that have a shape but no data.
 """
@@ -9,24 +9,32 @@ from math import prod
 import torch
 from torch import Tensor
 
+from core.chain.sample_maps import sample_maps
 from core.chain.schedule import Schedule
 from core.chain.step import one_step
 from core.chain.step_memory import counting_memory
-from core.methods.learned.discriminator import Discriminator
+from core.methods.guided.training import Settings as GuidedSettings
+from core.methods.learned.chain_learner import HasShift, TrainingSettings
+from core.methods.learned.discriminator import Discriminator, map_channels
 from core.methods.learned.losses import consistency_loss
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.shift_control import ShiftControl
+from core.methods.learned.sources import features_of_maps
 from core.methods.learned.training import Settings, ShiftAndReconstructor
 from core.model.denoiser import Denoiser
+
+MANY_ATTRIBUTES = 64  # of a predictor whose number is not known
 
 
 @lru_cache(maxsize=64)
 def trained_bytes(
-    denoiser: Denoiser, schedule: Schedule, settings: Settings, micro_batch: int, optimiser_bytes: int = 8
+    denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings, micro_batch: int, optimiser_bytes: int = 8
 ) -> int:
     """Return the peak bytes of the trained parts and their losses on `micro_batch` samples, forward and backward.
 
-    Parts are float32. optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8.
+    Parts are float32. optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8. Of
+    method guided the images that the predictor looks at are counted, but not its own network, which
+    core.predictors.memory counts. Where the attributes are all of a predictor, MANY_ATTRIBUTES count.
     """
     explorer, discriminator = _parts(denoiser, schedule, settings)
     modules = [explorer, *([discriminator] if settings.discriminator_weight > 0 else [])]
@@ -38,23 +46,44 @@ def trained_bytes(
     with torch.enable_grad(), counting_memory([*own, *denoiser.tensors(), x_0, shifted_x_0, k, magnitude]) as counter:
         images, shifted = denoiser.for_judges(x_0), denoiser.for_judges(shifted_x_0)
         shift = explorer.shift.at(k, magnitude)
-        logits, strength = explorer.reconstructor(images, shifted)
-        loss = logits.sum() + strength.sum() + sum(shift(i).sum() for i in range(len(schedule)))
-        if settings.consistency_weight > 0:
+        loss = torch.stack([shift(i).sum() for i in range(len(schedule))]).sum()
+        if isinstance(explorer, ShiftAndReconstructor):
+            logits, strength = explorer.reconstructor(images, shifted)
+            loss = loss + logits.sum() + strength.sum()
+        if isinstance(settings, Settings) and settings.consistency_weight > 0:
             loss = loss + consistency_loss(images, shifted, magnitude)
+        maps, shifted_maps = _maps(denoiser, settings, x_0), _maps(denoiser, settings, shifted_x_0)
+        if isinstance(settings, Settings) and settings.purity_weight > 0:
+            loss = loss + features_of_maps(shifted_maps).sum()
+        if isinstance(settings, GuidedSettings):
+            seen = shifted if denoiser.use.space == "pixels" else denoiser.images(shifted_x_0)
+            loss = loss + seen.sum()
         if settings.discriminator_weight > 0:
-            loss = loss + discriminator(images).sum() + discriminator(shifted).sum()
-        loss.backward()
+            loss = loss + discriminator(images, maps).sum() + discriminator(shifted, shifted_maps).sum()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own stub
     held: int = sum(tensor.nbytes for tensor in own) + counter.peak
     return held + optimiser_bytes * count
 
 
-def pool_bytes(denoiser: Denoiser, settings: Settings) -> int:
+def _maps(denoiser: Denoiser, settings: TrainingSettings, x_0: Tensor) -> list[Tensor]:
+    """Return the maps of samples that something looks at."""
+    purity = settings.purity_weight if isinstance(settings, Settings) else 0
+    return sample_maps(denoiser, x_0) if settings.discriminator_weight > 0 or purity > 0 else []
+
+
+def directions_of(settings: TrainingSettings) -> int:
+    """Return how many directions a method trains, as far as its settings say."""
+    if isinstance(settings, Settings):
+        return settings.directions
+    return len(settings.attributes if isinstance(settings, GuidedSettings) else ()) or MANY_ATTRIBUTES
+
+
+def pool_bytes(denoiser: Denoiser, settings: TrainingSettings) -> int:
     """Return the bytes of the pool's samples and of the states from which their chains start."""
     return 2 * int(_samples(denoiser, settings.pool).nbytes)
 
 
-def pool_h_bytes(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> int:
+def pool_h_bytes(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -> int:
     """Return the bytes of the h of the pool's chains, from which the directions start: float32, in the CPU's memory."""
     return 4 * settings.pool * len(schedule) * prod(denoiser.h_shape)
 
@@ -75,21 +104,24 @@ def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
     return held + 2 * len(schedule) * h.nbytes  # twice: as a list, and as the tensor stacked from it
 
 
-def _parts(denoiser: Denoiser, schedule: Schedule, settings: Settings) -> tuple[ShiftAndReconstructor, Discriminator]:
+def _parts(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -> tuple[HasShift, Discriminator]:
     """Return the trained modules without data, on the meta device."""
+    count = directions_of(settings)
     steps = len(schedule) if settings.parametrisation == "per_step" else 1
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         shift = ShiftControl(
-            settings.directions,
+            count,
             denoiser.h_shape,
             torch.empty(len(schedule)),
             schedule.timesteps,
             settings.parametrisation,
             settings.orthonormal,
-            torch.empty(settings.directions, steps, prod(denoiser.h_shape)),
+            torch.empty(count, steps, prod(denoiser.h_shape)),
         )
-        explorer = ShiftAndReconstructor(shift, Reconstructor(denoiser.judged_shape, settings.directions))
-        discriminator = Discriminator(denoiser.judged_shape)
+        explorer = HasShift(shift)
+        if isinstance(settings, Settings):
+            explorer = ShiftAndReconstructor(shift, Reconstructor(denoiser.judged_shape, count))
+        discriminator = Discriminator(denoiser.judged_shape, map_channels(denoiser))
     return explorer.to("meta").eval(), discriminator.to("meta")
 
 

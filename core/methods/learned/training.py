@@ -36,8 +36,8 @@ from core.model.denoiser import Denoiser
 from core.samples.cache import SampleCache
 from core.samples.training import Pool
 
-Start = Literal["sources", "pca", "random"]
-STARTS = ("sources", "pca", "random")
+Start = Literal["slopes", "pca", "random"]
+STARTS = ("slopes", "pca", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Settings(TrainingSettings):
     directions: int = 16
     consistency_weight: float = 1.0  # 0: samples are not compared
     purity_weight: float = 30.0  # 0: sources are not looked at
-    start: Start = "sources"  # pure shifts of the sources; "pca": principal components of h; or "random"
+    start: Start = "slopes"  # of the sources; "pca": principal components of h; or "random"
     reconstructor_rate: float = 0.001
 
     def __post_init__(self) -> None:
@@ -62,6 +62,11 @@ class Settings(TrainingSettings):
                 )
         if self.directions < 2:
             raise UserError(f"directions: got {self.directions}; the reconstructor needs at least 2 to tell apart")
+
+    @property
+    def finds_sources(self) -> bool:
+        """Whether sources are looked for in the pool."""
+        return self.purity_weight > 0 or self.start == "slopes"
 
 
 class ShiftAndReconstructor(HasShift):
@@ -92,15 +97,15 @@ class Learner(ChainLearner[Settings, ShiftAndReconstructor]):
 
     @property
     def _looks_at_maps(self) -> bool:
-        return super()._looks_at_maps or self.settings.purity_weight > 0 or self.settings.start == "sources"
+        return super()._looks_at_maps or self.settings.finds_sources
 
     def _found(self, pool: Pool, h: Tensor) -> Found:
         settings = self.settings
         start = leading_components(h, self.count, settings.parametrisation) if settings.start == "pca" else None
-        if settings.purity_weight == 0 and settings.start != "sources":
+        if not settings.finds_sources:
             return Found(start, None, None)
         sources, unshifted = find_sources(self.denoiser, pool.x_0, self.count, self.draw_batch, settings.seed)
-        if settings.start == "sources":
+        if settings.start == "slopes":
             on_device = sources.to(self.denoiser.device)
             slopes = self._slopes(pool, spread_of(h), lambda seen: on_device.read(seen.maps))
             start = pure_directions(slopes, sources.count, self.count)

@@ -18,7 +18,7 @@ from core import Denoiser, Schedule, invert, noise, sample
 from core.chain.gradient import CheckpointBlocks, FullGraph, GradientPolicy
 from core.execution.lean import lean
 from core.execution.streaming import offloaded
-from core.methods import jacobian, learned, pca, supervised
+from core.methods import guided, jacobian, learned, pca, supervised
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors.attributes import Attributes
 from core.randomness import step_noise
@@ -31,7 +31,7 @@ FAMILIES = ("pixel", "sd", "lcm", "dit", "sd3", "flux")
 WHOLE = ("sd", "flux")  # a UNet and a transformer are tried in every way, the others as they are
 METHODS_ON = "sd"
 STEPS = 2
-BRIGHT = Attributes(("bright", "red"), lambda x: torch.stack([x.mean((1, 2, 3)), x[:, 0].mean((1, 2))], 1).cpu())
+BRIGHT = Attributes.of(("bright", "red"), lambda x: torch.stack([x.mean((1, 2, 3)), x[:, 0].mean((1, 2))], 1).cpu())
 
 
 def drawn(denoiser: Denoiser, policy: GradientPolicy) -> tuple[Tensor, Tensor]:
@@ -75,6 +75,8 @@ def methods(denoiser: Denoiser, cache: SampleCache) -> Iterator[tuple[str, Calla
     found = pca.find(denoiser, schedule, pca.Settings(2, samples=8), 4, cache)
     settings = learned.Settings(directions=2, iterations=1, batch=2, micro_batch=2, pool=4)
     yield "learned", lambda: learned.find(denoiser, schedule, settings, 4, cache=cache)
+    own = guided.Settings(iterations=1, batch=2, micro_batch=2, pool=4)
+    yield "guided", lambda: guided.find(denoiser, schedule, own, BRIGHT, 4, cache=cache)
     yield "jacobian", lambda: jacobian.find(denoiser, schedule, jacobian.Settings(2, tolerance=0.1), batch=4)
     few = supervised.Settings(samples=8, extremes=2)
     yield "supervised", lambda: supervised.find(denoiser, schedule, few, batch=4, cache=cache, attributes=BRIGHT)

@@ -238,3 +238,38 @@ def test_nothing_is_said_while_loading(classifiers: Path, capfd: pytest.CaptureF
         assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled()
     finally:
         logging.disable_progress_bar()
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "multi"])
+def test_scores_can_be_followed_back_to_the_images(classifiers: Path, name: str) -> None:
+    attributes, pictures = load(classifiers / name), images().requires_grad_()
+    assert attributes.score_through is not None
+    scores = attributes.score_through(pictures)
+    assert torch.allclose(
+        scores, attributes.score(pictures.detach()).to(scores), atol=0.05 * float(scores.detach().std())
+    )
+    (gradient,) = torch.autograd.grad(scores[:, 0].sum(), pictures)
+    assert gradient.isfinite().all() and (gradient.flatten(1).abs().max(dim=1).values > 0).all()
+
+
+def test_the_gradient_of_a_certain_label_is_finite() -> None:
+    """Where 1 - p is rounded to 0 its logarithm has none: that of the other labels stands in its place."""
+    logits = torch.tensor([[0.0, 100.0, -3.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_odds(logits, exclusive=True)[0, 1], logits)
+    others = torch.tensor([0.0, -3.0]).double().softmax(dim=0)
+    assert torch.allclose(gradient[0], torch.tensor([-float(others[0]), 1.0, -float(others[1])]).double())
+
+
+def test_predictors_of_the_embedded_models_are_differentiable() -> None:
+    for found, shape in (
+        (embedded_predictor("toyfaces"), (3, 32, 32)),
+        (second_embedded_predictor("toyfaces"), (3, 32, 32)),
+        (embedded_predictor("digits"), (1, 28, 28)),
+    ):
+        assert found is not None and found.score_through is not None
+        pictures = (torch.rand(2, *shape, generator=torch.Generator().manual_seed(3)) * 2 - 1).requires_grad_()
+        assert not found.score(pictures).requires_grad
+        assert torch.equal(found.score_through(pictures), found.score(pictures))
+        for column in range(len(found.names)):
+            (gradient,) = torch.autograd.grad(found.score_through(pictures)[:, column].sum(), pictures)
+            assert gradient.isfinite().all() and gradient.abs().max() > 0

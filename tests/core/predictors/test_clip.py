@@ -81,3 +81,13 @@ def test_a_clip_model_without_its_tokenizer_is_told(clip_folder: Path, tmp_path:
         (tmp_path / file).write_bytes((clip_folder / file).read_bytes())
     with pytest.raises(ModelError, match="is incomplete: .* lacks tokenizer.json or vocab.json"):
         classifier.load(str(tmp_path), "tiny")
+
+
+def test_its_scores_can_be_followed_back_to_the_images(clip_folder: Path) -> None:
+    attributes = classifier.load(str(clip_folder), "tiny")
+    assert attributes is not None and attributes.score_through is not None
+    images = (torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1).requires_grad_()
+    scores = attributes.score_through(images)
+    assert torch.allclose(scores, attributes.score(images.detach()), atol=0.05 * float(scores.detach().std()))
+    (gradient,) = torch.autograd.grad(scores[:, 0].sum(), images)
+    assert gradient.isfinite().all() and (gradient.flatten(1).abs().max(dim=1).values > 0).all()

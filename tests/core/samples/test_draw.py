@@ -14,7 +14,7 @@ import torch
 
 from core import Denoiser, Schedule, sample
 from core.chain.sampling import trajectory
-from core.methods import jacobian, learned, pca, random, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
 from core.methods.learned.training import Learner
 from core.metrics import calibrate, evaluate
 from core.model.condition import Condition
@@ -254,6 +254,7 @@ def _brightness(images: torch.Tensor) -> torch.Tensor:
 
 SETTINGS: dict[str, Any] = {
     "learned": learned.Settings(directions=3, batch=4, pool=32, iterations=2, shift_scale=2.0, window=(400, 0)),
+    "guided": guided.Settings(batch=4, pool=32, iterations=2),
     "pca": pca.Settings(directions=3, samples=16),
     "jacobian": jacobian.Settings(directions=3),
     "supervised": supervised.Settings(samples=32, extremes=8),
@@ -266,8 +267,8 @@ SETTINGS: dict[str, Any] = {
 def test_a_method_finds_the_same_set_with_a_cache_and_draws_once(
     method: str, denoiser: Denoiser, schedule: Schedule, cache: SampleCache, chains: list[int]
 ) -> None:
-    module = {"learned": learned, "pca": pca, "jacobian": jacobian, "supervised": supervised, "random": random}[method]
-    more = {"attributes": Attributes(("red", "green", "blue"), _brightness)} if method == "supervised" else {}
+    module, brightness = METHODS[method], Attributes.of(("red", "green", "blue"), _brightness)
+    more = {"attributes": brightness} if method in ("guided", "supervised") else {}
     plain, cache = module.find(denoiser, schedule, SETTINGS[method], **more), replace(cache, block=64)
     for drawn in (True, False):
         chains.clear()

@@ -156,7 +156,7 @@ def test_what_does_not_learn_needs_no_training() -> None:
     console = Console(width=120, file=io.StringIO(), record=True)
     show(sweep_with(method={"choice": ["pca", "random"]}), console)
     text = console.export_text()
-    assert "No training: only method learned trains." in text
+    assert "No training: only methods learned and guided train." in text
     assert not any(row in text for row in ("iterations", "ZeRO", "auto", "UNet passes", "Memory"))
 
 

@@ -47,6 +47,30 @@ def test_a_trial_is_the_sum_of_its_parts() -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_of_guided_scores_the_pool_and_trains_a_direction_for_each_attribute() -> None:
+    """All four of the predictor, or as many as are named."""
+    sections: dict[str, Any] = {"method": "guided", "train": {"iterations": 100, "pool": 64}, "evaluate": {"seeds": 6}}
+    for search, k in (({}, 4), ({"guided.attributes": "smile; skin"}, 2)):
+        sweep = sweep_with(**sections, search=search)
+        images = 5 * 6 + 6 * k * 4
+        assert predicted(sweep, iteration=2.0, labels=4).trial == {"guided": 200.0}
+        assert predicted(sweep, score=1.0, labels=4).trial == {"guided": 64.0 + images}
+        assert predicted(sweep, decode=1.0, labels=4).trial == {"guided": 64.0 + 6 + 6 * k * 4 + 7 * k + images}
+
+
+def test_trials_of_all_methods_that_train_stand_in_one_competition() -> None:
+    """Six of nine are stopped as six of one method would be, and the rungs are shared by their numbers."""
+    search = {"seed": {"choice": [0, 1, 2]}, "directions": 8}
+    methods = {"choice": ["learned", "guided", "random"]}
+    train, asha = {"iterations": 150}, {"asha": {"grace": 50, "reduction": 3}}
+    sweep = sweep_with(method=methods, search=search, budget={"trials": 9}, train=train, scheduler=asha)
+    found = predicted(sweep, iteration=1.0, labels=4)
+    assert found.ends == ((50, pytest.approx(2.85)), (150, pytest.approx(3.15)))
+    assert found.trial == {"learned": 150.0, "guided": 150.0, "random": 0.0}
+    assert found.busy == pytest.approx(2.85 * 50 + 3.15 * 150)
+
+
+@pytest.mark.slow
 def test_more_directions_are_judged_for_longer() -> None:
     """The networks that tell them apart are trained for as much longer as there are more than 16."""
     times = [predicted(sweep_with(search={"directions": k}), judge=1.0).trial["learned"] for k in (16, 17, 33)]

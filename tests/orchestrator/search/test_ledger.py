@@ -434,6 +434,7 @@ def test_each_method_has_a_history_of_its_own(tmp_path: Path) -> None:
         ledger.reported(each.trial_id, 10, float(i), stopped=False)
     assert list(ledger.history("learned").values()) == [[(10, float(i))] for i in range(4)]
     assert list(ledger.history("pca").values()) == [[(10, 4.0)], [(10, 5.0)]]
+    assert list(ledger.history("learned", "pca").values()) == [[(10, float(i))] for i in range(6)]
 
 
 def test_the_time_spent_adds_up_over_starts(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

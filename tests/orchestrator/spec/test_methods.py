@@ -50,17 +50,17 @@ SENTENCES = [
     (
         "{method: random, search: {directions: {choice: [8, 9]}, orthonormal: {choice: [true, false]}}}",
         "search.orthonormal: has no effect with method random (got {choice: [true, false]}); "
-        "allowed: only with method learned",
+        "allowed: only with method learned or guided",
     ),
     (
         "{method: {choice: [pca, supervised]}, search: {shift_scale: {float: [1, 2]}}}",
         "search.shift_scale: has no effect with method pca or supervised "
-        "(got {float: [1.0, 2.0], log: false}); allowed: only with method learned or jacobian or random",
+        "(got {float: [1.0, 2.0], log: false}); allowed: only with method learned or guided or jacobian or random",
     ),
     (
         "{method: {choice: [pca, random]}, scheduler: {asha: {grace: 5}}}",
         "scheduler: has no effect with method pca or random, which do not train "
-        "(got {asha: {metric: null, grace: 5, reduction: 3}}); allowed: null, or method learned among others",
+        "(got {asha: {metric: null, grace: 5, reduction: 3}}); allowed: null, or method learned or guided among others",
     ),
     # when
     (
@@ -122,6 +122,23 @@ SENTENCES = [
         "allowed: at most 32, half of supervised.samples",
     ),
     (
+        "{method: guided, search: {guided.start: pca}}",
+        "search.guided.start: is not known (got 'pca'); allowed: supervised, random",
+    ),
+    (
+        "{method: guided, search: {}, budget: {trials: 1}, train: {batch: 6, micro_batch: 3}}",
+        "train.micro_batch: cannot be compared in pairs (got 3); allowed: an even number for each worker",
+    ),
+    (
+        "{method: {choice: [learned, guided]}, search: {consistency_weight: 0}, train: {batch: 5}}",
+        "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker",
+    ),
+    (
+        "{method: guided, search: {}, budget: {trials: 2}}",
+        "search: nothing is searched, so every trial would be the same (got {}); "
+        "allowed: at least one parameter with choice, int or float, or budget.trials: 1",
+    ),
+    (
         "{method: supervised, sampler: {eta: 0.5}, search: {supervised.pairs: {choice: [none, faces/]}}}",
         "search.supervised.pairs: needs a chain that can be inverted (got 'faces/'); "
         "allowed: sampler.eta: 0 (it is 0.5)",
@@ -168,6 +185,8 @@ def test_words_and_nulls() -> None:
 SPACES = {
     "learned": f"{SHARED}, discriminator_weight, consistency_weight, parametrisation, orthonormal, start, "
     "direction_rate, reconstructor_rate, discriminator_rate",
+    "guided": "shift_scale, seed, discriminator_weight, parametrisation, orthonormal, direction_rate, "
+    "discriminator_rate, guided.attributes, guided.start, guided.effect_weight, guided.target",
     "pca": "directions, seed, pca.samples, pca.joint, pca.sigmas",
     "jacobian": f"{SHARED}, jacobian.step, jacobian.image, jacobian.mask, jacobian.box",
     "supervised": "seed, supervised.attribute, supervised.samples, supervised.extremes, supervised.balance, "

@@ -136,6 +136,36 @@ def test_a_predictor_may_know_more_than_h_can_tell_apart(tiny_model: Path, monke
     ]
 
 
+def test_attributes_that_are_pursued_are_those_of_the_predictor() -> None:
+    for search in ({}, {"guided.attributes": "smile; skin"}, {"guided.attributes": {"choice": ["all", "smile"]}}):
+        check_model(sweep_with("toyfaces", method="guided", search=search))
+    search = {"guided.attributes": {"choice": ["skin;smil", "smil; yawn", "all"]}}
+    told = mistakes_of(sweep_with("toyfaces", method="guided", search=search, budget={"trials": 3}))
+    assert [line.partition(" is not one")[0] for line in told] == [
+        "search.guided.attributes: attribute 'smil'",
+        "search.guided.attributes: attribute 'yawn'",
+    ]
+    assert told[0].endswith("; did you mean 'smile'?")
+    [line] = mistakes_of(sweep_with("toyfaces", method="guided", search={"guided.attributes": "smile; smile"}))
+    assert line == "method guided: attributes: got smile, smile; each may be given once"
+
+
+def test_guided_needs_a_predictor_through_which_a_gradient_comes(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mistakes_of(sweep_with(tiny_model, method={"choice": ["random", "guided"]})) == [
+        f"method: guided needs an attribute predictor, and model '{tiny_model}' has none: give one as predictor"
+    ]
+    knows = Attributes(tuple(f"label_{n}" for n in range(33)), lambda images: images)
+    monkeypatch.setattr("core.predictors.classifier.load", lambda *_: knows)
+    assert mistakes_of(sweep_with(tiny_model, method="guided")) == [
+        f"search.guided.attributes: got all 33 of the predictor; h of '{tiny_model}' has 32 dimensions: name some",
+        "method guided: predictor: no gradient comes back from its scores; give one with score_through, or an image "
+        "classifier whose processor does nothing but resize, crop, rescale and normalise (method supervised takes any)",
+    ]
+    check_model(sweep_with(tiny_model, method="supervised", search={"supervised.attribute": "label_1"}))
+
+
 def test_metrics_that_need_a_predictor(tiny_model: Path) -> None:
     assert mistakes_of(sweep_with(tiny_model, objectives=[{"coverage": "max"}])) == [
         f"objectives: 'coverage' needs an attribute predictor, and model '{tiny_model}' has none"

@@ -81,6 +81,17 @@ def test_a_set_found_at_once_stops_no_trial_that_is_still_learning(tmp_path: Pat
     assert asha.on_trial_result(None, trials[0], at(400, 0.3)) == TrialScheduler.STOP, "at its end"
 
 
+def test_trials_of_all_methods_that_train_are_compared(tmp_path: Path) -> None:
+    sweep = sweep_with(method={"choice": ["learned", "guided"]})
+    asha = LedgerAsha(sweep, opened(sweep, tmp_path))
+    trials = [trial(f"{method}{number}", method) for number in range(2) for method in ("learned", "guided")]
+    for each in trials:
+        asha.on_trial_add(None, each)
+    values = [0.3, 0.4, 0.5, 0.1]
+    ends = [asha.on_trial_result(None, each, at(300, value)) for each, value in zip(trials, values, strict=True)]
+    assert ends == [TrialScheduler.CONTINUE] * 3 + [TrialScheduler.STOP]
+
+
 def test_nor_does_one_that_was_found_before_the_sweep_was_interrupted(tmp_path: Path) -> None:
     sweep = sweep_with(method={"choice": ["learned", "pca"]})
     ledger = opened(sweep, tmp_path)

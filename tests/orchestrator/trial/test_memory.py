@@ -25,7 +25,7 @@ from orchestrator.trial.memory import (
     usable,
     without_weights,
 )
-from orchestrator.trial.settings import DeepSpeedSteps
+from orchestrator.trial.settings import DeepSpeedSteps, method_of
 
 HUGE = 1 << 40
 BASE: dict[str, Any] = {
@@ -236,6 +236,30 @@ def test_a_sweep_is_planned_for_the_heaviest_of_its_trials(case_with: Callable[.
     assert (settings.directions, settings.parametrisation, settings.consistency_weight) == (24, "time", 0.0)
     assert settings.discriminator_weight > 0
     assert heaviest(sweep_with(search={"discriminator_weight": 0})).discriminator_weight == 0
+
+
+def test_the_heaviest_of_guided_pursues_the_most_attributes() -> None:
+    def asked(values: object) -> tuple[str, ...]:
+        search = {"guided.attributes": values, "parametrisation": {"choice": ["shared", "per_step"]}}
+        settings = heaviest(sweep_with(method="guided", search=search, budget={"trials": 2}), "guided")
+        assert settings.parametrisation == "per_step" and settings.discriminator_weight > 0
+        return settings.attributes
+
+    assert asked({"choice": ["smile", "skin; yaw; smile", "yaw; smile"]}) == ("skin", "yaw", "smile")
+    assert asked({"choice": ["smile; skin", "all"]}) == ()
+
+
+def test_the_memory_of_a_sweep_is_that_of_its_heavier_method() -> None:
+    """Few directions and no reconstructor weigh less; of a model of its own all attributes are known by name."""
+    both, alone = {"choice": ["learned", "guided"]}, "guided"
+    learned_case, guided_case = case_of(sweep_with(method=both)), case_of(sweep_with(method=alone))
+    assert method_of(learned_case.settings) == "learned" and method_of(guided_case.settings) == "guided"
+    assert guided_case.settings.attributes[:2] == ("skin", "hair_colour")
+    blind = replace(guided_case, attributes=None)
+    more = [each.trained(16) - each.trained(8) for each in (guided_case, blind)]
+    assert more[0] > 1.5 * more[1], "the predictor's activations"
+    known = replace(learned_case, attributes=guided_case.attributes)
+    assert known.trained(16) == replace(known, attributes=None).trained(16), "of learned nothing is scored"
 
 
 def test_where_a_condition_does_not_hold_the_default_counts() -> None:

@@ -14,8 +14,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # `stop_measuring` the one whose measurement is under way then. Every start is a new generator over the same folder.
 SCRIPT = """
 import json, pathlib, sys
+from dataclasses import replace
+import torch
 from core import DirectionSet
-from core.methods import learned
+from core.methods.learned.chain_learner import ChainLearner
+from core.predictors.attributes import Attributes
 from orchestrator.trial import model as trial_model
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.outcome import Preempted
@@ -26,9 +29,15 @@ model, root, cases = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(sys.argv
 sweep = parse({"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
                "train": {"iterations": 4, "batch": 4, "micro_batch": 2, "pool": 32},
                "evaluate": {"every": 2, "seeds": 6}, "gradient": {"policy": "full_graph"}})
-iterate, evaluate = learned.Learner.iterate, trial_model.evaluate
+iterate, evaluate = ChainLearner.iterate, trial_model.evaluate
 
-def start(folder, stop_in=None, stop_measuring=None):
+def halves(images):
+    return torch.stack([images[..., :4].mean(dim=(1, 2, 3)), images[..., 4:].mean(dim=(1, 2, 3))], dim=1)
+
+def load(sweep, cache):
+    return replace(trial_model.TrialModel.load(sweep, cache), attributes=Attributes.of(("left", "right"), halves))
+
+def start(folder, parameters, stop_in=None, stop_measuring=None):
     asked, reached, ran, reports = [], [0], [], []
     def iterated(self, n):
         ran.append(n + 1)
@@ -38,21 +47,20 @@ def start(folder, stop_in=None, stop_measuring=None):
     def measured(*given, **more):
         asked.extend([1] if reached[0] == stop_measuring else [])
         return evaluate(*given, **more)
-    learned.Learner.iterate, trial_model.evaluate = iterated, measured
+    ChainLearner.iterate, trial_model.evaluate = iterated, measured
     ended = "whole"
     try:
-        for report in run_trial({"method": "learned", "directions": 3}, sweep, folder,
-                                context=TrialContext(lambda: bool(asked))):
+        for report in run_trial(parameters, sweep, folder, context=TrialContext(lambda: bool(asked)), load=load):
             reports.append({name: getattr(report, name) for name in ("global_step", "curve", "metrics", "notes")})
     except Preempted:
         ended = "preempted"
     return {"ended": ended, "ran": ran, "reports": reports, "step": folder.latest().step}
 
-def case(name, starts, damage=None):
+def case(name, starts, damage=None, parameters={"method": "learned", "directions": 3}):
     folder = TrialFolder(root / name)
     told = []
     for given in starts:
-        told.append(start(folder, **given))
+        told.append(start(folder, parameters, **given))
         if damage and len(told) == 1:
             (folder.path / damage).write_bytes(b"damaged")
     try:
@@ -64,11 +72,14 @@ def case(name, starts, damage=None):
 
 print("RESULT", json.dumps({name: case(name, **given) for name, given in cases.items()}))
 """
+GUIDED = {"method": "guided", "parametrisation": "per_step"}
 CASES: dict[str, Any] = {
     "plain": {"starts": [{}]},
     "between": {"starts": [{"stop_in": 1}, {"stop_in": 3}, {}]},
     "measuring": {"starts": [{"stop_measuring": 2}, {}]},
     "at_the_end": {"starts": [{"stop_measuring": 4}, {}]},
+    "guided": {"starts": [{}], "parameters": GUIDED},
+    "guided, stopped": {"starts": [{"stop_in": 1}, {"stop_measuring": 2}, {}], "parameters": GUIDED},
     "damaged": {"starts": [{}, {}], "damage": "checkpoint_00000004/state.json"},
 }
 
@@ -110,6 +121,14 @@ def test_one_stopped_while_it_measures(runs: dict[str, dict[str, Any]], case: st
     assert [start["ended"] for start in run["starts"]] == ["preempted", "whole"]
     assert [n for start in run["starts"] for n in start["ran"]] == [1, 2, 3, 4], "what it has trained is kept"
     assert reports_of(run) == reports_of(runs["plain"]) and run["table"] == runs["plain"]["table"]
+
+
+def test_one_of_guided_stopped_between_two_reports_and_while_it_measures(runs: dict[str, dict[str, Any]]) -> None:
+    run = runs["guided, stopped"]
+    ended = [(start["ended"], start["ran"]) for start in run["starts"]]
+    assert ended == [("preempted", [1]), ("preempted", [2]), ("whole", [3, 4])]
+    assert reports_of(run) == reports_of(runs["guided"]) and run["table"] == runs["guided"]["table"]
+    assert {"share_loss", "effect_loss", "fidelity_loss"} <= reports_of(run)[0]["curve"][0].keys()
 
 
 def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(runs: dict[str, dict[str, Any]]) -> None:

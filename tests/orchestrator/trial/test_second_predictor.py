@@ -14,7 +14,7 @@ from core.methods import METHODS
 from core.metrics import evaluation
 from core.predictors.attributes import Attributes
 from core.randomness import SELECT_SEEDS
-from orchestrator.spec import Sweep
+from orchestrator.spec import BY_ATTRIBUTES, Sweep
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.model import TrialModel
 from orchestrator.trial.run import run_trial
@@ -65,10 +65,9 @@ def test_no_method_asks_the_second_predictor(
         list(run_trial(parameters, sweep, TrialFolder(tmp_path), load=lambda sweep, _: with_predictors(sweep)))
 
 
-def test_only_the_supervised_method_takes_attributes() -> None:
-    """So the learned one, which trains in a process of its own, is given no predictor either."""
-    assert PARAMETERS.keys() == METHODS.keys() - {"learned"}
-    assert [name for name in METHODS if "attributes" in signature(METHODS[name].find).parameters] == ["supervised"]
+def test_only_methods_that_find_attributes_take_a_predictor() -> None:
+    assert PARAMETERS.keys() == METHODS.keys() - {"learned", "guided"}
+    assert tuple(name for name in METHODS if "attributes" in signature(METHODS[name].find).parameters) == BY_ATTRIBUTES
 
 
 def a_set(trial_model: TrialModel) -> DirectionSet:

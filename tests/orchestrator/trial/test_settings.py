@@ -3,19 +3,32 @@
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.errors import UserError
-from core.methods import METHODS, jacobian, learned, pca, random, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
+from core.predictors.attributes import Attributes
 from orchestrator.search.space import configurations
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial.settings import settings_of
+from orchestrator.trial.settings import method_of, predictor_for, settings_of, with_names
 
 
 def sweep_with(**sections: Any) -> Sweep:
     return parse({"name": "a", "model": "b", "search": {}, "budget": {"trials": 1}} | sections)
 
 
+TRAINING: dict[str, Any] = {  # of the sweep, for every method that trains
+    "iterations": 9,
+    "batch": 8,
+    "micro_batch": 4,
+    "pool": 64,
+    "injection": "asymmetric",
+    "window": (900, 100),
+    "strength_floor": 0.1,
+    "gradient": FullGraph(),
+    "seed": 7,
+}
 CASES = [
     ({"method": "random", "directions": 4, "shift_scale": 2.0}, random.Settings(4, 2.0, seed=7)),
     ({"method": "random", "directions": 4, "shift_scale": 2.0, "seed": 1}, random.Settings(4, 2.0, seed=1)),
@@ -56,20 +69,28 @@ CASES = [
         supervised.Settings(pairs="faces/", project=True, seed=7),
     ),
     (
-        {"method": "learned", "directions": 4, "start": "pca"},
-        learned.Settings(
-            directions=4,
-            start="pca",
-            iterations=9,
-            batch=8,
-            micro_batch=4,
-            pool=64,
-            injection="asymmetric",
-            window=(900, 100),
-            strength_floor=0.1,
-            gradient=FullGraph(),
-            seed=7,
+        {
+            "method": "guided",
+            "guided.attributes": "smile; blond hair",
+            "guided.start": "random",
+            "guided.effect_weight": 0.5,
+            "guided.target": 2.0,
+            "orthonormal": False,
+        },
+        guided.Settings(
+            attributes=("smile", "blond hair"),
+            start="random",
+            effect_weight=0.5,
+            target=2.0,
+            orthonormal=False,
+            predictor="p",
+            **TRAINING,
         ),
+    ),
+    ({"method": "guided", "guided.attributes": "all"}, guided.Settings(attributes=(), predictor="p", **TRAINING)),
+    (
+        {"method": "learned", "directions": 4, "start": "pca"},
+        learned.Settings(directions=4, start="pca", **TRAINING),
     ),
 ]
 
@@ -118,3 +139,18 @@ def test_a_word_means_nothing_elsewhere() -> None:
     mask = settings_of({"method": "jacobian", "jacobian.mask": "every"}, sweep_with(method="jacobian")).mask
     pairs = settings_of({"method": "supervised", "supervised.pairs": "every"}, sweep_with(method="supervised")).pairs
     assert (mask, pairs) == ("every", "every")
+
+
+def test_all_attributes_of_a_predictor_get_their_names_and_named_ones_keep_theirs() -> None:
+    knows = Attributes.of(("a", "b"), Tensor.double)
+    named = guided.Settings(attributes=("b",))
+    assert with_names(guided.Settings(), knows) == guided.Settings(attributes=("a", "b"))
+    assert with_names(named, knows) is named and with_names(guided.Settings(), None) == guided.Settings()
+    assert with_names(supervised.Settings(), knows) == supervised.Settings()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_tell_their_method(method: str) -> None:
+    assert method_of(METHODS[method].Settings()) == method
+    knows = Attributes.of(("a", "b"), Tensor.double)
+    assert predictor_for(method, knows) == ({"attributes": knows} if method in ("guided", "supervised") else {})

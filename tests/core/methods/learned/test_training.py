@@ -18,9 +18,10 @@ from core.chain.gradient import CheckpointSteps
 from core.errors import NonFiniteError, UserError
 from core.methods import learned, random
 from core.methods.learned import training
+from core.methods.learned.chain_learner import Workers
 from core.methods.learned.optimiser import Group, Optimiser, TorchOptimiser
 from core.methods.learned.starts import flattest_directions, leading_components
-from core.methods.learned.training import Learner, Settings, Workers
+from core.methods.learned.training import Learner, Settings
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator, step_noise
 from core.samples.training import draw_pool, measured_spread, training_seeds
 
