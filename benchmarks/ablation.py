@@ -69,7 +69,7 @@ def document(model: str, records: Mapping[str, Sequence[Record]]) -> str:
     machines = dict.fromkeys(record.machine for runs in records.values() for record in runs)
     return f"""# Ablation of the learned method on `{model}`
 
-One change at a time from the default of {BASE.directions} directions, with {BASE.iterations} iterations and {STEPS} steps.
+One change at a time from the default: {BASE.directions} directions, {BASE.iterations} iterations, {STEPS} steps.
 Mean and half its 95 % interval, over the seeds that were run. Every set is calibrated so that scale 1.0 moves images
 {STRENGTH} times as far as another sample is, and measured on {SEEDS} of the seeds that choose. `coverage at half` asks
 for half of a direction's effect on one attribute where `coverage` asks for 0.4.
