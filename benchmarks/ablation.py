@@ -38,13 +38,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "purity_300": {"purity_weight": 300.0},
     "consistency_0": {"consistency_weight": 0.0},
     "consistency_10": {"consistency_weight": 10.0},
+    "locality_0": {"locality_weight": 0.0},
+    "locality_10": {"locality_weight": 10.0},
+    "locality_300": {"locality_weight": 300.0},
     "discriminator_0": {"discriminator_weight": 0.0},
     "discriminator_30": {"discriminator_weight": 30.0},
     "direction_rate_0.03": {"direction_rate": 0.03},
     "shift_scale_1.5": {"shift_scale": 1.5},
     "per_step": {"parametrisation": "per_step"},
     "orthonormal": {"orthonormal": True},
-    "no_start_no_purity": {"start": "random", "purity_weight": 0.0},
+    "papers_terms_alone": {"start": "random", "purity_weight": 0.0, "locality_weight": 0.0, "consistency_weight": 0.0},
 }
 
 

@@ -1,41 +1,86 @@
-"""Every method side by side on seeds that trained and chose nothing: reads a finished `sweeps/compare_MODEL.yaml`.
+"""Every method side by side, five seeds each, on samples that trained and chose nothing.
 
-orchestrate sweep sweeps/compare_toyfaces.yaml
-python -m benchmarks.methods toyfaces            writes results/methods_toyfaces.md
+    python -m benchmarks.methods toyfaces          measures what is not kept yet, then writes results/methods_toyfaces.md
+    python -m benchmarks.methods toyfaces --only learned pca --seeds 0 1
+
+A finished run is kept in runs/methods_MODEL, so an interrupted benchmark goes on where it stopped.
 """
 
 import argparse
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, Record, kept, machine, table
+from benchmarks.common import ARROWS, RESULTS, Record, half_of, kept, machine, table
+from benchmarks.measured_sets import STEPS, Chain
 from core.directions.direction_set import DirectionSet
-from core.metrics import METRICS
-from core.metrics.attributes import coverage
+from core.intervals import interval_of, of_runs, verdict
+from core.methods import guided, jacobian, learned, pca, random, supervised
+from core.metrics import METRICS, calibrate, evaluate
+from core.metrics.attributes import coverage, effects_by_sample
+from core.metrics.traversals import draw_plain
+from core.predictors.embedded import second_embedded_predictor
 from core.randomness import REPORT_SEEDS
-from orchestrator.search.ranking import rows
-from orchestrator.spec import Sweep
-from orchestrator.store.folder import SweepFolder
-from orchestrator.trial.model import TrialModel
+from core.samples.draw import Sampling
 
-SEEDS = REPORT_SEEDS[100_000:]  # looked at by this table alone
-MIN_EFFECT = 0.5
+MODELS = ("toyfaces", "toyfaces-latent", "digits")
+STRENGTH, COUNT, MIN_EFFECT = 0.5, 24, 0.5
+SEEDS = REPORT_SEEDS[200_000 : 200_000 + COUNT]  # looked at by this table alone
+REFERENCE = REPORT_SEEDS[200_000 + COUNT : 200_000 + 5 * COUNT]
+OURS = learned.Settings(iterations=150)
+GUIDED = guided.Settings()
 
 
-def measure(bench: TrialModel, sweep: Sweep, directions: DirectionSet, seconds: float) -> Record:
-    """A trial's set, as strong as the sweep made it, on fresh seeds; its best share of each attribute."""
-    measured = bench.measure(sweep, directions, SEEDS)
+def _learned(chain: Chain, settings: learned.Settings) -> DirectionSet:
+    return learned.find(chain.denoiser, chain.schedule, settings, cache=chain.cache)
+
+
+def _guided(chain: Chain, settings: guided.Settings) -> DirectionSet:
+    return guided.find(chain.denoiser, chain.schedule, settings, chain.attributes, cache=chain.cache)
+
+
+FIND: dict[str, Callable[[Chain, int], DirectionSet]] = {
+    "learned": lambda chain, seed: _learned(chain, replace(OURS, seed=seed)),
+    "learned, not trained": lambda chain, seed: _learned(chain, replace(OURS, seed=seed, iterations=0)),
+    "pca": lambda chain, seed: pca.find(chain.denoiser, chain.schedule, pca.Settings(16, seed=seed), cache=chain.cache),
+    "jacobian": lambda chain, seed: jacobian.find(
+        chain.denoiser, chain.schedule, jacobian.Settings(16, seed=seed), cache=chain.cache
+    ),
+    "random": lambda chain, seed: random.find(
+        chain.denoiser, chain.schedule, random.Settings(16, seed=seed), cache=chain.cache
+    ),
+    "supervised": lambda chain, seed: supervised.find(
+        chain.denoiser, chain.schedule, supervised.Settings(seed=seed), chain.attributes, cache=chain.cache
+    ),
+    "guided": lambda chain, seed: _guided(chain, replace(GUIDED, seed=seed)),
+    "guided, not trained": lambda chain, seed: _guided(chain, replace(GUIDED, seed=seed, iterations=0)),
+}
+
+
+def measure(chain: Chain, method: str, seed: int) -> Record:
+    """Find one set, bring it to STRENGTH, and measure it; its best share of each attribute."""
+    sampling, second = Sampling(cache=chain.cache), second_embedded_predictor(chain.denoiser.name)
+    started = time.process_time()
+    found = FIND[method](chain, seed)
+    seconds = time.process_time() - started
+    directions = calibrate(chain.denoiser, chain.schedule, found, STRENGTH, sampling)
+    arguments = (chain.denoiser, chain.schedule, directions, SEEDS, REFERENCE, chain.attributes, sampling)
+    measured = evaluate(*arguments, second=second)
+    assert measured.effects is not None
     figures = {**measured.metrics, "seconds": seconds}
-    if measured.effects is not None and bench.attributes is not None:
-        figures["coverage_at_half"] = coverage(measured.effects, MIN_EFFECT, 0.5)
-        figures |= best_shares(measured.effects, bench.attributes.names)
-    return Record(figures, machine(bench.denoiser.device))
+    figures["coverage_at_half"] = coverage(measured.effects, MIN_EFFECT, 0.5)
+    if second is not None:
+        reference = draw_plain(chain.denoiser, chain.schedule, REFERENCE, cache=chain.cache)
+        effects = effects_by_sample(measured.traversals, second, reference).mean(dim=0)
+        figures["second_coverage_at_half"] = coverage(effects, MIN_EFFECT, 0.5)
+    return Record(figures | best_shares(measured.effects, chain.attributes.names), machine(chain.denoiser.device))
 
 
 def best_shares(effects: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -55,52 +100,82 @@ def shares_table(methods: Mapping[str, Sequence[Mapping[str, float]]], names: Se
     return "\n".join(lines)
 
 
-def document(model: str, sweep: Sweep, names: Sequence[str], methods: Mapping[str, Sequence[Record]]) -> str:
+def differences_table(first: str, methods: Mapping[str, Sequence[Mapping[str, float]]], columns: Sequence[str]) -> str:
+    """One line a metric, one column for each other method: `first` minus it, paired by seed, and the verdict."""
+    others = [method for method in methods if method != first]
+    lines = [f"| {first} minus | {' | '.join(others)} |", "|---" * (len(others) + 1) + "|"]
+    for column in columns:
+        cells = [_difference(methods[first], methods[other], column) for other in others]
+        lines.append(f"| {column.replace('_', ' ')} {ARROWS[_mode(column)]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]], column: str) -> str:
+    pairs = [(a[column], b[column]) for a, b in zip(ours, theirs, strict=False) if column in a and column in b]
+    if len(pairs) < 2:
+        return "-"
+    figure = of_runs("", [a - b for a, b in pairs])
+    interval = interval_of(figure, "")
+    assert interval is not None
+    return f"{figure['']:+.3f} ± {half_of(interval):.3f}, {verdict(interval, _mode(column))}"
+
+
+def _mode(column: str) -> str:
+    return METRICS.get(column, "max")
+
+
+def document(model: str, names: Sequence[str], methods: Mapping[str, Sequence[Record]]) -> str:
     """The page."""
-    count = sweep.evaluate.seeds
     figures = {method: [record.figures for record in records] for method, records in methods.items()}
     machines = dict.fromkeys(record.machine for records in methods.values() for record in records)
+    measured = {name for runs in figures.values() for run in runs for name in run}
+    columns = [name for name in (*METRICS, "coverage_at_half", "second_coverage_at_half") if name in measured]
+    differences = "\n\n".join(
+        differences_table(each, figures, columns) for each in ("learned", "guided") if each in figures
+    )
     return f"""# Every method on `{model}`
 
-Mean and half its 95 % interval, over seeds of the method. Every set is scaled so that scale 1.0 moves images
-{sweep.evaluate.strength} times as far as another sample is, and measured on {count} samples (beside {4 * count}
-unshifted ones) whose seeds trained and chose nothing. `supervised` is told the attributes by the very predictor that
-measures disentanglement and coverage: it is the ceiling of those two, not a rival. `coverage` asks for 0.4 of a
-direction's effect on one attribute, `coverage at half` for 0.5; both for half a standard deviation. `seconds`: to find
-the set.
+Mean and half its 95 % interval, over seeds of the method. {OURS.directions} directions ({OURS.iterations} iterations of
+`learned`, {GUIDED.iterations} of `guided`, whose directions, like those of `supervised`, are one for each attribute),
+{STEPS} steps. Every set is scaled so that scale 1.0 moves images {STRENGTH} times as far as another sample is, and
+measured on {COUNT} samples (beside {4 * COUNT} unshifted ones) whose seeds trained and chose nothing. `supervised` and
+`guided` are told the attributes by the very predictor that measures disentanglement and coverage; `second` is by
+another network, with which nothing was found. `coverage` asks for 0.4 of a direction's effect on one attribute,
+`coverage at half` for 0.5; both for half a standard deviation. `seconds`: of processor time, to find the set.
 
-{table(list(figures.items()), [*METRICS, "coverage_at_half", "seconds"])}
+{table(list(figures.items()), [*columns, "seconds"])}
+
+Differences, paired by seed, with half their 95 % interval:
+
+{differences}
 
 The largest share of a direction's effect that each attribute has (0: no direction moves it most by half a standard
 deviation), mean over the same runs:
 
 {shares_table(figures, names)}
 
-Measured on {"; ".join(machines)}, by `orchestrate sweep sweeps/compare_{model}.yaml` and
-`python -m benchmarks.methods {model}`.
+Measured on {"; ".join(machines)}, by `python -m benchmarks.methods {model}`.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("toyfaces", "digits"))
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="where the sweep's results are")
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--only", nargs="+", choices=FIND, default=list(FIND), metavar="METHOD")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    folder = SweepFolder(arguments.root, f"compare_{arguments.model}")
-    sweep = folder.sweep()
-    bench = TrialModel.load(sweep)
-    methods: dict[str, list[Record]] = {}
-    for row in rows(folder, sweep):
-        if row.state == "completed":
-            directions = DirectionSet.load(folder.trial(row.trial_id).result() / "directions")
-            run = partial(measure, bench, sweep, directions, row.seconds or 0.0)
-            conditions = (sweep.identity(), row.trial_id, SEEDS, bench.denoiser.digest)
-            record = kept(folder.path / "measured", row.trial_id, conditions, run)
-            methods.setdefault(row.parameters["method"], []).append(record)
-    ordered = {method: methods[method] for method in sweep.methods if method in methods}
-    names = bench.attributes.names if bench.attributes else ()
-    (RESULTS / f"methods_{arguments.model}.md").write_text(document(arguments.model, sweep, names, ordered))
+    folder = Path("runs") / f"methods_{arguments.model}"
+    chain = Chain.load(arguments.model, folder / "samples")
+    methods: dict[str, list[Record]] = {method: [] for method in arguments.only}
+    for seed in arguments.seeds:
+        for method in arguments.only:
+            settings = (OURS, GUIDED, STEPS, STRENGTH, SEEDS, chain.denoiser.digest)
+            run = partial(measure, chain, method, seed)
+            record = kept(folder, f"{method.replace(', ', '-').replace(' ', '_')}-{seed}", settings, run)
+            methods[method].append(record)
+            print(method, seed, {name: round(value, 3) for name, value in record.figures.items()}, flush=True)
+    (RESULTS / f"methods_{arguments.model}.md").write_text(document(arguments.model, chain.attributes.names, methods))
 
 
 if __name__ == "__main__":

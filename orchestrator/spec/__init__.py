@@ -22,13 +22,24 @@ from orchestrator.spec.problems import Path as KeyPath
 from orchestrator.spec.problems import Problem, SpecError, complaint, nearest, shown
 from orchestrator.spec.reading import override, place_of, read, without
 from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep, result_keys
-from orchestrator.spec.tables import BY_ATTRIBUTES, DOMAINS, METHODS, METRICS, PARAMETERS, STRENGTH, TRAINED, Value
+from orchestrator.spec.tables import (
+    BY_ATTRIBUTES,
+    DOMAINS,
+    METHODS,
+    METRICS,
+    PAIRED,
+    PARAMETERS,
+    STRENGTH,
+    TRAINED,
+    Value,
+)
 
 __all__ = [
     "BY_ATTRIBUTES",
     "DOMAINS",
     "METHODS",
     "METRICS",
+    "PAIRED",
     "PARAMETERS",
     "STRENGTH",
     "SCHEMA_VERSION",

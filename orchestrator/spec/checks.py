@@ -10,7 +10,7 @@ from orchestrator.spec.distributions import Distribution, Fixed, countable
 from orchestrator.spec.problems import Path, Problem, complaint, shown
 from orchestrator.spec.sections import DeepSpeed
 from orchestrator.spec.sweep import Sweep
-from orchestrator.spec.tables import INCEPTION_FEATURES, PARAMETERS, TRAINED, Value
+from orchestrator.spec.tables import INCEPTION_FEATURES, PAIRED, PARAMETERS, TRAINED, Value
 
 Check = tuple[tuple[Path, ...], Problem]
 
@@ -108,15 +108,14 @@ def _compared(sweep: Sweep) -> Iterator[Check]:
     name = "micro_batch" if sweep.train.micro_batch else "batch"
     allowed = "an even number for each worker"
     if "guided" not in sweep.methods:
-        allowed += ", or search.consistency_weight: 0 and search.purity_weight: 0"
+        allowed += ", or 0 for " + " and ".join(f"search.{each}" for each in PAIRED)
     text = complaint("cannot be compared in pairs", size, allowed)
     reads: tuple[Path, ...] = (
         ("train", "batch"),
         ("train", "micro_batch"),
         ("resources", "gpus_per_trial"),
         ("method",),
-        ("search", "consistency_weight"),
-        ("search", "purity_weight"),
+        *(("search", each) for each in PAIRED),
     )
     yield reads, Problem(("train", name), text)
 

@@ -38,7 +38,7 @@ from orchestrator.spec.sections import (
     Tracking,
     Train,
 )
-from orchestrator.spec.tables import METHODS, METRICS, PARAMETERS, TRAINED, Mode, Value
+from orchestrator.spec.tables import METHODS, METRICS, PAIRED, PARAMETERS, TRAINED, Mode, Value
 
 # Part of every identity. Raise it when the meaning of a sweep file or of a metric changes.
 SCHEMA_VERSION = 6
@@ -239,7 +239,7 @@ class Sweep(Section):
     @property
     def compares_pairs(self) -> bool:
         """Whether some trial of a method that trains compares the samples of a micro-batch in pairs."""
-        weights = [self.possible_values(name, "learned") for name in ("consistency_weight", "purity_weight")]
+        weights = [self.possible_values(name, "learned") for name in PAIRED]
         learned = "learned" in self.methods and any(each is None or any(each) for each in weights)
         return learned or "guided" in self.methods
 

@@ -49,6 +49,10 @@ METRICS: dict[str, Mode] = {
 }
 
 
+# Mirrors core.methods.learned.training, which loads torch: weights of the terms on two samples of one direction.
+PAIRED = ("consistency_weight", "purity_weight", "locality_weight")
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A searchable parameter, and the methods that use it.
@@ -70,6 +74,7 @@ PARAMETERS: dict[str, Parameter] = {
     "discriminator_weight": Parameter(Real(low=0, high=1000), 3.0, TRAINED),
     "consistency_weight": Parameter(Real(low=0, high=1000), 1.0, _LEARNED),
     "purity_weight": Parameter(Real(low=0, high=1000), 30.0, _LEARNED),
+    "locality_weight": Parameter(Real(low=0, high=1000), 100.0, _LEARNED),
     "parametrisation": Parameter(OneOf(("shared", "per_step", "time")), "shared", TRAINED),
     "orthonormal": Parameter(Truth(), False, TRAINED),
     "start": Parameter(OneOf(("slopes", "pca", "random")), "slopes", _LEARNED),

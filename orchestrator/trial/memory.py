@@ -28,7 +28,7 @@ from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
 from core.predictors.attributes import Attributes
 from core.predictors.memory import scoring_bytes
-from orchestrator.spec import BY_ATTRIBUTES, PARAMETERS, Sweep, Value
+from orchestrator.spec import BY_ATTRIBUTES, PAIRED, PARAMETERS, Sweep, Value
 from orchestrator.trial.settings import POLICIES, method_of, settings_of
 
 RESERVE = 0.1  # share of a device left free for rounding by the allocator, workspaces of libraries, and the driver
@@ -145,7 +145,7 @@ def heaviest(sweep: Sweep, method: str = "learned") -> TrainingSettings:
     else:
         asked = sweep.possible_values("guided.attributes", method) or ()
         parameters["guided.attributes"] = max(asked, key=lambda names: (names == "all", str(names).count(";")))
-    for name in ("discriminator_weight", "consistency_weight", "purity_weight"):
+    for name in ("discriminator_weight", *PAIRED):
         if method in PARAMETERS[name].methods:
             weights = sweep.possible_values(name, method)
             parameters[name] = 1.0 if weights is None or any(weights) else 0.0

@@ -1,11 +1,11 @@
 """The loss terms of the learned method, one function each.
 
     L_shift = L_direction + 0.25 L_strength + w L_fidelity      (shift control and reconstructor)
-              + c L_consistency + p L_purity
+              + c L_consistency + p L_purity + l L_locality
     L_discriminator                                             (discriminator)
 
 The first two terms and their weights are those of Voynov & Babenko (arXiv 2002.03754, equation 1). The third is the
-adversary of Zhang et al. (arXiv 2310.09912); a sweep searches its weight w. The last two are ours.
+adversary of Zhang et al. (arXiv 2310.09912); a sweep searches its weight w. The last three are ours.
 """
 
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, cross_en
 
 STRENGTH_WEIGHT = 0.25
 CONSISTENCY_GRID = 8
+LOCALITY_GRID = 16
+_TINY = 1e-12  # keeps the slope of a root finite where nothing changes
 STRENGTH_UNIT = 6.0  # largest magnitude of Voynov & Babenko: keeps STRENGTH_WEIGHT right for magnitudes in [-1, 1]
 
 
@@ -56,6 +58,21 @@ def purity_loss(change: Tensor, own: Tensor, magnitude: Tensor) -> Tensor:
         return change.sum() * 0
     along = mean.gather(1, own[0::2].clamp(min=0)[:, None])[:, 0] / mean.norm(dim=1).clamp(min=1e-12)
     loss: Tensor = 1 - along[has_one].mean()
+    return loss
+
+
+def locality_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
+    """Return how evenly what a shift changes is spread over the image: 1 where all places change alike, near 0 for one.
+
+    x_0, shifted: [N, C, H, W], samples 2j and 2j + 1 shifted along the same direction; magnitude: [N], each change is
+    multiplied by its sign and averaged over a pair. A place is a cell of a 16 x 16 grid, a its change, as the norm over
+    channels: sum a / (sqrt(256) sqrt(sum a^2)), the sparseness of Hoyer (JMLR 5, 2004) without its scaling, mean over
+    pairs. Source: ours; a cause changes few places, and a mixture of causes many.
+    """
+    change = adaptive_avg_pool2d(shifted - x_0, LOCALITY_GRID) * magnitude.sign()[:, None, None, None]
+    mean = ((change[0::2] + change[1::2]) / 2).flatten(2)  # [N / 2, C, 256]
+    size = (mean.square().sum(dim=1) + _TINY).sqrt()
+    loss: Tensor = (size.sum(dim=1) / size.norm(dim=1)).mean() / LOCALITY_GRID
     return loss
 
 

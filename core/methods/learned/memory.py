@@ -16,7 +16,7 @@ from core.chain.step_memory import counting_memory
 from core.methods.guided.training import Settings as GuidedSettings
 from core.methods.learned.chain_learner import HasShift, TrainingSettings
 from core.methods.learned.discriminator import Discriminator, map_channels
-from core.methods.learned.losses import consistency_loss
+from core.methods.learned.losses import consistency_loss, locality_loss
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.shift_control import ShiftControl
 from core.methods.learned.sources import features_of_maps
@@ -52,6 +52,8 @@ def trained_bytes(
             loss = loss + logits.sum() + strength.sum()
         if isinstance(settings, Settings) and settings.consistency_weight > 0:
             loss = loss + consistency_loss(images, shifted, magnitude)
+        if isinstance(settings, Settings) and settings.locality_weight > 0:
+            loss = loss + locality_loss(images, shifted, magnitude)
         maps, shifted_maps = _maps(denoiser, settings, x_0), _maps(denoiser, settings, shifted_x_0)
         if isinstance(settings, Settings) and settings.purity_weight > 0:
             loss = loss + features_of_maps(shifted_maps).sum()

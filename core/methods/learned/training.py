@@ -8,11 +8,12 @@ arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T
     (k^, m^) = reconstructor(x_0, x_0')
     shift control and reconstructor descend  CE(k^, k) + 0.25 * 6 |m^ - m| + w softplus(-discriminator(x_0'))
                                              + c (1 - cos of what the shift does to two samples)
-                                             + p (1 - share of the direction's own source in what the shift changes)
+                                             + p (1 - cos of what the shift changes of all sources and its own one)
+                                             + l (how evenly what it changes is spread over the image)
     the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
 
-The terms with c and p, and the sources, found without labels (core.methods.learned.sources), are ours. What all trained
-methods share is in core.methods.learned.chain_learner.
+The terms with c, p and l, and the sources, found without labels (core.methods.learned.sources), are ours. What all
+trained methods share is in core.methods.learned.chain_learner.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ from core.samples.training import Pool
 
 Start = Literal["slopes", "pca", "random"]
 STARTS = ("slopes", "pca", "random")
+PAIRED = ("consistency_weight", "purity_weight", "locality_weight")  # of terms on two samples of the same direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class Settings(TrainingSettings):
     directions: int = 16
     consistency_weight: float = 1.0  # 0: samples are not compared
     purity_weight: float = 30.0  # 0: sources are not looked at
+    locality_weight: float = 100.0  # 0: shifts may change the whole image
     start: Start = "slopes"  # of the sources; "pca": principal components of h; or "random"
     reconstructor_rate: float = 0.001
 
@@ -54,7 +57,7 @@ class Settings(TrainingSettings):
         super().__post_init__()
         if self.start not in STARTS:
             raise UserError(f"start: got '{self.start}'; allowed: {', '.join(STARTS)}")
-        for name in ("consistency_weight", "purity_weight"):
+        for name in PAIRED:
             if getattr(self, name) > 0 and (self.micro_batch or self.batch) % 2:
                 raise UserError(
                     f"micro_batch: got {self.micro_batch or self.batch}; samples are compared in pairs: give an even "
@@ -157,6 +160,10 @@ class Learner(ChainLearner[Settings, ShiftAndReconstructor]):
             purity = losses.purity_loss(change, own, magnitude)
             loss = loss + settings.purity_weight * purity
             values["purity_loss"] = purity.item()
+        if settings.locality_weight > 0:
+            locality = losses.locality_loss(plain.images, shifted.images, magnitude)
+            loss = loss + settings.locality_weight * locality
+            values["locality_loss"] = locality.item()
         values["training_accuracy"] = (logits.argmax(1) == k).float().mean().item()
         return loss, values
 
