@@ -1,6 +1,6 @@
 """Every method side by side, five seeds each, on samples that trained and chose nothing.
 
-    python -m benchmarks.methods toyfaces          measures what is not kept yet, then writes results/methods_toyfaces.md
+    python -m benchmarks.methods toyfaces       measures what is not kept yet, writes results/methods_toyfaces.md
     python -m benchmarks.methods toyfaces --only learned pca --seeds 0 1
 
 A finished run is kept in runs/methods_MODEL, so an interrupted benchmark goes on where it stopped.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -120,8 +121,8 @@ def _difference(ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[st
     return f"{figure['']:+.3f} ± {half_of(interval):.3f}, {verdict(interval, _mode(column))}"
 
 
-def _mode(column: str) -> str:
-    return METRICS.get(column, "max")
+def _mode(column: str) -> Literal["max", "min"]:
+    return "min" if METRICS.get(column) == "min" else "max"
 
 
 def document(model: str, names: Sequence[str], methods: Mapping[str, Sequence[Record]]) -> str:
