@@ -79,7 +79,7 @@ PARAMETERS: dict[str, Parameter] = {
     "orthonormal": Parameter(Truth(), False, TRAINED),
     "start": Parameter(OneOf(("slopes", "pca", "random")), "slopes", _LEARNED),
     # Learning rates of the three parts that train together.
-    "direction_rate": Parameter(Real(above=0), 0.01, TRAINED),
+    "direction_rate": Parameter(Real(above=0), 0.02, TRAINED),
     "reconstructor_rate": Parameter(Real(above=0), 0.001, _LEARNED),
     "discriminator_rate": Parameter(Real(above=0), 0.001, TRAINED),
     # A dotted name belongs to the method it opens with.

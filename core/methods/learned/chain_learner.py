@@ -58,7 +58,7 @@ class TrainingSettings:
     parametrisation: Parametrisation = "shared"
     orthonormal: bool = False
     strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
-    direction_rate: float = 0.01
+    direction_rate: float = 0.02
     discriminator_rate: float = 0.001
     seed: int = 0
     gradient: GradientPolicy = field(default_factory=FullGraph)
