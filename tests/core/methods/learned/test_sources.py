@@ -22,7 +22,9 @@ def test_features_are_means_on_a_grid_of_each_channel_of_each_map() -> None:
     """A map that is smaller than the grid is repeated."""
     large, small = torch.arange(128.0).reshape(1, 2, 8, 8), torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     found = features_of_maps([large, small])
-    means = torch.stack([large[0, c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for c in (0, 1) for i in range(4) for j in range(4)])
+    means = torch.stack(
+        [large[0, c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for c in (0, 1) for i in range(4) for j in range(4)]
+    )
     assert torch.equal(found[0, :32], means)
     assert torch.equal(found[0, 32:].reshape(4, 4), small[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1))
 
@@ -60,7 +62,9 @@ def test_the_first_twelve_are_looked_for_in_few_components(
 ) -> None:
     """And the others in all that are read; never in more than the samples have. By the seed that is given."""
     x_0 = samples(single_denoiser, 10 if kept == 9 else 48)
-    pursued = create_autospec(pursue, side_effect=lambda rows, places, stages, kept, seed: pursue(rows, places, ((2, 4),), kept))
+    pursued = create_autospec(
+        pursue, side_effect=lambda rows, places, stages, kept, seed: pursue(rows, places, ((2, 4),), kept)
+    )
     monkeypatch.setattr(sources, "pursue", pursued)
     found, _ = find_sources(single_denoiser, x_0, count, seed=7)
     rows, places, *asked = pursued.call_args.args
