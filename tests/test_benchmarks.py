@@ -1,8 +1,8 @@
 """What the benchmarks' pages rest on: records reused only under the same conditions, tables that add up."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from dataclasses import replace
 from typing import Any
 
 import pytest
