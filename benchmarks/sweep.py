@@ -365,7 +365,7 @@ def raced(race: Race, seed: int) -> tuple[float, float]:
         "train": {"iterations": race.iterations, "batch": 16, "micro_batch": 16},
         "scheduler": {"asha": {"metric": "identifiability", "grace": race.grace, "reduction": race.reduction}},
     }
-    asha: Any = LedgerAsha(parse(content), SimpleNamespace(history=lambda _: {}))  # type: ignore[arg-type]  # all it reads of a ledger
+    asha: Any = LedgerAsha(parse(content), SimpleNamespace(history=lambda *_: {}))  # type: ignore[arg-type]  # all it reads of a ledger
     chance, steps, whole = Random(seed), 0, []
     ends = [chance.betavariate(2, 3) for _ in range(race.trials)]
     paces = [race.iterations * chance.uniform(0.1, 0.5) for _ in range(race.trials)]

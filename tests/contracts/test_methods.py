@@ -209,7 +209,7 @@ def test_more_directions_than_h_has_dimensions_are_refused(method: str, denoiser
     if method in LED:
         pytest.skip("has as many directions as attributes")
     size = torch.Size(denoiser.h_shape).numel()
-    more = {"samples": 10 * size, "joint": False} if method == "pca" else {}
+    more = {"pca": {"samples": 10 * size, "joint": False}, "learned": {"orthonormal": True}}.get(method, {})
     settings = replace(SETTINGS[method], directions=size + 1, **more)
     with pytest.raises(UserError, match=rf"directions: got {size + 1}; h .*{size} dimensions"):
         find(method, denoiser, schedule, settings)

@@ -55,7 +55,7 @@ def trained_bytes(
         if isinstance(settings, Settings) and settings.locality_weight > 0:
             loss = loss + locality_loss(images, shifted, magnitude)
         maps, shifted_maps = _maps(denoiser, settings, x_0), _maps(denoiser, settings, shifted_x_0)
-        if isinstance(settings, Settings) and settings.purity_weight > 0:
+        if isinstance(settings, Settings) and settings.finds_sources:
             loss = loss + features_of_maps(shifted_maps).sum()
         if isinstance(settings, GuidedSettings):
             seen = shifted if denoiser.use.space == "pixels" else denoiser.images(shifted_x_0)
@@ -69,8 +69,8 @@ def trained_bytes(
 
 def _maps(denoiser: Denoiser, settings: TrainingSettings, x_0: Tensor) -> list[Tensor]:
     """Return the maps of samples that something looks at."""
-    purity = settings.purity_weight if isinstance(settings, Settings) else 0
-    return sample_maps(denoiser, x_0) if settings.discriminator_weight > 0 or purity > 0 else []
+    sources = isinstance(settings, Settings) and settings.finds_sources
+    return sample_maps(denoiser, x_0) if settings.discriminator_weight > 0 or sources else []
 
 
 def directions_of(settings: TrainingSettings) -> int:

@@ -75,14 +75,15 @@ method                learned, random
 directions            8 to 16 in steps of 4
 shift_scale           0.5 (default)
 seed                  0 (default)
-consistency_weight    3 (default)            method is learned
+consistency_weight    1 (default)            method is learned
+purity_weight         30 (default)           method is learned
 parametrisation       shared (default)       method is learned
-orthonormal           true (default)         method is learned
+orthonormal           false (default)        method is learned
 start                 pca, random            method is learned
 discriminator_weight  0.01 to 1, log         start is pca and method is learned
-direction_rate        0.02 (default)         method is learned
+direction_rate        0.01 (default)         method is learned
 reconstructor_rate    0.001 (default)        method is learned
-discriminator_rate    0.0002 (default)       method is learned
+discriminator_rate    0.001 (default)        method is learned
 
 For example
 method  directions  start  discriminator_weight

@@ -110,7 +110,7 @@ def test_a_trial_is_whole_where_every_objective_is_a_number(
 
 def test_a_trial_is_known_by_its_whole_configuration_and_the_weights(sweep: Sweep, tmp_path: Path) -> None:
     given = assigned(opened(sweep, tmp_path))
-    assert given.parameters["start"] == "flattest", "constants are part of it"
+    assert given.parameters["start"] == "slopes", "constants are part of it"
     assert given.trial_id == sweep.trial_key(given.parameters, "weights")[:10]
     assert given.ends == Ends() and given.ends.attempt == 1
 
@@ -363,7 +363,7 @@ def test_before_it_learns_chance_fills_the_places_twice(
 @pytest.mark.slow
 def test_no_configuration_is_run_twice(tmp_path: Path) -> None:
     """There are nine; after the fifth trial Optuna itself would repeat the best."""
-    search = {"directions": {"choice": [4, 8, 16]}, "start": {"choice": ["pca", "random", "flattest"]}}
+    search = {"directions": {"choice": [4, 8, 16]}, "start": {"choice": ["pca", "random", "slopes"]}}
     ledger = opened(sweep_with(search=search, budget={"trials": 8}), tmp_path)
     assert not ledger.listed
     ids = []

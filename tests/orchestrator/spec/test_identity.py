@@ -17,7 +17,7 @@ FULL = """
  train: {iterations: 100, batch: 16, micro_batch: 4, pool: 128, precision: fp32, strength_floor: 0.1},
  search: {directions: {int: [8, 16], step: 4, log: false}, shift_scale: {float: [0.5, 3.0], log: true},
           discriminator_weight: 0.2, parametrisation: {choice: [shared, time], when: {method: learned}},
-          seed: 1, consistency_weight: 2, orthonormal: false, start: random,
+          seed: 1, consistency_weight: 2, purity_weight: 3, orthonormal: false, start: random,
           direction_rate: 0.1, reconstructor_rate: 0.1, discriminator_rate: 0.1},
  objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
  budget: {trials: 3, hours: 2.0},
@@ -94,6 +94,7 @@ CHANGES: dict[str, Any] = {
     "search.shift_scale.log": False,
     "search.discriminator_weight": 0.3,
     "search.consistency_weight": 4,
+    "search.purity_weight": 4,
     "search.parametrisation.choice": ["shared", "per_step"],
     "search.parametrisation.when": {"directions": 8},
     "search.seed": 2,
@@ -205,7 +206,7 @@ def _reversed(data: Any) -> Any:
 def test_identity_does_not_change_with_spelling() -> None:
     data = yaml.safe_load(FULL)
     assert parse(_reversed(data)).identity() == parse(data).identity()
-    spelt = sweep_of("{train: {batch: 16}, search: {directions: {choice: [8, 12]}, start: flattest, shift_scale: 0.5}}")
+    spelt = sweep_of("{train: {batch: 16}, search: {directions: {choice: [8, 12]}, start: slopes, shift_scale: 0.5}}")
     assert spelt.identity() == sweep_of("{}").identity()
 
 

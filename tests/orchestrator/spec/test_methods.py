@@ -86,18 +86,23 @@ SENTENCES = [
     (
         "{train: {batch: 5}, search: {directions: {choice: [8, 9]}}}",
         "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker, "
-        "or search.consistency_weight: 0",
+        "or search.consistency_weight: 0 and search.purity_weight: 0",
     ),
     (
-        "{train: {batch: 6, micro_batch: 3}, search: {consistency_weight: {choice: [0, 1]}}}",
+        "{train: {batch: 5}, search: {directions: {choice: [8, 9]}, consistency_weight: 0}}",
+        "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker, "
+        "or search.consistency_weight: 0 and search.purity_weight: 0",
+    ),
+    (
+        "{train: {batch: 6, micro_batch: 3}, search: {purity_weight: 0, consistency_weight: {choice: [0, 1]}}}",
         "train.micro_batch: cannot be compared in pairs (got 3); allowed: an even number for each worker, "
-        "or search.consistency_weight: 0",
+        "or search.consistency_weight: 0 and search.purity_weight: 0",
     ),
     (
         "{train: {batch: 3}, search: {parametrisation: {choice: [shared, time]}, "
-        "consistency_weight: {choice: [0], when: {parametrisation: time}}}}",
+        "purity_weight: 0, consistency_weight: {choice: [0], when: {parametrisation: time}}}}",
         "train.batch: cannot be compared in pairs (got 3); allowed: an even number for each worker, "
-        "or search.consistency_weight: 0",
+        "or search.consistency_weight: 0 and search.purity_weight: 0",
     ),
     (
         "{method: jacobian, sampler: {steps: 6}, search: {jacobian.step: {choice: [every, 12]}}}",
@@ -123,14 +128,14 @@ SENTENCES = [
     ),
     (
         "{method: guided, search: {guided.start: pca}}",
-        "search.guided.start: is not known (got 'pca'); allowed: supervised, random",
+        "search.guided.start: is not known (got 'pca'); allowed: slopes, supervised, random",
     ),
     (
         "{method: guided, search: {}, budget: {trials: 1}, train: {batch: 6, micro_batch: 3}}",
         "train.micro_batch: cannot be compared in pairs (got 3); allowed: an even number for each worker",
     ),
     (
-        "{method: {choice: [learned, guided]}, search: {consistency_weight: 0}, train: {batch: 5}}",
+        "{method: {choice: [learned, guided]}, search: {consistency_weight: 0, purity_weight: 0}, train: {batch: 5}}",
         "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker",
     ),
     (
@@ -183,8 +188,8 @@ def test_words_and_nulls() -> None:
 
 
 SPACES = {
-    "learned": f"{SHARED}, discriminator_weight, consistency_weight, parametrisation, orthonormal, start, "
-    "direction_rate, reconstructor_rate, discriminator_rate",
+    "learned": f"{SHARED}, discriminator_weight, consistency_weight, purity_weight, parametrisation, orthonormal, "
+    "start, direction_rate, reconstructor_rate, discriminator_rate",
     "guided": "shift_scale, seed, discriminator_weight, parametrisation, orthonormal, direction_rate, "
     "discriminator_rate, guided.attributes, guided.start, guided.effect_weight, guided.target",
     "pca": "directions, seed, pca.samples, pca.joint, pca.sigmas",
@@ -210,7 +215,7 @@ def test_what_only_some_methods_use_waits_for_them() -> None:
     assert space["method"] == Choice(("learned", "pca", "random"))
     assert space["directions"] == Fixed(16)
     assert space["start"] == Choice(("pca", "random"), when={"method": ("learned",)})
-    assert space["orthonormal"] == Fixed(True, when={"method": ("learned",)})
+    assert space["orthonormal"] == Fixed(False, when={"method": ("learned",)})
     assert space["pca.joint"] == Fixed(True, when={"method": ("pca",)})
     assert space["shift_scale"].when == {"method": ("random",)}
     assert not any(name.startswith(("jacobian.", "supervised.")) for name in space)

@@ -369,11 +369,11 @@ SENTENCES = [
     ),
     (
         "search: {directions: {choice: [8, 9], when: {start: pac}}}",
-        "search.directions.when.start: is not known (got 'pac'); allowed: flattest, pca, random; did you mean 'pca'?",
+        "search.directions.when.start: is not known (got 'pac'); allowed: slopes, pca, random; did you mean 'pca'?",
     ),
     (
-        "search: {directions: {choice: [8, 9], when: {start: [pca, flattest]}}}",
-        "search.directions.when.start: start never takes this value (got 'pca'); allowed: flattest",
+        "search: {directions: {choice: [8, 9], when: {start: [pca, slopes]}}}",
+        "search.directions.when.start: start never takes this value (got 'pca'); allowed: slopes",
     ),
     (
         "search: {start: {choice: [pca, random], when: {directions: 9}}, directions: {int: [8, 16], step: 4}}",

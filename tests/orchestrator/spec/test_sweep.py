@@ -24,12 +24,8 @@ def sweep_of(text: str) -> Sweep:
 
 
 def test_the_shares_of_a_huge_batch_are_found_at_once() -> None:
-    assert (
-        len(
-            sweep_of("{train: {batch: 2147483640}, search: {consistency_weight: 0}, budget: {trials: 1}}").micro_batches
-        )
-        == 256
-    )
+    unpaired = "search: {consistency_weight: 0, purity_weight: 0}"
+    assert len(sweep_of(f"{{train: {{batch: 2147483640}}, {unpaired}, budget: {{trials: 1}}}}").micro_batches) == 256
 
 
 def test_an_experiment_of_a_server_may_have_any_name() -> None:
@@ -67,14 +63,15 @@ def test_defaults() -> None:
         "search": {
             "directions": {"choice": [8, 12]},
             "shift_scale": 0.5,
-            "discriminator_weight": 0.1,
-            "consistency_weight": 3.0,
+            "discriminator_weight": 3.0,
+            "consistency_weight": 1.0,
+            "purity_weight": 30.0,
             "parametrisation": "shared",
-            "orthonormal": True,
-            "start": "flattest",
-            "direction_rate": 0.02,
+            "orthonormal": False,
+            "start": "slopes",
+            "direction_rate": 0.01,
             "reconstructor_rate": 0.001,
-            "discriminator_rate": 0.0002,
+            "discriminator_rate": 0.001,
         },
         "objectives": [{"factor_score": "max"}],
         "scheduler": None,
@@ -147,10 +144,17 @@ def test_micro_batches_divide_a_workers_share() -> None:
     """And are even where samples are compared in pairs."""
     four = "{resources: {gpus_per_trial: 4}, train: {batch: 24}"
     assert sweep_of(f"{four}}}").micro_batches == (6, 2)
-    alone = sweep_of(f"{four}, search: {{directions: {{choice: [8, 12]}}, consistency_weight: 0}}}}")
-    assert alone.micro_batches == (6, 3, 2, 1)
+    for weights, sizes in (
+        ("consistency_weight: 0, purity_weight: 0", (6, 3, 2, 1)),
+        ("consistency_weight: 0", (6, 2)),
+        ("purity_weight: 0", (6, 2)),
+    ):
+        sweep = sweep_of(f"{four}, search: {{directions: {{choice: [8, 12]}}, {weights}}}}}")
+        assert sweep.micro_batches == sizes
     for when, sizes in (("{method: learned}", (6, 3, 2, 1)), ("{start: pca}", (6, 2))):
-        search = f"start: {{choice: [pca, random]}}, consistency_weight: {{choice: [0], when: {when}}}"
+        search = (
+            f"start: {{choice: [pca, random]}}, consistency_weight: {{choice: [0], when: {when}}}, purity_weight: 0"
+        )
         assert sweep_of(f"{four}, search: {{{search}}}}}").micro_batches == sizes
     assert sweep_of("{train: {batch: 12, micro_batch: 4}}").micro_batches == (12, 6, 4, 2)
 
@@ -179,7 +183,7 @@ def test_the_values_that_a_parameter_may_have() -> None:
         range(8, 10),
         (16,),
     )
-    assert sweep.possible_values("consistency_weight", "learned") == (0.0, 3.0)
+    assert sweep.possible_values("consistency_weight", "learned") == (0.0, 1.0)
     assert sweep.possible_values("discriminator_weight", "learned") is None
     assert (sweep.possible_values("seed", "pca"), sweep.possible_values("shift_scale", "learned")) == ((5, 6), (0.5,))
 

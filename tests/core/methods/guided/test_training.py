@@ -13,6 +13,7 @@ from core import Denoiser, Schedule
 from core.errors import NonFiniteError, UserError
 from core.methods import guided, supervised
 from core.methods.guided import Learner, Settings, losses, starts
+from core.methods.learned.chain_learner import Seen
 from core.methods.learned.starts import spread_of
 from core.model.cuts.hooked import HookedCut
 from core.predictors.attributes import Attributes
@@ -161,17 +162,59 @@ def test_training_raises_the_share_of_the_own_attribute(start: str, parametrisat
     assert before < 0.7 and share_of_own(learner) > 0.9
 
 
-def test_the_start_is_what_supervised_finds_on_the_same_samples(denoiser: Denoiser, schedule: Schedule) -> None:
-    learner = learner_of(denoiser, schedule, parametrisation="per_step")
+def test_a_supervised_start_is_what_that_method_finds_on_the_same_samples(
+    denoiser: Denoiser, schedule: Schedule
+) -> None:
+    learner = learner_of(denoiser, schedule, start="supervised", parametrisation="per_step")
     same = supervised.Settings(samples=32, extremes=3)
     expected = supervised.find(denoiser, schedule, same, COLOURS)
     assert torch.allclose(learner.directions().table, expected.table, atol=1e-4)
-    shared = learner_of(denoiser, schedule).directions().table
-    few = Learner(denoiser, schedule, replace(SETTINGS, attributes=("blue", "red")), attributes=COLOURS)
+    shared = learner_of(denoiser, schedule, start="supervised").directions().table
+    settings = replace(SETTINGS, start="supervised", attributes=("blue", "red"))
+    few = Learner(denoiser, schedule, settings, attributes=COLOURS)
     assert torch.equal(few.directions().table, shared[[2, 0]])
     _, h = draw_pool(denoiser, schedule, training_seeds(32, 0))
     mean = (expected.table.flatten(2) * (expected.sigma / spread_of(h))[:, :, None]).mean(dim=1)
     assert torch.allclose(shared[:, 0].flatten(1), mean / mean.norm(dim=1, keepdim=True), atol=1e-4)
+
+
+def effects_to_first_order(learner: Learner, attributes: Attributes = COLOURS) -> Tensor:
+    """How many deviations each direction changes every score by, per spread of h: [K, A]."""
+
+    def scores(seen: Seen) -> Tensor:
+        return attributes.score_through(seen.images) / learner.deviation
+
+    slopes = learner._slopes(learner.pool, learner.explorer.shift.spread, scores)
+    return torch.einsum("asd,ksd->ka", slopes, learner.explorer.shift().detach().flatten(2))
+
+
+@pytest.mark.parametrize("parametrisation", ["shared", "per_step"])
+def test_a_start_from_slopes_raises_its_own_attribute_and_no_other(
+    denoiser: Denoiser, schedule: Schedule, parametrisation: str
+) -> None:
+    """To first order, in the order of the directions; also none of those that are not pursued."""
+    learner = learner_of(denoiser, schedule, parametrisation=parametrisation)
+    effect = effects_to_first_order(learner)
+    own = effect.diagonal()
+    assert (own > 0).all()
+    assert ((effect - torch.diag(own)).abs() < 0.1 * own[:, None]).all(), effect
+    settings = replace(SETTINGS, parametrisation=parametrisation, attributes=("blue", "red"))
+    few = Learner(denoiser, schedule, settings, attributes=COLOURS)
+    assert torch.allclose(few.directions().table, learner.directions().table[[2, 0]], atol=1e-4)
+
+
+@pytest.mark.parametrize("parametrisation", ["shared", "per_step"])
+def test_a_start_from_slopes_is_pure_also_at_full_magnitude_where_effects_are_linear(parametrisation: str) -> None:
+    denoiser = mixing_denoiser()
+    learner = learner_of(denoiser, Schedule.ddim(denoiser, 3), parametrisation=parametrisation)
+    assert share_of_own(learner) > 0.95
+
+
+def test_a_start_from_slopes_weighs_scores_by_their_deviation(denoiser: Denoiser, schedule: Schedule) -> None:
+    """A predictor whose scores of one attribute are a thousand times as large starts from the same directions."""
+    large = Attributes.of(NAMES, lambda images: channel_means(images) * torch.tensor([1.0, 1000.0, 1.0]))
+    found, same = (learner_of(denoiser, schedule, each).directions().table for each in (large, COLOURS))
+    assert torch.allclose(found, same, atol=1e-3)
 
 
 def test_a_start_from_few_samples_takes_one_on_each_side() -> None:
@@ -231,7 +274,7 @@ def test_a_predictor_is_needed_through_which_a_gradient_comes(denoiser: Denoiser
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"start": "pca"}, "start: got 'pca'; allowed: supervised, random"),
+        ({"start": "pca"}, "start: got 'pca'; allowed: slopes, supervised, random"),
         ({"batch": 5}, "micro_batch: got 5; effects are averaged over pairs of samples: give an even number"),
         ({"batch": 6, "micro_batch": 3}, "micro_batch: got 3; effects are averaged over pairs of samples"),
         ({"effect_weight": -1.0}, "effect_weight: got -1.0; it must be a finite number of at least 0"),

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from core.methods.learned import losses
 
@@ -60,3 +61,61 @@ def test_consistency_compares_what_a_direction_does_to_two_samples() -> None:
     assert loss(left, right) == pytest.approx(1, abs=1e-6)
     assert loss(left, -left) == pytest.approx(2, abs=1e-6)
     assert loss(left, -left, (1.0, -0.3)) == pytest.approx(0, abs=1e-6)
+
+
+def purity(change: list[list[float]], own: list[int], magnitude: list[float]) -> float:
+    """The loss of these changes: a row a sample, two samples a pair."""
+    return float(losses.purity_loss(torch.tensor(change), torch.tensor(own), torch.tensor(magnitude)))
+
+
+def test_purity_is_the_share_of_the_own_source_in_what_changes() -> None:
+    """1 - cosine: 0 where nothing else changes, 1 where only others do, 2 where the source is lowered."""
+    for size in (0.01, 5.0):
+        assert purity([[0, size], [0, size]], [1, 1], [1, 1]) == pytest.approx(0, abs=1e-6)
+        assert purity([[size, 0], [size, 0]], [1, 1], [1, 1]) == pytest.approx(1)
+        assert purity([[0, -size], [0, -size]], [1, 1], [1, 1]) == pytest.approx(2)
+        assert purity([[3 * size, 4 * size]] * 2, [1, 1], [1, 1]) == pytest.approx(1 - 4 / 5)
+
+
+def test_purity_turns_what_a_negative_magnitude_changes_around() -> None:
+    """Of the mean of a pair: what two samples change oppositely does not count. The size of magnitudes does not."""
+    assert purity([[2, 1], [2, -1]], [0, 0], [1, 0.3]) == pytest.approx(0, abs=1e-6)
+    assert purity([[2, 1], [-2, 1]], [0, 0], [0.1, -0.7]) == pytest.approx(0, abs=1e-6)
+    assert purity([[2, 1], [2, 1]], [0, 0], [-1, -1]) == pytest.approx(1 + 2 / 5**0.5)
+
+
+def test_purity_is_the_mean_over_pairs_whose_direction_has_a_source() -> None:
+    change = [[0, 1], [0, 1], [3, 4], [3, 4], [-1, 0], [-1, 0]]
+    assert purity(change, [1, 1, 0, 0, 0, 0], [1] * 6) == pytest.approx((0 + 2 / 5 + 2) / 3)
+    assert purity(change, [1, 1, 0, 0, -1, -1], [1] * 6) == pytest.approx((0 + 2 / 5) / 2)
+
+
+def test_purity_of_no_pair_that_counts_asks_for_nothing() -> None:
+    """0, with a gradient that is 0 and not missing."""
+    change = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    loss = losses.purity_loss(change, torch.tensor([-1, -1]), torch.ones(2))
+    (gradient,) = torch.autograd.grad(loss, change)
+    assert loss.item() == 0 and torch.equal(gradient, torch.zeros(2, 2))
+
+
+def test_purity_where_nothing_changes_is_one() -> None:
+    assert purity([[0, 0], [0, 0]], [0, 0], [1, 1]) == 1
+
+
+def test_the_gradient_of_purity_is_the_difference_of_its_values() -> None:
+    """In float64, along every single number, of pairs with a source and one without."""
+    random = torch.Generator().manual_seed(0)
+    change = torch.randn(6, 3, generator=random, dtype=torch.float64)
+    own, magnitude = torch.tensor([2, 2, -1, -1, 0, 0]), torch.tensor([0.5, -1.0, 1.0, 1.0, -0.2, -0.9]).double()
+
+    def loss(change: Tensor) -> Tensor:
+        return losses.purity_loss(change, own, magnitude)
+
+    (gradient,) = torch.autograd.grad(loss(change.requires_grad_()), change)
+    assert not gradient[2:4].any() and gradient.norm() > 0.1
+    with torch.no_grad():
+        for i in range(change.numel()):
+            step = torch.zeros(change.numel(), dtype=torch.float64)
+            step[i] = 1e-6
+            slope = (loss(change + step.reshape(6, 3)) - loss(change - step.reshape(6, 3))) / 2e-6
+            assert float(gradient.flatten()[i]) == pytest.approx(float(slope), abs=1e-8)

@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 
 from core import Denoiser, Schedule
 from core.chain.step_memory import MemoryCounter
+from core.methods.learned import losses, memory
 from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
 from core.methods.learned.training import Learner, Settings
 
-SETTINGS = Settings(directions=3, batch=8, pool=32)
+SETTINGS = Settings(directions=3, batch=8, pool=32, start="random")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +46,35 @@ def test_losses_grow_with_the_micro_batch(denoiser: Denoiser) -> None:
     def real(batch: int) -> int:
         x = torch.randn(batch, 3, 8, 8)
         k, magnitude = torch.zeros(batch, dtype=torch.long), torch.ones(batch)
-        shifted = torch.randn(batch, 3, 8, 8, requires_grad=True)
-        with MemoryCounter([*own, x, shifted, k, magnitude]) as counter:
-            loss, _ = learner._explorer_loss(x, shifted, k, magnitude)
-            loss.backward()
+        shifted_x = torch.randn(batch, 3, 8, 8, requires_grad=True)
+        rows = torch.arange(batch) % 32
+        with MemoryCounter([*own, *denoiser.tensors(), x, shifted_x, k, magnitude, rows]) as counter:
+            with torch.no_grad():
+                plain = learner._seen(rows, x)
+            shifted = learner._seen(rows, shifted_x)
+            loss, _ = learner._loss(plain, shifted, k, magnitude)
+            fidelity = losses.fidelity_loss(learner.discriminator(shifted.images, shifted.maps))
+            (loss + fidelity).backward()
         return int(counter.peak)
 
     many, few = counted(denoiser, 256) - counted(denoiser, 128), real(256) - real(128)
     assert 0.9 * few < many < 2 * few  # the discriminator's own step is in it too
+
+
+def test_maps_are_counted_where_something_looks_at_them(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The discriminator, the purity, or the slopes from which directions start; and not counted otherwise."""
+    maps = sum(each.nbytes for each in memory.sample_maps(denoiser, torch.zeros(32, *denoiser.sample_shape)))
+    looking = create_autospec(memory.sample_maps, side_effect=memory.sample_maps)
+    monkeypatch.setattr(memory, "sample_maps", looking)
+    none = {"discriminator_weight": 0.0, "purity_weight": 0.0}
+    without = counted(denoiser, 32, **none)
+    assert not looking.called
+    for change in ({"purity_weight": 1.0}, {"start": "slopes"}):
+        looking.reset_mock()
+        assert counted(denoiser, 32, **{**none, **change}) > without + maps, change
+        assert looking.call_count == 2, "of the samples and of the shifted ones"
+    looking.reset_mock()
+    assert counted(denoiser, 32, purity_weight=0.0) > without and looking.call_count == 2
 
 
 @pytest.mark.slow

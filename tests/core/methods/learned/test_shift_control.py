@@ -1,14 +1,11 @@
 """Shift control: unit directions, linear in the magnitude, scaled by the measured spread of h."""
 
-from unittest.mock import create_autospec
-
 import pytest
 import torch
 
 from core.errors import UserError
-from core.methods.learned import starts
 from core.methods.learned.shift_control import ShiftControl
-from core.methods.learned.starts import flattest_directions, leading_components, spread_of
+from core.methods.learned.starts import leading_components, spread_of
 
 SHAPE, TIMESTEPS = (4, 2, 2), (600, 300, 0)
 KINDS = ("shared", "per_step", "time")
@@ -62,58 +59,6 @@ def test_the_spread_of_each_step_is_its_own() -> None:
     """Unit directions alone: delta_h of a magnitude 1 at step i is as long as the spread at step i."""
     delta = control(orthonormal=False).at(torch.tensor([0]), torch.ones(1))
     assert [delta(i).norm().item() for i in range(3)] == pytest.approx([3.0, 2.0, 1.0])
-
-
-def with_clusters(step_axes: tuple[int, ...], samples: int = 400) -> torch.Tensor:
-    """h of so many steps, normal but for one axis a step, along which samples form two clusters: a flat projection."""
-    random = torch.Generator().manual_seed(0)
-    h = torch.randn(len(step_axes), samples, 16, generator=random)
-    for i, axis in enumerate(step_axes):
-        side = torch.randint(2, (samples,), generator=random) * 2.0 - 1
-        h[i, :, axis] = side + 0.1 * h[i, :, axis]
-    return h.reshape(len(step_axes), samples, *SHAPE)
-
-
-@pytest.mark.parametrize(("axes", "found_at"), [((2, 2, 9, 9), 9), ((2, 9, 9), 9)])
-def test_flattest_directions_are_looked_for_late(axes: tuple[int, ...], found_at: int) -> None:
-    """In the second half of the chain, where little noise is left: what clusters in the first half is passed over."""
-    h = with_clusters(axes)
-    late = len(axes) // 2
-    h[late:, :, :] = h[late]  # the clusters of a sample stay the same from step to step
-    direction = flattest_directions(h, 1, "per_step")[0, -1]
-    assert int(direction.abs().argmax()) == found_at
-    assert float(direction.abs().max() / direction.norm()) > 0.9
-
-
-def test_flattest_directions_are_regressions_of_h_on_a_projection() -> None:
-    """Each step's own: how far apart the two clusters lie there, in that step's spread."""
-    h = with_clusters((9, 9))
-    h[1] = h[0]
-    h[1, :, :] *= 3.0
-    found = flattest_directions(h, 2, "per_step")
-    assert found.shape == (2, 2, 16)
-    assert torch.allclose(found[0, 0], found[0, 1], atol=1e-5), "a step's spread is divided out"
-    shared = flattest_directions(h, 2, "shared")
-    assert torch.allclose(shared[:, 0], found.mean(dim=1), atol=1e-6)
-    with_more = flattest_directions(h[:, :3], 6, "shared")
-    assert with_more.shape == (6, 1, 16) and (with_more.norm(dim=2) > 0.1).all()
-
-
-@pytest.mark.parametrize(("count", "components"), [(3, 16), (20, 20), (60, 39)])
-def test_flat_projections_are_looked_for_in_sixteen_components_or_as_many_as_asked(
-    monkeypatch: pytest.MonkeyPatch, count: int, components: int
-) -> None:
-    """And never in more than the samples can have; by the seed that is given."""
-    h = torch.randn(2, 40, 16, 2, 2, generator=torch.Generator().manual_seed(0))
-    sources = torch.randn(40, min(count, 39), dtype=torch.float64)
-    pursued = create_autospec(starts.flattest_sources, return_value=sources)
-    monkeypatch.setattr(starts, "flattest_sources", pursued)
-    found = flattest_directions(h, count, "per_step", seed=7)
-    (rows, *asked) = pursued.call_args.args
-    assert asked == [min(count, 39), components, 7]
-    standard = (h[1] - h[1].mean(0)).flatten(1) / spread_of(h)[1]
-    assert torch.allclose(rows, standard, atol=1e-6)
-    assert torch.allclose(found[: min(count, 39), 1], sources.T.float() @ standard / 40, atol=1e-5)
 
 
 def test_coordinates_start_with_unit_variance() -> None:
