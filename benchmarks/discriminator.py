@@ -1,5 +1,8 @@
 """What the discriminator's weight does where shifts are large: a dose-response, three seeds a weight.
 
+The terms of learned that keep directions pure and local keep images near the model too. They are off here, so that what
+is seen is the discriminator's own.
+
     python -m benchmarks.discriminator toyfaces      what has not been measured yet, then results/discriminator.md
 
 Sets are measured at their own scale, where training left them, since equal strength would hide what the weight does.
@@ -30,14 +33,15 @@ from core.predictors.embedded import predictor_folder
 from core.randomness import SELECT_SEEDS
 from core.samples.draw import Sampling
 
-WEIGHTS, SCALE, ITERATIONS, STRENGTH, SEEDS = (0.0, 1.0, 3.0, 10.0, 30.0), 1.5, 150, 0.5, 24
+WEIGHTS, STRENGTH, SEEDS = (0.0, 1.0, 3.0, 10.0, 30.0), 0.5, 24
+BASE = learned.Settings(shift_scale=1.5, iterations=150, purity_weight=0.0, locality_weight=0.0)
 CHOSEN, REFERENCE = SELECT_SEEDS[200_000 : 200_000 + SEEDS], SELECT_SEEDS[200_000 + SEEDS : 200_000 + 5 * SEEDS]
 COLUMNS = ("kid", "kid by the predictor", "out of range", "moved", "coverage", "coverage at half", "disentanglement")
 
 
 def measure(chain: Chain, weight: float, seed: int) -> Record:
     """Learn one set and measure it, at its own scale and, for coverage and disentanglement, at equal strength."""
-    settings = learned.Settings(shift_scale=SCALE, discriminator_weight=weight, iterations=ITERATIONS, seed=seed)
+    settings = replace(BASE, discriminator_weight=weight, seed=seed)
     denoiser, schedule, sampling = chain.denoiser, chain.schedule, Sampling(cache=chain.cache)
     directions = learned.find(denoiser, schedule, settings, cache=chain.cache)
     own = draw_traversals(denoiser, schedule, directions, CHOSEN, sampling=sampling)
@@ -102,8 +106,9 @@ def document(model: str, records: Mapping[float, Sequence[Record]]) -> str:
     machines = dict.fromkeys(record.machine for runs in records.values() for record in runs)
     return f"""# What the discriminator does: its weight, where shifts are large
 
-`learned` on `{model}`, shift scale {SCALE:g}, {ITERATIONS} iterations, {STEPS} steps, otherwise the defaults; mean and
-half its 95 % interval over seeds of the method. `kid` is the excess over unshifted samples, at the scale that training
+`learned` on `{model}`, shift scale {BASE.shift_scale:g}, {BASE.iterations} iterations, {STEPS} steps, without the terms
+of purity and locality, which keep images near the model too, otherwise the defaults; mean and half its 95 % interval
+over seeds of the method. `kid` is the excess over unshifted samples, at the scale that training
 left, in features of the denoiser, on whose maps the discriminator has heads; `kid by the predictor` is in those of the
 attribute predictor, which it never sees. `out of range`: the share of pixels beyond +-1.05. `moved`: how far scale 1.0
 moves images, in distances of two samples. Coverage and disentanglement are taken at equal strength {STRENGTH}. All on

@@ -41,7 +41,7 @@ from orchestrator.spec.sections import (
 from orchestrator.spec.tables import METHODS, METRICS, PAIRED, PARAMETERS, TRAINED, Mode, Value
 
 # Part of every identity. Raise it when the meaning of a sweep file or of a metric changes.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 # The keys that say how results are computed; they change results by rounding alone. They are no part of the identity,
 # so that a sweep keeps its trials when they change, for example after it ran out of memory, or on another device.

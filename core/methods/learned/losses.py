@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, cross_en
 STRENGTH_WEIGHT = 0.25
 CONSISTENCY_GRID = 8
 LOCALITY_GRID = 16
-_TINY = 1e-12  # keeps the slope of a root finite where nothing changes
+_TINY = 1e-20  # keeps the slope of a root finite where nothing changes
 STRENGTH_UNIT = 6.0  # largest magnitude of Voynov & Babenko: keeps STRENGTH_WEIGHT right for magnitudes in [-1, 1]
 
 

@@ -119,3 +119,55 @@ def test_the_gradient_of_purity_is_the_difference_of_its_values() -> None:
             step[i] = 1e-6
             slope = (loss(change + step.reshape(6, 3)) - loss(change - step.reshape(6, 3))) / 2e-6
             assert float(gradient.flatten()[i]) == pytest.approx(float(slope), abs=1e-8)
+
+
+def locality(change: Tensor, magnitude: list[float]) -> float:
+    """The loss of samples that change so from an image of noise."""
+    x_0 = torch.randn(change.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return float(losses.locality_loss(x_0, x_0 + change, torch.tensor(magnitude)))
+
+
+def test_locality_is_how_evenly_places_change() -> None:
+    """All alike: 1, whatever the size and the channel. A single place of 256: 1/16. n places alike: sqrt(n) / 16."""
+    for size in (1e-3, 5.0):
+        assert locality(torch.full((2, 3, 32, 32), size), [1, 1]) == pytest.approx(1, abs=1e-4)
+        one, four = torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 16, 16)
+        one[:, 1, 6:8, 2:4] = size
+        four[:, 0, :, 5][:, ::4] = size
+        assert locality(one, [1, 1]) == pytest.approx(1 / 16, abs=1e-4)
+        assert locality(four, [1, 1]) == pytest.approx(2 / 16, abs=1e-4)
+
+
+def test_a_place_changes_by_the_norm_over_channels() -> None:
+    """Colours 3 and 4 at one place and 5 at another are two places alike."""
+    change = torch.zeros(2, 2, 16, 16)
+    change[:, 0, 0, 0], change[:, 1, 0, 0], change[:, 0, 9, 9] = 3.0, 4.0, 5.0
+    assert locality(change, [0.5, 0.5]) == pytest.approx(2**0.5 / 16, abs=1e-4)
+
+
+def test_locality_is_of_the_mean_change_of_a_pair() -> None:
+    """A negative magnitude turns a change around: what two samples change oppositely is no change at all."""
+    here, there = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+    here[0, 0, 0], there[0, 8, 8] = 1.0, 1.0
+    assert locality(torch.stack([here + there, here - there]), [1, 0.3]) == pytest.approx(1 / 16, abs=1e-4)
+    assert locality(torch.stack([here + there, there - here]), [1, -0.3]) == pytest.approx(1 / 16, abs=1e-4)
+    assert locality(torch.stack([here, there]), [1, 1]) == pytest.approx(2**0.5 / 16, abs=1e-4)
+    pairs = torch.stack([here, here, here + there, here + there])
+    assert locality(pairs, [1] * 4) == pytest.approx((1 + 2**0.5) / 32, abs=1e-4)
+
+
+def test_the_slope_of_locality_is_finite_where_nothing_changes() -> None:
+    x_0 = torch.zeros(2, 1, 16, 16)
+    shifted = x_0.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(losses.locality_loss(x_0, shifted, torch.ones(2)), shifted)
+    assert torch.isfinite(slope).all()
+
+
+def test_the_gradient_of_locality_is_the_difference_of_its_values() -> None:
+    random = torch.Generator().manual_seed(1)
+    x_0, shifted = (torch.randn(4, 2, 16, 16, generator=random, dtype=torch.float64) for _ in range(2))
+    along = torch.randn(shifted.shape, generator=random, dtype=torch.float64)
+    magnitude = torch.tensor([0.5, -1.0, 0.2, 0.9], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(losses.locality_loss(x_0, shifted.requires_grad_(), magnitude), shifted)
+    up, down = (losses.locality_loss(x_0, shifted.detach() + step * along, magnitude) for step in (1e-5, -1e-5))
+    assert float((gradient * along).sum()) == pytest.approx(float(up - down) / 2e-5, rel=1e-5)

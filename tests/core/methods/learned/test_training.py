@@ -72,7 +72,11 @@ def loss_by_hand(learner: Learner, plain: Seen, shifted: Seen, k: Tensor, magnit
     own = k[0::2]
     counts = own < learner.sources.count
     impure = (1 - read[torch.arange(len(own)), own] / read.norm(dim=1))[counts].mean()
-    return cross_entropy + 0.25 * error + settings.consistency_weight * unlike + settings.purity_weight * impure
+    places = magnitude.sign()[:, None, None, None] * adaptive_avg_pool2d(shifted.images - plain.images, 16)
+    size = ((places[0::2] + places[1::2]) / 2).norm(dim=1).flatten(1)
+    even = (size.sum(dim=1) / (16 * size.norm(dim=1))).mean()
+    ours = settings.consistency_weight * unlike + settings.purity_weight * impure + settings.locality_weight * even
+    return cross_entropy + 0.25 * error + ours
 
 
 def fooled(learner: Learner, shifted: Seen) -> Tensor:
@@ -127,7 +131,7 @@ def test_an_iteration_descends_the_formula_and_then_the_discriminators_own(
     assert trained == {"explorer": [False] * 2, "discriminator": [True] * 2}
     assert terms["critic_loss"] == pytest.approx(sum(descended["discriminator"]) / 2)
     weighted = terms["direction_loss"] + 0.25 * terms["strength_loss"] + 0.7 * terms["fidelity_loss"]
-    weighted += 1.0 * terms["consistency_loss"] + 30.0 * terms["purity_loss"]
+    weighted += 1.0 * terms["consistency_loss"] + 30.0 * terms["purity_loss"] + 100.0 * terms["locality_loss"]
     assert weighted == pytest.approx(sum(descended["explorer"]) / 2, rel=1e-5)
 
 
