@@ -135,14 +135,7 @@ def main() -> None:
     records: dict[float, list[Record]] = {weight: [] for weight in WEIGHTS}
     for seed in arguments.seeds:
         for weight in WEIGHTS:
-            conditions = (
-                replace(learned.Settings(), seed=seed),
-                SCALE,
-                ITERATIONS,
-                STRENGTH,
-                CHOSEN,
-                chain.denoiser.digest,
-            )
+            conditions = (BASE, STRENGTH, CHOSEN, chain.denoiser.digest)
             record = kept(folder, f"{weight:g}-{seed}", conditions, partial(measure, chain, weight, seed))
             records[weight].append(record)
             print(weight, seed, {name: round(value, 3) for name, value in record.figures.items()}, flush=True)
