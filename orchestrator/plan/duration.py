@@ -178,7 +178,8 @@ class _Trial:
         if method == "guided":
             return float(settings.pool * (measured.score + measured.decode) + slopes)
         assert measured.start is not None
-        return float(measured.start + slopes + _CALIBRATED * self.shifted * measured.forward)
+        found = measured.start if settings.start == "pca" or settings.finds_sources else 0.0
+        return float(found + slopes + _CALIBRATED * self.shifted * measured.forward)
 
     def evaluation(self, directions: int, scaled: bool) -> float:
         """Return the seconds of an evaluation of a set of `directions` directions, and of scaling it where `scaled`."""

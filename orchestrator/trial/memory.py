@@ -34,6 +34,7 @@ from orchestrator.trial.settings import POLICIES, method_of, settings_of
 RESERVE = 0.1  # share of a device left free for rounding by the allocator, workspaces of libraries, and the driver
 _WORTHWHILE = 4  # below this micro-batch a GPU is idle for longer than a step takes to run again
 _HEAVIEST = ("per_step", "time", "shared")  # parametrisations of the shift, by memory, the largest first
+_STARTS = ("slopes", "pca", "supervised", "random")  # of the directions, by what they look at, the most first
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,9 @@ def heaviest(sweep: Sweep, method: str = "learned") -> TrainingSettings:
     shapes = sweep.possible_values("parametrisation", method) or ()
     parameters: dict[str, Value] = {"method": method}
     parameters["parametrisation"] = next(name for name in _HEAVIEST if name in shapes)
+    start = "start" if method == "learned" else f"{method}.start"
+    starts = sweep.possible_values(start, method) or ()
+    parameters[start] = next(name for name in _STARTS if name in starts)
     if method == "learned":
         parameters["directions"] = max(sweep.possible_values("directions", method) or ())
     else:

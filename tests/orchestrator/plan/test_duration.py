@@ -13,6 +13,10 @@ from orchestrator.plan.probe import Timings
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial.memory import without_weights
 
+# Passes for each shifted step before the first iteration of method learned: 32 samples calibrate the reconstructor, and
+# 32 give the slopes of 32 numbers, with a backward pass for each number that takes two forward ones.
+BEFORE = 32 + 32 * (1 + 2 * 32)
+
 NOTHING = Timings(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iteration=0.0)
 
 
@@ -40,10 +44,28 @@ def test_a_trial_is_the_sum_of_its_parts() -> None:
     images, shifted = 5 * 6 + 6 * 8 * 4, 6 * 8 * 4
     assert predicted(sweep, score=1.0).trial == {"learned": 3.0 * images}
     passes = (shifted + 7 * 8) * 5 + images / 2
-    assert predicted(sweep, forward=1.0).trial == {"learned": 3 * passes + 32 * 5}
+    assert predicted(sweep, forward=1.0).trial == {"learned": 3 * passes + BEFORE * 5}
     scaled = sweep_with(train={"iterations": 100}, evaluate={"every": 40, "seeds": 6, "strength": 0.25})
-    assert predicted(scaled, forward=1.0).trial == {"learned": 3 * (passes + 6 * 16 * 8 * 5.5) + 32 * 5}
-    assert predicted(sweep_with(search={"directions": 8, "start": "random"}), start=7.0).trial == {"learned": 0.0}
+    assert predicted(scaled, forward=1.0).trial == {"learned": 3 * (passes + 6 * 16 * 8 * 5.5) + BEFORE * 5}
+
+
+@pytest.mark.parametrize(
+    ("search", "start", "slopes"),
+    [
+        ({"start": "slopes"}, 7.0, True),
+        ({"start": "slopes", "purity_weight": 0}, 7.0, True),
+        ({"start": "pca", "purity_weight": 0}, 7.0, False),
+        ({"start": "random"}, 7.0, False),
+        ({"start": "random", "purity_weight": 0}, 0.0, False),
+    ],
+)
+def test_a_start_takes_what_is_looked_for(search: dict[str, Any], start: float, slopes: bool) -> None:
+    """Components or sources; and the slopes of the sources only where directions start from them."""
+    sweep = sweep_with(train={"iterations": 100}, search={"directions": 8, **search})
+    assert predicted(sweep, start=7.0).trial == {"learned": start}
+    forward = predicted(sweep, forward=1.0).trial["learned"]
+    without = predicted(sweep_with(train={"iterations": 100}), forward=1.0).trial["learned"] - BEFORE * 5
+    assert forward - without == (BEFORE if slopes else 32) * 5
 
 
 @pytest.mark.slow
@@ -55,6 +77,10 @@ def test_a_trial_of_guided_scores_the_pool_and_trains_a_direction_for_each_attri
         images = 5 * 6 + 6 * k * 4
         assert predicted(sweep, iteration=2.0, labels=4).trial == {"guided": 200.0}
         assert predicted(sweep, score=1.0, labels=4).trial == {"guided": 64.0 + images}
+        passes = (6 * k * 4 + 7 * k) * 5 + images / 2 + 32 * (1 + 2 * 4) * 5
+        assert predicted(sweep, forward=1.0, labels=4).trial == {"guided": passes}, "slopes of all four scores"
+        other = sweep_with(**sections, search={**search, "guided.start": "supervised"})
+        assert predicted(other, forward=1.0, labels=4).trial == {"guided": passes - 32 * 9 * 5}
         assert predicted(sweep, decode=1.0, labels=4).trial == {"guided": 64.0 + 6 + 6 * k * 4 + 7 * k + images}
 
 
@@ -90,10 +116,10 @@ def test_windows_and_injection_make_chains_longer_and_shorter() -> None:
     plain = predicted(sweep_with(), forward=1.0).trial["learned"]
     late = sweep_with(sampler={"steps": 5, "window": [500, 0]})
     steps = 5 - schedule_of(late).steps_in_window((500, 0)).index(True)
-    assert predicted(late, forward=1.0).trial["learned"] == plain - 32 * (5 - steps)
+    assert predicted(late, forward=1.0).trial["learned"] == plain - BEFORE * (5 - steps)
     twice = sweep_with(sampler={"steps": 5, "injection": "asymmetric"})
     shifted = 24 * 8 * 4 + 7 * 8
-    assert predicted(twice, forward=1.0).trial["learned"] == plain + 32 * 2.5 + shifted * 2.5
+    assert predicted(twice, forward=1.0).trial["learned"] == plain + BEFORE * 2.5 + shifted * 2.5
 
 
 @pytest.mark.slow
@@ -116,7 +142,7 @@ def test_unshifted_samples_are_drawn_once_for_each_seed() -> None:
         for given, count in (({"directions": 8}, 1), (search, 3))
     )
     trial = one.trial["learned"]
-    scaled = trial - 32 * 5 + 6 * 16 * 8 * 5.5
+    scaled = trial - BEFORE * 5 + 6 * 16 * 8 * 5.5
     end = 6 * scaled + 60 * 8 * 5 + 5 * 256 * 5  # six sets, the champion's dials, and the h of random directions
     # The pool, the measured samples and references, and the samples whose factors are taken.
     assert one.busy == pytest.approx(trial + end + (100 + 240 + 256) * 5)

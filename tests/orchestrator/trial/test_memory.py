@@ -236,6 +236,24 @@ def test_a_sweep_is_planned_for_the_heaviest_of_its_trials(case_with: Callable[.
     assert (settings.directions, settings.parametrisation, settings.consistency_weight) == (24, "time", 0.0)
     assert settings.discriminator_weight > 0
     assert heaviest(sweep_with(search={"discriminator_weight": 0})).discriminator_weight == 0
+    assert heaviest(sweep_with(search={"purity_weight": {"choice": [0, 2]}})).purity_weight > 0
+    assert heaviest(sweep_with(search={"purity_weight": 0})).purity_weight == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "heavy"),
+    [
+        ("learned", {"choice": ["random", "slopes", "pca"]}, "slopes"),
+        ("learned", {"choice": ["random", "pca"]}, "pca"),
+        ("learned", "random", "random"),
+        ("guided", {"choice": ["supervised", "slopes"]}, "slopes"),
+        ("guided", "supervised", "supervised"),
+    ],
+)
+def test_the_heaviest_start_looks_at_the_most(method: str, values: object, heavy: str) -> None:
+    """Maps are counted for a start from slopes alone, and not where no trial starts so."""
+    name = "start" if method == "learned" else "guided.start"
+    assert heaviest(sweep_with(method=method, search={name: values}), method).start == heavy
 
 
 def test_the_heaviest_of_guided_pursues_the_most_attributes() -> None:
