@@ -108,7 +108,7 @@ def _compared(sweep: Sweep) -> Iterator[Check]:
     name = "micro_batch" if sweep.train.micro_batch else "batch"
     allowed = "an even number for each worker"
     if "guided" not in sweep.methods:
-        allowed += ", or 0 for " + " and ".join(f"search.{each}" for each in PAIRED)
+        allowed += ", or 0 for each of " + ", ".join(f"search.{each}" for each in PAIRED)
     text = complaint("cannot be compared in pairs", size, allowed)
     reads: tuple[Path, ...] = (
         ("train", "batch"),

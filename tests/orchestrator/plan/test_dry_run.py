@@ -77,6 +77,7 @@ shift_scale           0.5 (default)
 seed                  0 (default)
 consistency_weight    1 (default)            method is learned
 purity_weight         30 (default)           method is learned
+locality_weight       100 (default)          method is learned
 parametrisation       shared (default)       method is learned
 orthonormal           false (default)        method is learned
 start                 pca, random            method is learned

@@ -86,23 +86,24 @@ SENTENCES = [
     (
         "{train: {batch: 5}, search: {directions: {choice: [8, 9]}}}",
         "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker, "
-        "or search.consistency_weight: 0 and search.purity_weight: 0",
+        "or 0 for each of search.consistency_weight, search.purity_weight, search.locality_weight",
     ),
     (
         "{train: {batch: 5}, search: {directions: {choice: [8, 9]}, consistency_weight: 0}}",
         "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker, "
-        "or search.consistency_weight: 0 and search.purity_weight: 0",
+        "or 0 for each of search.consistency_weight, search.purity_weight, search.locality_weight",
     ),
     (
-        "{train: {batch: 6, micro_batch: 3}, search: {purity_weight: 0, consistency_weight: {choice: [0, 1]}}}",
+        "{train: {batch: 6, micro_batch: 3}, "
+        "search: {purity_weight: 0, locality_weight: 0, consistency_weight: {choice: [0, 1]}}}",
         "train.micro_batch: cannot be compared in pairs (got 3); allowed: an even number for each worker, "
-        "or search.consistency_weight: 0 and search.purity_weight: 0",
+        "or 0 for each of search.consistency_weight, search.purity_weight, search.locality_weight",
     ),
     (
         "{train: {batch: 3}, search: {parametrisation: {choice: [shared, time]}, "
-        "purity_weight: 0, consistency_weight: {choice: [0], when: {parametrisation: time}}}}",
+        "purity_weight: 0, locality_weight: 0, consistency_weight: {choice: [0], when: {parametrisation: time}}}}",
         "train.batch: cannot be compared in pairs (got 3); allowed: an even number for each worker, "
-        "or search.consistency_weight: 0 and search.purity_weight: 0",
+        "or 0 for each of search.consistency_weight, search.purity_weight, search.locality_weight",
     ),
     (
         "{method: jacobian, sampler: {steps: 6}, search: {jacobian.step: {choice: [every, 12]}}}",
@@ -135,7 +136,8 @@ SENTENCES = [
         "train.micro_batch: cannot be compared in pairs (got 3); allowed: an even number for each worker",
     ),
     (
-        "{method: {choice: [learned, guided]}, search: {consistency_weight: 0, purity_weight: 0}, train: {batch: 5}}",
+        "{method: {choice: [learned, guided]}, train: {batch: 5}, "
+        "search: {consistency_weight: 0, purity_weight: 0, locality_weight: 0}}",
         "train.batch: cannot be compared in pairs (got 5); allowed: an even number for each worker",
     ),
     (
@@ -188,8 +190,8 @@ def test_words_and_nulls() -> None:
 
 
 SPACES = {
-    "learned": f"{SHARED}, discriminator_weight, consistency_weight, purity_weight, parametrisation, orthonormal, "
-    "start, direction_rate, reconstructor_rate, discriminator_rate",
+    "learned": f"{SHARED}, discriminator_weight, consistency_weight, purity_weight, locality_weight, parametrisation, "
+    "orthonormal, start, direction_rate, reconstructor_rate, discriminator_rate",
     "guided": "shift_scale, seed, discriminator_weight, parametrisation, orthonormal, direction_rate, "
     "discriminator_rate, guided.attributes, guided.start, guided.effect_weight, guided.target",
     "pca": "directions, seed, pca.samples, pca.joint, pca.sigmas",

@@ -24,7 +24,7 @@ def sweep_of(text: str) -> Sweep:
 
 
 def test_the_shares_of_a_huge_batch_are_found_at_once() -> None:
-    unpaired = "search: {consistency_weight: 0, purity_weight: 0}"
+    unpaired = "search: {consistency_weight: 0, purity_weight: 0, locality_weight: 0}"
     assert len(sweep_of(f"{{train: {{batch: 2147483640}}, {unpaired}, budget: {{trials: 1}}}}").micro_batches) == 256
 
 
@@ -66,10 +66,11 @@ def test_defaults() -> None:
             "discriminator_weight": 3.0,
             "consistency_weight": 1.0,
             "purity_weight": 30.0,
+            "locality_weight": 100.0,
             "parametrisation": "shared",
             "orthonormal": False,
             "start": "slopes",
-            "direction_rate": 0.01,
+            "direction_rate": 0.02,
             "reconstructor_rate": 0.001,
             "discriminator_rate": 0.001,
         },
@@ -145,7 +146,8 @@ def test_micro_batches_divide_a_workers_share() -> None:
     four = "{resources: {gpus_per_trial: 4}, train: {batch: 24}"
     assert sweep_of(f"{four}}}").micro_batches == (6, 2)
     for weights, sizes in (
-        ("consistency_weight: 0, purity_weight: 0", (6, 3, 2, 1)),
+        ("consistency_weight: 0, purity_weight: 0, locality_weight: 0", (6, 3, 2, 1)),
+        ("consistency_weight: 0, purity_weight: 0", (6, 2)),
         ("consistency_weight: 0", (6, 2)),
         ("purity_weight: 0", (6, 2)),
     ):
@@ -153,7 +155,8 @@ def test_micro_batches_divide_a_workers_share() -> None:
         assert sweep.micro_batches == sizes
     for when, sizes in (("{method: learned}", (6, 3, 2, 1)), ("{start: pca}", (6, 2))):
         search = (
-            f"start: {{choice: [pca, random]}}, consistency_weight: {{choice: [0], when: {when}}}, purity_weight: 0"
+            f"start: {{choice: [pca, random]}}, consistency_weight: {{choice: [0], when: {when}}}, "
+            "purity_weight: 0, locality_weight: 0"
         )
         assert sweep_of(f"{four}, search: {{{search}}}}}").micro_batches == sizes
     assert sweep_of("{train: {batch: 12, micro_batch: 4}}").micro_batches == (12, 6, 4, 2)

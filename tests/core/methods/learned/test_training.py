@@ -23,7 +23,7 @@ from core.methods.learned.chain_learner import Seen, Workers
 from core.methods.learned.optimiser import Group, Optimiser, TorchOptimiser
 from core.methods.learned.sources import features_of_maps, find_sources
 from core.methods.learned.starts import leading_components, pure_directions, spread_of
-from core.methods.learned.training import Learner, Settings
+from core.methods.learned.training import PAIRED, Learner, Settings
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator, step_noise
 from core.samples.training import draw_pool, measured_spread, training_seeds
 
@@ -261,7 +261,7 @@ def test_samples_are_drawn_as_many_at_a_time_as_asked(
 
 
 def test_samples_that_are_not_compared_need_no_pairs() -> None:
-    assert replace(SETTINGS, micro_batch=1, consistency_weight=0.0, purity_weight=0.0).micro_batch == 1
+    assert replace(SETTINGS, micro_batch=1, **dict.fromkeys(PAIRED, 0.0)).micro_batch == 1
 
 
 @pytest.mark.slow
@@ -313,6 +313,7 @@ def test_without_a_weight_there_is_no_discriminator(denoiser: Denoiser, schedule
         "strength_loss",
         "consistency_loss",
         "purity_loss",
+        "locality_loss",
         "training_accuracy",
     }
 
@@ -321,7 +322,13 @@ def test_maps_are_made_only_where_something_looks_at_them(denoiser: Denoiser, sc
     """The discriminator, the purity or the start from slopes."""
     rows, none = torch.tensor([0, 1]), {"discriminator_weight": 0.0, "purity_weight": 0.0}
     learner, terms = run(denoiser, schedule, replace(SETTINGS, **none), 1)
-    assert terms[0].keys() == {"direction_loss", "strength_loss", "consistency_loss", "training_accuracy"}
+    assert terms[0].keys() == {
+        "direction_loss",
+        "strength_loss",
+        "consistency_loss",
+        "locality_loss",
+        "training_accuracy",
+    }
     assert learner._plain(rows).maps == () and not hasattr(learner, "sources")
     for weight in none:
         learner = Learner(denoiser, schedule, replace(SETTINGS, **{**none, weight: 1.0}))
@@ -473,6 +480,10 @@ def test_weights_that_are_no_numbers_are_told_before_anything_is_learned(schedul
         (
             {"batch": 5, "consistency_weight": 0.0},
             "micro_batch: got 5; samples are compared in pairs: give an even number, or purity_weight 0",
+        ),
+        (
+            {"batch": 5, "consistency_weight": 0.0, "purity_weight": 0.0},
+            "micro_batch: got 5; samples are compared in pairs: give an even number, or locality_weight 0",
         ),
         ({"injection": "both"}, "injection: got 'both'; allowed: symmetric, asymmetric"),
         ({"parametrisation": "mlp"}, "parametrisation: got 'mlp'; allowed: shared, per_step, time"),
