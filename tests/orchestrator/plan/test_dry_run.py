@@ -82,7 +82,7 @@ parametrisation       shared (default)       method is learned
 orthonormal           false (default)        method is learned
 start                 pca, random            method is learned
 discriminator_weight  0.01 to 1, log         start is pca and method is learned
-direction_rate        0.01 (default)         method is learned
+direction_rate        0.02 (default)         method is learned
 reconstructor_rate    0.001 (default)        method is learned
 discriminator_rate    0.001 (default)        method is learned
 
