@@ -406,9 +406,9 @@ def test_slopes_do_not_depend_on_micro_batches_or_on_what_is_kept(tiny_denoiser:
 
 @pytest.mark.parametrize("parametrisation", ["shared", "per_step"])
 def test_a_start_from_slopes_raises_the_own_source_more_than_all_else(denoiser: Denoiser, parametrisation: str) -> None:
-    """To first order, of everything that is read: in the mean over samples, as slopes are."""
-    schedule = Schedule.ddim(denoiser, 3)
-    learner = Learner(denoiser, schedule, replace(SETTINGS, start="slopes", pool=12, parametrisation=parametrisation))
+    """To first order, of everything that is read: in the mean over samples, as slopes are. Also without purity."""
+    settings = replace(SETTINGS, start="slopes", purity_weight=0.0, pool=12, parametrisation=parametrisation)
+    learner = Learner(denoiser, Schedule.ddim(denoiser, 3), settings)
     spread, read = learner.explorer.shift.spread, learner.sources.read
     slopes = learner._slopes(learner.pool, spread, lambda seen: read(seen.maps))
     effect = torch.einsum("rsd,ksd->kr", slopes, learner.explorer.shift().detach().flatten(2))
