@@ -17,7 +17,7 @@ from core.model.denoiser import Denoiser
 from core.statistics.projection_pursuit import pursue
 
 GRID = 4  # each channel of the maps becomes a GRID x GRID grid of means
-PLACES = 16  # images are looked at as PLACES x PLACES means
+PLACES = 16  # images (latents, where judges see those) are looked at as PLACES x PLACES means
 FIRST = (12, 16)  # the first 12 sources are searched in 16 leading components, the others in all that are read
 READ = 32  # leading components that are read
 
@@ -57,7 +57,7 @@ def find_sources(denoiser: Denoiser, x_0: Tensor, count: int, batch: int = 64, s
     for part in torch.split(x_0, batch):
         on_device = part.to(denoiser.device)
         maps.append(features_of_maps(sample_maps(denoiser, on_device)).cpu())
-        looks.append(adaptive_avg_pool2d(denoiser.images(on_device).float(), PLACES).flatten(2).cpu())
+        looks.append(adaptive_avg_pool2d(denoiser.for_judges(on_device).float(), PLACES).flatten(2).cpu())
     features, places = torch.cat(maps), torch.cat(looks)
     deviation = _deviation(features, 0.01)
     places = (places - places.mean(dim=0)) / _deviation(places, 0.1)
