@@ -53,7 +53,9 @@ def _standard(h: Tensor, spread: Tensor) -> Tensor:
 
 
 def _filled_up(directions: Tensor, count: int) -> Tensor:
-    """Return directions [k, S, D] as [count, S, D], with random vectors added where k < count."""
-    missing = count - len(directions)
-    random = torch.randn(missing, *directions.shape[1:], generator=generator("components"), dtype=torch.float64)
-    return torch.cat([directions, random.to(directions)]).float()
+    """Return directions [k, S, D] as [count, S, D], with random vectors where k < count and where all of one is 0."""
+    random = torch.randn(count, *directions.shape[1:], generator=generator("components"), dtype=torch.float64)
+    filled = random.to(directions)
+    some = directions.flatten(1).any(dim=1)
+    filled[: len(directions)][some] = directions[some]
+    return filled.float()

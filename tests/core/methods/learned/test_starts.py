@@ -55,3 +55,9 @@ def test_each_step_has_its_own_shift_and_one_outside_the_window_the_mean_of_the_
     expected = torch.stack([3 * E[2], 4 * E[4]]) / (25 + 25e-3)
     assert torch.allclose(found[0, 1:], expected, atol=1e-6)
     assert torch.allclose(found[0, 0], expected.sum(dim=0) / 3, atol=1e-6)
+
+
+def test_a_number_that_no_shift_changes_has_a_random_one() -> None:
+    found = pure_directions(slopes(E[0], 0 * E[1], E[2]), 3, 3)
+    assert (found.norm(dim=2) > 0.1).all() and torch.isfinite(found).all()
+    assert torch.allclose(found[[0, 2]], pure_directions(slopes(E[0], E[2]), 2, 2), atol=1e-3)
