@@ -78,6 +78,20 @@ class TrialContext:
         self.training = False
 
     @contextmanager
+    def differentiating(self) -> Iterator[None]:
+        """Tell `_learn` that an error inside the block came from a gradient, as one of `iterating` does.
+
+        The block holds nothing that a checkpoint keeps, so it may be interrupted.
+        """
+        try:
+            yield
+        except Preempted:
+            raise
+        except Exception:
+            self.training = True
+            raise
+
+    @contextmanager
     def watching(self, denoiser: Denoiser) -> Iterator[None]:
         """Call `network_called` at every pass through the network inside the block."""
         denoiser.listeners.append(self.network_called)
@@ -264,7 +278,7 @@ def _train(
                 model.denoiser,
                 model.schedule,
                 settings,
-                Workers(engines.make, ranks.rank, ranks.world, ranks.on_first),
+                Workers(engines.make, ranks.rank, ranks.world, ranks.on_first, trial.context.differentiating),
                 drawing.batch,
                 model.cache,
                 **predictor_for(method, model.attributes),

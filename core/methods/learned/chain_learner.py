@@ -13,6 +13,7 @@ are, where they start, and what the loss of a shifted batch is.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -98,13 +99,15 @@ class Workers:
     """The processes that train together, as one of them sees them.
 
     make_optimiser: makes an optimiser over all of them; rank, world: the number of this one, and of all; lead: runs
-    work in one of them and returns its result in all.
+    work in one of them and returns its result in all; differentiating: entered around gradients before the first
+    iteration, so that an error there is known to be one of a gradient.
     """
 
     make_optimiser: MakeOptimiser = TorchOptimiser
     rank: int = 0
     world: int = 1
     lead: Lead = _in_this_process
+    differentiating: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -144,14 +147,14 @@ class ChainLearner(Generic[S, E_co]):
         draw_batch: int = 64,
         cache: SampleCache | None = None,
     ) -> None:
-        self.denoiser, self.schedule, self.settings, self.draw_batch = denoiser, schedule, settings, draw_batch
+        self.denoiser, self.schedule, self.settings = denoiser, schedule, settings
+        self.workers, self.draw_batch = workers, draw_batch
         world, make_optimiser = workers.world, workers.make_optimiser
         self.micro_batch = settings.micro_batch or settings.batch // world
         if settings.batch % (self.micro_batch * world):
             raise UserError(
                 f"batch: got {settings.batch}; {world} workers with micro-batches of {self.micro_batch} must share it"
             )
-        self.rank, self.world = workers.rank, world
         pool, spread, found = workers.lead(partial(self._drawn, cache))
         self.pool = pool.to(denoiser.device)
         with torch.random.fork_rng():
@@ -240,9 +243,9 @@ class ChainLearner(Generic[S, E_co]):
 
         total: Tensor | None = None
         for part in torch.split(rows, self.micro_batch):
-            with torch.enable_grad():
+            with torch.enable_grad(), self.workers.differentiating():
                 means = read(self._moved(pool, part, shift, several=True)).sum(dim=0) / len(rows)
-            each = [torch.autograd.grad(mean, delta, retain_graph=True)[0].float().cpu() for mean in means]
+                each = [torch.autograd.grad(mean, delta, retain_graph=True)[0].float().cpu() for mean in means]
             total = torch.stack(each) + (0 if total is None else total)
         assert total is not None
         return total.flatten(2)
@@ -312,7 +315,7 @@ class ChainLearner(Generic[S, E_co]):
         settings = self.settings
         rows = torch.randint(len(self.pool.x_0), (settings.batch,), generator=generator("rows", settings.seed, n))
         k, magnitude = self._draw(n, settings.batch)
-        share = torch.arange(settings.batch).reshape(-1, self.micro_batch)[self.rank :: self.world]
+        share = torch.arange(settings.batch).reshape(-1, self.micro_batch)[self.workers.rank :: self.workers.world]
         terms: list[dict[str, float]] = []
         done: list[tuple[Seen, Seen]] = []
 

@@ -18,7 +18,7 @@ import torch
 from core import DirectionSet
 from core.samples import draw as unshifted
 from core.methods import learned
-from core.methods.learned import training
+from core.methods.learned import chain_learner
 from orchestrator.trial import model as trial_model
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.outcome import classify
@@ -29,12 +29,12 @@ model, cases = sys.argv[1], json.loads(sys.argv[2])
 # Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.
 rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
 parameters = {"method": "learned", "directions": 3, **rates}
-sample, chain, iterate = training.sample, unshifted._chain, learned.Learner.iterate
+sample, chain, iterate = chain_learner.sample, unshifted._chain, learned.Learner.iterate
 evaluate, traversal = trial_model.evaluate, trial_model.traversal
 ran, alive, most_alive = [], weakref.WeakSet(), []
 
 def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", draws=None, measures=None, pictures=None,
-        smaller=0):
+        smaller=0, start="random"):
     sweep = {"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
              "train": {"iterations": 4, "batch": 8, "micro_batch": micro_batch, "pool": 32},
              "evaluate": {"every": 2, "seeds": 6}, "gradient": gradient}
@@ -46,7 +46,7 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
         return RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9")
     def guarded(denoiser, schedule, x, shift, injection, policy, *rest):
         tight = torch.is_grad_enabled() and most is not None and len(x) > most and type(policy).__name__ != without
-        if tight and ran[-1] >= since:
+        if tight and (ran[-1] if ran else 0) >= since:
             x = x.clone()  # as far as the chain comes before it fails
             raise no_memory()
         return sample(denoiser, schedule, x, shift, injection, policy, *rest)
@@ -60,7 +60,7 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
                 raise no_memory()
             return work(*given, sampling=sampling, **more)
         return measure
-    training.sample, unshifted._chain = guarded, drawn
+    chain_learner.sample, unshifted._chain = guarded, drawn
     trial_model.evaluate, trial_model.traversal = measured(evaluate, measures), measured(traversal, pictures)
     def iterated(self, n):
         ran.append(n)
@@ -70,7 +70,7 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
     learned.Learner.iterate = iterated
     folder, told, failed = TrialFolder(pathlib.Path(tempfile.mkdtemp())), [], None
     try:
-        for report in run_trial(parameters, parse(sweep), folder,
+        for report in run_trial({**parameters, "start": start}, parse(sweep), folder,
                                 context=TrialContext(out_of_memory=smaller)):
             told.append({"step": report.global_step, "curve": [c["step"] for c in report.curve],
                          **report.memory})
@@ -96,6 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
     "measuring": {"gradient": FULL, "micro_batch": 8, "measures": 8, "pictures": 4, "most": 4, "since": 3},
     "unmeasured": {"gradient": FULL, "micro_batch": 8, "measures": 0},
     "nothing": {"gradient": FULL, "micro_batch": 8, "draws": 0},
+    "slopes": {"gradient": FULL, "micro_batch": 8, "most": 4, "start": "slopes"},
     "killed": {"gradient": FULL, "micro_batch": 8, "smaller": 2},
 }
 
@@ -170,6 +171,14 @@ def test_then_it_fails_with_what_to_do(runs: dict[str, dict[str, Any]]) -> None:
         "out_of_memory",
     ]
     assert runs["never"]["ran"] == [0, 0, 0, 0]
+
+
+def test_slopes_are_taken_in_the_parts_that_training_fits_in(runs: dict[str, dict[str, Any]]) -> None:
+    """Before the first iteration, where a gradient ran out of memory and not the drawing of samples."""
+    slopes = runs["slopes"]
+    [first, _] = slopes["told"]
+    assert slopes["ran"] == [0, 1, 2, 3]
+    assert (first["micro_batch"], first["sampler_batch"], first["out_of_memory_retries"]) == (4, 16, 1)
 
 
 def test_what_an_attempt_held_is_freed_before_the_next(runs: dict[str, Any]) -> None:
