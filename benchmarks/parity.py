@@ -153,7 +153,8 @@ def _model(folder: Path) -> tuple[Any, Any]:
 def settings(job: Job, micro_batch: int | None = None) -> Settings:
     """The learned method's. At its usual rates rounding grows a hundredfold an iteration: nothing could be compared.
 
-    Directions start at random: slopes are summed over micro-batches, and their rounding is not the engine's.
+    Directions start from principal components: slopes are summed over micro-batches, whose rounding is not the
+    engine's.
     """
     return Settings(
         directions=3,
@@ -161,7 +162,7 @@ def settings(job: Job, micro_batch: int | None = None) -> Settings:
         micro_batch=micro_batch,
         pool=32,
         parametrisation=job.parametrisation,
-        start="random",
+        start="pca",
         direction_rate=1e-3,
         reconstructor_rate=1e-5,
         discriminator_rate=1e-5,
