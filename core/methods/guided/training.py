@@ -28,8 +28,9 @@ from core.errors import UserError
 from core.methods.attribute_scores import predictor_of, refuse_repeated, refuse_useless_scores, scores_of
 from core.methods.guided import losses
 from core.methods.guided.starts import differences_of_means
-from core.methods.learned.chain_learner import ChainLearner, HasShift, Seen, TrainingSettings, Workers, trained
+from core.methods.learned.chain_learner import ChainLearner, HasShift, Seen, Workers, trained
 from core.methods.learned.starts import pure_directions, spread_of
+from core.methods.learned.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache

@@ -12,28 +12,29 @@ are, where they start, and what the loss of a shifted batch is.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from core.chain.gradient import CheckpointSteps, FullGraph, GradientPolicy
+from core.chain.gradient import CheckpointSteps
 from core.chain.sample_maps import sample_maps
 from core.chain.sampling import Shift, sample
 from core.chain.schedule import Schedule
-from core.chain.step import INJECTIONS, Injection
 from core.directions.direction_set import DirectionSet
 from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
 from core.methods.learned import losses
 from core.methods.learned.discriminator import Discriminator, map_channels
 from core.methods.learned.optimiser import Group, MakeOptimiser, Optimiser, TorchOptimiser
-from core.methods.learned.shift_control import PARAMETRISATIONS, Parametrisation, ShiftControl
+from core.methods.learned.shift_control import ShiftControl
 from core.methods.learned.starts import spread_of
+from core.methods.learned.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 from core.randomness import generator, step_noise
 from core.samples.cache import SampleCache
@@ -44,39 +45,7 @@ SLOPE_SAMPLES = 32  # on which slopes are measured
 Lead = Callable[[Callable[[], Any]], Any]  # runs a function in one worker and returns its result in all of them
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """The settings that all trained methods have. Magnitudes are in spreads of h, rates are Adam's learning rates."""
-
-    shift_scale: float = 0.5  # largest magnitude
-    discriminator_weight: float = 3.0  # 0: no discriminator
-    iterations: int = 400
-    batch: int = 16
-    micro_batch: int | None = None  # None: the whole batch at once
-    pool: int = 1024  # number of training samples; drawn once, used repeatedly
-    injection: Injection = "symmetric"
-    window: tuple[int, int] | None = None
-    parametrisation: Parametrisation = "shared"
-    orthonormal: bool = False
-    strength_floor: float = 1 / 6  # smallest magnitude, as a fraction of the largest
-    direction_rate: float = 0.02
-    discriminator_rate: float = 0.001
-    seed: int = 0
-    gradient: GradientPolicy = field(default_factory=FullGraph)
-
-    def __post_init__(self) -> None:
-        micro = self.micro_batch or self.batch
-        if self.batch % micro:
-            raise UserError(f"micro_batch: got {micro}; it must divide the batch of {self.batch}")
-        for name, value, allowed in (
-            ("injection", self.injection, INJECTIONS),
-            ("parametrisation", self.parametrisation, PARAMETRISATIONS),
-        ):
-            if value not in allowed:
-                raise UserError(f"{name}: got '{value}'; allowed: {', '.join(allowed)}")
-
-
-S = TypeVar("S", bound=TrainingSettings)
+SettingsT = TypeVar("SettingsT", bound=TrainingSettings)
 
 
 class HasShift(nn.Module):
@@ -87,7 +56,7 @@ class HasShift(nn.Module):
         self.shift = shift
 
 
-E_co = TypeVar("E_co", bound=HasShift)
+ExplorerT = TypeVar("ExplorerT", bound=HasShift)
 
 
 def _in_this_process(work: Callable[[], Any]) -> Any:
@@ -125,7 +94,7 @@ class Seen:
     maps: tuple[Tensor, ...]
 
 
-class ChainLearner(Generic[S, E_co]):
+class ChainLearner(ABC, Generic[SettingsT, ExplorerT]):
     """A run of a trained method. `iterate(n)` runs iteration n, `directions()` returns the current set.
 
     Iteration n draws its samples, directions and magnitudes only from (seed, n), so a resumed run continues exactly
@@ -142,7 +111,7 @@ class ChainLearner(Generic[S, E_co]):
         self,
         denoiser: Denoiser,
         schedule: Schedule,
-        settings: S,
+        settings: SettingsT,
         workers: Workers = Workers(),
         draw_batch: int = 64,
         cache: SampleCache | None = None,
@@ -170,24 +139,24 @@ class ChainLearner(Generic[S, E_co]):
             self.discriminator_optimiser = make_optimiser("discriminator", self.discriminator, [group], count)
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """The number of directions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _found(self, pool: Pool, h: Tensor) -> Any:
         """Return what the explorer is made from: measured on the pool and its h [T, P, *h_shape], once, on the CPU.
 
         The pool is on the denoiser's device.
         """
-        raise NotImplementedError
 
-    def _make_explorer(self, spread: Tensor, found: Any) -> E_co:
+    @abstractmethod
+    def _make_explorer(self, spread: Tensor, found: Any) -> ExplorerT:
         """Return what is optimised. spread: of h [T]; found: what `_found` returned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _loss(self, plain: Seen, shifted: Seen, k: Tensor, magnitude: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return (the method's own loss, its terms) of samples shifted along directions k [N] by magnitudes [N]."""
-        raise NotImplementedError
 
     def _groups(self) -> list[Group]:
         """Return the explorer's parameters with their learning rates."""

@@ -27,12 +27,13 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.methods.learned import losses
-from core.methods.learned.chain_learner import ChainLearner, HasShift, Lead, Seen, TrainingSettings, trained
+from core.methods.learned.chain_learner import ChainLearner, HasShift, Lead, Seen, trained
 from core.methods.learned.optimiser import Group
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.shift_control import ShiftControl
 from core.methods.learned.sources import Sources, find_sources
 from core.methods.learned.starts import leading_components, pure_directions, spread_of
+from core.methods.learned.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 from core.samples.cache import SampleCache
 from core.samples.training import Pool
