@@ -10,7 +10,7 @@ Sets are measured at their own scale, where training left them, since equal stre
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,9 @@ def measure(chain: Chain, weight: float, seed: int) -> Record:
     ends = own.shifted[:, :, [0, -1]]
     figures = {
         "kid": _kid(own, reference, partial(features_of, denoiser)),
-        "kid by the predictor": _kid(own, reference, Body.of(denoiser.name)),
+        "kid by the predictor": _kid(
+            own, reference, partial(body_features, AttributeNet.load(predictor_folder(denoiser.name)))
+        ),
         "out of range": float((denoiser.images(ends.flatten(0, 2)).abs() > 1.05).float().mean()),
         "moved": float(moved(denoiser, schedule, directions, sampling=sampling).mean()),
         "coverage": coverage(effects),
@@ -62,24 +64,13 @@ def measure(chain: Chain, weight: float, seed: int) -> Record:
     return Record(figures, machine(denoiser.device))
 
 
-class Body:
-    """The features of the attribute predictor, which the discriminator never sees: its body's output."""
-
-    def __init__(self, net: AttributeNet) -> None:
-        self.net = net
-
-    @classmethod
-    def of(cls, model: str) -> "Body":
-        """Open the predictor of an embedded model."""
-        return cls(AttributeNet.load(predictor_folder(model)))
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return features [N, F] of images [N, C, H, W]."""
-        return torch.cat([self.net.body(part.float()) for part in torch.split(images, 64)])
+@torch.no_grad()
+def body_features(net: AttributeNet, images: Tensor) -> Tensor:
+    """What the body of an attribute predictor, which the discriminator never sees, makes of images: [N, F]."""
+    return torch.cat([net.body(part.float()) for part in torch.split(images, 64)])
 
 
-def _kid(own: Traversals, reference: Tensor, features: "partial[Tensor] | Body") -> float:
+def _kid(own: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]) -> float:
     unshifted = features(reference)
     plain, ends = features(own.plain), features(own.shifted[:, :, [0, -1]].flatten(0, 2))
     shifted = standardise(ends, unshifted).reshape(len(plain), -1, plain.shape[1])
@@ -108,11 +99,11 @@ def document(model: str, records: Mapping[float, Sequence[Record]]) -> str:
 
 `learned` on `{model}`, shift scale {BASE.shift_scale:g}, {BASE.iterations} iterations, {STEPS} steps, without the terms
 of purity and locality, which keep images near the model too, otherwise the defaults; mean and half its 95 % interval
-over seeds of the method. `kid` is the excess over unshifted samples, at the scale that training
-left, in features of the denoiser, on whose maps the discriminator has heads; `kid by the predictor` is in those of the
-attribute predictor, which it never sees. `out of range`: the share of pixels beyond +-1.05. `moved`: how far scale 1.0
-moves images, in distances of two samples. Coverage and disentanglement are taken at equal strength {STRENGTH}. All on
-{SEEDS} of the seeds that choose.
+over seeds of the method. `kid` is the excess over unshifted samples, at the scale that training left, in features of
+the denoiser, on whose maps the discriminator has heads; `kid by the predictor` is in those of the attribute predictor,
+which it never sees. `out of range`: the share of pixels beyond +-1.05. `moved`: how far scale 1.0 moves images, in
+distances of two samples. Coverage and disentanglement are taken at equal strength {STRENGTH}. All on {SEEDS} of the
+seeds that choose.
 
 {table([(f"weight {weight:g}", runs) for weight, runs in figures.items()], COLUMNS)}
 

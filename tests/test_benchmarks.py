@@ -15,8 +15,9 @@ from benchmarks import jacobian, jacobian_published, memory, metric_pictures, pc
 from benchmarks.ablation import BASE, CHANGES
 from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
+from benchmarks.discriminator import steps_table
 from benchmarks.measured_sets import SCALES, folder_of
-from benchmarks.methods import best_shares, shares_table
+from benchmarks.methods import best_shares, differences_table, shares_table
 from benchmarks.metric_pictures import END, START, Shown
 from benchmarks.sides import Case, celeba, chain_flops, flops, ours, straightforward
 from core.chain.gradient import CheckpointSteps
@@ -60,6 +61,26 @@ def test_best_shares_are_of_directions_that_move_the_attribute_most_and_enough()
     shares = best_shares(effects, ("a", "b", "c"))
     assert shares == pytest.approx({"share/a": 0.75, "share/b": 0.0, "share/c": 0.0})
     assert shares_table({"pca": [shares]}, ("a", "b")).splitlines()[2:] == ["| a | 0.75 |", "| b | 0.00 |"]
+
+
+def test_differences_of_methods_are_paired_by_seed_and_told_by_their_interval() -> None:
+    """+1 on both seeds is ahead, whatever the seeds have in common; of what is better small, it is behind."""
+    ours = [{"coverage": 3.0, "fidelity_kid": 3.0}, {"coverage": 8.0, "fidelity_kid": 9.0}]
+    theirs = [{"coverage": 2.0, "fidelity_kid": 2.0}, {"coverage": 7.0, "fidelity_kid": 8.0}]
+    lines = differences_table("learned", {"learned": ours, "pca": theirs}, ["coverage", "fidelity_kid"]).splitlines()
+    assert lines[0] == "| learned minus | pca |"
+    assert lines[2:] == [
+        "| coverage ↑ | +1.000 ± 0.000, ahead |",
+        "| fidelity kid ↓ | +1.000 ± 0.000, behind |",
+    ]
+    alone = differences_table("learned", {"learned": ours[:1], "pca": theirs[:1]}, ["coverage"])
+    assert alone.splitlines()[2] == "| coverage ↑ | - |", "one seed has no interval"
+
+
+def test_steps_of_a_dose_are_paired_by_seed() -> None:
+    """From 2 and 4 to 1 and 3: -1 on both, and two thirds of the mean."""
+    records = {0.0: [{"kid": 2.0}, {"kid": 4.0}], 3.0: [{"kid": 1.0}, {"kid": 3.0}]}
+    assert steps_table(records, "kid").splitlines()[2:] == ["| 0 to 3 | -1.000 ± 0.000 | 0.67 |"]
 
 
 def test_power_iteration_and_block_power_iteration_find_the_largest() -> None:

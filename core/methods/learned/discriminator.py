@@ -2,9 +2,8 @@
 
 Its "real" images are unshifted samples of the same frozen model, so fidelity is relative to that model and no data set
 is needed. It has two kinds of parts: a network of the image, and a small head on each of the frozen denoiser's maps of
-the sample, where what is wrong with a shifted sample can be told within a hundred iterations (after Sauer et al.,
-arXiv 2111.01007, who put heads on a pretrained classifier's maps). Spectral normalisation (Miyato et al., arXiv
-1802.05957) keeps their slopes bounded.
+the sample (after Sauer et al., arXiv 2111.01007, who put heads on a pretrained classifier's maps). Spectral
+normalisation (Miyato et al., arXiv 1802.05957) bounds the slope of every layer but the last of a head.
 """
 
 import math
