@@ -165,11 +165,15 @@ class SweepFolder:
         return content
 
     def sweep(self) -> Sweep:
-        """Return the specification that the sweep was started with. Raises UserError where it is damaged."""
+        """Return the specification that the sweep was started with.
+
+        Raises UserError where it is damaged, or says what this version does not know.
+        """
         try:
             return parse(self.read()["spec"])
         except SpecError as error:
-            raise UserError(f"{self.path / 'sweep.json'} is damaged: {error.problems[0]}") from None
+            why = f"is damaged, or another version wrote it: {error.problems[0]}"
+            raise UserError(f"{self.path / 'sweep.json'} {why}") from None
 
     def create(self, sweep: Sweep, weights: str) -> None:
         """Create the folder of a new sweep; an existing one is left alone."""

@@ -98,9 +98,13 @@ def test_a_name_that_would_lead_elsewhere_is_refused(tmp_path: Path, name: str) 
 
 def test_a_folder_that_is_damaged_or_not_there(folder: SweepFolder) -> None:
     spec = {key: {} for key in ("id", "identity", "spec", "weights", "versions")}
-    for content in ("{", "[1]", "[" * 100_000, "{}", '{"id": 1}', json.dumps(spec)):
+    for content in ("{", "[1]", "[" * 100_000, "{}", '{"id": 1}'):
         (folder.path / "sweep.json").write_text(content)
         with pytest.raises(UserError, match="sweep.json is damaged: "):
+            folder.sweep()
+    for unreadable in ({}, {"name": "a", "model": "b", "search": {"start": "flattest"}}):
+        (folder.path / "sweep.json").write_text(json.dumps(spec | {"spec": unreadable}))
+        with pytest.raises(UserError, match="sweep.json is damaged, or another version wrote it: "):
             folder.sweep()
     with pytest.raises(UserError, match="no sweep.json of a sweep 'other' in .*; sweeps there: a"):
         SweepFolder(folder.root, "other").read()
