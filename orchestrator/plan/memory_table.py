@@ -46,9 +46,9 @@ class Passes:
         shifted      I B (T - F)  chains start at the first step that is shifted
         decoders     I B S        further passes through the decoder half, under asymmetric injection
 
-    Steps run again in the backward pass (`again`), evaluations and the 32 samples on which `learned` calibrates are not
-    included. Where the model's timesteps are unknown, F = 0 and S = T; `bound` is then True if there is a window, as
-    these are upper bounds.
+    Steps run again in the backward pass (`again`), evaluations, the slopes from which directions start, and the 32
+    samples on which `learned` calibrates are not included. Where the model's timesteps are unknown, F = 0 and S = T;
+    `bound` is then True if there is a window, as these are upper bounds.
     """
 
     unshifted: int

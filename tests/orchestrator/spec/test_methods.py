@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec import METHODS, PARAMETERS, Choice, Fixed, IntRange, SpecError, load
+from orchestrator.spec import METHODS, PAIRED, PARAMETERS, TRAINED, Choice, Fixed, IntRange, SpecError, load
 from tests.orchestrator.spec.test_sentences import TEXT, mistakes_of
 from tests.orchestrator.spec.test_sweep import sweep_of
 
@@ -264,5 +264,8 @@ def test_a_dotted_name_belongs_to_the_method_it_opens_with() -> None:
 @pytest.mark.slow
 def test_methods_are_those_of_core() -> None:
     from core.methods import METHODS as methods_of_core  # here, for it loads torch
+    from core.methods.learned.training import PAIRED as paired_of_core
 
     assert tuple(methods_of_core) == METHODS
+    assert {name for name, method in methods_of_core.items() if hasattr(method, "Learner")} == set(TRAINED)
+    assert paired_of_core == PAIRED
