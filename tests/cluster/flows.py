@@ -80,6 +80,8 @@ def undisturbed(scenario: rows.Scenario, stage: Stage, trials: int = TRIALS) -> 
             accounted(sweep)
             measured(scenario, "gangs", f"free again after {freed(sweep):.0f} s; {_gaps(sweep)}")
             quiet(sweep)
+        row = scenario.rows["gangs"]
+        check(row.held, row.why)
         return stores.result(sweep)
     finally:
         sweep.end()

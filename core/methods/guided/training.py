@@ -106,9 +106,9 @@ class Learner(ChainLearner[Settings, HasShift]):
         return len(self.names)
 
     def _score(self, images: Tensor) -> Tensor:
-        """Return the scores [N, A] of images, differentiable."""
+        """Return the scores [N, A] of images, differentiable, on the denoiser's device."""
         assert self.attributes.score_through is not None  # refused in __init__
-        return self.attributes.score_through(images)
+        return self.attributes.score_through(images).to(self.denoiser.device)
 
     def _found(self, pool: Pool, h: Tensor) -> Found:
         settings = self.settings

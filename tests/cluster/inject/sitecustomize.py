@@ -19,7 +19,7 @@ def _patch_learned(module, watch):
     def told(self, n):
         time.sleep(float((watch / "pace").read_text()))
         with open(watch / _trial, "a") as file:
-            file.write(f"{self.rank} {os.getpid()} {n} {time.time()}\n")
+            file.write(f"{self.workers.rank} {os.getpid()} {n} {time.time()}\n")
         return iterate(self, n)
 
     module.Learner.iterate = told

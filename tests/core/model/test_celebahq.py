@@ -32,8 +32,7 @@ def test_one_training_iteration() -> None:
     assert denoiser.sample_shape == (3, 32, 32) and denoiser.h_shape == (512, 1, 1)
     settings = Settings(
         directions=2,
-        batch=1,
-        consistency_weight=0.0,
+        batch=2,
         pool=2,
         injection="asymmetric",
         window=(600, 0),

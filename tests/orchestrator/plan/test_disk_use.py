@@ -65,7 +65,7 @@ def test_the_state_of_a_trial_is_as_large_as_was_counted(
     learner.iterate(0)
     engines.snapshot(1).write(tmp_path)
     engines.close()
-    counted = upkeep.engine_bytes(trial_model.denoiser, trial_model.schedule, settings)
+    counted = upkeep.engine_bytes(without_weights(sweep), trial_model.schedule, settings)
     assert counted == pytest.approx(taken(tmp_path), rel=0.02)
 
 

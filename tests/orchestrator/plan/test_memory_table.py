@@ -103,7 +103,7 @@ def test_what_does_not_fit_says_what_would() -> None:
         sampler={"steps": 40, "batch": 4},
     )
     case = case_of(sweep)
-    small, large, tiny = Device("100MB", 10**8), Device("10GB", 10**10), Device("10MB", 10**7)
+    small, large, tiny = Device("200MB", 2 * 10**8), Device("10GB", 10**10), Device("10MB", 10**7)
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(memory_table(case, [small, large, tiny]))
     [fits] = [line for line in console.export_text().splitlines() if line.startswith("fits")]
@@ -115,8 +115,8 @@ def test_what_does_not_fit_says_what_would() -> None:
     ]
     refuse_unfit(case, [small, large])
     refuse_unfit(case, [small, large], "10GB")
-    with pytest.raises(UserError, match="^gradient: training does not fit 100MB: full_graph with micro_batch 16 "):
-        refuse_unfit(case, [small, large], "100MB")
+    with pytest.raises(UserError, match="^gradient: training does not fit 200MB: full_graph with micro_batch 16 "):
+        refuse_unfit(case, [small, large], "200MB")
     with pytest.raises(UserError, match="; checkpoint_steps with micro_batch 16 takes 0.1 GB and would fit$"):
         refuse_unfit(case, [tiny, small])
     with pytest.raises(UserError, match="^gradient: training does not fit 10MB: .*; even checkpoint_blocks with mic"):
