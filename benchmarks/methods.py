@@ -23,7 +23,7 @@ from benchmarks.common import ARROWS, RESULTS, Record, half_of, kept, machine, t
 from benchmarks.measured_sets import STEPS, Chain
 from core.directions.direction_set import DirectionSet
 from core.intervals import interval_of, of_runs, verdict
-from core.methods import guided, jacobian, learned, pca, random, supervised
+from core.methods import guided, jacobian, learned, pca, random, semantic, supervised
 from core.metrics import METRICS, calibrate, evaluate
 from core.metrics.attributes import coverage, effects_by_sample
 from core.metrics.traversals import draw_plain
@@ -53,6 +53,9 @@ FIND: dict[str, Callable[[Chain, int], DirectionSet]] = {
     "pca": lambda chain, seed: pca.find(chain.denoiser, chain.schedule, pca.Settings(16, seed=seed), cache=chain.cache),
     "jacobian": lambda chain, seed: jacobian.find(
         chain.denoiser, chain.schedule, jacobian.Settings(16, seed=seed), cache=chain.cache
+    ),
+    "semantic": lambda chain, seed: semantic.find(
+        chain.denoiser, chain.schedule, semantic.Settings(16, seed=seed), cache=chain.cache
     ),
     "random": lambda chain, seed: random.find(
         chain.denoiser, chain.schedule, random.Settings(16, seed=seed), cache=chain.cache

@@ -247,3 +247,14 @@ class DirectionSet:
             raise DirectionSetError(f"{folder / _DESCRIPTION} is not of a direction set: {error}") from None
         tensors = read_tensors(folder / _TENSORS, len(names), len(timesteps))
         return cls(tensors["table"], tensors["sigma"], timesteps, names, metrics, provenance, dials)
+
+
+def units(shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return shifts of h [K, S, C, H, W] as unit directions of that shape, and their lengths [K, S].
+
+    Where a shift is 0, the direction is arbitrary.
+    """
+    length = shifts.flatten(2).norm(dim=2)
+    anywhere = torch.eye(1, shifts[0, 0].numel()).reshape(shifts.shape[2:]).to(shifts)
+    each = length[:, :, None, None, None]
+    return torch.where(each == 0, anywhere, shifts / each.clamp(min=1e-30)), length

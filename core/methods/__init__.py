@@ -6,15 +6,16 @@ Every `find` also takes `batch` and `cache`, which a trial passes; `guided` and 
 
 from types import ModuleType
 
-from core.methods import guided, jacobian, learned, pca, random, supervised
+from core.methods import guided, jacobian, learned, pca, random, semantic, supervised
 
 METHODS: dict[str, ModuleType] = {
     "learned": learned,
     "guided": guided,
     "pca": pca,
     "jacobian": jacobian,
+    "semantic": semantic,
     "supervised": supervised,
     "random": random,
 }
 
-__all__ = ["METHODS", "guided", "jacobian", "learned", "pca", "random", "supervised"]
+__all__ = ["METHODS", "guided", "jacobian", "learned", "pca", "random", "semantic", "supervised"]

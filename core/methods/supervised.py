@@ -11,7 +11,6 @@ h; only sums of h are kept.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from core.chain.sampling import invert, trajectory
 from core.chain.schedule import Schedule
-from core.directions.direction_set import DirectionSet
+from core.directions.direction_set import DirectionSet, units
 from core.directions.provenance import provenance
 from core.errors import UserError
 from core.methods.attribute_scores import predictor_of, refuse_repeated, refuse_useless_scores, scores_of
@@ -27,7 +26,7 @@ from core.model.denoiser import Denoiser
 from core.pictures.images import load_pairs
 from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache
-from core.samples.draw import draw_h, draw_images
+from core.samples.draw import draw_images, weighted_h
 from core.samples.training import training_seeds
 
 
@@ -112,32 +111,6 @@ def extremes_of(score: Tensor, count: int, balance: Tensor | None = None) -> tup
 
 
 @torch.no_grad()
-def weighted_h(
-    denoiser: Denoiser,
-    schedule: Schedule,
-    seeds: Sequence[int],
-    weights: Tensor,
-    batch: int = 64,
-    cache: SampleCache | None = None,
-) -> Tensor:
-    """Return sum_n weights[a, n] h(seed n): [A, T, *h_shape], float64, on the CPU. weights: [A, N].
-
-    Samples whose weight is 0 in every row are not drawn.
-    """
-    rows = weights.double().cpu()
-    used = rows.any(dim=0).nonzero().flatten().tolist()
-    total = torch.zeros(len(rows), len(schedule), math.prod(denoiser.h_shape), dtype=torch.float64)
-    start = 0
-    for part in draw_h(denoiser, schedule, [seeds[n] for n in used], batch, cache):
-        count = part.shape[1]
-        weight = rows[:, used[start : start + count]]  # [A, N']
-        for i, h in enumerate(part):
-            total[:, i] += weight @ h.flatten(1).cpu().double()
-        start += count
-    return total.reshape(*total.shape[:2], *denoiser.h_shape)
-
-
-@torch.no_grad()
 def mean_h(denoiser: Denoiser, schedule: Schedule, images: Tensor, batch: int = 64) -> Tensor:
     """Return the mean over images [N, *image_shape] of the h of their chains: [T, *h_shape], float64, on the CPU.
 
@@ -210,15 +183,13 @@ def _as_set(
     denoiser: Denoiser, schedule: Schedule, settings: Settings, names: tuple[str, ...], difference: Tensor
 ) -> DirectionSet:
     """Return the set of the differences [A, T, *h_shape]: sigma is their length at each step times settings.scale."""
-    length = difference.flatten(2).norm(dim=2)  # [A, T]
+    table, length = units(difference)
     for name, total in zip(names, length.sum(dim=1), strict=True):
         if total == 0:
             raise UserError(f"attribute '{name}': its two groups of images have the same h")
     dtype = denoiser.chain_dtype
-    anywhere = torch.eye(1, difference[0, 0].numel()).reshape(denoiser.h_shape).to(difference)  # where nothing differs
-    still = (length == 0)[:, :, None, None, None]
     return DirectionSet(
-        torch.where(still, anywhere, difference / length.clamp(min=1e-30)[:, :, None, None, None]).to(dtype),
+        table.to(dtype),
         (settings.scale * length).to(dtype),
         schedule.timesteps,
         names,

@@ -6,6 +6,7 @@ same with and without a cache: bit by bit where `batch` divides the cache's `blo
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -177,3 +178,29 @@ def _key(denoiser: Denoiser, schedule: Schedule, seeds: Sequence[int]) -> str:
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@torch.no_grad()
+def weighted_h(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    seeds: Sequence[int],
+    weights: Tensor,
+    batch: int = 64,
+    cache: SampleCache | None = None,
+) -> Tensor:
+    """Return sum_n weights[a, n] h(seed n): [A, T, *h_shape], float64, on the CPU. weights: [A, N].
+
+    Samples whose weight is 0 in every row are not drawn.
+    """
+    rows = weights.double().cpu()
+    used = rows.any(dim=0).nonzero().flatten().tolist()
+    total = torch.zeros(len(rows), len(schedule), math.prod(denoiser.h_shape), dtype=torch.float64)
+    start = 0
+    for part in draw_h(denoiser, schedule, [seeds[n] for n in used], batch, cache):
+        count = part.shape[1]
+        weight = rows[:, used[start : start + count]]  # [A, N']
+        for i, h in enumerate(part):
+            total[:, i] += weight @ h.flatten(1).cpu().double()
+        start += count
+    return total.reshape(*total.shape[:2], *denoiser.h_shape)

@@ -99,13 +99,13 @@ def cache_bytes(
     """Return the bytes of unshifted samples that are kept for all trials, at most the limit of the cache.
 
     Counted are, for each seed, the h of the samples that methods use, the images and states that training starts from,
-    and the images that `supervised` scores; further the h that random directions are made of at the end, and the images
-    that sets are scaled and measured against, and whose factors are taken.
+    and the images that `supervised` and `semantic` look at; further the h that random directions are made of at the
+    end, and the images that sets are scaled and measured against, and whose factors are taken.
     """
     image = prod(denoiser.sample_shape) * 4
     h = len(schedule) * prod(denoiser.h_shape) * denoiser.dtype.itemsize
     pool = max((each.pool for each in trained), default=0)
-    scored = max(looked_at) if "supervised" in sweep.methods else pool
+    scored = max(looked_at) if {"supervised", "semantic"} & set(sweep.methods) else pool
     nbytes = seeds * (max(looked_at) * h + (pool + max(pool, scored)) * image)
     nbytes += RANDOM_DRAWS * SPREAD_SAMPLES * h
     nbytes += 10 * sweep.evaluate.seeds * image  # 5 for each seed, to compare trials and again to report

@@ -40,7 +40,7 @@ from typing import Any
 
 from core.chain.schedule import Schedule
 from core.methods.learned.chain_learner import SLOPE_SAMPLES
-from core.methods.learned.sources import READ
+from core.methods.sources import READ
 from core.metrics import calibration
 from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.metrics.identifiability import ITERATIONS, iterations_for
@@ -61,6 +61,7 @@ _DRAWN = 200  # random configurations, where the space is not run through
 _UNPREDICTED = {
     "jacobian": "how many products it takes depends on how fast it converges",
     "pairs": "it depends on how many images the pairs have",
+    "look": "how long its vision model looks at an image is not measured",
 }
 
 
@@ -211,6 +212,9 @@ class _Trial:
 
     def _found(self, parameters: Mapping[str, Value]) -> float:
         """Return the seconds of a method that does not train, without drawing samples that trials share."""
+        if parameters["method"] == "semantic":
+            assert self.measured.sources is not None
+            return self.measured.sources
         if parameters["method"] != "supervised":
             return 0.0
         settings: Any = settings_of(parameters, self.sweep)
@@ -226,4 +230,6 @@ def _reason_unpredicted(its_own: Sequence[Mapping[str, Value]]) -> str | None:
     """Return why the time of a method is not predicted; None where it is."""
     if its_own[0]["method"] == "jacobian":
         return _UNPREDICTED["jacobian"]
+    if any(each.get("semantic.look", "denoiser") != "denoiser" for each in its_own):
+        return _UNPREDICTED["look"]
     return _UNPREDICTED["pairs"] if any(each.get("supervised.pairs", "none") != "none" for each in its_own) else None

@@ -9,7 +9,7 @@ and caches. Communication between the workers that share a batch is not measured
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -25,14 +25,14 @@ from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods import METHODS, learned
 from core.methods.learned.chain_learner import ChainLearner, Workers
-from core.methods.learned.sources import find_sources
 from core.methods.learned.starts import leading_components
 from core.methods.learned.training_settings import TrainingSettings
+from core.methods.sources import find_sources
 from core.metrics import Traversals
 from core.metrics.evaluation import seen_by_a_viewer
 from core.metrics.identifiability import ITERATIONS, identifiability
 from core.metrics.traversals import SCALES, shown_by
-from orchestrator.spec import Sweep
+from orchestrator.spec import Sweep, Value
 from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.memory import Case, device_bytes, heaviest
 from orchestrator.trial.model import TrialModel
@@ -56,6 +56,7 @@ class Timings:
     labels: float = 0  # not a time: the number of attributes that the predictor scores
     start: float | None = None  # of the learned directions, from the pool's h
     iteration: float | None = None  # of training the heaviest configuration, of the method that takes longest
+    sources: float | None = None  # of method semantic: looking at its samples and finding what they vary in
     decode: float = 0.0  # one latent to an image; 0 where samples are images
 
 
@@ -125,6 +126,8 @@ def _measured(sweep: Sweep) -> Timings:
     labels = len(trial_model.attributes.names) if trial_model.attributes else 0
     decode = _decode_s(trial_model)
     measured = Timings(load, forward, _score_s(trial_model), _judge_s(trial_model), labels, decode=decode)
+    if "semantic" in sweep.methods:
+        measured = replace(measured, sources=_sources_s(trial_model, *_most_of_semantic(sweep)))
     settings = {method: with_names(heaviest(sweep, method), trial_model.attributes) for method in sweep.trained}
     if not settings:
         return measured
@@ -192,9 +195,27 @@ def _start_s(trial_model: TrialModel, settings: learned.Settings) -> float:
         h = torch.randn(len(trial_model.schedule), settings.pool, *denoiser.h_shape)
         taken = _timed(lambda: leading_components(h, directions, settings.parametrisation))
     if settings.finds_sources:
-        x_0 = torch.randn(settings.pool, *denoiser.sample_shape, dtype=denoiser.chain_dtype, device=denoiser.device)
-        taken += _timed(lambda: find_sources(denoiser, x_0, directions))
+        taken += _sources_s(trial_model, settings.pool, directions)
     return taken
+
+
+def _sources_s(trial_model: TrialModel, samples: int, directions: int) -> float:
+    """Return the seconds of finding sources in what the denoiser sees of samples, which are noise here."""
+    denoiser = trial_model.denoiser
+    x_0 = torch.randn(samples, *denoiser.sample_shape, dtype=denoiser.chain_dtype, device=denoiser.device)
+    return _timed(lambda: find_sources(denoiser, x_0, directions))
+
+
+def _most_of_semantic(sweep: Sweep) -> tuple[int, int]:
+    """Return the most samples and the most directions that method semantic may have in this sweep."""
+    samples, directions = (sweep.possible_values(name, "semantic") or () for name in ("semantic.samples", "directions"))
+    return _greatest(samples), _greatest(directions)
+
+
+def _greatest(values: Sequence[Value]) -> int:
+    """Return the largest of whole numbers; of a range without going through it."""
+    ends = (values[0], values[-1]) if isinstance(values, range) else values
+    return max(map(int, ends))
 
 
 def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: TrainingSettings, forward: float) -> float:

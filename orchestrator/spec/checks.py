@@ -290,12 +290,13 @@ def _steps(sweep: Sweep) -> Iterator[Check]:
 
 
 def _samples(sweep: Sweep) -> Iterator[Check]:
-    """Yield a mistake where PCA has too few samples: N samples have N - 1 principal components."""
-    samples, directions = _ends(sweep, "pca.samples", "pca"), _ends(sweep, "directions", "pca")
-    if samples and directions and samples[0] <= directions[1]:
-        path = ("search", "pca.samples")
-        text = complaint(f"is too few for {directions[1]} directions", samples[0], f"at least {directions[1] + 1}")
-        yield (path, ("search", "directions"), ("method",)), Problem(path, text)
+    """Yield a mistake where a method has too few samples: N samples vary in N - 1 dimensions."""
+    for method in ("pca", "semantic"):
+        samples, directions = _ends(sweep, f"{method}.samples", method), _ends(sweep, "directions", method)
+        if samples and directions and samples[0] <= directions[1]:
+            path = ("search", f"{method}.samples")
+            text = complaint(f"is too few for {directions[1]} directions", samples[0], f"at least {directions[1] + 1}")
+            yield (path, ("search", "directions"), ("method",)), Problem(path, text)
 
 
 def _extremes(sweep: Sweep) -> Iterator[Check]:

@@ -19,6 +19,7 @@ _NETWORKS = {
     "evaluate.second_predictor": "a folder here, or a hub id, of an image classifier or a CLIP model",
     "evaluate.features": "a folder here, or a hub id, of an image model",
     "evaluate.identity": "a safetensors file, or a folder here or a hub id of an image model",
+    "search.semantic.look": "denoiser, or a folder here, or a hub id, of an image model",
 }
 _FILES = {
     "evaluate.inception": "a safetensors file",
@@ -26,6 +27,8 @@ _FILES = {
     "search.jacobian.mask": "an image",
     "search.supervised.pairs": "a folder of images",
 }
+
+_NOTHING = (None, "none", "denoiser")  # values that name no file
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def sources(sweep: Sweep) -> Iterator[Source]:
         values: Sequence[object] = [sweep.predictor if section == "predictor" else getattr(sweep.evaluate, name, None)]
         if section == "search":
             values = countable(sweep.distribution_of(name)) or ()
-        yield from (Source(key, str(value)) for value in values if value not in (None, "none"))
+        yield from (Source(key, str(value)) for value in values if value not in _NOTHING)
 
 
 def absent(sweep: Sweep) -> list[Source]:

@@ -9,12 +9,10 @@ Mode = Literal["max", "min"]
 Value = bool | int | float | str
 
 # Mirrors core.methods, which this package must not import (it would load torch); a test keeps the two equal.
-METHODS = ("learned", "guided", "pca", "jacobian", "supervised", "random")
+METHODS = ("learned", "guided", "pca", "jacobian", "semantic", "supervised", "random")
 
-TRAINED = (
-    "learned",
-    "guided",
-)  # the methods that train: these are checkpointed and measured on the way, ASHA stops them
+# The methods that train: these are checkpointed and measured on the way, ASHA stops them.
+TRAINED = ("learned", "guided")
 BY_ATTRIBUTES = ("guided", "supervised")  # the methods that find a direction for each attribute of a predictor
 
 # Mirrors core.metrics.calibration.STRENGTH, which loads torch; a test keeps the two equal.
@@ -65,10 +63,11 @@ class Parameter:
     methods: tuple[str, ...] = METHODS
 
 
-_LEARNED, _GUIDED, _PCA, _JACOBIAN, _SUPERVISED = ("learned",), ("guided",), ("pca",), ("jacobian",), ("supervised",)
+_LEARNED, _GUIDED, _PCA, _JACOBIAN = ("learned",), ("guided",), ("pca",), ("jacobian",)
+_SEMANTIC, _SUPERVISED = ("semantic",), ("supervised",)
 
 PARAMETERS: dict[str, Parameter] = {
-    "directions": Parameter(Whole(2, 4096), 16, ("learned", "pca", "jacobian", "random")),
+    "directions": Parameter(Whole(2, 4096), 16, ("learned", "pca", "jacobian", "semantic", "random")),
     "shift_scale": Parameter(Real(above=0, high=100), 0.5, (*TRAINED, "jacobian", "random")),
     "seed": Parameter(Whole(0, 2**32 - 1), None),
     "discriminator_weight": Parameter(Real(low=0, high=1000), 3.0, TRAINED),
@@ -94,6 +93,10 @@ PARAMETERS: dict[str, Parameter] = {
     "jacobian.image": Parameter(Whole(0), 0, _JACOBIAN),
     "jacobian.mask": Parameter(OrWord(Text(), ("none",)), "none", _JACOBIAN),
     "jacobian.box": Parameter(OrWord(Box(), ("none",)), "none", _JACOBIAN),
+    "semantic.look": Parameter(OrWord(Text(), ("denoiser",)), "denoiser", _SEMANTIC),  # or a vision model
+    "semantic.scores": Parameter(OneOf(("flattest", "components")), "flattest", _SEMANTIC),
+    "semantic.samples": Parameter(Whole(2), 1024, _SEMANTIC),
+    "semantic.sigmas": Parameter(Real(above=0, high=100), 3.0, _SEMANTIC),
     "supervised.attribute": Parameter(OrWord(Text(), ("all",)), "all", _SUPERVISED),
     "supervised.samples": Parameter(Whole(2), 1024, _SUPERVISED),
     "supervised.extremes": Parameter(Whole(1), 100, _SUPERVISED),

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from math import prod
 
 from core.chain.schedule import Schedule, check_window
-from core.errors import UserError
+from core.errors import ModelError, UserError
 from core.methods import guided
 from core.methods.jacobian import check_count
+from core.methods.semantic import DENOISER
 from core.model.denoiser import Denoiser
 from core.pictures.channels import COLOURS
 from core.pictures.images import load_pairs
@@ -15,6 +16,7 @@ from core.pictures.masks import find_mask
 from core.precision import PRECISIONS
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
+from core.predictors.vision import open_vision
 from core.samples.training import training_seeds
 from orchestrator.search.space import configurations, sample, size
 from orchestrator.spec import Sweep, Value, countable
@@ -49,6 +51,7 @@ def check_model(sweep: Sweep) -> ModelFacts:
         *_directions(sweep, denoiser, attributes),
         *_objectives(sweep, attributes, second),
         *_colours(sweep, denoiser),
+        *_looks(sweep),
         *_supervised(sweep, attributes),
         *_guided(sweep, attributes),
         *_pairs(sweep, denoiser),
@@ -102,8 +105,23 @@ def _colours(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
         return
     networks = ("features", "inception", "lpips", "identity", "second_predictor")
     keys = [key for key in networks if getattr(sweep.evaluate, key) is not None]
-    for key in (*(f"evaluate.{key}" for key in keys), *(["predictor"] if sweep.predictor else [])):
+    looks = ["search.semantic.look"] if _vision_models(sweep) else []
+    for key in (*(f"evaluate.{key}" for key in keys), *(["predictor"] if sweep.predictor else []), *looks):
         yield f"{key}: it looks at pictures (1, 3 or 4 channels), and model '{sweep.model}' draws {count}: leave it out"
+
+
+def _vision_models(sweep: Sweep) -> list[str]:
+    """Return the vision models through which method semantic looks."""
+    return [str(look) for look in _values(sweep, "semantic.look") if look != DENOISER]
+
+
+def _looks(sweep: Sweep) -> Iterator[str]:
+    """Yield why a vision model of method semantic cannot be read."""
+    for look in _vision_models(sweep):
+        try:
+            open_vision(look, "search.semantic.look: model")
+        except ModelError as error:
+            yield str(error)
 
 
 def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:

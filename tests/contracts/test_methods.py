@@ -16,7 +16,7 @@ from torch import Tensor
 from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.chain.gradient import CheckpointSteps
 from core.errors import DirectionSetError, UserError
-from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, semantic, supervised
 from core.metrics import METRICS, calibrate, evaluate
 from core.predictors.attributes import Attributes
 from core.randomness import REPORT_SEEDS
@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "guided": guided.Settings(batch=4, pool=32, iterations=2),
     "pca": pca.Settings(directions=3, samples=16),
     "jacobian": jacobian.Settings(directions=3),
+    "semantic": semantic.Settings(directions=3, samples=16),
     "supervised": supervised.Settings(samples=32, extremes=8),
     "random": random.Settings(directions=3),
 }
@@ -209,7 +210,8 @@ def test_more_directions_than_h_has_dimensions_are_refused(method: str, denoiser
     if method in LED:
         pytest.skip("has as many directions as attributes")
     size = torch.Size(denoiser.h_shape).numel()
-    more = {"pca": {"samples": 10 * size, "joint": False}, "learned": {"orthonormal": True}}.get(method, {})
+    many = {"samples": 10 * size}
+    more = {"pca": {**many, "joint": False}, "semantic": many, "learned": {"orthonormal": True}}.get(method, {})
     settings = replace(SETTINGS[method], directions=size + 1, **more)
     with pytest.raises(UserError, match=rf"directions: got {size + 1}; h .*{size} dimensions"):
         find(method, denoiser, schedule, settings)

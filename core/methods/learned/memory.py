@@ -19,9 +19,9 @@ from core.methods.learned.discriminator import Discriminator, map_channels
 from core.methods.learned.losses import consistency_loss, locality_loss
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.shift_control import ShiftControl
-from core.methods.learned.sources import features_of_maps
 from core.methods.learned.training import Settings, ShiftAndReconstructor
 from core.methods.learned.training_settings import TrainingSettings
+from core.methods.sources import features_of_maps
 from core.model.denoiser import Denoiser
 
 MANY_ATTRIBUTES = 64  # of a predictor whose number is not known

@@ -12,7 +12,7 @@ arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T
                                              + l (how evenly what it changes is spread over the image)
     the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
 
-The terms with c, p and l, and the sources, found without labels (core.methods.learned.sources), are ours. What all
+The terms with c, p and l, and the sources, found without labels (core.methods.sources), are ours. What all
 trained methods share is in core.methods.learned.chain_learner.
 """
 
@@ -31,9 +31,9 @@ from core.methods.learned.chain_learner import ChainLearner, HasShift, Lead, See
 from core.methods.learned.optimiser import Group
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.shift_control import ShiftControl
-from core.methods.learned.sources import Sources, find_sources
 from core.methods.learned.starts import leading_components, pure_directions, spread_of
 from core.methods.learned.training_settings import TrainingSettings
+from core.methods.sources import Sources, find_sources
 from core.model.denoiser import Denoiser
 from core.samples.cache import SampleCache
 from core.samples.training import Pool

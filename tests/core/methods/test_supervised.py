@@ -11,7 +11,7 @@ from core import Denoiser, DirectionSet, Schedule, noise, sample
 from core.chain.sampling import trajectory
 from core.errors import DirectionSetError, UserError
 from core.methods import supervised
-from core.methods.supervised import Settings, extremes_of, mean_h, projected, weighted_h
+from core.methods.supervised import Settings, extremes_of, mean_h, projected
 from core.metrics.attributes import effects_by_sample
 from core.metrics.traversals import draw_traversals
 from core.pictures.images import load_images
@@ -89,16 +89,6 @@ def test_the_set_does_not_depend_on_the_batch_but_on_the_seed(tiny_denoiser: Den
     assert torch.allclose(full(by_fives), full(at_once), rtol=1e-9, atol=1e-12)
     other = supervised.find(tiny_denoiser, schedule, Settings(samples=SAMPLES, extremes=EXTREMES, seed=1), BRIGHTNESS)
     assert not torch.allclose(full(other), full(at_once), rtol=0.1)
-
-
-def test_weighted_h_draws_only_what_has_a_weight(tiny_denoiser: Denoiser, schedule: Schedule) -> None:
-    weights = torch.tensor([[0.5, 0.0, -1.0, 0.0], [0.0, 0.0, 2.0, 0.0]])
-    seeds = [5, 3, 9, 1]
-    _, h = trajectory(tiny_denoiser, schedule, noise(seeds, tiny_denoiser.sample_shape, torch.float64))
-    expected = torch.einsum("an,tnchw->atchw", weights.double(), h)
-    # A seed that cannot be drawn stands where no row has a weight.
-    total = weighted_h(tiny_denoiser, schedule, [5, "none", 9, "none"], weights, batch=1)  # type: ignore[list-item]
-    assert torch.allclose(total, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_stochastic_chain_has_directions_too(tiny_denoiser: Denoiser) -> None:

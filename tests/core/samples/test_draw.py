@@ -14,7 +14,7 @@ import torch
 
 from core import Denoiser, Schedule, sample
 from core.chain.sampling import trajectory
-from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, semantic, supervised
 from core.methods.learned.training import Learner
 from core.metrics import calibrate, evaluate
 from core.model.condition import Condition
@@ -25,7 +25,7 @@ from core.progress import listening
 from core.randomness import SELECT_SEEDS, noise, step_noise
 from core.samples import draw as unshifted
 from core.samples.cache import SampleCache
-from core.samples.draw import IMAGES, H, Sampling, before_step, draw, draw_h, draw_images
+from core.samples.draw import IMAGES, H, Sampling, before_step, draw, draw_h, draw_images, weighted_h
 from core.samples.training import draw_pool, measured_spread, training_seeds
 
 NAMES = (before_step(1), IMAGES, H)
@@ -257,6 +257,7 @@ SETTINGS: dict[str, Any] = {
     "guided": guided.Settings(batch=4, pool=32, iterations=2),
     "pca": pca.Settings(directions=3, samples=16),
     "jacobian": jacobian.Settings(directions=3),
+    "semantic": semantic.Settings(directions=3, samples=16),
     "supervised": supervised.Settings(samples=32, extremes=8),
     "random": random.Settings(directions=3),
 }
@@ -381,3 +382,14 @@ def test_two_trials_at_once_draw_every_sample_once(trials: list[subprocess.Popen
     told = [trial.communicate()[0].split() for trial in trials]
     assert sum(int(count) for count, *_ in told) == 12
     assert told[0][1:] == told[1][1:]
+
+
+def test_weighted_h_draws_only_what_has_a_weight(tiny_denoiser: Denoiser) -> None:
+    schedule = Schedule.ddim(tiny_denoiser, 3)
+    weights = torch.tensor([[0.5, 0.0, -1.0, 0.0], [0.0, 0.0, 2.0, 0.0]])
+    seeds = [5, 3, 9, 1]
+    _, h = trajectory(tiny_denoiser, schedule, noise(seeds, tiny_denoiser.sample_shape, torch.float64))
+    expected = torch.einsum("an,tnchw->atchw", weights.double(), h)
+    # A seed that cannot be drawn stands where no row has a weight.
+    total = weighted_h(tiny_denoiser, schedule, [5, "none", 9, "none"], weights, batch=1)  # type: ignore[list-item]
+    assert torch.allclose(total, expected, rtol=1e-9, atol=1e-12)

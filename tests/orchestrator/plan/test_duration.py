@@ -17,7 +17,7 @@ from orchestrator.trial.memory import without_weights
 # 32 give the slopes of 32 numbers, with a backward pass for each number that takes two forward ones.
 BEFORE = 32 + 32 * (1 + 2 * 32)
 
-NOTHING = Timings(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iteration=0.0)
+NOTHING = Timings(load=0.0, forward=0.0, score=0.0, judge=0.0, start=0.0, iteration=0.0, sources=0.0)
 
 
 def sweep_with(**sections: Any) -> Sweep:
@@ -152,20 +152,22 @@ def test_unshifted_samples_are_drawn_once_for_each_seed() -> None:
 @pytest.mark.slow
 def test_methods_that_do_not_train() -> None:
     search = {"seed": {"choice": [0, 1]}, "directions": 8, "supervised.samples": 50, "supervised.extremes": 10}
-    methods = {"choice": ["pca", "random", "supervised"]}
-    sweep = sweep_with(method=methods, search=search, budget={"trials": 6}, evaluate={"seeds": 6})
+    methods = {"choice": ["pca", "random", "semantic", "supervised"]}
+    sweep = sweep_with(method=methods, search=search, budget={"trials": 8}, evaluate={"seeds": 6})
     found = predicted(sweep, judge=10.0)
-    assert found.trial == {"pca": 10.0, "random": 10.0, "supervised": 10.0} and found.sweep == 120.0
+    assert found.trial == dict.fromkeys(methods["choice"], 10.0) and found.sweep == 140.0
+    assert predicted(sweep, sources=3.0).trial == {"pca": 0.0, "random": 0.0, "semantic": 3.0, "supervised": 0.0}
     found = predicted(sweep, forward=1.0, labels=4)
     shifted = [6 * k * 4 for k in (8, 4)]
     many, few = ((n + 7 * k) * 5 + (30 + n) / 2 for n, k in zip(shifted, (8, 4), strict=True))
-    assert found.trial == {"pca": many, "random": many, "supervised": few + 20 * 5}
+    assert found.trial == {"pca": many, "random": many, "semantic": many, "supervised": few + 20 * 5}
 
 
 @pytest.mark.parametrize(
     ("method", "search", "why"),
     [
         ("jacobian", {"directions": 8}, "how many products it takes depends on how fast it converges"),
+        ("semantic", {"semantic.look": "a/dino"}, "how long its vision model looks at an image is not measured"),
         ("supervised", {"supervised.pairs": "folder"}, "it depends on how many images the pairs have"),
     ],
 )

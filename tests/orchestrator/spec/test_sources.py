@@ -10,8 +10,9 @@ from tests.orchestrator.spec.test_sweep import sweep_of
 ALL = """
 model: some/model
 predictor: ./mine
-method: {choice: [jacobian, supervised]}
-search: {jacobian.mask: {choice: [none, a.png, b.png]}, supervised.pairs: pairs}
+method: {choice: [jacobian, semantic, supervised]}
+search: {jacobian.mask: {choice: [none, a.png, b.png]}, supervised.pairs: pairs,
+         semantic.look: {choice: [denoiser, a/dino]}}
 evaluate: {features: a/b, inception: i.safetensors, lpips: l.pth, identity: weights/id.safetensors,
            second_predictor: ./other}
 """
@@ -24,6 +25,7 @@ def test_everything_that_a_sweep_reads_is_listed() -> None:
         ("evaluate.second_predictor", "./other"),
         ("evaluate.features", "a/b"),
         ("evaluate.identity", "weights/id.safetensors"),
+        ("search.semantic.look", "a/dino"),
         ("evaluate.inception", "i.safetensors"),
         ("evaluate.lpips", "l.pth"),
         ("search.jacobian.mask", "a.png"),
@@ -46,6 +48,8 @@ def test_everything_that_a_sweep_reads_is_listed() -> None:
         ("evaluate.identity", "some/model.pth", True),
         ("evaluate.features", "~/clip", True),
         ("evaluate.second_predictor", "some/model", False),
+        ("search.semantic.look", "some/model", False),
+        ("search.semantic.look", "./dino", True),
         ("search.supervised.pairs", "some/pairs", True),
     ],
 )

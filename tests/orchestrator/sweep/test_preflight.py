@@ -30,7 +30,7 @@ def mistakes_of(sweep: Sweep) -> list[str]:
     return str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("method", ["learned", "pca", "jacobian", "random", SEVERAL])
+@pytest.mark.parametrize("method", ["learned", "pca", "jacobian", "semantic", "random", SEVERAL])
 def test_what_fits_passes(tiny_model: Path, method: object) -> None:
     check_model(sweep_with(tiny_model, method=method, search={"directions": 32}))
 
@@ -111,6 +111,17 @@ def test_attributes_are_those_of_the_predictor() -> None:
 
 
 @pytest.mark.slow
+def test_a_vision_model_that_semantic_cannot_look_through(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    search = {"directions": 2, "semantic.look": {"choice": ["denoiser", str(tmp_path / "empty")]}}
+    sweep = sweep_with(tiny_model, method="semantic", search=search, budget={"trials": 2})
+    [told] = mistakes_of(sweep)
+    needed = "config.json and preprocessor_config.json or processor_config.json"
+    place = tmp_path / "empty"
+    assert told == f"search.semantic.look: model '{place}' is incomplete: {place} lacks {needed}"
+    check_model(sweep_with(tiny_model, method="semantic", search={"directions": 2}))
+
+
 def test_supervised_needs_a_predictor_or_pairs(tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_with(tiny_model, method={"choice": ["random", "supervised"]})
     assert mistakes_of(sweep) == [

@@ -46,6 +46,7 @@ def with_predictors(sweep: Sweep) -> TrialModel:
 PARAMETERS: dict[str, dict[str, Any]] = {
     "pca": {"directions": 2, "pca.samples": 8},
     "jacobian": {"directions": 2},
+    "semantic": {"directions": 2, "semantic.samples": 8},
     "supervised": {"supervised.samples": 8, "supervised.extremes": 2},
     "random": {"directions": 2},
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.errors import UserError
-from core.methods import METHODS, guided, jacobian, learned, pca, random, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, semantic, supervised
 from core.predictors.attributes import Attributes
 from orchestrator.search.space import configurations
 from orchestrator.spec import Sweep, parse
@@ -35,6 +35,10 @@ CASES = [
     (
         {"method": "pca", "directions": 4, "pca.samples": 64, "pca.joint": False, "pca.sigmas": 2.0},
         pca.Settings(directions=4, samples=64, joint=False, sigmas=2.0, seed=7),
+    ),
+    (
+        {"method": "semantic", "directions": 4, "semantic.look": "a/dino", "semantic.scores": "components"},
+        semantic.Settings(directions=4, look="a/dino", scores="components", seed=7),
     ),
     (
         {"method": "jacobian", "jacobian.step": "every", "jacobian.mask": "none", "jacobian.box": "0,4,8,16"},

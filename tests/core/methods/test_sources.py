@@ -10,8 +10,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from core import Denoiser, noise
 from core.chain.sample_maps import sample_maps
-from core.methods.learned import sources
-from core.methods.learned.sources import Sources, features_of_maps, find_sources
+from core.methods import sources
+from core.methods.sources import Sources, features_of_maps, find_sources
 from core.statistics.projection_pursuit import pursue
 
 
@@ -82,9 +82,9 @@ def test_the_first_twelve_are_looked_for_in_few_components(
 def test_each_feature_counts_alike_but_one_that_hardly_varies(single_denoiser: Denoiser) -> None:
     """Its deviation counts as a hundredth of the mean one; places' as a tenth."""
     values = torch.stack([torch.tensor([-1.0, 1.0]), torch.tensor([-1e-6, 1e-6])], dim=1)
-    deviation = sources._deviation(values, 0.01)
+    deviation = sources.deviation_of(values, 0.01)
     assert deviation.tolist() == pytest.approx([2**0.5, 0.01 * 2**0.5 / 2], rel=1e-4)
-    assert sources._deviation(torch.zeros(3, 2), 0.01).tolist() == pytest.approx([1e-12] * 2)
+    assert sources.deviation_of(torch.zeros(3, 2), 0.01).tolist() == pytest.approx([1e-12] * 2)
 
 
 def test_sources_go_where_they_are_asked_to(single_denoiser: Denoiser) -> None:

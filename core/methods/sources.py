@@ -1,8 +1,8 @@
-"""Sources of variation without labels: numbers that follow a single cause each, read from a sample's maps.
+"""Sources of variation without labels: numbers that follow a single cause each, read from features of samples.
 
-The sources are the flattest and most concentrated projections (core.statistics.projection_pursuit) of the frozen
-denoiser's maps of unshifted samples. They are linear in the maps, and the maps are differentiable, so the change of a
-source by a shift can be followed back through the whole chain. Source: ours.
+The sources are the flattest and most concentrated projections (core.statistics.projection_pursuit) of the features. A
+trained method reads them from the frozen denoiser's maps: they are linear in the maps, and the maps are differentiable,
+so the change of a source by a shift can be followed back through the whole chain. Source: ours.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ READ = 32  # leading components that are read
 
 @dataclass(frozen=True)
 class Sources:
-    """A linear reading of R numbers from maps, uncorrelated, each with mean 0 and variance 1 over unshifted samples.
+    """A linear reading of R numbers from features, uncorrelated, of mean 0 and variance 1 over unshifted samples.
 
     The first `count` are the sources; the others are what else the leading components tell, which belongs to none.
     """
@@ -53,15 +53,28 @@ def find_sources(denoiser: Denoiser, x_0: Tensor, count: int, batch: int = 64, s
 
     x_0: [N, *sample_shape]; count: the number of sources, at most READ and the dimensions in which samples vary.
     """
-    maps, looks = [], []
+    features, places = [], []
     for part in torch.split(x_0, batch):
         on_device = part.to(denoiser.device)
-        maps.append(features_of_maps(sample_maps(denoiser, on_device)).cpu())
-        looks.append(adaptive_avg_pool2d(denoiser.for_judges(on_device).float(), PLACES).flatten(2).cpu())
-    features, places = torch.cat(maps), torch.cat(looks)
-    deviation = _deviation(features, 0.01)
-    places = (places - places.mean(dim=0)) / _deviation(places, 0.1)
-    kept = min(READ, len(features) - 1, features.shape[1])
+        features.append(features_of_maps(sample_maps(denoiser, on_device)).cpu())
+        places.append(places_of(denoiser.for_judges(on_device)))
+    return sources_in(torch.cat(features), torch.cat(places), min(count, READ), seed)
+
+
+def places_of(seen: Tensor) -> Tensor:
+    """Return images or latents [N, C, H, W] as means over places: [N, C, PLACES * PLACES], float32, on the CPU."""
+    return adaptive_avg_pool2d(seen.float(), PLACES).flatten(2).cpu()
+
+
+def sources_in(features: Tensor, places: Tensor, count: int, seed: int = 0) -> tuple[Sources, Tensor]:
+    """Return the sources of samples with these features, and what they read in them [N, R].
+
+    features: [N, F]; places: of the same samples, as `places_of` gives them; count: as of `find_sources`, but more than
+    READ are looked for in as many components.
+    """
+    deviation = deviation_of(features, 0.01)
+    places = (places - places.mean(dim=0)) / deviation_of(places, 0.1)
+    kept = min(max(READ, count), len(features) - 1, features.shape[1])
     first, components = FIRST
     stages = ((min(count, first), min(components, kept)), (max(count - first, 0), kept))
     found = pursue(features / deviation, places, stages, kept, seed)
@@ -70,7 +83,7 @@ def find_sources(denoiser: Denoiser, x_0: Tensor, count: int, batch: int = 64, s
     return sources, (features - sources.mean) @ sources.weights
 
 
-def _deviation(values: Tensor, least: float) -> Tensor:
+def deviation_of(values: Tensor, least: float) -> Tensor:
     """Return the standard deviation of each column of values [N, ...], at least `least` of the average one."""
     deviation = values.std(dim=0)
     return deviation.clamp(min=max(least * float(deviation.mean()), 1e-12))

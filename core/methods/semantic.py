@@ -1,0 +1,150 @@
+"""Find the shifts of h that go with what a network sees in samples, without labels; nothing is trained.
+
+A frozen network looks at unshifted samples: the denoiser itself, through its feature maps, or any vision model. What
+varies most in its features, or in the flattest way (core.methods.sources), are scores without labels. Each direction is
+the regression of h on one score, at every step:
+
+    n_k,t = mean over samples of s_k (h_t - mean h_t)         s_k: score k, of mean 0 and variance 1
+
+which is the change of h that goes with one standard deviation of the score. After SliderSpace (Gandikota et al., arXiv
+2502.01639), which takes principal components of CLIP's features and trains an adapter for each; the regression and the
+flattest projections are ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from core.chain.sample_maps import sample_maps
+from core.chain.schedule import Schedule
+from core.directions.direction_set import DirectionSet, units
+from core.directions.provenance import provenance
+from core.errors import NonFiniteError, UserError
+from core.methods.sources import deviation_of, features_of_maps, places_of, sources_in
+from core.model.denoiser import Denoiser
+from core.predictors.vision import open_vision
+from core.samples.cache import SampleCache
+from core.samples.draw import draw_images, weighted_h
+from core.samples.training import training_seeds
+from core.statistics.principal_components import principal_components, store_height
+
+Scores = Literal["flattest", "components"]
+SCORES = ("flattest", "components")
+DENOISER = "denoiser"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of the method.
+
+    look: what sees the samples, "denoiser" or the folder or hub id of a vision model; scores: the flattest projections
+    of its features, or their principal components; samples: number of samples that are looked at; sigmas: length of the
+    shift at scale 1.0, in standard deviations of the score.
+    """
+
+    directions: int = 16
+    look: str = DENOISER
+    scores: Scores = "flattest"
+    samples: int = 1024
+    sigmas: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("directions", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
+        if self.scores not in SCORES:
+            raise UserError(f"scores: got '{self.scores}'; allowed: {', '.join(SCORES)}")
+        if self.samples <= self.directions:
+            raise UserError(
+                f"samples: got {self.samples}; {self.directions} scores need at least {self.directions + 1} samples"
+            )
+        if not 0 < self.sigmas < float("inf"):
+            raise UserError(f"sigmas: got {self.sigmas}; allowed: a number above 0")
+
+
+def find(
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    batch: int = 64,
+    cache: SampleCache | None = None,
+) -> DirectionSet:
+    """Find the K shifts of h that go with the scores, sigma[k, t] = `sigmas` ||n_k,t||.
+
+    batch: samples drawn and looked at at a time; cache: where they are read and kept. Signs are arbitrary but
+    repeatable. Raises UserError where h, or what is seen, varies in fewer dimensions than `settings.directions`,
+    ModelError where the vision model cannot be read, NonFiniteError where features or h are NaN or infinite.
+    """
+    _refuse_too_many(denoiser, settings)
+    seeds = training_seeds(settings.samples, settings.seed)
+    features, places = looked_at(denoiser, schedule, settings, batch, cache)
+    score = _scores(features, places, settings)
+    if score.shape[1] < settings.directions:
+        raise UserError(
+            f"directions: got {settings.directions}; what '{settings.look}' sees of model '{denoiser.name}' varies in "
+            f"{score.shape[1]} dimensions over {settings.samples} samples"
+        )
+    centred = (score - score.mean(dim=0)).double()  # the mean is 0 but for rounding
+    weights = (centred / centred.square().sum(dim=0)).T
+    shifts = weighted_h(denoiser, schedule, seeds, weights, batch, cache)
+    if not torch.isfinite(shifts).all():
+        raise NonFiniteError(f"h of model '{denoiser.name}' became NaN or infinite in its training samples")
+    table, length = units(shifts)
+    return DirectionSet(
+        table.float(),
+        (settings.sigmas * length).float(),
+        schedule.timesteps,
+        provenance=provenance("semantic", denoiser, schedule, asdict(settings)),
+    )
+
+
+@torch.no_grad()
+def looked_at(
+    denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int = 64, cache: SampleCache | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what is seen of the samples: features [N, F], and means over places; float32, on the CPU."""
+    features_of, features, places = _eye(settings.look, denoiser), [], []
+    for x_0 in draw_images(denoiser, schedule, training_seeds(settings.samples, settings.seed), batch, cache):
+        on_device = x_0.to(denoiser.device)
+        features.append(features_of(on_device))
+        places.append(places_of(denoiser.for_judges(on_device)))
+    found = torch.cat(features)
+    if not torch.isfinite(found).all():
+        raise NonFiniteError(f"look: what '{settings.look}' sees of model '{denoiser.name}' is NaN or infinite")
+    return found, torch.cat(places)
+
+
+def _eye(look: str, denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
+    """Return what looks at samples: x_0 [N, *sample_shape] -> features [N, F], float32, on the CPU."""
+    if look == DENOISER:
+        return lambda x_0: features_of_maps(sample_maps(denoiser, x_0)).cpu()
+    vision = open_vision(look, "look", denoiser.device)
+    return lambda x_0: vision.embed(denoiser.images(x_0))
+
+
+def _scores(features: Tensor, places: Tensor, settings: Settings) -> Tensor:
+    """Return at most K scores [N, k] of features [N, F], each of mean 0 and variance 1."""
+    if settings.scores == "flattest":
+        sources, values = sources_in(features, places, settings.directions, settings.seed)
+        return values[:, : sources.count]
+    rows = features / deviation_of(features, 0.01)
+    kept = min(settings.directions, len(rows) - 1, rows.shape[1])
+    height = store_height(rows.shape[1], kept, len(rows), itemsize=rows.element_size())
+    leading = principal_components([rows], kept, height)
+    varying = leading.deviations > 0
+    projected: Tensor = (rows.double() - leading.mean) @ leading.vectors[varying].T
+    return projected / leading.deviations[varying]
+
+
+def _refuse_too_many(denoiser: Denoiser, settings: Settings) -> None:
+    """Raise UserError where there are fewer dimensions than directions, before a sample is drawn."""
+    dimensions = prod(denoiser.h_shape)
+    if settings.directions > dimensions:
+        raise UserError(
+            f"directions: got {settings.directions}; h of model '{denoiser.name}' has {dimensions} dimensions"
+        )
