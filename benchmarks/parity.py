@@ -35,10 +35,10 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.common import RESULTS, machine
 from core import Denoiser, Schedule
-from core.methods.learned.chain_learner import Workers
-from core.methods.learned.optimiser import Group, TorchOptimiser
-from core.methods.learned.shift_control import Parametrisation
 from core.methods.learned.training import Learner, Settings
+from core.methods.trained.chain_learner import Workers
+from core.methods.trained.optimiser import Group, TorchOptimiser
+from core.methods.trained.shift_control import Parametrisation
 from orchestrator.spec.checks import unworkable
 from orchestrator.spec.sections import DeepSpeed
 from orchestrator.store.state_file import read_state

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from core.chain.sampling import invert, sample
     from core.chain.schedule import Schedule
     from core.directions.direction_set import DirectionSet
-    from core.methods.learned.shift_control import ShiftControl
+    from core.methods.trained.shift_control import ShiftControl
     from core.model.denoiser import Denoiser
     from core.randomness import noise
 
@@ -18,7 +18,7 @@ _HOME = {
     "Denoiser": "core.model.denoiser",
     "DirectionSet": "core.directions.direction_set",
     "Schedule": "core.chain.schedule",
-    "ShiftControl": "core.methods.learned.shift_control",
+    "ShiftControl": "core.methods.trained.shift_control",
     "invert": "core.chain.sampling",
     "noise": "core.randomness",
     "sample": "core.chain.sampling",

@@ -10,7 +10,7 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.directions.provenance import provenance
 from core.errors import UserError
-from core.methods.learned.shift_control import ShiftControl
+from core.methods.trained.shift_control import ShiftControl
 from core.model.denoiser import Denoiser
 from core.randomness import generator
 from core.samples.cache import SampleCache

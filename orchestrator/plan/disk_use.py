@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from core.chain.schedule import Schedule
-from core.methods.learned.memory import directions_of, trained_bytes
-from core.methods.learned.training_settings import TrainingSettings
+from core.methods.trained.training_settings import TrainingSettings
+from core.methods.training_memory import directions_of, trained_bytes
 from core.metrics import calibration
 from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.metrics.strength import REFERENCE

@@ -39,8 +39,8 @@ from statistics import fmean
 from typing import Any
 
 from core.chain.schedule import Schedule
-from core.methods.learned.chain_learner import SLOPE_SAMPLES
 from core.methods.sources import READ
+from core.methods.trained.chain_learner import SLOPE_SAMPLES
 from core.metrics import calibration
 from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.metrics.identifiability import ITERATIONS, iterations_for

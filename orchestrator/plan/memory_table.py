@@ -7,7 +7,7 @@ import torch
 
 from core.chain.schedule import Schedule
 from core.errors import UserError
-from core.methods.learned.memory import pool_h_bytes
+from core.methods.training_memory import pool_h_bytes
 from core.predictors.embedded import embedded_predictor
 from orchestrator.spec import Sweep, size_bytes
 from orchestrator.text import Grid, add_row, table_of

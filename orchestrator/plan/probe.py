@@ -24,10 +24,10 @@ import torch
 from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods import METHODS, learned
-from core.methods.learned.chain_learner import ChainLearner, Workers
-from core.methods.learned.starts import leading_components
-from core.methods.learned.training_settings import TrainingSettings
 from core.methods.sources import find_sources
+from core.methods.trained.chain_learner import ChainLearner, Workers
+from core.methods.trained.starts import leading_components
+from core.methods.trained.training_settings import TrainingSettings
 from core.metrics import Traversals
 from core.metrics.evaluation import seen_by_a_viewer
 from core.metrics.identifiability import ITERATIONS, identifiability

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from core.chain.schedule import Schedule, check_window
 from core.errors import AbsentModelError
-from core.methods.learned.memory import pool_h_bytes
+from core.methods.training_memory import pool_h_bytes
 from core.model.denoiser import Denoiser
 from orchestrator.plan import duration, probe
 from orchestrator.plan.disk_use import Download, disk_parts, downloads, free_at

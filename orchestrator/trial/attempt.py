@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from core.chain.gradient import KeepSteps
-from core.methods.learned.training_settings import TrainingSettings
+from core.methods.trained.training_settings import TrainingSettings
 from orchestrator.spec import Sweep
 from orchestrator.trial.memory import Case, choose
 from orchestrator.trial.outcome import out_of_memory

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # its stub leaves it out
 
 from core.chain.gradient import Step
-from core.methods.learned.optimiser import Group
+from core.methods.trained.optimiser import Group
 from orchestrator.spec.sections import DeepSpeed
 from orchestrator.trial import operators
 from orchestrator.trial.engine_state import EngineError, Snapshot, load, snapshot
@@ -45,7 +45,7 @@ class Losses(nn.Module):
 
 
 class EngineOptimiser:
-    """A network under a DeepSpeed engine, as an optimiser for core.methods.learned (its protocol Optimiser)."""
+    """A network under a DeepSpeed engine, as an optimiser of a method that trains (core.methods.trained.optimiser)."""
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -59,7 +59,7 @@ class EngineOptimiser:
 
 
 class Engines:
-    """The engines of one trial. `make` creates the optimisers of `core.methods.learned.training.Learner`."""
+    """The engines of one trial. `make` creates the optimisers of a `ChainLearner`."""
 
     def __init__(self, settings: DeepSpeed, micro_batch: int) -> None:
         self.settings, self.micro_batch = settings, micro_batch

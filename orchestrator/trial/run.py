@@ -24,7 +24,7 @@ from core.directions.direction_set import DirectionSet
 from core.errors import NonFiniteError
 from core.files import write_json
 from core.methods import METHODS
-from core.methods.learned.chain_learner import ChainLearner, Workers
+from core.methods.trained.chain_learner import ChainLearner, Workers
 from core.model.denoiser import Denoiser
 from core.progress import Listener, listening
 from core.randomness import SELECT_SEEDS

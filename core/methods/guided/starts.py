@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from core.methods.learned.shift_control import Parametrisation
-from core.methods.learned.starts import spread_of
 from core.methods.supervised import extremes_of
+from core.methods.trained.shift_control import Parametrisation
+from core.methods.trained.starts import spread_of
 
 EXTREMES = 0.1  # share of the samples in each of the two groups: 100 of 1024 in core.methods.supervised
 

@@ -11,7 +11,7 @@ with known noise x_T:
 
 score_a is the predictor's score of the images, deviation_a its standard deviation over unshifted samples. The sum goes
 over all attributes of the predictor, so that those that are not pursued are kept. What trained methods share, the
-discriminator among it, is in core.methods.learned.chain_learner.
+discriminator among it, is in core.methods.trained.chain_learner.
 """
 
 import math
@@ -28,9 +28,9 @@ from core.errors import UserError
 from core.methods.attribute_scores import predictor_of, refuse_repeated, refuse_useless_scores, scores_of
 from core.methods.guided import losses
 from core.methods.guided.starts import differences_of_means
-from core.methods.learned.chain_learner import ChainLearner, HasShift, Seen, Workers, trained
-from core.methods.learned.starts import pure_directions, spread_of
-from core.methods.learned.training_settings import TrainingSettings
+from core.methods.trained.chain_learner import ChainLearner, HasShift, Seen, Workers, trained
+from core.methods.trained.starts import pure_directions, spread_of
+from core.methods.trained.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 from core.predictors.attributes import Attributes
 from core.samples.cache import SampleCache

@@ -1,15 +1,13 @@
 """The loss terms of the learned method, one function each.
 
-    L_shift = L_direction + 0.25 L_strength + w L_fidelity      (shift control and reconstructor)
-              + c L_consistency + p L_purity + l L_locality
-    L_discriminator                                             (discriminator)
+    L = L_direction + 0.25 L_strength + w L_fidelity + c L_consistency + p L_purity + l L_locality
 
-The first two terms and their weights are those of Voynov & Babenko (arXiv 2002.03754, equation 1). The third is the
-adversary of Zhang et al. (arXiv 2310.09912); a sweep searches its weight w. The last three are ours.
+The first two terms and their weights are those of Voynov & Babenko (arXiv 2002.03754, equation 1). The third is that of
+all trained methods (core.methods.trained.discriminator); a sweep searches its weight w. The last three are ours.
 """
 
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, cross_entropy, softplus
+from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, cross_entropy
 
 STRENGTH_WEIGHT = 0.25
 CONSISTENCY_GRID = 8
@@ -26,11 +24,6 @@ def direction_loss(logits: Tensor, k: Tensor) -> Tensor:
 def strength_loss(predicted: Tensor, magnitude: Tensor) -> Tensor:
     """Return the loss of the predicted magnitude: mean absolute error of magnitudes [N] in [-1, 1], times 6."""
     return STRENGTH_UNIT * (predicted - magnitude).abs().mean()
-
-
-def fidelity_loss(logit_shifted: Tensor) -> Tensor:
-    """Return the non-saturating logistic loss of the generator: shifted samples [N] should look unshifted."""
-    return softplus(-logit_shifted).mean()
 
 
 def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
@@ -74,8 +67,3 @@ def locality_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
     size = (mean.square().sum(dim=1) + _TINY).sqrt()
     loss: Tensor = (size.sum(dim=1) / size.norm(dim=1)).mean() / LOCALITY_GRID
     return loss
-
-
-def discriminator_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:
-    """Return the logistic loss of the discriminator on the logits of unshifted [N] and shifted [N] samples."""
-    return softplus(-logit_plain).mean() + softplus(logit_shifted).mean()

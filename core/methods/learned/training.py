@@ -13,7 +13,7 @@ arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T
     the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
 
 The terms with c, p and l, and the sources, found without labels (core.methods.sources), are ours. What all
-trained methods share is in core.methods.learned.chain_learner.
+trained methods share is in core.methods.trained.chain_learner.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,13 +27,13 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.methods.learned import losses
-from core.methods.learned.chain_learner import ChainLearner, HasShift, Lead, Seen, trained
-from core.methods.learned.optimiser import Group
 from core.methods.learned.reconstructor import Reconstructor
-from core.methods.learned.shift_control import ShiftControl
-from core.methods.learned.starts import leading_components, pure_directions, spread_of
-from core.methods.learned.training_settings import TrainingSettings
 from core.methods.sources import Sources, find_sources
+from core.methods.trained.chain_learner import ChainLearner, HasShift, Lead, Seen, trained
+from core.methods.trained.optimiser import Group
+from core.methods.trained.shift_control import ShiftControl
+from core.methods.trained.starts import leading_components, pure_directions, spread_of
+from core.methods.trained.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 from core.samples.cache import SampleCache
 from core.samples.training import Pool

@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.execution.lean import LeanUNet, lean
 from core.execution.linearised import DecoderJacobian
 from core.execution.streaming import Bytes, Streamed, _part, _Weights, offloaded, partitioned
-from core.methods.learned.memory import drawing_bytes
+from core.methods.training_memory import drawing_bytes
 from core.model.cuts import Cut
 from core.model.cuts.hooked import HookedCut
 from core.randomness import step_noise

@@ -7,8 +7,8 @@ from torch import Tensor
 from core import Denoiser, Schedule
 from core.errors import UserError
 from core.methods import random
-from core.methods.learned.shift_control import ShiftControl
 from core.methods.random import Settings
+from core.methods.trained.shift_control import ShiftControl
 from core.samples.cache import SampleCache
 from core.samples.draw import draw_h
 from core.samples.training import SPREAD_SAMPLES, measured_spread, training_seeds

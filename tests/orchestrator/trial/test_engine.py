@@ -20,7 +20,7 @@ import json, pathlib, shutil, sys, warnings
 import torch
 torch.set_num_threads(1)
 from core import Denoiser, Schedule
-from core.methods.learned.chain_learner import Workers
+from core.methods.trained.chain_learner import Workers
 from core.methods.learned.training import Learner, Settings
 from orchestrator.store.state_file import read_state, write_state
 from orchestrator.trial.engine import Engines, EngineError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.methods.learned.optimiser import Group
+from core.methods.trained.optimiser import Group
 from orchestrator.trial import engine, operators
 
 

@@ -18,7 +18,7 @@ import torch
 from core import DirectionSet
 from core.samples import draw as unshifted
 from core.methods import learned
-from core.methods.learned import chain_learner
+from core.methods.trained import chain_learner
 from orchestrator.trial import model as trial_model
 from orchestrator.store.checkpoints import TrialFolder
 from orchestrator.trial.outcome import classify

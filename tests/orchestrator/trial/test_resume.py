@@ -17,7 +17,7 @@ import json, pathlib, sys
 from dataclasses import replace
 import torch
 from core import DirectionSet
-from core.methods.learned.chain_learner import ChainLearner
+from core.methods.trained.chain_learner import ChainLearner
 from core.predictors.attributes import Attributes
 from orchestrator.trial import model as trial_model
 from orchestrator.store.checkpoints import TrialFolder

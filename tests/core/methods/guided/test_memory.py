@@ -8,7 +8,7 @@ import pytest
 
 from core import Denoiser, Schedule
 from core.methods import guided, learned
-from core.methods.learned.memory import MANY_ATTRIBUTES, directions_of, trained_bytes
+from core.methods.training_memory import MANY_ATTRIBUTES, directions_of, trained_bytes
 from tests import families
 
 

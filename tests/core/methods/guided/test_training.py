@@ -13,8 +13,8 @@ from core import Denoiser, Schedule
 from core.errors import NonFiniteError, UserError
 from core.methods import guided, supervised
 from core.methods.guided import Learner, Settings, losses, starts
-from core.methods.learned.chain_learner import Seen
-from core.methods.learned.starts import spread_of
+from core.methods.trained.chain_learner import Seen
+from core.methods.trained.starts import spread_of
 from core.model.cuts.hooked import HookedCut
 from core.predictors.attributes import Attributes
 from core.samples.training import draw_pool, training_seeds

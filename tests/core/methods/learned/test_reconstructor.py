@@ -1,13 +1,9 @@
-"""The networks that tell shifted images apart: in units of their own, down to few features, and bounded in slope."""
+"""The network that tells directions apart: in units of its own, down to few features."""
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, leaky_relu
 
-from core import Denoiser
-from core.chain.sample_maps import sample_maps
-from core.methods.learned.discriminator import Discriminator, map_channels
 from core.methods.learned.reconstructor import Reconstructor, convolutional_body
 from core.randomness import noise
 
@@ -64,120 +60,3 @@ def test_images_of_every_size_come_down_to_four_by_four(size: int, stages: int) 
     strided = [layer for layer in body if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2)]
     assert len(strided) == stages and max(layer.out_channels for layer in strided) <= 16
     assert body(torch.zeros(1, 3, size, size)).shape == (1, features) == (1, 512)
-
-
-def discriminator(side: int = 8) -> Discriminator:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Discriminator((3, side, side), width=4, widest=8)
-
-
-def test_a_logit_is_the_mean_over_patches_of_a_chain_of_convolutions() -> None:
-    network, x = discriminator(32), noise(range(2), (3, 32, 32))
-    convolutions = [layer for layer in network.body if isinstance(layer, nn.Conv2d)]
-    assert [layer.weight.shape[:2] for layer in convolutions] == [(4, 3), (8, 4), (8, 8), (1, 8)]
-    by_hand = x
-    for layer in convolutions[:-1]:
-        by_hand = leaky_relu(conv2d(by_hand, layer.weight, layer.bias, stride=2, padding=1), 0.2)
-    by_hand = conv2d(by_hand, convolutions[-1].weight, convolutions[-1].bias, padding=1)
-    assert by_hand.shape == (2, 1, 4, 4)
-    assert torch.allclose(network(x), by_hand.mean(dim=(1, 2, 3)), atol=1e-6)
-
-
-def test_every_layer_comes_to_a_slope_of_one_and_only_by_renormalising() -> None:
-    network = discriminator()
-    layers = [layer for layer in network.body if isinstance(layer, nn.Conv2d)]
-
-    def slopes() -> list[float]:
-        return [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)) for layer in layers]
-
-    for layer in layers:  # as an optimiser's step would change them
-        layer.parametrizations.weight.original.data.add_(torch.ones(layer.weight.shape[1:]))
-    before = slopes()
-    network(images(0))
-    assert slopes() == before, "to look at images changes nothing"
-    for _ in range(100):
-        network.renormalise()
-        assert not network.training
-    assert max(before) > 1.05 and slopes() == pytest.approx([1.0] * len(layers), abs=1e-3)
-
-
-def with_heads(*channels: int) -> Discriminator:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Discriminator(SHAPE, channels, width=4, widest=8)
-
-
-def maps(first: int, count: int = 6) -> tuple[Tensor, Tensor]:
-    """Of two and of three channels, each with its own mean and deviation."""
-    one, two = noise(range(first, first + count), (2, 4, 4)), noise(range(first, first + count), (3, 2, 2))
-    return 100 + one * torch.tensor([2.0, 0.5])[:, None, None], two * torch.tensor([1.0, 7.0, 3.0])[:, None, None]
-
-
-def test_units_are_mean_and_deviation_of_each_channel_of_each_map() -> None:
-    """Over samples and positions; they are the part of the state that training does not change."""
-    network, seen = with_heads(2, 3), maps(0)
-    network.set_units(seen)
-    units = network.units()
-    assert set(units) == {f"heads.{i}.{name}" for i in (0, 1) for name in ("mean", "deviation")}
-    for i, each in enumerate(seen):
-        values = each.transpose(0, 1).flatten(1)
-        assert torch.allclose(units[f"heads.{i}.mean"], values.mean(dim=1))
-        assert torch.allclose(units[f"heads.{i}.deviation"], values.std(dim=1))
-    other = with_heads(2, 3)
-    other.load_state_dict(units, strict=False)
-    assert all(torch.equal(each, units[name]) for name, each in other.units().items())
-    assert not set(units) & {name for name, _ in network.named_parameters()}
-
-
-def test_a_logit_is_the_images_plus_that_of_each_map_in_its_own_units() -> None:
-    """A head looks at each position with its neighbours; a channel that hardly varies counts as a hundredth."""
-    network, seen, x_0 = with_heads(2, 3), maps(0), images(0, 6)
-    network.set_units(seen)
-    network.heads[1].deviation[0] = 1e-9
-    expected = network.body(x_0).mean(dim=(1, 2, 3))
-    for head, each in zip(network.heads, seen, strict=True):
-        first, last = head.layers[0], head.layers[2]
-        deviation = head.deviation.clamp(min=0.01 * float(head.deviation.mean()))
-        unit = (each - head.mean[:, None, None]) / deviation[:, None, None]
-        hidden = leaky_relu(conv2d(unit, first.weight, first.bias, padding=1), 0.2)
-        expected = expected + conv2d(hidden, last.weight, last.bias).mean(dim=(1, 2, 3))
-    assert network(x_0, seen).shape == (6,)
-    assert torch.allclose(network(x_0, seen), expected, atol=1e-4)
-    with pytest.raises(ValueError, match="shorter"):
-        network(x_0, seen[:1])
-
-
-def test_the_answer_does_not_depend_on_the_units_of_the_maps() -> None:
-    network, other = with_heads(2, 3), with_heads(2, 3)
-    seen = maps(0)
-    larger = tuple(50 * each + 3 for each in seen)
-    network.set_units(seen)
-    other.set_units(larger)
-    assert torch.allclose(network(images(0, 6), seen), other(images(0, 6), larger), atol=1e-3)
-
-
-def test_renormalising_bounds_the_first_layer_of_a_head_and_leaves_the_last_free() -> None:
-    network = with_heads(2)
-    first, last = network.heads[0].layers[0], network.heads[0].layers[2]
-
-    def slope(layer: nn.Conv2d) -> float:
-        return float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2))
-
-    first.parametrizations.weight.original.data.mul_(torch.linspace(1, 9, 64)[:, None, None, None])
-    last.weight.data.mul_(50)
-    free = slope(last)
-    for _ in range(100):
-        network.renormalise()
-    assert slope(first) == pytest.approx(1, abs=1e-3) and slope(last) == free > 5
-
-
-def test_the_channels_of_the_maps_are_told_without_running_the_network(single_denoiser: Denoiser) -> None:
-    expected = tuple(each.shape[1] for each in sample_maps(single_denoiser, images(0)))
-    passes: list[int] = []
-    handle = single_denoiser.network.register_forward_hook(lambda *_: passes.append(1))
-    try:
-        assert map_channels(single_denoiser) == expected and len(expected) > 1
-    finally:
-        handle.remove()
-    assert passes == []

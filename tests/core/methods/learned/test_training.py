@@ -18,12 +18,12 @@ from core.chain.gradient import CheckpointSteps
 from core.chain.sample_maps import sample_maps
 from core.errors import NonFiniteError, UserError
 from core.methods import learned, random
-from core.methods.learned import chain_learner
-from core.methods.learned.chain_learner import Seen, Workers
-from core.methods.learned.optimiser import Group, Optimiser, TorchOptimiser
-from core.methods.learned.starts import leading_components, pure_directions, spread_of
 from core.methods.learned.training import PAIRED, Learner, Settings
 from core.methods.sources import features_of_maps, find_sources
+from core.methods.trained import chain_learner
+from core.methods.trained.chain_learner import Seen, Workers
+from core.methods.trained.optimiser import Group, Optimiser, TorchOptimiser
+from core.methods.trained.starts import leading_components, pure_directions, spread_of
 from core.randomness import CALIBRATION_SEEDS, REPORT_SEEDS, SELECT_SEEDS, TRAIN_SEEDS, generator, step_noise
 from core.samples.training import draw_pool, measured_spread, training_seeds
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from core.methods.learned.shift_control import Parametrisation
+from core.methods.trained.shift_control import Parametrisation
 from core.randomness import generator
 from core.statistics.principal_components import principal_components, store_height
 

@@ -14,14 +14,14 @@ from core.chain.schedule import Schedule
 from core.chain.step import one_step
 from core.chain.step_memory import counting_memory
 from core.methods.guided.training import Settings as GuidedSettings
-from core.methods.learned.chain_learner import HasShift
-from core.methods.learned.discriminator import Discriminator, map_channels
 from core.methods.learned.losses import consistency_loss, locality_loss
 from core.methods.learned.reconstructor import Reconstructor
-from core.methods.learned.shift_control import ShiftControl
 from core.methods.learned.training import Settings, ShiftAndReconstructor
-from core.methods.learned.training_settings import TrainingSettings
 from core.methods.sources import features_of_maps
+from core.methods.trained.chain_learner import HasShift
+from core.methods.trained.discriminator import Discriminator, map_channels
+from core.methods.trained.shift_control import ShiftControl
+from core.methods.trained.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 
 MANY_ATTRIBUTES = 64  # of a predictor whose number is not known

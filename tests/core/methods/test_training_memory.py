@@ -9,9 +9,10 @@ import torch
 
 from core import Denoiser, Schedule
 from core.chain.step_memory import MemoryCounter
-from core.methods.learned import losses, memory
-from core.methods.learned.memory import drawing_bytes, pool_bytes, trained_bytes
+from core.methods import training_memory
 from core.methods.learned.training import Learner, Settings
+from core.methods.trained.discriminator import fidelity_loss
+from core.methods.training_memory import drawing_bytes, pool_bytes, trained_bytes
 
 SETTINGS = Settings(directions=3, batch=8, pool=32, start="random")
 
@@ -53,7 +54,7 @@ def test_losses_grow_with_the_micro_batch(denoiser: Denoiser) -> None:
                 plain = learner._seen(rows, x)
             shifted = learner._seen(rows, shifted_x)
             loss, _ = learner._loss(plain, shifted, k, magnitude)
-            fidelity = losses.fidelity_loss(learner.discriminator(shifted.images, shifted.maps))
+            fidelity = fidelity_loss(learner.discriminator(shifted.images, shifted.maps))
             (loss + fidelity).backward()
         return int(counter.peak)
 
@@ -63,9 +64,9 @@ def test_losses_grow_with_the_micro_batch(denoiser: Denoiser) -> None:
 
 def test_maps_are_counted_where_something_looks_at_them(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """The discriminator, the purity, or the slopes from which directions start; and not counted otherwise."""
-    maps = sum(each.nbytes for each in memory.sample_maps(denoiser, torch.zeros(32, *denoiser.sample_shape)))
-    looking = create_autospec(memory.sample_maps, side_effect=memory.sample_maps)
-    monkeypatch.setattr(memory, "sample_maps", looking)
+    maps = sum(each.nbytes for each in training_memory.sample_maps(denoiser, torch.zeros(32, *denoiser.sample_shape)))
+    looking = create_autospec(training_memory.sample_maps, side_effect=training_memory.sample_maps)
+    monkeypatch.setattr(training_memory, "sample_maps", looking)
     none = {"discriminator_weight": 0.0, "purity_weight": 0.0}
     without = counted(denoiser, 32, **none)
     assert not looking.called

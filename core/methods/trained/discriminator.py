@@ -1,9 +1,10 @@
-"""The discriminator: a network that tells unshifted samples of the model from shifted ones.
+"""The discriminator, a network that tells unshifted samples of the model from shifted ones, and the losses of both.
 
 Its "real" images are unshifted samples of the same frozen model, so fidelity is relative to that model and no data set
 is needed. It has two kinds of parts: a network of the image, and a small head on each of the frozen denoiser's maps of
 the sample (after Sauer et al., arXiv 2111.01007, who put heads on a pretrained classifier's maps). Spectral
-normalisation (Miyato et al., arXiv 1802.05957) bounds the slope of every layer but the last of a head.
+normalisation (Miyato et al., arXiv 1802.05957) bounds the slope of every layer but the last of a head. The adversary
+is that of Zhang et al. (arXiv 2310.09912).
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import spectral_norm
 
 from core.chain.sample_maps import sample_maps
@@ -23,6 +25,16 @@ def map_channels(denoiser: Denoiser) -> tuple[int, ...]:
     x_0 = torch.empty(1, *denoiser.sample_shape, dtype=denoiser.chain_dtype, device="meta")
     with torch.no_grad():
         return tuple(each.shape[1] for each in sample_maps(blueprint, x_0))
+
+
+def fidelity_loss(logit_shifted: Tensor) -> Tensor:
+    """Return the non-saturating logistic loss of the generator: shifted samples [N] should look unshifted."""
+    return softplus(-logit_shifted).mean()
+
+
+def discriminator_loss(logit_plain: Tensor, logit_shifted: Tensor) -> Tensor:
+    """Return the logistic loss of the discriminator on the logits of unshifted [N] and shifted [N] samples."""
+    return softplus(-logit_plain).mean() + softplus(logit_shifted).mean()
 
 
 class Discriminator(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.methods.learned.starts import pure_directions
+from core.methods.trained.starts import pure_directions
 
 E = torch.eye(6)
 

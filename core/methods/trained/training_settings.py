@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from core.chain.gradient import FullGraph, GradientPolicy
 from core.chain.step import INJECTIONS, Injection
 from core.errors import UserError
-from core.methods.learned.shift_control import PARAMETRISATIONS, Parametrisation
+from core.methods.trained.shift_control import PARAMETRISATIONS, Parametrisation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from core.errors import UserError
-from core.methods.learned.shift_control import ShiftControl
-from core.methods.learned.starts import leading_components, spread_of
+from core.methods.trained.shift_control import ShiftControl
+from core.methods.trained.starts import leading_components, spread_of
 
 SHAPE, TIMESTEPS = (4, 2, 2), (600, 300, 0)
 KINDS = ("shared", "per_step", "time")

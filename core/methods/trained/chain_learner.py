@@ -29,12 +29,11 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
-from core.methods.learned import losses
-from core.methods.learned.discriminator import Discriminator, map_channels
-from core.methods.learned.optimiser import Group, MakeOptimiser, Optimiser, TorchOptimiser
-from core.methods.learned.shift_control import ShiftControl
-from core.methods.learned.starts import spread_of
-from core.methods.learned.training_settings import TrainingSettings
+from core.methods.trained.discriminator import Discriminator, discriminator_loss, fidelity_loss, map_channels
+from core.methods.trained.optimiser import Group, MakeOptimiser, Optimiser, TorchOptimiser
+from core.methods.trained.shift_control import ShiftControl
+from core.methods.trained.starts import spread_of
+from core.methods.trained.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 from core.randomness import generator, step_noise
 from core.samples.cache import SampleCache
@@ -294,7 +293,7 @@ class ChainLearner(ABC, Generic[SettingsT, ExplorerT]):
                 done.append((plain, _detached(shifted)))
                 loss, values = self._loss(plain, shifted, k[part], magnitude[part])
                 if self.discriminator_optimiser is not None:
-                    fidelity = losses.fidelity_loss(self.discriminator(shifted.images, shifted.maps))
+                    fidelity = fidelity_loss(self.discriminator(shifted.images, shifted.maps))
                     loss = loss + settings.discriminator_weight * fidelity
                     values["fidelity_loss"] = fidelity.item()
                 terms.append(_finite(values, n))
@@ -302,7 +301,7 @@ class ChainLearner(ABC, Generic[SettingsT, ExplorerT]):
 
         def discriminator_losses() -> Iterator[Tensor]:
             for plain, shifted in done:
-                loss = losses.discriminator_loss(
+                loss = discriminator_loss(
                     self.discriminator(plain.images, plain.maps), self.discriminator(shifted.images, shifted.maps)
                 )
                 terms.append(_finite({"critic_loss": loss.item()}, n))
