@@ -26,8 +26,8 @@ from core.intervals import interval_of, of_runs, verdict
 from core.methods import guided, jacobian, learned, pca, random, semantic, supervised
 from core.metrics import METRICS, calibrate, evaluate
 from core.metrics.attributes import coverage, effects_by_sample
-from core.metrics.traversals import draw_plain
-from core.predictors.embedded import second_embedded_predictor
+from core.metrics.traversals import Traversals, draw_plain
+from core.predictors.embedded import digit_classifier, second_embedded_predictor
 from core.randomness import REPORT_SEEDS
 from core.samples.draw import Sampling
 
@@ -36,6 +36,8 @@ STRENGTH, COUNT, MIN_EFFECT = 0.5, 24, 0.5
 SEEDS = REPORT_SEEDS[200_000 : 200_000 + COUNT]  # looked at by this table alone
 REFERENCE = REPORT_SEEDS[200_000 + COUNT : 200_000 + 5 * COUNT]
 OURS = learned.Settings(iterations=150)
+_KEPT = """`digit kept`: the share of digits that the classifier still reads as the
+same at scales -1 and 1, by directions that move slant or thickness more than any other attribute. """
 GUIDED = guided.Settings()
 
 
@@ -84,7 +86,26 @@ def measure(chain: Chain, method: str, seed: int) -> Record:
         reference = draw_plain(chain.denoiser, chain.schedule, REFERENCE, cache=chain.cache)
         effects = effects_by_sample(measured.traversals, second, reference).mean(dim=0)
         figures["second_coverage_at_half"] = coverage(effects, MIN_EFFECT, 0.5)
+    if chain.denoiser.name == "digits":
+        figures |= digits_kept(measured.traversals, measured.effects, chain.attributes.names)
     return Record(figures | best_shares(measured.effects, chain.attributes.names), machine(chain.denoiser.device))
+
+
+def digits_kept(traversals: Traversals, effects: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The share of digits that stay what they are at scales -1 and 1, by the directions that change the stroke most.
+
+    These are the directions that move slant or thickness more than any other attribute; none: no figure.
+    """
+    strokes = [
+        k for k, most in enumerate(effects.abs().argmax(dim=1).tolist()) if names[most] in ("slant", "thickness")
+    ]
+    if not strokes:
+        return {}
+    read = digit_classifier().score
+    before = read(traversals.plain).argmax(dim=1)  # [M]
+    ends = traversals.shifted[:, strokes][:, :, [0, -1]]  # [M, K', 2, C, H, W]
+    after = read(ends.flatten(0, 2)).argmax(dim=1).reshape(ends.shape[:3])
+    return {"digit_kept": float((after == before[:, None, None]).float().mean())}
 
 
 def best_shares(effects: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -133,7 +154,9 @@ def document(model: str, names: Sequence[str], methods: Mapping[str, Sequence[Re
     figures = {method: [record.figures for record in records] for method, records in methods.items()}
     machines = dict.fromkeys(record.machine for records in methods.values() for record in records)
     measured = {name for runs in figures.values() for run in runs for name in run}
-    columns = [name for name in (*METRICS, "coverage_at_half", "second_coverage_at_half") if name in measured]
+    columns = [
+        name for name in (*METRICS, "coverage_at_half", "second_coverage_at_half", "digit_kept") if name in measured
+    ]
     differences = "\n\n".join(
         differences_table(each, figures, columns) for each in ("learned", "guided") if each in figures
     )
@@ -144,8 +167,9 @@ Mean and half its 95 % interval, over seeds of the method. {OURS.directions} dir
 {STEPS} steps. Every set is scaled so that scale 1.0 moves images {STRENGTH} times as far as another sample is, and
 measured on {COUNT} samples (beside {4 * COUNT} unshifted ones) whose seeds trained and chose nothing. `supervised` and
 `guided` are told the attributes by the very predictor that measures disentanglement and coverage; `second` is by
-another network, with which nothing was found. `coverage` asks for 0.4 of a direction's effect on one attribute,
-`coverage at half` for 0.5; both for half a standard deviation. `seconds`: of processor time, to find the set.
+another one, with which nothing was found. `coverage` asks for 0.4 of a direction's effect on one attribute,
+`coverage at half` for 0.5; both for half a standard deviation. {_KEPT if "digit_kept" in measured else ""}`seconds`: of
+processor time, to find the set.
 
 {table(list(figures.items()), [*columns, "seconds"])}
 

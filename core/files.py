@@ -1,13 +1,14 @@
 """Write files and folders that are either whole or absent: under a unique temporary name, then synced and renamed."""
 
 import errno
+import hashlib
 import json
 import os
 import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -105,6 +106,15 @@ def in_python(code: str) -> str:
     """Return the shell command that runs one line of Python."""
     quoted = shlex.quote(code) if set(code) & set('"$`!\\') else f'"{code}"'
     return f"python -c {quoted}"
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """Return the first 8 digits of the SHA-256 of the files' contents, one after the other."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:8]
 
 
 def open_regular(path: Path, follow: bool = True) -> BufferedReader:

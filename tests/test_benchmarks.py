@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks import jacobian, jacobian_published, memory, metric_pictures, pca, sweep
+from benchmarks import jacobian, jacobian_published, memory, methods, metric_pictures, pca, sweep
 from benchmarks.ablation import BASE, CHANGES
 from benchmarks.chain import ablated, precisions, timed
 from benchmarks.common import Record, kept, table
 from benchmarks.discriminator import steps_table
 from benchmarks.measured_sets import SCALES, folder_of
-from benchmarks.methods import best_shares, differences_table, shares_table
+from benchmarks.methods import best_shares, differences_table, digits_kept, shares_table
 from benchmarks.metric_pictures import END, START, Shown
 from benchmarks.sides import Case, celeba, chain_flops, flops, ours, straightforward
 from core.chain.gradient import CheckpointSteps
@@ -25,7 +25,9 @@ from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.execution.linearised import DecoderJacobian
 from core.methods import learned
+from core.metrics import Traversals
 from core.model.denoiser import Denoiser
+from core.predictors.attributes import Attributes
 
 # torch 2.13's forward mode, on its first use, calls its own deprecated scripting.
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
@@ -61,6 +63,21 @@ def test_best_shares_are_of_directions_that_move_the_attribute_most_and_enough()
     shares = best_shares(effects, ("a", "b", "c"))
     assert shares == pytest.approx({"share/a": 0.75, "share/b": 0.0, "share/c": 0.0})
     assert shares_table({"pca": [shares]}, ("a", "b")).splitlines()[2:] == ["| a | 0.75 |", "| b | 0.00 |"]
+
+
+def test_digits_that_stay_are_counted_along_directions_that_change_the_stroke(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a digit is its brightest pixel. Of two directions one moves the slant most; it changes one digit of four."""
+    reader = Attributes(("zero", "one"), lambda images: images.flatten(1)[:, :2])
+    monkeypatch.setattr(methods, "digit_classifier", lambda: reader)
+    zero, one = torch.tensor([1.0, 0.0]).reshape(1, 1, 2), torch.tensor([0.0, 1.0]).reshape(1, 1, 2)
+    plain = torch.stack([zero, one])
+    kept = torch.stack([torch.stack([zero] * 4), torch.stack([one, one, one, zero])])  # [M, S, C, H, W]
+    lost = torch.stack([torch.stack([one] * 4), torch.stack([zero] * 4)])
+    traversals = Traversals(plain, torch.stack([lost, kept], dim=1), SCALES)
+    names = ("width", "slant", "thickness")
+    effects = torch.tensor([[2.0, 1.0, 0.0], [0.1, -0.5, 0.2]])
+    assert digits_kept(traversals, effects, names) == {"digit_kept": 0.75}
+    assert digits_kept(traversals, effects[:, :1].expand(2, 3) * torch.tensor([1.0, 0.5, 0.5]), names) == {}
 
 
 def test_differences_of_methods_are_paired_by_seed_and_told_by_their_interval() -> None:

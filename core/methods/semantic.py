@@ -1,17 +1,16 @@
 """Find the shifts of h that go with what a network sees in samples, without labels; nothing is trained.
 
 A frozen network looks at unshifted samples: the denoiser itself, through its feature maps, or any vision model. What
-varies most in its features, or in the flattest way (core.methods.sources), are scores without labels. Each direction is
-the regression of h on one score, at every step:
+varies most in its features, or in the flattest way (core.methods.sources), are sources of variation, without labels.
+Each direction is the regression of h on one source, at every step:
 
-    n_k,t = mean over samples of s_k (h_t - mean h_t)         s_k: score k, of mean 0 and variance 1
+    n_k,t = sum over samples of s_k (h_t - mean h_t) / sum of s_k^2         s_k: source k, of mean 0 and variance 1
 
-which is the change of h that goes with one standard deviation of the score. After SliderSpace (Gandikota et al., arXiv
+which is the change of h that goes with one standard deviation of the source. After SliderSpace (Gandikota et al., arXiv
 2502.01639), which takes principal components of CLIP's features and trains an adapter for each; the regression and the
 flattest projections are ours.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Literal
@@ -26,14 +25,14 @@ from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
 from core.methods.sources import deviation_of, features_of_maps, places_of, sources_in
 from core.model.denoiser import Denoiser
-from core.predictors.vision import open_vision
+from core.predictors.vision import Vision, open_vision
 from core.samples.cache import SampleCache
-from core.samples.draw import draw_images, weighted_h
+from core.samples.draw import IMAGES, H, draw, weighted_h
 from core.samples.training import training_seeds
 from core.statistics.principal_components import principal_components, store_height
 
-Scores = Literal["flattest", "components"]
-SCORES = ("flattest", "components")
+Kind = Literal["flattest", "components"]
+KINDS = ("flattest", "components")
 DENOISER = "denoiser"
 
 
@@ -41,14 +40,14 @@ DENOISER = "denoiser"
 class Settings:
     """The settings of the method.
 
-    look: what sees the samples, "denoiser" or the folder or hub id of a vision model; scores: the flattest projections
+    look: what sees the samples, "denoiser" or the folder or hub id of a vision model; sources: the flattest projections
     of its features, or their principal components; samples: number of samples that are looked at; sigmas: length of the
-    shift at scale 1.0, in standard deviations of the score.
+    shift at scale 1.0, in standard deviations of the source.
     """
 
     directions: int = 16
     look: str = DENOISER
-    scores: Scores = "flattest"
+    sources: Kind = "flattest"
     samples: int = 1024
     sigmas: float = 3.0
     seed: int = 0
@@ -57,11 +56,11 @@ class Settings:
         for name, least in (("directions", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
-        if self.scores not in SCORES:
-            raise UserError(f"scores: got '{self.scores}'; allowed: {', '.join(SCORES)}")
+        if self.sources not in KINDS:
+            raise UserError(f"sources: got '{self.sources}'; allowed: {', '.join(KINDS)}")
         if self.samples <= self.directions:
             raise UserError(
-                f"samples: got {self.samples}; {self.directions} scores need at least {self.directions + 1} samples"
+                f"samples: got {self.samples}; {self.directions} sources need at least {self.directions + 1} samples"
             )
         if not 0 < self.sigmas < float("inf"):
             raise UserError(f"sigmas: got {self.sigmas}; allowed: a number above 0")
@@ -74,62 +73,75 @@ def find(
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> DirectionSet:
-    """Find the K shifts of h that go with the scores, sigma[k, t] = `sigmas` ||n_k,t||.
+    """Find the K shifts of h that go with the sources, sigma[k, t] = `sigmas` ||n_k,t||.
 
-    batch: samples drawn and looked at at a time; cache: where they are read and kept. Signs are arbitrary but
-    repeatable. Raises UserError where h, or what is seen, varies in fewer dimensions than `settings.directions`,
-    ModelError where the vision model cannot be read, NonFiniteError where features or h are NaN or infinite.
+    batch: samples drawn and looked at at a time; cache: where they are read and kept; without one every chain runs
+    twice. Signs are arbitrary but repeatable. Raises UserError where h has, or what is seen varies in, fewer dimensions
+    than `settings.directions`, ModelError where the vision model cannot be read, NonFiniteError where samples, features
+    or h are NaN or infinite.
     """
     _refuse_too_many(denoiser, settings)
-    seeds = training_seeds(settings.samples, settings.seed)
-    features, places = looked_at(denoiser, schedule, settings, batch, cache)
-    score = _scores(features, places, settings)
-    if score.shape[1] < settings.directions:
+    vision = None if settings.look == DENOISER else open_vision(settings.look, "look", denoiser.device)
+    features, places = looked_at(denoiser, schedule, settings, vision, batch, cache)
+    sources = _sources(features, places, settings)
+    if sources.shape[1] < settings.directions:
         raise UserError(
             f"directions: got {settings.directions}; what '{settings.look}' sees of model '{denoiser.name}' varies in "
-            f"{score.shape[1]} dimensions over {settings.samples} samples"
+            f"{sources.shape[1]} dimensions over {settings.samples} samples"
         )
-    centred = (score - score.mean(dim=0)).double()  # the mean is 0 but for rounding
+    centred = (sources - sources.mean(dim=0)).double()  # the mean is 0 but for rounding
     weights = (centred / centred.square().sum(dim=0)).T
-    shifts = weighted_h(denoiser, schedule, seeds, weights, batch, cache)
+    shifts = weighted_h(denoiser, schedule, _seeds(settings), weights, batch, cache)
     if not torch.isfinite(shifts).all():
         raise NonFiniteError(f"h of model '{denoiser.name}' became NaN or infinite in its training samples")
     table, length = units(shifts)
+    origin = provenance("semantic", denoiser, schedule, asdict(settings))
     return DirectionSet(
         table.float(),
         (settings.sigmas * length).float(),
         schedule.timesteps,
-        provenance=provenance("semantic", denoiser, schedule, asdict(settings)),
+        provenance=origin | ({"seen_by": vision.name} if vision else {}),
     )
 
 
 @torch.no_grad()
 def looked_at(
-    denoiser: Denoiser, schedule: Schedule, settings: Settings, batch: int = 64, cache: SampleCache | None = None
+    denoiser: Denoiser,
+    schedule: Schedule,
+    settings: Settings,
+    vision: Vision | None = None,
+    batch: int = 64,
+    cache: SampleCache | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what is seen of the samples: features [N, F], and means over places; float32, on the CPU."""
-    features_of, features, places = _eye(settings.look, denoiser), [], []
-    for x_0 in draw_images(denoiser, schedule, training_seeds(settings.samples, settings.seed), batch, cache):
-        on_device = x_0.to(denoiser.device)
-        features.append(features_of(on_device))
-        places.append(places_of(denoiser.for_judges(on_device)))
+    """Return features [N, F] of the samples, and their means over places [N, C, Q]; float32, on the CPU.
+
+    vision: what looks; None: the denoiser. Raises NonFiniteError.
+    """
+    names = (IMAGES, H) if cache else (IMAGES,)  # h is read from the cache later
+    features, places = [], []
+    for drawn in draw(denoiser, schedule, _seeds(settings), names, batch, cache):
+        x_0 = drawn[IMAGES]
+        if not torch.isfinite(x_0).all():
+            raise NonFiniteError(f"samples of model '{denoiser.name}' became NaN or infinite")
+        judged = denoiser.for_judges(x_0)
+        if vision is None:
+            features.append(features_of_maps(sample_maps(denoiser, x_0)).cpu())
+        else:
+            features.append(vision.embed(judged if denoiser.use.space == "pixels" else denoiser.images(x_0)))
+        places.append(places_of(judged))
     found = torch.cat(features)
     if not torch.isfinite(found).all():
         raise NonFiniteError(f"look: what '{settings.look}' sees of model '{denoiser.name}' is NaN or infinite")
     return found, torch.cat(places)
 
 
-def _eye(look: str, denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
-    """Return what looks at samples: x_0 [N, *sample_shape] -> features [N, F], float32, on the CPU."""
-    if look == DENOISER:
-        return lambda x_0: features_of_maps(sample_maps(denoiser, x_0)).cpu()
-    vision = open_vision(look, "look", denoiser.device)
-    return lambda x_0: vision.embed(denoiser.images(x_0))
+def _seeds(settings: Settings) -> range:
+    return training_seeds(settings.samples, settings.seed)
 
 
-def _scores(features: Tensor, places: Tensor, settings: Settings) -> Tensor:
-    """Return at most K scores [N, k] of features [N, F], each of mean 0 and variance 1."""
-    if settings.scores == "flattest":
+def _sources(features: Tensor, places: Tensor, settings: Settings) -> Tensor:
+    """Return at most K sources [N, k] of features [N, F], each of mean 0 and variance 1."""
+    if settings.sources == "flattest":
         sources, values = sources_in(features, places, settings.directions, settings.seed)
         return values[:, : sources.count]
     rows = features / deviation_of(features, 0.01)

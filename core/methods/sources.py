@@ -51,14 +51,15 @@ def features_of_maps(maps: Sequence[Tensor]) -> Tensor:
 def find_sources(denoiser: Denoiser, x_0: Tensor, count: int, batch: int = 64, seed: int = 0) -> tuple[Sources, Tensor]:
     """Return the sources of these unshifted samples, best first, and what they read in them [N, R]; both on the CPU.
 
-    x_0: [N, *sample_shape]; count: the number of sources, at most READ and the dimensions in which samples vary.
+    x_0: [N, *sample_shape]; count: the number of sources, at most the dimensions in which samples vary;
+    more than READ are looked for in as many components.
     """
     features, places = [], []
     for part in torch.split(x_0, batch):
         on_device = part.to(denoiser.device)
         features.append(features_of_maps(sample_maps(denoiser, on_device)).cpu())
         places.append(places_of(denoiser.for_judges(on_device)))
-    return sources_in(torch.cat(features), torch.cat(places), min(count, READ), seed)
+    return sources_in(torch.cat(features), torch.cat(places), count, seed)
 
 
 def places_of(seen: Tensor) -> Tensor:
@@ -69,8 +70,7 @@ def places_of(seen: Tensor) -> Tensor:
 def sources_in(features: Tensor, places: Tensor, count: int, seed: int = 0) -> tuple[Sources, Tensor]:
     """Return the sources of samples with these features, and what they read in them [N, R].
 
-    features: [N, F]; places: of the same samples, as `places_of` gives them; count: as of `find_sources`, but more than
-    READ are looked for in as many components.
+    features: [N, F]; places: of the same samples, as `places_of` gives them; count: as of `find_sources`.
     """
     deviation = deviation_of(features, 0.01)
     places = (places - places.mean(dim=0)) / deviation_of(places, 0.1)

@@ -1,4 +1,7 @@
-"""Attribute predictors of the embedded models: images in, named scores out."""
+"""Attribute predictors of the embedded models: images in, named scores out.
+
+Networks score the attributes of faces. Those of digits are measured in the image, and a network reads the digit.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,33 +16,36 @@ from core.predictors.attributes import Attributes
 
 
 def predictor_folder(model: str, second: bool = False) -> Path:
-    """Return the folder of an embedded model's predictor; models that draw the same kind of images share one.
+    """Return the folder of the network that scores faces; the models that draw them share it.
 
-    second: of the predictor that only measures; the models that draw faces have one.
+    second: of the predictor that only measures.
     """
-    owner = "toyfaces" if model.startswith("toyfaces") else model
-    return model_folder(owner) / ("second_attributes" if second else "attributes")
+    assert model.startswith("toyfaces"), model
+    return model_folder("toyfaces") / ("second_attributes" if second else "attributes")
+
+
+def digit_classifier(device: torch.device | str = "cpu") -> Attributes:
+    """Return the network that reads the digit in images [N, 1, 16, 16]: a logit for each of ten classes."""
+    net = AttributeNet.load(model_folder("digits") / "classifier")
+    return Attributes.of(net.names, _scores_of(net, device))
 
 
 def embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attributes | None:
     """Return the predictor of an embedded model, or None for any other model. It takes images, never latents."""
     if model not in MODELS:
         return None
+    if model == "digits":
+        return Attributes.of(digit_measures.MEASURES, lambda images: digit_measures.measure(images.float()))
     net = AttributeNet.load(predictor_folder(model))
-    score = _scores_of(net, device)
-    if model != "digits":
-        return Attributes.of(net.names, score)
-
-    def score_and_measure(images: Tensor) -> Tensor:
-        return torch.cat([score(images), digit_measures.measure(images.float())], dim=1)
-
-    return Attributes.of(net.names + digit_measures.MEASURES, score_and_measure)
+    return Attributes.of(net.names, _scores_of(net, device))
 
 
 def second_embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attributes | None:
-    """Return the second predictor of a model that draws faces, which only measures; None for any other model."""
-    if model not in MODELS or not model.startswith("toyfaces"):
+    """Return the second predictor of an embedded model, which only measures; None for any other model."""
+    if model not in MODELS:
         return None
+    if model == "digits":
+        return Attributes(digit_measures.MEASURES, lambda images: digit_measures.measure_otherwise(images.float()))
     net = AttributeNet.load(predictor_folder(model, second=True))
     return Attributes.of(net.names, _scores_of(net, device))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from core.errors import ModelError, first_line
-from core.files import in_python, why_unreadable
+from core.files import digest_of_files, in_python, why_unreadable
 from core.pictures.traversal_grid import to_picture
 from core.predictors.image_model import REQUIRED, configuration, find_folder, read_model, refuse_lacking, refuse_pickles
 
@@ -18,13 +18,9 @@ _EXAMPLE = "image model such as facebook/dinov2-base"
 
 @dataclass(frozen=True)
 class Vision:
-    """A frozen image model: `embed(images [N, 1, 3 or 4, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU.
+    """A frozen image model: `embed(images [N, 1, 3 or 4, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU."""
 
-    kind: the class of its network; files: those that decide what it sees.
-    """
-
-    kind: str
-    files: tuple[Path, ...]
+    name: str  # the class of its network, and the first digits of the SHA-256 of the files that decide what it sees
     embed: Callable[[Tensor], Tensor]
 
 
@@ -49,7 +45,7 @@ def open_vision(where: str, role: str, device: torch.device | str = "cpu") -> Vi
     embed = _embedding(net, processor, bare, device)
     _try_out(embed, label)
     files = [folder / file for files in REQUIRED for file in files] + sorted(folder.glob("*.safetensors"))
-    return Vision(type(net).__name__, tuple(file for file in files if file.is_file()), embed)
+    return Vision(f"{type(net).__name__} {digest_of_files(file for file in files if file.is_file())}", embed)
 
 
 def _embedding(

@@ -13,15 +13,16 @@ import torch
 from core import Denoiser, Schedule, noise, sample
 from core.pictures.traversal_grid import grid
 from core.predictors.attribute_net import AttributeNet
-from core.predictors.digit_measures import MEASURES
 from core.predictors.embedded import embedded_predictor, predictor_folder
 from core.randomness import REPORT_SEEDS
 from core.zoo import model_folder
 from core.zoo.measures import (
     GUIDANCE,
     STEPS,
+    SURE,
     agreement,
     autoencoder_quality,
+    digit_quality,
     load,
     predictor_quality,
     prompt_accuracy,
@@ -31,10 +32,10 @@ from core.zoo.recipes import RECIPES, Recipe
 from core.zoo.sentences import UNPROMPTED, WORDS
 
 _FACES = "Faces drawn by `core/zoo/faces.py` with nine independent, uniform factors; no person is shown."
-_DATA = {
-    "digits": "scikit-learn's `load_digits` (1,797 handwritten digits; UCI Optical Recognition of Handwritten Digits), "
-    "enlarged from 8x8 to 16x16.",
-}
+_DIGITS = (
+    "scikit-learn's `load_digits` (1,797 handwritten digits; UCI Optical Recognition of Handwritten Digits), enlarged "
+    "from 8x8 to 16x16."
+)
 _ACCURATE = 0.75  # a factor is obeyed where at least this share of samples is on the named side
 
 
@@ -48,18 +49,25 @@ def card(name: str) -> str:
 
 ![Samples at {STEPS} DDIM steps](samples.png)
 
-**Data.** {_DATA.get(name, _FACES)}
+{_wrapped("**Data.** " + (_DIGITS if recipe.classify else _FACES))}
 
 **Made by** `python -m core.zoo.train {name}` (seed {recipe.seed}, batch {recipe.batch}, averaged weights); this card by
 `python -m core.zoo.card {name}`.
 
 {phases}
 
-{_latents(name, recipe)}{_sentences(name, recipe)}{_steering(name, recipe, denoiser)}{_second_predictor(name, denoiser)}
+{_measured(name, recipe, denoiser)}
 
 **Limits.** For demonstrations, tests and method comparisons; its images mean nothing outside this project.
 Weights: Apache-2.0, as the project.
 """
+
+
+def _measured(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
+    """Return the sections of the card that tell what was measured."""
+    parts = [_latents(name, recipe), _sentences(name, recipe), _drawn_digits(recipe, denoiser)]
+    second = _second_measures(denoiser) if recipe.classify else _second_predictor(name, denoiser)
+    return "".join([*parts, _steering(name, recipe, denoiser), second])
 
 
 def _introduction(recipe: Recipe, denoiser: Denoiser) -> str:
@@ -72,7 +80,8 @@ def _introduction(recipe: Recipe, denoiser: Denoiser) -> str:
     folders += ["text_encoder", "tokenizer"] if recipe.sentences else []
     predicted = "noise" if recipe.prediction == "epsilon" else "velocity"
     listed = ", ".join(f"`{folder}/`" for folder in folders)
-    own, lent = "with an attribute predictor (`attributes/`)", "that goes by the attribute predictor of `toyfaces`"
+    own = "with a classifier (`classifier/`)" if recipe.classify else "with an attribute predictor (`attributes/`)"
+    lent = "that goes by the attribute predictor of `toyfaces`"
     return _wrapped(f"""{kind} diffusion model small enough to ship: {parameters:,} parameters,
         {drawn} {list(denoiser.sample_shape)}, h-space {list(denoiser.h_shape)}; it predicts {predicted}.
         A diffusers pipeline folder ({listed}) {own if recipe.attributes else lent}.""")
@@ -117,12 +126,10 @@ def _sentences(name: str, recipe: Recipe) -> str:
 
 def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
     """Return the steering table and its explanation."""
-    attributes, quality = embedded_predictor(name), predictor_quality(name)
+    attributes, quality = embedded_predictor(name), {} if recipe.classify else predictor_quality(name)
     assert attributes is not None
     rows = "\n".join(
-        f"| {attribute} | {effect:.2f} | {spread:.2f} | {quality.get(attribute, quality.get('accuracy', 0)):.3f} |"
-        if attribute not in MEASURES
-        else f"| {attribute} | {effect:.2f} | {spread:.2f} | measured on the image |"
+        f"| {attribute} | {effect:.2f} | {spread:.2f} |" + (f" {quality[attribute]:.3f} |" if quality else "")
         for attribute, (effect, spread) in steering(denoiser, attributes).items()
     )
     prompted = f', told "a face" with guidance {GUIDANCE:g}' if recipe.sentences else ""
@@ -135,8 +142,34 @@ def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
         standard deviation, over samples{of_data}."""
     return f"""{_wrapped(text)}
 
-| attribute | effect | spread | {"accuracy" if recipe.classify else "R^2"} of the predictor |
-|---|---|---|---|
+| attribute | effect | spread |{" R^2 of the predictor |" if quality else ""}
+|---|---|---|{"---|" if quality else ""}
+{rows}"""
+
+
+def _drawn_digits(recipe: Recipe, denoiser: Denoiser) -> str:
+    """Return the paragraph on how well digits are drawn and read; an empty text for a model of faces."""
+    if not recipe.classify:
+        return ""
+    quality = digit_quality(denoiser)
+    text = f"""**Digits.** The classifier (`classifier/`) reads {quality["accuracy"]:.1%} of the 297 digits that did not
+        train it. Of {quality["sure"]:.0%} of 600 samples it is surer than {SURE:.0%} which digit they are, and of
+        {quality["sure_of_real"]:.0%} of those digits."""
+    return _wrapped(text) + "\n\n"
+
+
+def _second_measures(denoiser: Denoiser) -> str:
+    """Return the section on the measures of digits, and how far both sets of them agree."""
+    rows = "\n".join(f"| {name} | {agreed:.3f} |" for name, agreed in agreement(denoiser).items())
+    text = """**Attributes** are measured in the image (`core/predictors/digit_measures.py`), by moments of the ink,
+        which is differentiable. A second set of measures judges what was found with the first: the same attributes from
+        extents, quantiles and counted pixels. `agreement`: the correlation of both over 256 samples."""
+    return f"""
+
+{_wrapped(text)}
+
+| attribute | agreement |
+|---|---|
 {rows}"""
 
 

@@ -8,7 +8,7 @@ from core import Denoiser, Schedule, noise, sample
 from core.chain.sampling import trajectory
 from core.predictors.attribute_net import AttributeNet
 from core.predictors.attributes import Attributes
-from core.predictors.embedded import embedded_predictor, predictor_folder, second_embedded_predictor
+from core.predictors.embedded import digit_classifier, embedded_predictor, predictor_folder, second_embedded_predictor
 from core.randomness import REPORT_SEEDS, SELECT_SEEDS
 from core.zoo import digits, faces, model_folder
 from core.zoo.autoencoders import decode, encode
@@ -18,6 +18,7 @@ from core.zoo.train import load_autoencoder
 
 STEPS = 20
 GUIDANCE = 2.0
+SURE = 0.9  # probability of a digit
 _OPEN = "a face"  # the sentence that names nothing
 
 
@@ -61,30 +62,44 @@ def steering(
 
 @torch.no_grad()
 def predictor_quality(name: str, second: bool = False) -> dict[str, float]:
-    """Return the R^2 of each factor on fresh renders, or the share of held-out digits that are recognised.
-
-    second: of the predictor that only measures.
-    """
+    """Return the R^2 of each factor of faces on fresh renders. second: of the predictor that only measures."""
     net = AttributeNet.load(predictor_folder(name, second))
-    if name == "digits":
-        images, labels = digits.load(digits.COUNT, torch.Generator().manual_seed(0))
-        held = slice(digits.TRAINED, None)  # never seen in training
-        return {"accuracy": float((net(images[held]).argmax(1) == labels[held]).float().mean())}
     factors = faces.sample_factors(1000, torch.Generator().manual_seed(10**6))
     error = (net(faces.render(factors)) - factors).square().mean(0)
     return dict(zip(faces.FACTORS, (1 - error / factors.var(0)).tolist(), strict=True))
 
 
 @torch.no_grad()
+def digit_quality(denoiser: Denoiser, samples: int = 600) -> dict[str, float]:
+    """Return how well digits are read, and drawn.
+
+    accuracy: the share of digits that the classifier reads of those that did not train it; sure: the share of samples
+    of whose digit it is surer than SURE; sure_of_real: the same of those digits.
+    """
+    classifier = digit_classifier()
+    images, classes = digits.load(digits.COUNT, torch.Generator().manual_seed(0))
+    read = classifier.score(images[digits.TRAINED :])
+    x_T = noise(REPORT_SEEDS[:samples], denoiser.sample_shape)
+    schedule = Schedule.ddim(denoiser, STEPS)
+    drawn = torch.cat([classifier.score(sample(denoiser, schedule, part)) for part in torch.split(x_T, 100)])
+    return {
+        "accuracy": float((read.argmax(1) == classes[digits.TRAINED :]).float().mean()),
+        "sure": float((drawn.softmax(1).amax(1) > SURE).float().mean()),
+        "sure_of_real": float((read.softmax(1).amax(1) > SURE).float().mean()),
+    }
+
+
+@torch.no_grad()
 def agreement(denoiser: Denoiser, samples: int = 256) -> dict[str, float]:
-    """Return for each attribute the correlation of the scores of both predictors over samples of a model of faces."""
-    predictors = embedded_predictor(denoiser.name), second_embedded_predictor(denoiser.name)
+    """Return for each attribute the correlation of the scores of both predictors over samples of a model."""
+    predictors = [each(denoiser.name) for each in (embedded_predictor, second_embedded_predictor)]
+    first, second = (each for each in predictors if each is not None)
     schedule = Schedule.ddim(denoiser, STEPS)
     x_T = noise(SELECT_SEEDS[:samples], denoiser.sample_shape)
     images = torch.cat([denoiser.images(sample(denoiser, schedule, part)) for part in torch.split(x_T, 64)])
-    first, second = (each.score(images).T for each in predictors if each is not None)  # [A, N] both
-    correlations = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(first, second, strict=True)]
-    return dict(zip(faces.FACTORS, correlations, strict=True))
+    scores = zip(first.score(images).T, second.score(images).T, strict=True)
+    correlations = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in scores]
+    return dict(zip(first.names, correlations, strict=True))
 
 
 @torch.no_grad()

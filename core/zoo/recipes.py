@@ -103,7 +103,7 @@ RECIPES = {
         phases=(Phase(3_000, 0.012, 2e-3, colour_weight=30.0),),
         batch=64,
         attributes=digits.CLASSES,
-        predictors={"attributes": PredictorRecipe(digits.COUNT, 1_200)},
+        predictors={"classifier": PredictorRecipe(digits.COUNT, 1_200)},
         classify=True,
     ),
     # Latents are less smooth than pixels: a UNet this narrow cannot reproduce the noise itself exactly enough, and at

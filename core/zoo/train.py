@@ -31,7 +31,7 @@ from core.zoo.recipes import RECIPES, Phase, PredictorRecipe, Recipe
 from core.zoo.sentences import describe, make_text_encoder, make_tokenizer, tokens_of
 from core.zoo.skips import dropped_skips
 
-PARTS = ("autoencoder", "denoiser", "attributes", "second_attributes")
+PARTS = ("autoencoder", "denoiser", "attributes", "second_attributes", "classifier")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -184,7 +184,7 @@ def prediction_error(
 
 
 def train_attributes(recipe: Recipe, predictor: PredictorRecipe, folder: Path) -> None:
-    """Train a small network that predicts the attributes of an image, and save it into `folder`.
+    """Train a small network that predicts the attributes or the class of an image, and save it into `folder`.
 
     Its inputs are mildly noised, and blurred as the recipe says, which makes it robust on samples of the denoiser.
     """

@@ -11,7 +11,8 @@ choice of the first directions and 32 C forward for `learned`, and the scores of
 start from the slopes of R numbers, 32 C (1 + 2 R) forward more. What is scored is decoded once more. Asymmetric
 injection adds half a pass for each shifted step, since it runs the decoder twice. With evaluate.strength up to six
 rounds of 16 K chains are added. For other methods the terms before the evaluation are replaced by the passes for the
-samples that they use. Unshifted samples are drawn once. The end of a sweep takes
+samples that they use, and for `semantic` by the time of finding sources. Unshifted samples are drawn once. The end of a
+sweep takes
 
     6 evaluation(K) + (60 K C' + 5 * 256 steps) forward
 

@@ -24,7 +24,8 @@ import torch
 from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods import METHODS, learned
-from core.methods.sources import find_sources
+from core.methods.semantic import DENOISER
+from core.methods.sources import READ, find_sources
 from core.methods.trained.chain_learner import ChainLearner, Workers
 from core.methods.trained.starts import leading_components
 from core.methods.trained.training_settings import TrainingSettings
@@ -42,6 +43,7 @@ _ENOUGH_S = 0.25  # seconds of one call of the network that are enough to time i
 _TIMED_S = 10.0  # seconds of training, after a first iteration that does not count
 _LONG_S = 60.0  # seconds; an iteration that would take longer is measured on a shorter chain
 _BACKWARD = 3  # forward passes that a step takes forward and backward, at least
+_SEEN = 1024  # samples in which sources are looked for
 _JUDGED = 15  # iterations of each of the two networks, of ITERATIONS
 
 
@@ -126,7 +128,7 @@ def _measured(sweep: Sweep) -> Timings:
     labels = len(trial_model.attributes.names) if trial_model.attributes else 0
     decode = _decode_s(trial_model)
     measured = Timings(load, forward, _score_s(trial_model), _judge_s(trial_model), labels, decode=decode)
-    if "semantic" in sweep.methods:
+    if DENOISER in (sweep.possible_values("semantic.look", "semantic") or ()) and "semantic" in sweep.methods:
         measured = replace(measured, sources=_sources_s(trial_model, *_most_of_semantic(sweep)))
     settings = {method: with_names(heaviest(sweep, method), trial_model.attributes) for method in sweep.trained}
     if not settings:
@@ -195,15 +197,18 @@ def _start_s(trial_model: TrialModel, settings: learned.Settings) -> float:
         h = torch.randn(len(trial_model.schedule), settings.pool, *denoiser.h_shape)
         taken = _timed(lambda: leading_components(h, directions, settings.parametrisation))
     if settings.finds_sources:
-        taken += _sources_s(trial_model, settings.pool, directions)
+        taken += _sources_s(trial_model, settings.pool, min(directions, READ))
     return taken
 
 
 def _sources_s(trial_model: TrialModel, samples: int, directions: int) -> float:
-    """Return the seconds of finding sources in what the denoiser sees of samples, which are noise here."""
-    denoiser = trial_model.denoiser
-    x_0 = torch.randn(samples, *denoiser.sample_shape, dtype=denoiser.chain_dtype, device=denoiser.device)
-    return _timed(lambda: find_sources(denoiser, x_0, directions))
+    """Return the seconds of finding sources in what the denoiser sees of samples, which are noise here.
+
+    The time is that of at most _SEEN samples, in proportion.
+    """
+    denoiser, few = trial_model.denoiser, min(samples, _SEEN)
+    x_0 = torch.randn(few, *denoiser.sample_shape, dtype=denoiser.chain_dtype, device=denoiser.device)
+    return _timed(lambda: find_sources(denoiser, x_0, directions)) * samples / few
 
 
 def _most_of_semantic(sweep: Sweep) -> tuple[int, int]:

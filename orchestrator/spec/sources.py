@@ -28,7 +28,7 @@ _FILES = {
     "search.supervised.pairs": "a folder of images",
 }
 
-_NOTHING = (None, "none", "denoiser")  # values that name no file
+_NO_FILE = {"search.semantic.look": "denoiser"}  # the word for nothing, where it is not "none"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def sources(sweep: Sweep) -> Iterator[Source]:
         values: Sequence[object] = [sweep.predictor if section == "predictor" else getattr(sweep.evaluate, name, None)]
         if section == "search":
             values = countable(sweep.distribution_of(name)) or ()
-        yield from (Source(key, str(value)) for value in values if value not in _NOTHING)
+        yield from (Source(key, str(value)) for value in values if value not in (None, _NO_FILE.get(key, "none")))
 
 
 def absent(sweep: Sweep) -> list[Source]:

@@ -94,7 +94,7 @@ PARAMETERS: dict[str, Parameter] = {
     "jacobian.mask": Parameter(OrWord(Text(), ("none",)), "none", _JACOBIAN),
     "jacobian.box": Parameter(OrWord(Box(), ("none",)), "none", _JACOBIAN),
     "semantic.look": Parameter(OrWord(Text(), ("denoiser",)), "denoiser", _SEMANTIC),  # or a vision model
-    "semantic.scores": Parameter(OneOf(("flattest", "components")), "flattest", _SEMANTIC),
+    "semantic.sources": Parameter(OneOf(("flattest", "components")), "flattest", _SEMANTIC),
     "semantic.samples": Parameter(Whole(2), 1024, _SEMANTIC),
     "semantic.sigmas": Parameter(Real(above=0, high=100), 3.0, _SEMANTIC),
     "supervised.attribute": Parameter(OrWord(Text(), ("all",)), "all", _SUPERVISED),

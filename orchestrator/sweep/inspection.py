@@ -141,7 +141,7 @@ def _model(requirements: Requirements) -> Iterator[str]:
     from core.model.denoiser import Denoiser
     from core.precision import PRECISIONS
     from core.predictors import classifier
-    from orchestrator.trial.model import judges_of
+    from orchestrator.trial.model import judges_of, vision_models_of
 
     sweep = requirements.sweep
     dtype = PRECISIONS[sweep.train.precision].dtype
@@ -155,6 +155,7 @@ def _model(requirements: Requirements) -> Iterator[str]:
             classifier.load(sweep.predictor, sweep.model)
             classifier.load_second(sweep.evaluate.second_predictor, sweep.model)
             judges_of(sweep)
+            vision_models_of(sweep)
     except UserError as error:
         yield str(error)
 

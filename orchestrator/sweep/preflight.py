@@ -1,14 +1,15 @@
 """Check a sweep against its model and predictor before a trial starts: what the file alone does not show."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from core.chain.schedule import Schedule, check_window
-from core.errors import ModelError, UserError
+from core.errors import UserError
 from core.methods import guided
 from core.methods.jacobian import check_count
-from core.methods.semantic import DENOISER
 from core.model.denoiser import Denoiser
 from core.pictures.channels import COLOURS
 from core.pictures.images import load_pairs
@@ -16,11 +17,11 @@ from core.pictures.masks import find_mask
 from core.precision import PRECISIONS
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
-from core.predictors.vision import open_vision
+from core.predictors.vision import Vision
 from core.samples.training import training_seeds
 from orchestrator.search.space import configurations, sample, size
 from orchestrator.spec import Sweep, Value, countable
-from orchestrator.trial.model import judges_of
+from orchestrator.trial.model import judges_of, vision_models_of
 from orchestrator.trial.settings import samples_of, settings_of
 
 _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
@@ -47,11 +48,12 @@ def check_model(sweep: Sweep) -> ModelFacts:
     attributes = classifier.load(sweep.predictor, sweep.model)
     second = classifier.load_second(sweep.evaluate.second_predictor, sweep.model)
     judges_of(sweep)
+    visions = vision_models_of(sweep)
     problems = [
         *_directions(sweep, denoiser, attributes),
         *_objectives(sweep, attributes, second),
-        *_colours(sweep, denoiser),
-        *_looks(sweep),
+        *_colours(sweep, denoiser, visions),
+        *_looks(sweep, visions),
         *_supervised(sweep, attributes),
         *_guided(sweep, attributes),
         *_pairs(sweep, denoiser),
@@ -98,30 +100,25 @@ def _objectives(sweep: Sweep, attributes: Attributes | None, second: Attributes 
             yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
 
 
-def _colours(sweep: Sweep, denoiser: Denoiser) -> Iterator[str]:
+def _colours(sweep: Sweep, denoiser: Denoiser, visions: Mapping[str, Vision]) -> Iterator[str]:
     """Yield the networks that look at pictures, where the model's images are none."""
     count = denoiser.image_shape[0]
     if count in COLOURS:
         return
     networks = ("features", "inception", "lpips", "identity", "second_predictor")
     keys = [key for key in networks if getattr(sweep.evaluate, key) is not None]
-    looks = ["search.semantic.look"] if _vision_models(sweep) else []
+    looks = ["search.semantic.look"] if visions else []
     for key in (*(f"evaluate.{key}" for key in keys), *(["predictor"] if sweep.predictor else []), *looks):
         yield f"{key}: it looks at pictures (1, 3 or 4 channels), and model '{sweep.model}' draws {count}: leave it out"
 
 
-def _vision_models(sweep: Sweep) -> list[str]:
-    """Return the vision models through which method semantic looks."""
-    return [str(look) for look in _values(sweep, "semantic.look") if look != DENOISER]
-
-
-def _looks(sweep: Sweep) -> Iterator[str]:
-    """Yield why a vision model of method semantic cannot be read."""
-    for look in _vision_models(sweep):
-        try:
-            open_vision(look, "search.semantic.look: model")
-        except ModelError as error:
-            yield str(error)
+def _looks(sweep: Sweep, visions: Mapping[str, Vision]) -> Iterator[str]:
+    """Yield the vision models that see fewer numbers in an image than directions are asked for."""
+    most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
+    for look, vision in visions.items():
+        seen = vision.embed(torch.zeros(1, 3, 32, 32)).shape[1]
+        if seen < most:
+            yield f"search.directions: got {most}; model '{look}' of search.semantic.look gives {seen} numbers an image"
 
 
 def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:

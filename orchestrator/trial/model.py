@@ -9,6 +9,7 @@ from core.directions.direction_set import DirectionSet
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
 from core.methods import random
+from core.methods.semantic import DENOISER
 from core.metrics import Evaluation, calibrate, evaluate, moved
 from core.metrics.calibration import STRENGTH, Calibrated, with_dials
 from core.metrics.judges import NO_JUDGES, Judges
@@ -17,10 +18,11 @@ from core.model.denoiser import Denoiser
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
+from core.predictors.vision import Vision, open_vision
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling
 from core.samples.training import RUNS
-from orchestrator.spec import Sweep
+from orchestrator.spec import Sweep, countable
 from orchestrator.trial.loading import StreamWeights, loaded, own_device
 from orchestrator.trial.ranks import ALONE, Ranks
 
@@ -137,6 +139,12 @@ def judges_of(sweep: Sweep, device: str = "cpu") -> Judges:
     """Return the networks beside the denoiser that the sweep measures with. Raises ModelError for an unreadable one."""
     networks = sweep.evaluate
     return Judges.load(networks.features, networks.inception, networks.lpips, networks.identity, device)
+
+
+def vision_models_of(sweep: Sweep) -> dict[str, Vision]:
+    """Return the vision models that method semantic looks through, by name. Raises ModelError for an unreadable one."""
+    looks = countable(sweep.space["semantic.look"]) or () if "semantic.look" in sweep.space else ()
+    return {str(look): open_vision(str(look), "search.semantic.look: model") for look in looks if look != DENOISER}
 
 
 def random_like(trial_model: TrialModel, directions: DirectionSet, sweep: Sweep, draw: int = 0) -> DirectionSet:

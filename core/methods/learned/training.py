@@ -28,7 +28,7 @@ from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.methods.learned import losses
 from core.methods.learned.reconstructor import Reconstructor
-from core.methods.sources import Sources, find_sources
+from core.methods.sources import READ, Sources, find_sources
 from core.methods.trained.chain_learner import ChainLearner, HasShift, Lead, Seen, trained
 from core.methods.trained.optimiser import Group
 from core.methods.trained.shift_control import ShiftControl
@@ -108,7 +108,8 @@ class Learner(ChainLearner[Settings, ShiftAndReconstructor]):
         start = leading_components(h, self.count, settings.parametrisation) if settings.start == "pca" else None
         if not settings.finds_sources:
             return Found(start, None, None)
-        sources, unshifted = find_sources(self.denoiser, pool.x_0, self.count, self.draw_batch, settings.seed)
+        count = min(self.count, READ)  # further directions start at random
+        sources, unshifted = find_sources(self.denoiser, pool.x_0, count, self.draw_batch, settings.seed)
         if settings.start == "slopes":
             on_device = sources.to(self.denoiser.device)
             slopes = self._slopes(pool, spread_of(h), lambda seen: on_device.read(seen.maps))

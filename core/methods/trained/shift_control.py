@@ -1,4 +1,4 @@
-"""ShiftControl, the trained directions of the learned method: (direction k, magnitude, step) -> delta_h.
+"""Shift control: the directions that trained methods optimise, and random ones.
 
     delta_h = magnitude * s_t * d_k,t        ||d_k,t|| = 1
 

@@ -1,4 +1,4 @@
-"""Find the directions from which the learned method starts: principal components of h, or pure shifts."""
+"""Find the directions from which training starts: principal components of h, or pure shifts."""
 
 import torch
 from torch import Tensor

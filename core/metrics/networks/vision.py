@@ -3,7 +3,6 @@
 import torch
 
 from core.metrics.networks.extractor import Extractor
-from core.metrics.networks.weights import digest
 from core.predictors.vision import open_vision
 
 
@@ -15,4 +14,4 @@ def load_features(where: str, device: torch.device | str = "cpu") -> Extractor:
 def load_vision(where: str, role: str, device: torch.device | str = "cpu") -> Extractor:
     """Open the model of a folder or hub id; role: how messages call it. Raises what `open_vision` raises."""
     vision = open_vision(where, role, device)
-    return Extractor(f"{vision.kind} {digest(vision.files)}", vision.embed)
+    return Extractor(vision.name, vision.embed)

@@ -1,7 +1,5 @@
 """Read the weights of published networks from safetensors files, and refuse files that do not fit in one sentence."""
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.errors import ModelError
-from core.files import PICKLES, ZIP, conversion, why_unreadable
+from core.files import PICKLES, ZIP, conversion, digest_of_files, why_unreadable
 
 _COUNTER = "num_batches_tracked"  # of a batch normalisation; nothing depends on it once it is frozen
 
@@ -62,18 +60,9 @@ def read_weights(where: str, role: str) -> StateDict:
     if _is_pickle(path):
         raise ModelError(f"{label} is a pickle, and pickles are not read: they can run code; {conversion(path)}")
     try:
-        return StateDict(label, digest([path]), load_file(path))
+        return StateDict(label, digest_of_files([path]), load_file(path))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{label} cannot be read as safetensors: {why_unreadable(path, error)}") from error
-
-
-def digest(files: Iterable[Path]) -> str:
-    """Return the first 8 digits of the SHA-256 of the files' contents, one after the other."""
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:8]
 
 
 def _is_pickle(path: Path) -> bool:

@@ -15,11 +15,14 @@ from core.methods import semantic
 from core.methods.semantic import Settings
 from core.methods.sources import features_of_maps, find_sources
 from core.predictors.vision import Vision, open_vision
+from core.samples import draw
+from core.samples.cache import SampleCache
+from core.samples.draw import IMAGES
 from core.samples.training import training_seeds
 
 SAMPLES = 40
 FLATTEST = Settings(directions=3, samples=SAMPLES, sigmas=2.0)
-COMPONENTS = Settings(directions=3, samples=SAMPLES, sigmas=2.0, scores="components")
+COMPONENTS = Settings(directions=3, samples=SAMPLES, sigmas=2.0, sources="components")
 
 
 @pytest.fixture
@@ -90,9 +93,9 @@ def test_a_vision_model_sees_images(
     def quarters(images: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images, 2)[:, 0].flatten(1) * torch.tensor([1.0, 2.0, 3.0, 0.0])
 
-    opened = create_autospec(open_vision, return_value=Vision("Quarters", (), quarters))
+    opened = create_autospec(open_vision, return_value=Vision("Quarters", quarters))
     monkeypatch.setattr(semantic, "open_vision", opened)
-    settings = Settings(directions=3, samples=SAMPLES, sigmas=1.0, look="some/model", scores="components")
+    settings = Settings(directions=3, samples=SAMPLES, sigmas=1.0, look="some/model", sources="components")
     found = semantic.find(single_denoiser, schedule, settings)
     opened.assert_called_once_with("some/model", "look", single_denoiser.device)
     seen = quarters(single_denoiser.images(x_0))[:, :3]
@@ -112,9 +115,11 @@ def test_what_a_real_vision_model_sees(single_denoiser: Denoiser, schedule: Sche
         transformers.ViTModel(transformers.ViTConfig(**small, **shape)).save_pretrained(tmp_path)
     transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
     settings = Settings(directions=2, samples=8, look=str(tmp_path))
-    features, places = semantic.looked_at(single_denoiser, schedule, settings, batch=3)
+    vision = open_vision(settings.look, "look")
+    features, places = semantic.looked_at(single_denoiser, schedule, settings, vision, batch=3)
     assert features.shape[0] == 8 and places.shape == (8, 3, 256) and features.std(dim=0).max() > 0
-    assert len(semantic.find(single_denoiser, schedule, settings)) == 2
+    found = semantic.find(single_denoiser, schedule, settings)
+    assert len(found) == 2 and found.provenance["seen_by"] == vision.name and vision.name.startswith("ViTModel ")
 
 
 def test_a_vision_model_that_is_not_there(single_denoiser: Denoiser, schedule: Schedule) -> None:
@@ -125,11 +130,11 @@ def test_a_vision_model_that_is_not_there(single_denoiser: Denoiser, schedule: S
 def test_more_directions_than_are_seen(
     single_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Vision("One", (), lambda images: images.mean(dim=(1, 2, 3))[:, None])
+    one = Vision("One", lambda images: images.mean(dim=(1, 2, 3))[:, None])
     monkeypatch.setattr(semantic, "open_vision", create_autospec(open_vision, return_value=one))
     sentence = r"^directions: got 3; what 'a/b' sees of model 'tiny' varies in 1 dimensions over 40 samples$"
-    for scores in semantic.SCORES:
-        settings = Settings(directions=3, samples=SAMPLES, look="a/b", scores=scores)
+    for sources in semantic.KINDS:
+        settings = Settings(directions=3, samples=SAMPLES, look="a/b", sources=sources)
         with pytest.raises(UserError, match=sentence):
             semantic.find(single_denoiser, schedule, settings)
 
@@ -137,7 +142,7 @@ def test_more_directions_than_are_seen(
 def test_features_that_are_no_numbers(
     single_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blind = Vision("Blind", (), lambda images: torch.full((len(images), 4), torch.nan))
+    blind = Vision("Blind", lambda images: torch.full((len(images), 4), torch.nan))
     monkeypatch.setattr(semantic, "open_vision", create_autospec(open_vision, return_value=blind))
     with pytest.raises(NonFiniteError, match=r"^look: what 'a/b' sees of model 'tiny' is NaN or infinite$"):
         semantic.find(single_denoiser, schedule, Settings(2, "a/b", samples=4))
@@ -148,8 +153,8 @@ def test_features_that_are_no_numbers(
     [
         ({"directions": 0}, "directions: got 0; allowed: 1 or more"),
         ({"seed": -1}, "seed: got -1; allowed: 0 or more"),
-        ({"scores": "flat"}, "scores: got 'flat'; allowed: flattest, components"),
-        ({"samples": 16}, "samples: got 16; 16 scores need at least 17 samples"),
+        ({"sources": "flat"}, "sources: got 'flat'; allowed: flattest, components"),
+        ({"samples": 16}, "samples: got 16; 16 sources need at least 17 samples"),
         ({"sigmas": 0.0}, "sigmas: got 0.0; allowed: a number above 0"),
     ],
 )
@@ -157,3 +162,29 @@ def test_settings_that_are_refused(wrong: dict, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         Settings(**wrong)
     assert str(caught.value) == sentence
+
+
+def test_samples_that_are_no_numbers(
+    single_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told before a vision model makes pictures of them."""
+    drawn = {IMAGES: torch.full((4, *single_denoiser.sample_shape), torch.nan)}
+    monkeypatch.setattr(semantic, "draw", create_autospec(semantic.draw, return_value=iter([drawn])))
+    with pytest.raises(NonFiniteError, match=r"^samples of model 'tiny' became NaN or infinite$"):
+        semantic.find(single_denoiser, schedule, Settings(2, samples=4))
+
+
+def test_with_a_cache_each_chain_runs_once(
+    single_denoiser: Denoiser, schedule: Schedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_autospec(draw._chain, side_effect=draw._chain)
+    monkeypatch.setattr(draw, "_chain", run)
+    settings = Settings(2, samples=32)
+    found = semantic.find(single_denoiser, schedule, settings, 16, SampleCache(tmp_path))
+    assert run.call_count == 2
+    assert agree(full(semantic.find(single_denoiser, schedule, settings, 16)), full(found))
+
+
+def test_more_directions_than_h_has_dimensions(single_denoiser: Denoiser, schedule: Schedule) -> None:
+    with pytest.raises(UserError, match="^directions: got 33; h of model 'tiny' has 32 dimensions$"):
+        semantic.find(single_denoiser, schedule, Settings(33, samples=34))

@@ -79,6 +79,13 @@ def test_the_first_twelve_are_looked_for_in_few_components(
     assert found.count == 2, "as many as were found"
 
 
+def test_more_sources_than_are_usually_read_are_looked_for_in_as_many_components() -> None:
+    features, places = noise(range(60), (50,)), noise(range(100, 160), (1, 4))
+    found, values = sources.sources_in(features, places, 40)
+    assert found.count == 40 and values.shape == (60, 40)
+    assert torch.allclose(values.T @ values / 59, torch.eye(40), atol=1e-3)
+
+
 def test_each_feature_counts_alike_but_one_that_hardly_varies(single_denoiser: Denoiser) -> None:
     """Its deviation counts as a hundredth of the mean one; places' as a tenth."""
     values = torch.stack([torch.tensor([-1.0, 1.0]), torch.tensor([-1e-6, 1e-6])], dim=1)

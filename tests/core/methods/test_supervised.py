@@ -206,7 +206,7 @@ def test_a_direction_moves_its_attribute_on_fresh_samples() -> None:
     denoiser, attributes = Denoiser.from_pretrained("digits"), embedded_predictor("digits")
     assert attributes is not None
     schedule = Schedule.ddim(denoiser, 10)
-    settings = Settings(attributes=("slant", "digit_2"), samples=128, extremes=16)
+    settings = Settings(attributes=("slant", "height"), samples=128, extremes=16)
     directions = supervised.find(denoiser, schedule, settings)
     traversals = draw_traversals(denoiser, schedule, directions, REPORT_SEEDS[:16], (-1.0, 1.0))
     reference = sample(denoiser, schedule, noise(REPORT_SEEDS[:64], denoiser.sample_shape))

@@ -140,8 +140,8 @@ def test_a_second_predictor_without_a_name_is_the_second_of_the_model(classifier
     assert own is not None and expected is not None and torch.equal(own.score(images), expected.score(images))
     first = embedded_predictor("toyfaces")
     assert first is not None and not torch.equal(own.score(images), first.score(images))
-    assert classifier.load_second(None, "digits") is None
-    named = classifier.load_second(str(classifiers / "vit"), "digits")
+    assert classifier.load_second(None, "google/ddpm-celebahq-256") is None
+    named = classifier.load_second(str(classifiers / "vit"), "toyfaces")
     assert named is not None and named.names == unique_names(list(LABELS))
 
 

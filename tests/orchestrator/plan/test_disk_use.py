@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core.chain.schedule import Schedule
 from core.methods import learned
@@ -105,6 +106,17 @@ def test_more_trials_seeds_and_reports_take_more(tiny_model: Path) -> None:
     assert parts(recovery={"keep_trials": 1})["direction_sets_and_pictures"] * 2 == one["direction_sets_and_pictures"]
     still = parts(method="random", search={"directions": {"choice": [3, 4]}})
     assert still["while_trials_run"] < one["while_trials_run"]
+
+
+@pytest.mark.slow
+def test_images_are_counted_where_a_method_looks_at_them(tiny_model: Path) -> None:
+    def cached(method: str) -> int:
+        sweep = sweep_of(tiny_model, method=method, search={"directions": 3, f"{method}.samples": 64})
+        denoiser = without_weights(sweep)
+        return upkeep.disk_parts(sweep, denoiser, Schedule.ddim(denoiser, 3), 1)["samples_cache"]
+
+    image = 4 * torch.Size(without_weights(sweep_of(tiny_model)).sample_shape).numel()
+    assert cached("semantic") - cached("pca") == 64 * image
 
 
 def test_free_space_is_that_where_the_folder_will_be(tmp_path: Path) -> None:

@@ -102,3 +102,9 @@ def test_the_command_measures_and_predicts(sweep_file: Path, orchestrate: Orches
     assert cost == {"price_per_hour": 3.0, "of_one": "machine", "hours": cost["hours"], "total": 3 * cost["hours"]}
     assert cost["hours"] == time["sweep_seconds"] / 3600
     assert not (sweep_file.parent / "runs").exists()
+
+
+def test_the_most_that_semantic_looks_at_is_measured_without_going_through_a_range() -> None:
+    search = {"directions": {"choice": [8, 24, 12]}, "semantic.samples": {"int": [64, 2**31 - 1]}}
+    sweep = parse({"name": "a", "model": "toyfaces", "method": "semantic", "search": search, "budget": {"trials": 2}})
+    assert probe._most_of_semantic(sweep) == (2**31 - 1, 24)

@@ -196,7 +196,7 @@ SPACES = {
     "discriminator_rate, guided.attributes, guided.start, guided.effect_weight, guided.target",
     "pca": "directions, seed, pca.samples, pca.joint, pca.sigmas",
     "jacobian": f"{SHARED}, jacobian.step, jacobian.image, jacobian.mask, jacobian.box",
-    "semantic": "directions, seed, semantic.look, semantic.scores, semantic.samples, semantic.sigmas",
+    "semantic": "directions, seed, semantic.look, semantic.sources, semantic.samples, semantic.sigmas",
     "supervised": "seed, supervised.attribute, supervised.samples, supervised.extremes, supervised.balance, "
     "supervised.project, supervised.pairs",
     "random": SHARED,

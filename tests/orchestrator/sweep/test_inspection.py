@@ -56,6 +56,13 @@ def test_a_model_that_only_the_driver_has(requirements: Requirements) -> None:
     assert told.startswith("model './only-here' is not there: give a built-in name")
 
 
+def test_a_vision_model_is_read_on_each_machine(requirements: Requirements, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    search = {"directions": 2, "semantic.look": str(tmp_path / "empty")}
+    [told] = problems(with_sections(requirements, method="semantic", search=search))
+    assert told.startswith(f"search.semantic.look: model '{tmp_path / 'empty'}' is incomplete: ")
+
+
 def test_files_that_only_the_driver_has(requirements: Requirements, tmp_path: Path) -> None:
     networks = {name: f"{tmp_path}/{name}.safetensors" for name in ("inception", "lpips", "identity")}
     evaluate, search = (

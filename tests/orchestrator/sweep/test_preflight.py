@@ -4,15 +4,19 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
+import torch
 from PIL import Image
 
 from core.errors import UserError
 from core.predictors.attributes import Attributes
+from core.predictors.vision import Vision
 from orchestrator.spec import Sweep, parse
 from orchestrator.sweep import preflight
 from orchestrator.sweep.preflight import check_model
+from orchestrator.trial import model as trial_model
 from tests.core.model.test_denoiser import tiny_unet
 
 SEVERAL = {"choice": ["learned", "pca", "jacobian", "random"]}
@@ -110,7 +114,6 @@ def test_attributes_are_those_of_the_predictor() -> None:
     assert told[0].endswith("; did you mean 'smile'?") and "attribute 'smil' is not one that the predictor" in told[0]
 
 
-@pytest.mark.slow
 def test_a_vision_model_that_semantic_cannot_look_through(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     search = {"directions": 2, "semantic.look": {"choice": ["denoiser", str(tmp_path / "empty")]}}
@@ -122,6 +125,18 @@ def test_a_vision_model_that_semantic_cannot_look_through(tiny_model: Path, tmp_
     check_model(sweep_with(tiny_model, method="semantic", search={"directions": 2}))
 
 
+def test_a_vision_model_that_gives_too_few_numbers(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = Vision("Five", lambda images: torch.zeros(len(images), 5))
+    monkeypatch.setattr(trial_model, "open_vision", create_autospec(trial_model.open_vision, return_value=vision))
+    search = {"directions": 6, "semantic.look": "a/five"}
+    assert mistakes_of(sweep_with(tiny_model, method="semantic", search=search)) == [
+        "search.directions: got 6; model 'a/five' of search.semantic.look gives 5 numbers an image"
+    ]
+    check_model(sweep_with(tiny_model, method="semantic", search={**search, "directions": 5}))
+    check_model(sweep_with(tiny_model, method="random", search={"directions": 6}))
+
+
+@pytest.mark.slow
 def test_supervised_needs_a_predictor_or_pairs(tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_with(tiny_model, method={"choice": ["random", "supervised"]})
     assert mistakes_of(sweep) == [
@@ -183,11 +198,13 @@ def test_metrics_that_need_a_predictor(tiny_model: Path) -> None:
     ]
 
 
-def test_metrics_that_need_a_second_predictor() -> None:
+def test_metrics_that_need_a_second_predictor(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one does not stand in for it."""
     metric = [{"second_coverage": "max"}]
-    assert mistakes_of(sweep_with("digits", method="random", objectives=metric)) == [
-        "objectives: 'second_coverage' needs a second attribute predictor, and model 'digits' has none: "
+    knows = Attributes(("bright",), lambda images: images.mean(dim=(1, 2, 3))[:, None])
+    monkeypatch.setattr("core.predictors.classifier.load", lambda *_: knows)
+    assert mistakes_of(sweep_with(tiny_model, method="random", objectives=metric)) == [
+        f"objectives: 'second_coverage' needs a second attribute predictor, and model '{tiny_model}' has none: "
         "name one as evaluate.second_predictor"
     ]
     check_model(sweep_with("toyfaces", method="random", objectives=metric))

@@ -37,8 +37,8 @@ CASES = [
         pca.Settings(directions=4, samples=64, joint=False, sigmas=2.0, seed=7),
     ),
     (
-        {"method": "semantic", "directions": 4, "semantic.look": "a/dino", "semantic.scores": "components"},
-        semantic.Settings(directions=4, look="a/dino", scores="components", seed=7),
+        {"method": "semantic", "directions": 4, "semantic.look": "a/dino", "semantic.sources": "components"},
+        semantic.Settings(directions=4, look="a/dino", sources="components", seed=7),
     ),
     (
         {"method": "jacobian", "jacobian.step": "every", "jacobian.mask": "none", "jacobian.box": "0,4,8,16"},
