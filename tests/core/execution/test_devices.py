@@ -18,7 +18,7 @@ from core import Denoiser, Schedule, invert, noise, sample
 from core.chain.gradient import CheckpointBlocks, FullGraph, GradientPolicy
 from core.execution.lean import lean
 from core.execution.streaming import offloaded
-from core.methods import guided, jacobian, learned, pca, supervised
+from core.methods import guided, jacobian, learned, pca, semantic, supervised
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors.attributes import Attributes
 from core.randomness import step_noise
@@ -78,6 +78,7 @@ def methods(denoiser: Denoiser, cache: SampleCache) -> Iterator[tuple[str, Calla
     own = guided.Settings(iterations=1, batch=2, micro_batch=2, pool=4)
     yield "guided", lambda: guided.find(denoiser, schedule, own, BRIGHT, 4, cache=cache)
     yield "jacobian", lambda: jacobian.find(denoiser, schedule, jacobian.Settings(2, tolerance=0.1), batch=4)
+    yield "semantic", lambda: semantic.find(denoiser, schedule, semantic.Settings(2, samples=8), 4, cache)
     few = supervised.Settings(samples=8, extremes=2)
     yield "supervised", lambda: supervised.find(denoiser, schedule, few, batch=4, cache=cache, attributes=BRIGHT)
     yield "pictures", lambda: traversal_grid(traversal(denoiser, schedule, found, sampling=Sampling(batch=4)), found)
