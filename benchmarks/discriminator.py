@@ -52,9 +52,7 @@ def measure(chain: Chain, weight: float, seed: int) -> Record:
     ends = own.shifted[:, :, [0, -1]]
     figures = {
         "kid": _kid(own, reference, partial(features_of, denoiser)),
-        "kid by the predictor": _kid(
-            own, reference, partial(body_features, AttributeNet.load(predictor_folder(denoiser.name)))
-        ),
+        "kid by the predictor": _kid(own, reference, partial(body_features, AttributeNet.load(predictor_folder()))),
         "out of range": float((denoiser.images(ends.flatten(0, 2)).abs() > 1.05).float().mean()),
         "moved": float(moved(denoiser, schedule, directions, sampling=sampling).mean()),
         "coverage": coverage(effects),

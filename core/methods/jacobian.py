@@ -32,6 +32,7 @@ from core.directions.direction_set import DirectionSet
 from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
 from core.execution.linearised import DecoderJacobian, linearised
+from core.methods.setting_checks import refuse_below
 from core.model.denoiser import Denoiser
 from core.pictures.masks import find_mask
 from core.progress import advanced
@@ -62,9 +63,7 @@ class Settings:
     seed: int = 0  # of the training samples and of the random vectors
 
     def __post_init__(self) -> None:
-        for name, least in (("directions", 1), ("image", 0), ("max_passes", 1), ("block", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
+        refuse_below(self, directions=1, image=0, max_passes=1, block=1, seed=0)
         if self.image >= SPREAD_SAMPLES:
             raise UserError(f"image: got {self.image}; allowed: 0 to {SPREAD_SAMPLES - 1}, and another seed has others")
         if not self.tolerance > 0:

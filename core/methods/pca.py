@@ -17,6 +17,7 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
+from core.methods.setting_checks import refuse_below, refuse_few_samples, refuse_no_length
 from core.model.denoiser import Denoiser
 from core.samples.cache import SampleCache
 from core.samples.draw import draw_h
@@ -39,15 +40,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("directions", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
-        if self.samples <= self.directions:
-            raise UserError(
-                f"samples: got {self.samples}; {self.directions} components need at least {self.directions + 1} samples"
-            )
-        if not 0 < self.sigmas < float("inf"):
-            raise UserError(f"sigmas: got {self.sigmas}; allowed: a number above 0")
+        refuse_below(self, directions=1, seed=0)
+        refuse_few_samples(self.samples, self.directions, "components")
+        refuse_no_length(self.sigmas)
 
 
 def find(

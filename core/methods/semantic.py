@@ -23,9 +23,10 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet, units
 from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
+from core.methods.setting_checks import refuse_below, refuse_few_samples, refuse_no_length
 from core.methods.sources import deviation_of, features_of_maps, places_of, sources_in
 from core.model.denoiser import Denoiser
-from core.predictors.vision import Vision, open_vision
+from core.predictors.vision import Extractor, open_vision
 from core.samples.cache import SampleCache
 from core.samples.draw import IMAGES, H, draw, weighted_h
 from core.samples.training import training_seeds
@@ -53,17 +54,11 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("directions", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: got {getattr(self, name)}; allowed: {least} or more")
+        refuse_below(self, directions=1, seed=0)
         if self.sources not in KINDS:
             raise UserError(f"sources: got '{self.sources}'; allowed: {', '.join(KINDS)}")
-        if self.samples <= self.directions:
-            raise UserError(
-                f"samples: got {self.samples}; {self.directions} sources need at least {self.directions + 1} samples"
-            )
-        if not 0 < self.sigmas < float("inf"):
-            raise UserError(f"sigmas: got {self.sigmas}; allowed: a number above 0")
+        refuse_few_samples(self.samples, self.directions, "sources")
+        refuse_no_length(self.sigmas)
 
 
 def find(
@@ -109,7 +104,7 @@ def looked_at(
     denoiser: Denoiser,
     schedule: Schedule,
     settings: Settings,
-    vision: Vision | None = None,
+    vision: Extractor | None = None,
     batch: int = 64,
     cache: SampleCache | None = None,
 ) -> tuple[Tensor, Tensor]:

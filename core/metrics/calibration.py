@@ -19,11 +19,11 @@ from core.directions.direction_set import DirectionSet
 from core.metrics.attributes import controlled, effects_by_sample
 from core.metrics.consistency import agreement, distinctness
 from core.metrics.features import features_of, standardise
-from core.metrics.networks.extractor import Extractor
 from core.metrics.strength import REFERENCE, calibrate
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
 from core.predictors.attributes import Attributes
+from core.predictors.vision import Extractor
 from core.randomness import CALIBRATION_SEEDS
 from core.samples.draw import Sampling
 

@@ -21,10 +21,11 @@ from core.metrics.features import features_of, standardise
 from core.metrics.fidelity import kid
 from core.metrics.identifiability import identifiability
 from core.metrics.judges import NO_JUDGES, Judges
-from core.metrics.networks.extractor import Extractor, levels
+from core.metrics.networks.pixels import levels
 from core.metrics.traversals import Traversals, draw_plain, draw_traversals, shown_by
 from core.model.denoiser import Denoiser
 from core.predictors.attributes import Attributes
+from core.predictors.vision import Extractor
 from core.samples.draw import Sampling, draw_images
 
 JUDGED_SIDE = 64  # pixels; larger images are averaged down to it for the networks that tell directions apart

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from core.chain.sample_maps import sample_maps
-from core.metrics.networks.extractor import Extractor
 from core.model.denoiser import Denoiser
+from core.predictors.vision import Extractor
 
 GRID = 2  # each channel becomes a GRID x GRID grid of means, which keeps coarse position
 

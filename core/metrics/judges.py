@@ -15,8 +15,9 @@ from torch import Tensor
 
 from core.metrics.bootstrap import Figure, of_mean
 from core.metrics.fidelity import enough_for_fid, fid_by_sample, kid
-from core.metrics.networks import Extractor, Lpips, load_features, load_identity, load_inception, load_lpips
+from core.metrics.networks import Extractor, Lpips, load_identity, load_inception, load_lpips
 from core.metrics.traversals import Traversals
+from core.predictors.vision import open_vision
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Judges:
         Raises ModelError for one that cannot be read.
         """
         return cls(
-            load_features(features, device) if features else None,
+            open_vision(features, "feature network", device) if features else None,
             load_inception(inception, device) if inception else None,
             load_lpips(lpips, device) if lpips else None,
             load_identity(identity, device) if identity else None,

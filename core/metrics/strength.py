@@ -17,9 +17,9 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.metrics.features import features_of, standardise
-from core.metrics.networks.extractor import Extractor
 from core.metrics.traversals import draw_plain, draw_traversals
 from core.model.denoiser import Denoiser
+from core.predictors.vision import Extractor
 from core.randomness import CALIBRATION_SEEDS
 from core.samples.draw import Sampling
 

@@ -15,12 +15,11 @@ from core.predictors.attribute_net import AttributeNet
 from core.predictors.attributes import Attributes
 
 
-def predictor_folder(model: str, second: bool = False) -> Path:
-    """Return the folder of the network that scores faces; the models that draw them share it.
+def predictor_folder(second: bool = False) -> Path:
+    """Return the folder of the network that scores faces, which all models of faces share.
 
     second: of the predictor that only measures.
     """
-    assert model.startswith("toyfaces"), model
     return model_folder("toyfaces") / ("second_attributes" if second else "attributes")
 
 
@@ -36,7 +35,7 @@ def embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attrib
         return None
     if model == "digits":
         return Attributes.of(digit_measures.MEASURES, lambda images: digit_measures.measure(images.float()))
-    net = AttributeNet.load(predictor_folder(model))
+    net = AttributeNet.load(predictor_folder())
     return Attributes.of(net.names, _scores_of(net, device))
 
 
@@ -46,7 +45,7 @@ def second_embedded_predictor(model: str, device: torch.device | str = "cpu") ->
         return None
     if model == "digits":
         return Attributes(digit_measures.MEASURES, lambda images: digit_measures.measure_otherwise(images.float()))
-    net = AttributeNet.load(predictor_folder(model, second=True))
+    net = AttributeNet.load(predictor_folder(second=True))
     return Attributes.of(net.names, _scores_of(net, device))
 
 

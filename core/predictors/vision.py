@@ -17,14 +17,17 @@ _EXAMPLE = "image model such as facebook/dinov2-base"
 
 
 @dataclass(frozen=True)
-class Vision:
-    """A frozen image model: `embed(images [N, 1, 3 or 4, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU."""
+class Extractor:
+    """A feature network: `embed(images [N, 1, 3 or 4, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU.
 
-    name: str  # the class of its network, and the first digits of the SHA-256 of the files that decide what it sees
+    Row i of the features depends on image i alone.
+    """
+
+    name: str  # for reports: the kind of network, and the first digits of the SHA-256 of its weights
     embed: Callable[[Tensor], Tensor]
 
 
-def open_vision(where: str, role: str, device: torch.device | str = "cpu") -> Vision:
+def open_vision(where: str, role: str, device: torch.device | str = "cpu") -> Extractor:
     """Open the model of a folder or hub id; images go through its own preprocessing as 8-bit RGB.
 
     CLIP gives its projected embedding, not of unit length, DINOv2 its class token, any other model its pooled output.
@@ -45,7 +48,7 @@ def open_vision(where: str, role: str, device: torch.device | str = "cpu") -> Vi
     embed = _embedding(net, processor, bare, device)
     _try_out(embed, label)
     files = [folder / file for files in REQUIRED for file in files] + sorted(folder.glob("*.safetensors"))
-    return Vision(f"{type(net).__name__} {digest_of_files(file for file in files if file.is_file())}", embed)
+    return Extractor(f"{type(net).__name__} {digest_of_files(file for file in files if file.is_file())}", embed)
 
 
 def _embedding(

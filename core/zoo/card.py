@@ -66,7 +66,7 @@ Weights: Apache-2.0, as the project.
 def _measured(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
     """Return the sections of the card that tell what was measured."""
     parts = [_latents(name, recipe), _sentences(name, recipe), _drawn_digits(recipe, denoiser)]
-    second = _second_measures(denoiser) if recipe.classify else _second_predictor(name, denoiser)
+    second = _second_measures(denoiser) if recipe.classify else _second_predictor(denoiser)
     return "".join([*parts, _steering(name, recipe, denoiser), second])
 
 
@@ -126,7 +126,7 @@ def _sentences(name: str, recipe: Recipe) -> str:
 
 def _steering(name: str, recipe: Recipe, denoiser: Denoiser) -> str:
     """Return the steering table and its explanation."""
-    attributes, quality = embedded_predictor(name), {} if recipe.classify else predictor_quality(name)
+    attributes, quality = embedded_predictor(name), {} if recipe.classify else predictor_quality()
     assert attributes is not None
     rows = "\n".join(
         f"| {attribute} | {effect:.2f} | {spread:.2f} |" + (f" {quality[attribute]:.3f} |" if quality else "")
@@ -173,13 +173,11 @@ def _second_measures(denoiser: Denoiser) -> str:
 {rows}"""
 
 
-def _second_predictor(name: str, denoiser: Denoiser) -> str:
-    """Return the section on the predictor that only measures; an empty text for a model without one."""
-    folder, recipe = predictor_folder(name, second=True), RECIPES["toyfaces"].predictors["second_attributes"]
-    if not folder.is_dir():
-        return ""
+def _second_predictor(denoiser: Denoiser) -> str:
+    """Return the section on the predictor of faces that only measures."""
+    folder, recipe = predictor_folder(second=True), RECIPES["toyfaces"].predictors["second_attributes"]
     parameters = sum(p.numel() for p in AttributeNet.load(folder).parameters())
-    quality, agreed = predictor_quality(name, second=True), agreement(denoiser)
+    quality, agreed = predictor_quality(second=True), agreement(denoiser)
     rows = "\n".join(f"| {factor} | {quality[factor]:.3f} | {agreed[factor]:.3f} |" for factor in quality)
     text = f"""**The second predictor** (`{folder.parent.name}/{folder.name}/`) only measures: it judges what was found
         with the first one. It has {parameters:,} parameters in residual blocks between poolings, where the first one

@@ -61,9 +61,9 @@ def steering(
 
 
 @torch.no_grad()
-def predictor_quality(name: str, second: bool = False) -> dict[str, float]:
+def predictor_quality(second: bool = False) -> dict[str, float]:
     """Return the R^2 of each factor of faces on fresh renders. second: of the predictor that only measures."""
-    net = AttributeNet.load(predictor_folder(name, second))
+    net = AttributeNet.load(predictor_folder(second))
     factors = faces.sample_factors(1000, torch.Generator().manual_seed(10**6))
     error = (net(faces.render(factors)) - factors).square().mean(0)
     return dict(zip(faces.FACTORS, (1 - error / factors.var(0)).tolist(), strict=True))
@@ -112,7 +112,7 @@ def autoencoder_quality(name: str) -> dict[str, float]:
     images = faces.render(factors)
     autoencoder = load_autoencoder(RECIPES[name], model_folder(name))
     decoded = decode(autoencoder, encode(autoencoder, images))
-    error = (AttributeNet.load(predictor_folder(name))(decoded) - factors).square().mean(0)
+    error = (AttributeNet.load(predictor_folder())(decoded) - factors).square().mean(0)
     return {
         "error": float((decoded - images).square().mean().sqrt()),
         "read": float((1 - error / factors.var(0)).min()),

@@ -17,7 +17,7 @@ from core.pictures.masks import find_mask
 from core.precision import PRECISIONS
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
-from core.predictors.vision import Vision
+from core.predictors.vision import Extractor
 from core.samples.training import training_seeds
 from orchestrator.search.space import configurations, sample, size
 from orchestrator.spec import Sweep, Value, countable
@@ -100,7 +100,7 @@ def _objectives(sweep: Sweep, attributes: Attributes | None, second: Attributes 
             yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
 
 
-def _colours(sweep: Sweep, denoiser: Denoiser, visions: Mapping[str, Vision]) -> Iterator[str]:
+def _colours(sweep: Sweep, denoiser: Denoiser, visions: Mapping[str, Extractor]) -> Iterator[str]:
     """Yield the networks that look at pictures, where the model's images are none."""
     count = denoiser.image_shape[0]
     if count in COLOURS:
@@ -112,7 +112,7 @@ def _colours(sweep: Sweep, denoiser: Denoiser, visions: Mapping[str, Vision]) ->
         yield f"{key}: it looks at pictures (1, 3 or 4 channels), and model '{sweep.model}' draws {count}: leave it out"
 
 
-def _looks(sweep: Sweep, visions: Mapping[str, Vision]) -> Iterator[str]:
+def _looks(sweep: Sweep, visions: Mapping[str, Extractor]) -> Iterator[str]:
     """Yield the vision models that see fewer numbers in an image than directions are asked for."""
     most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
     for look, vision in visions.items():

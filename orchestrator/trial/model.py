@@ -18,7 +18,7 @@ from core.model.denoiser import Denoiser
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
-from core.predictors.vision import Vision, open_vision
+from core.predictors.vision import Extractor, open_vision
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling
 from core.samples.training import RUNS
@@ -141,7 +141,7 @@ def judges_of(sweep: Sweep, device: str = "cpu") -> Judges:
     return Judges.load(networks.features, networks.inception, networks.lpips, networks.identity, device)
 
 
-def vision_models_of(sweep: Sweep) -> dict[str, Vision]:
+def vision_models_of(sweep: Sweep) -> dict[str, Extractor]:
     """Return the vision models that method semantic looks through, by name. Raises ModelError for an unreadable one."""
     looks = countable(sweep.space["semantic.look"]) or () if "semantic.look" in sweep.space else ()
     return {str(look): open_vision(str(look), "search.semantic.look: model") for look in looks if look != DENOISER}

@@ -12,8 +12,8 @@ arXiv 2002.03754). One iteration, on a batch of samples x_0 with known noise x_T
                                              + l (how evenly what it changes is spread over the image)
     the discriminator descends               softplus(-discriminator(x_0)) + softplus(discriminator(x_0'))
 
-The terms with c, p and l, and the sources, found without labels (core.methods.sources), are ours. What all
-trained methods share is in core.methods.trained.chain_learner.
+The terms with c, p and l, and the sources, found without labels (core.methods.sources), are ours. What all trained
+methods share is in core.methods.trained.chain_learner.
 """
 
 from collections.abc import Callable, Mapping

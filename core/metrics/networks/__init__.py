@@ -5,10 +5,9 @@ id is given. All take images [N, 1 or 3, H, W] in [-1, 1] on any device, and ret
 gradient. A GPU may multiply in TF32 where the process allows it (core.precision).
 """
 
-from core.metrics.networks.extractor import Extractor
 from core.metrics.networks.identity import load_identity
 from core.metrics.networks.inception import load_inception
 from core.metrics.networks.lpips import Lpips, load_lpips
-from core.metrics.networks.vision import load_features
+from core.predictors.vision import Extractor
 
-__all__ = ["Extractor", "Lpips", "load_features", "load_identity", "load_inception", "load_lpips"]
+__all__ = ["Extractor", "Lpips", "load_identity", "load_inception", "load_lpips"]

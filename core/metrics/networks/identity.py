@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.files import PICKLES
-from core.metrics.networks.extractor import Extractor, rgb
-from core.metrics.networks.vision import load_vision
+from core.metrics.networks.pixels import rgb
 from core.metrics.networks.weights import StateDict, read_weights
+from core.predictors.vision import Extractor, open_vision
 
 SIZE = 112  # pixels, height and width
 FEATURES = 512
@@ -31,7 +31,7 @@ def load_identity(where: str, device: torch.device | str = "cpu") -> Extractor:
     """
     path = Path(where).expanduser()
     if not (path.is_file() or path.suffix.lower() in (".safetensors", *PICKLES)):
-        extractor = load_vision(where, _ROLE, device)
+        extractor = open_vision(where, _ROLE, device)
         return Extractor(extractor.name, lambda images: F.normalize(extractor.embed(images), dim=1))
     weights = read_weights(where, _ROLE)
     kind = "ir-se50" if any(name.startswith("body.") for name in weights.tensors) else "iresnet50"

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.metrics.networks.extractor import Extractor, levels, rgb
+from core.metrics.networks.pixels import levels, rgb
 from core.metrics.networks.weights import read_weights
+from core.predictors.vision import Extractor
 
 SIZE = 299  # pixels, height and width
 FEATURES = 2048

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from core.errors import ModelError, UserError
 from core.files import in_python
-from core.metrics.networks.extractor import rgb
+from core.metrics.networks.pixels import rgb
 from core.metrics.networks.weights import StateDict, read_weights
 
 _MEAN, _DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet's pixels, scaled to [-1, 1]

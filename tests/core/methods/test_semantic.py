@@ -14,7 +14,7 @@ from core.errors import ModelError, NonFiniteError, UserError
 from core.methods import semantic
 from core.methods.semantic import Settings
 from core.methods.sources import features_of_maps, find_sources
-from core.predictors.vision import Vision, open_vision
+from core.predictors.vision import Extractor, open_vision
 from core.samples import draw
 from core.samples.cache import SampleCache
 from core.samples.draw import IMAGES
@@ -93,7 +93,7 @@ def test_a_vision_model_sees_images(
     def quarters(images: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images, 2)[:, 0].flatten(1) * torch.tensor([1.0, 2.0, 3.0, 0.0])
 
-    opened = create_autospec(open_vision, return_value=Vision("Quarters", quarters))
+    opened = create_autospec(open_vision, return_value=Extractor("Quarters", quarters))
     monkeypatch.setattr(semantic, "open_vision", opened)
     settings = Settings(directions=3, samples=SAMPLES, sigmas=1.0, look="some/model", sources="components")
     found = semantic.find(single_denoiser, schedule, settings)
@@ -130,7 +130,7 @@ def test_a_vision_model_that_is_not_there(single_denoiser: Denoiser, schedule: S
 def test_more_directions_than_are_seen(
     single_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Vision("One", lambda images: images.mean(dim=(1, 2, 3))[:, None])
+    one = Extractor("One", lambda images: images.mean(dim=(1, 2, 3))[:, None])
     monkeypatch.setattr(semantic, "open_vision", create_autospec(open_vision, return_value=one))
     sentence = r"^directions: got 3; what 'a/b' sees of model 'tiny' varies in 1 dimensions over 40 samples$"
     for sources in semantic.KINDS:
@@ -142,7 +142,7 @@ def test_more_directions_than_are_seen(
 def test_features_that_are_no_numbers(
     single_denoiser: Denoiser, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blind = Vision("Blind", lambda images: torch.full((len(images), 4), torch.nan))
+    blind = Extractor("Blind", lambda images: torch.full((len(images), 4), torch.nan))
     monkeypatch.setattr(semantic, "open_vision", create_autospec(open_vision, return_value=blind))
     with pytest.raises(NonFiniteError, match=r"^look: what 'a/b' sees of model 'tiny' is NaN or infinite$"):
         semantic.find(single_denoiser, schedule, Settings(2, "a/b", samples=4))

@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core.errors import ModelError, UserError
-from core.metrics.networks import Extractor, load_features, load_identity, load_inception, load_lpips
-from core.metrics.networks.extractor import rgb
+from core.metrics.networks import Extractor, load_identity, load_inception, load_lpips
 from core.metrics.networks.identity import _IResNet50, _IrSe50
 from core.metrics.networks.inception import Inception, resize_as_tensorflow1
 from core.metrics.networks.lpips import _BACKBONES, _Lpips
+from core.metrics.networks.pixels import rgb
 from core.pictures.traversal_grid import to_picture
+from core.predictors.vision import open_vision
 from core.randomness import generator
+
+load_features = partial(open_vision, role="feature network")
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "inception": Inception,

@@ -1,5 +1,7 @@
 """Both sets of measures of digits, on shapes whose measures are known."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from scipy import ndimage
@@ -8,6 +10,7 @@ from torch import Tensor
 from core.predictors import digit_measures
 from core.predictors.digit_measures import MEASURES, measure, measure_otherwise
 
+Measure = Callable[[Tensor], Tensor]
 BOTH = pytest.mark.parametrize("of", [measure, measure_otherwise])
 SIDE = 32
 Y, X = torch.meshgrid(*2 * [torch.arange(SIDE).double() + 0.5 - SIDE / 2], indexing="ij")  # pixels from the middle
@@ -27,34 +30,34 @@ def ring(radius: float = 8, width: float = 2, x: float = 0, y: float = 0) -> Ten
     return ((X - x) ** 2 + (Y - y) ** 2).sqrt().sub(radius).abs() < width / 2
 
 
-def of_shapes(of: object, name: str, *shapes: Tensor) -> list[float]:
-    found: list[float] = of(drawn(*shapes))[:, MEASURES.index(name)].tolist()  # type: ignore[operator]
+def of_shapes(of: Measure, name: str, *shapes: Tensor) -> list[float]:
+    found: list[float] = of(drawn(*shapes))[:, MEASURES.index(name)].tolist()
     return found
 
 
 @BOTH
-def test_slant_is_the_shear_that_sets_a_bar_upright(of: object) -> None:
+def test_slant_is_the_shear_that_sets_a_bar_upright(of: Measure) -> None:
     upright, leaning, back = of_shapes(of, "slant", bar(), bar(slant=0.5), bar(slant=-0.5))
     assert upright == pytest.approx(0, abs=1e-6)
     assert leaning == pytest.approx(0.5, abs=0.1) and back == pytest.approx(-leaning, abs=1e-6)
 
 
 @BOTH
-def test_thickness_is_that_of_the_stroke(of: object) -> None:
+def test_thickness_is_that_of_the_stroke(of: Measure) -> None:
     thin, thick = of_shapes(of, "thickness", bar(2, 20), bar(4, 20))
     assert thin == pytest.approx(2, rel=0.2) and thick > 1.3 * thin
 
 
 @BOTH
 @pytest.mark.parametrize("name", ["width", "height"])
-def test_width_and_height_double_with_the_digit(of: object, name: str) -> None:
+def test_width_and_height_double_with_the_digit(of: Measure, name: str) -> None:
     small, large, leaning = of_shapes(of, name, bar(6, 10), bar(12, 20), bar(6, 10, slant=0.3))
     assert large == pytest.approx(2 * small, rel=0.1)
     assert leaning == pytest.approx(small, rel=0.1), "of the digit that is set upright"
 
 
 @BOTH
-def test_a_ring_is_round_and_a_cross_is_not(of: object) -> None:
+def test_a_ring_is_round_and_a_cross_is_not(of: Measure) -> None:
     cross = bar(2, 20) | bar(2, 20).T
     flat = ((X / 2) ** 2 + Y**2).sqrt().sub(5).abs() < 1
     found = of_shapes(of, "roundness", ring(), flat, cross)
@@ -62,15 +65,15 @@ def test_a_ring_is_round_and_a_cross_is_not(of: object) -> None:
 
 
 @BOTH
-def test_holes_are_counted(of: object) -> None:
+def test_holes_are_counted(of: Measure) -> None:
     eight = ring(4, 2, y=-4) | ring(4, 2, y=4)
     assert of_shapes(of, "holes", bar(), ring(), eight) == pytest.approx([0, 1, 2], abs=0.01)
 
 
 @BOTH
-def test_the_centre_is_where_the_digit_is(of: object) -> None:
+def test_the_centre_is_where_the_digit_is(of: Measure) -> None:
     images = drawn(ring(), ring(x=3, y=-2))
-    where = of(images)[:, [MEASURES.index("centre_x"), MEASURES.index("centre_y")]]  # type: ignore[operator]
+    where = of(images)[:, [MEASURES.index("centre_x"), MEASURES.index("centre_y")]]
     assert where.tolist()[0] == pytest.approx([0, 0], abs=1e-6)
     assert where.tolist()[1] == pytest.approx([3 / 16, -2 / 16], abs=1e-6)
 
@@ -98,7 +101,7 @@ def test_every_measure_has_a_gradient() -> None:
 
 
 @BOTH
-def test_a_single_row_of_ink_leans_by_no_more_than_it_is_wide(of: object) -> None:
+def test_a_single_row_of_ink_leans_by_no_more_than_it_is_wide(of: Measure) -> None:
     row = torch.zeros(SIDE, SIDE)
     row[10, [3, 4, 8]] = 1
     assert abs(of_shapes(of, "slant", row)[0]) < SIDE
@@ -112,9 +115,9 @@ def test_both_find_as_many_holes_in_an_empty_image() -> None:
 
 @BOTH
 @pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
-def test_images_without_a_digit_have_finite_measures(of: object, level: float) -> None:
+def test_images_without_a_digit_have_finite_measures(of: Measure, level: float) -> None:
     images = torch.full((2, 1, SIDE, SIDE), level, requires_grad=of is measure)
-    found = of(images)  # type: ignore[operator]
+    found = of(images)
     assert found.shape == (2, len(MEASURES)) and found.isfinite().all()
     if of is measure:
         found.sum().backward()

@@ -74,22 +74,22 @@ def test_what_sentences_say_of_colours_is_obeyed() -> None:
 
 @pytest.mark.slow
 def test_the_face_predictor_reads_every_factor() -> None:
-    assert all(value >= 0.98 for value in predictor_quality("toyfaces").values())
+    assert all(value >= 0.98 for value in predictor_quality().values())
 
 
 @pytest.mark.slow
 def test_the_second_face_predictor_reads_every_factor_nearly_as_well() -> None:
-    first, second = predictor_quality("toyfaces"), predictor_quality("toyfaces", second=True)
+    first, second = predictor_quality(), predictor_quality(second=True)
     assert all(second[factor] >= 0.98 and first[factor] - second[factor] < 0.02 for factor in faces.FACTORS)
 
 
 def test_the_two_face_predictors_are_different_networks() -> None:
-    first, second = (AttributeNet.load(predictor_folder("toyfaces", second)) for second in (False, True))
+    first, second = (AttributeNet.load(predictor_folder(second)) for second in (False, True))
     assert first.settings["body"] != second.settings["body"]
     strides = [max(layer.stride[0] for layer in net.modules() if isinstance(layer, Conv2d)) for net in (first, second)]
     assert strides == [2, 1], "one makes images smaller by strides, the other by poolings alone"
     assert first.state_dict().keys() != second.state_dict().keys()
-    assert sum(file.stat().st_size for file in predictor_folder("toyfaces", second=True).iterdir()) <= 1_000_000
+    assert sum(file.stat().st_size for file in predictor_folder(second=True).iterdir()) <= 1_000_000
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.predictors.attributes import Attributes
-from core.predictors.vision import Vision
+from core.predictors.vision import Extractor
 from orchestrator.spec import Sweep, parse
 from orchestrator.sweep import preflight
 from orchestrator.sweep.preflight import check_model
@@ -126,7 +126,7 @@ def test_a_vision_model_that_semantic_cannot_look_through(tiny_model: Path, tmp_
 
 
 def test_a_vision_model_that_gives_too_few_numbers(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vision = Vision("Five", lambda images: torch.zeros(len(images), 5))
+    vision = Extractor("Five", lambda images: torch.zeros(len(images), 5))
     monkeypatch.setattr(trial_model, "open_vision", create_autospec(trial_model.open_vision, return_value=vision))
     search = {"directions": 6, "semantic.look": "a/five"}
     assert mistakes_of(sweep_with(tiny_model, method="semantic", search=search)) == [

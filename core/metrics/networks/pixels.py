@@ -1,24 +1,10 @@
-"""A feature network as a value, and the conversions of images before its first layer."""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""Convert images to what networks that judge take."""
 
 import torch
 from torch import Tensor
 
 from core.errors import UserError
 from core.pictures.channels import COLOURS, as_rgb
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A feature network: `embed(images [N, 1, 3 or 4, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU.
-
-    Row i of the features depends on image i alone.
-    """
-
-    name: str  # for reports: the kind of network, and the first digits of the SHA-256 of its weights
-    embed: Callable[[Tensor], Tensor]
 
 
 def rgb(images: Tensor, device: torch.device | str) -> Tensor:
