@@ -137,6 +137,23 @@ def single_denoiser(tiny_denoiser: "Denoiser") -> "Denoiser":
 
 
 @pytest.fixture(scope="session")
+def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision transformer of random weights, 16 features, in the layout of `transformers`."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    folder = tmp_path_factory.mktemp("vision")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape = {"image_size": 16, "patch_size": 8, "initializer_range": 0.5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.ViTModel(transformers.ViTConfig(**small, **shape)).save_pretrained(folder)
+    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
     """The one real sweep that many tests read, by `orchestrate sweep faces.yaml` in a folder of its own.
 

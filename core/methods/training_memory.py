@@ -14,6 +14,7 @@ from core.chain.schedule import Schedule
 from core.chain.step import one_step
 from core.chain.step_memory import counting_memory
 from core.methods.guided.training import Settings as GuidedSettings
+from core.methods.learned.looks import DENOISER, PIXELS, seen_in, shape_seen
 from core.methods.learned.losses import consistency_loss, locality_loss
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.training import Settings, ShiftAndReconstructor
@@ -25,6 +26,7 @@ from core.methods.trained.training_settings import TrainingSettings
 from core.model.denoiser import Denoiser
 
 MANY_ATTRIBUTES = 64  # of a predictor whose number is not known
+MANY_FEATURES = 1024  # of a vision model
 
 
 @lru_cache(maxsize=64)
@@ -33,9 +35,10 @@ def trained_bytes(
 ) -> int:
     """Return the peak bytes of the trained parts and their losses on `micro_batch` samples, forward and backward.
 
-    Parts are float32. optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8. Of
-    method guided the images that the predictor looks at are counted, but not its own network, which
-    core.predictors.memory counts. Where the attributes are all of a predictor, MANY_ATTRIBUTES count.
+    Parts are float32. optimiser_bytes: held for each parameter beside itself and its gradient; Adam's moments are 8.
+    Where a predictor or a vision model looks at samples, the images are counted, but not the network, which
+    core.predictors.memory counts. Where the attributes are all of a predictor, MANY_ATTRIBUTES count, and a vision
+    model counts as one with MANY_FEATURES.
     """
     explorer, discriminator = _parts(denoiser, schedule, settings)
     modules = [explorer, *([discriminator] if settings.discriminator_weight > 0 else [])]
@@ -48,19 +51,20 @@ def trained_bytes(
         images, shifted = denoiser.for_judges(x_0), denoiser.for_judges(shifted_x_0)
         shift = explorer.shift.at(k, magnitude)
         loss = torch.stack([shift(i).sum() for i in range(len(schedule))]).sum()
-        if isinstance(explorer, ShiftAndReconstructor):
-            logits, strength = explorer.reconstructor(images, shifted)
-            loss = loss + logits.sum() + strength.sum()
-        if isinstance(settings, Settings) and settings.consistency_weight > 0:
-            loss = loss + consistency_loss(images, shifted, magnitude)
         if isinstance(settings, Settings) and settings.locality_weight > 0:
             loss = loss + locality_loss(images, shifted, magnitude)
         maps, shifted_maps = _maps(denoiser, settings, x_0), _maps(denoiser, settings, shifted_x_0)
         if isinstance(settings, Settings) and settings.finds_sources:
             loss = loss + features_of_maps(shifted_maps).sum()
-        if isinstance(settings, GuidedSettings):
-            seen = shifted if denoiser.use.space == "pixels" else denoiser.images(shifted_x_0)
-            loss = loss + seen.sum()
+        if isinstance(settings, GuidedSettings) or has_vision(settings):
+            pictures = shifted if denoiser.use.space == "pixels" else denoiser.images(shifted_x_0)
+            loss = loss + pictures.sum()
+        if isinstance(explorer, ShiftAndReconstructor) and isinstance(settings, Settings):
+            seen, shifted_seen = (_seen(settings, *each) for each in ((images, maps), (shifted, shifted_maps)))
+            logits, strength = explorer.reconstructor(seen, shifted_seen)
+            loss = loss + logits.sum() + strength.sum()
+            if settings.consistency_weight > 0:
+                loss = loss + consistency_loss(seen, shifted_seen, magnitude)
         if settings.discriminator_weight > 0:
             loss = loss + discriminator(images, maps).sum() + discriminator(shifted, shifted_maps).sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own stub
@@ -70,8 +74,22 @@ def trained_bytes(
 
 def _maps(denoiser: Denoiser, settings: TrainingSettings, x_0: Tensor) -> list[Tensor]:
     """Return the maps of samples that something looks at."""
-    sources = isinstance(settings, Settings) and settings.finds_sources
-    return sample_maps(denoiser, x_0) if settings.discriminator_weight > 0 or sources else []
+    looked_at = isinstance(settings, Settings) and (settings.finds_sources or settings.look == DENOISER)
+    return sample_maps(denoiser, x_0) if settings.discriminator_weight > 0 or looked_at else []
+
+
+def has_vision(settings: TrainingSettings) -> bool:
+    """Return whether a vision model looks at what is trained on."""
+    return isinstance(settings, Settings) and settings.look not in (PIXELS, DENOISER)
+
+
+def _seen(settings: Settings, images: Tensor, maps: list[Tensor]) -> Tensor:
+    """Return what the reconstructor sees of samples with these images and maps, in units as large as itself."""
+    if settings.look == PIXELS:
+        return images
+    if settings.look == DENOISER:
+        return 1 * seen_in(maps)
+    return images.flatten(1)[:, :1].expand(-1, MANY_FEATURES)[:, :, None, None].float()
 
 
 def directions_of(settings: TrainingSettings) -> int:
@@ -123,7 +141,8 @@ def _parts(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -
         )
         explorer = HasShift(shift)
         if isinstance(settings, Settings):
-            explorer = ShiftAndReconstructor(shift, Reconstructor(denoiser.judged_shape, count))
+            shape = shape_seen(denoiser, settings.look, MANY_FEATURES)
+            explorer = ShiftAndReconstructor(shift, Reconstructor(shape, count))
         discriminator = Discriminator(denoiser.judged_shape, map_channels(denoiser))
     return explorer.to("meta").eval(), discriminator.to("meta")
 

@@ -17,7 +17,7 @@ from core.predictors import clip
 from core.predictors.attributes import Attributes
 from core.predictors.embedded import embedded_predictor, second_embedded_predictor
 from core.predictors.image_model import REQUIRED, configuration, find_folder, read_model, refuse_lacking, refuse_pickles
-from core.predictors.preprocessing import through_processor
+from core.predictors.preprocessing import behind_processor
 from core.quiet import quiet_transformers
 
 _EXAMPLE = "image classifier such as google/vit-base-patch16-224"
@@ -96,7 +96,7 @@ def classifier(folder: Path, predictor: str, device: torch.device | str = "cpu")
     def scores_of(**inputs: Tensor) -> Tensor:
         return log_odds(net(**inputs).logits, exclusive=_exclusive(net.config))
 
-    return through_processor(names, processor, scores_of, device)
+    return Attributes(names, *behind_processor(processor, scores_of, device))
 
 
 def log_odds(logits: Tensor, exclusive: bool) -> Tensor:

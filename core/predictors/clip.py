@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.predictors.attributes import Attributes
-from core.predictors.preprocessing import through_processor
+from core.predictors.preprocessing import behind_processor
 
 # Name -> (a text for more of it, a text for less). Faces first, since most unconditional models draw them.
 WORDS = {
@@ -84,4 +84,4 @@ def attributes(
         logits: Tensor = net(**tokens, **inputs).logits_per_image  # [N, 2 A]
         return logits[:, 0::2] - logits[:, 1::2]
 
-    return through_processor(tuple(words), processor, scores_of, device)
+    return Attributes(tuple(words), *behind_processor(processor, scores_of, device))

@@ -15,7 +15,6 @@ from torch.nn.functional import interpolate
 
 from core.pictures.channels import as_rgb
 from core.pictures.traversal_grid import to_picture
-from core.predictors.attributes import Attributes
 from core.randomness import generator
 
 _MODES = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
@@ -24,26 +23,24 @@ _ROUNDING = 2.5  # levels of 255 that the roundings of a resize may add up to
 _WARPED_FROM = 384  # shortest edge from which a processor with crop_pct squeezes images instead of cropping them
 
 
-def through_processor(
-    names: tuple[str, ...],
-    processor: Callable[..., Any],
-    scores_of: Callable[..., Tensor],
-    device: torch.device | str,
-) -> Attributes:
-    """Return a predictor behind an image processor.
+def behind_processor(
+    processor: Callable[..., Any], network: Callable[..., Tensor], device: torch.device | str
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor] | None]:
+    """Return two functions of images, what a network behind an image processor makes of them; both on `device`.
 
-    scores_of: called with what the processor returns, as scores_of(pixel_values=[N, 3, H', W']), on `device` -> [N, A].
-    `score` uses the processor itself; `score_through` what `differentiable` makes of it, None where it makes nothing.
+    network: called with what the processor returns, as network(pixel_values=[N, 3, H', W']), on `device` -> [N, ...].
+    The first function uses the processor itself and has no gradient; the second is differentiable, by what
+    `differentiable` makes of the processor, and None where that makes nothing.
     """
 
     @torch.no_grad()
-    def score(images: Tensor) -> Tensor:
-        return scores_of(**_processed(processor, images).to(device))
+    def plain(images: Tensor) -> Tensor:
+        return network(**_processed(processor, images).to(device))
 
     pixels_of = differentiable(processor)
     if pixels_of is None:
-        return Attributes(names, score)
-    return Attributes(names, score, lambda images: scores_of(pixel_values=pixels_of(images.to(device))))
+        return plain, None
+    return plain, lambda images: network(pixel_values=pixels_of(images.to(device)))
 
 
 def differentiable(processor: Any) -> Callable[[Tensor], Tensor] | None:

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from core.errors import ModelError, first_line
 from core.files import digest_of_files, in_python, why_unreadable
-from core.pictures.traversal_grid import to_picture
 from core.predictors.image_model import REQUIRED, configuration, find_folder, read_model, refuse_lacking, refuse_pickles
+from core.predictors.preprocessing import behind_processor
 
 _EXAMPLE = "image model such as facebook/dinov2-base"
 
@@ -20,11 +19,13 @@ _EXAMPLE = "image model such as facebook/dinov2-base"
 class Extractor:
     """A feature network: `embed(images [N, 1, 3 or 4, H, W] in [-1, 1]) -> [N, F]`, float32 on the CPU.
 
-    Row i of the features depends on image i alone.
+    Row i of the features depends on image i alone. embed_through: features that are differentiable in the images, on
+    the network's device, equal to those of `embed` but for rounding; None where there are none.
     """
 
     name: str  # for reports: the kind of network, and the first digits of the SHA-256 of its weights
     embed: Callable[[Tensor], Tensor]
+    embed_through: Callable[[Tensor], Tensor] | None = None
 
 
 def open_vision(where: str, role: str, device: torch.device | str = "cpu") -> Extractor:
@@ -45,25 +46,17 @@ def open_vision(where: str, role: str, device: torch.device | str = "cpu") -> Ex
     bare = bool(missing) and all(name.startswith("pooler.") for name in missing)
     if missing and not bare:
         raise ModelError(f"{label} is not a trained model: its weights lack {missing[0]}")
-    embed = _embedding(net, processor, bare, device)
-    _try_out(embed, label)
-    files = [folder / file for files in REQUIRED for file in files] + sorted(folder.glob("*.safetensors"))
-    return Extractor(f"{type(net).__name__} {digest_of_files(file for file in files if file.is_file())}", embed)
 
-
-def _embedding(
-    net: Any, processor: Callable[..., Any], bare: bool, device: torch.device | str
-) -> Callable[[Tensor], Tensor]:
-    """Return images -> features [N, F] on the CPU. bare: whether the class token replaces the pooled output."""
-
-    @torch.no_grad()
-    def embed(images: Tensor) -> Tensor:
-        pixels = processor(images=[to_picture(image) for image in images], return_tensors="pt").to(device)
+    def features_of(**pixels: Tensor) -> Tensor:
         output = net.get_image_features(**pixels) if hasattr(net, "get_image_features") else net(**pixels)
         features: Tensor = output.last_hidden_state[:, 0] if bare else output.pooler_output
-        return features.flatten(1).float().cpu()
+        return features.flatten(1).float()
 
-    return embed
+    embed, embed_through = behind_processor(processor, features_of, device)
+    _try_out(embed, label)
+    files = [folder / file for files in REQUIRED for file in files] + sorted(folder.glob("*.safetensors"))
+    name = f"{type(net).__name__} {digest_of_files(file for file in files if file.is_file())}"
+    return Extractor(name, lambda images: embed(images).cpu(), embed_through)
 
 
 def _try_out(embed: Callable[[Tensor], Tensor], label: str) -> None:

@@ -89,14 +89,17 @@ def again(sweep: Sweep, footprint: Footprint) -> int:
 def case_of(sweep: Sweep) -> Case:
     """Return the input for predicting this sweep's memory: of its methods, the one whose trained parts take most.
 
-    Raises ModelError without the model's configuration.
+    Another predictor than the model's own, and a vision model, are not opened for a plan: what a gradient takes in them
+    is not in it. Trials count it. Raises ModelError without the model's configuration.
     """
     denoiser = without_weights(sweep)
     schedule, own = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta), None
-    if sweep.predictor is None:  # another one is not opened for a plan
+    if sweep.predictor is None:
         own = embedded_predictor(sweep.model)
     settings = [with_names(heaviest(sweep, method), own) for method in sweep.trained]
-    return max((Case(denoiser, schedule, sweep, each, own) for each in settings), key=lambda case: case.trained(2))
+    through = {"guided": own.score_through} if own else {}
+    cases = (Case(denoiser, schedule, sweep, each, through.get(method_of(each))) for each in settings)
+    return max(cases, key=lambda case: case.trained(2))
 
 
 def devices_of(sweep: Sweep, named: str | None = None) -> list[Device]:

@@ -37,7 +37,7 @@ from orchestrator.spec import Sweep, Value
 from orchestrator.trial.attempt import Attempt
 from orchestrator.trial.memory import Case, device_bytes, heaviest
 from orchestrator.trial.model import TrialModel
-from orchestrator.trial.settings import method_of, predictor_for, with_names
+from orchestrator.trial.settings import method_of, with_names
 
 _ENOUGH_S = 0.25  # seconds of one call of the network that are enough to time it
 _TIMED_S = 10.0  # seconds of training, after a first iteration that does not count
@@ -229,7 +229,8 @@ def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: TrainingSettin
 
     denoiser, schedule = trial_model.denoiser, trial_model.schedule
     share = settings.batch // sweep.resources.workers
-    case = Case(denoiser.blueprint(), schedule, sweep, settings, trial_model.attributes, str(denoiser.device))
+    through, device = trial_model.through(settings), str(denoiser.device)
+    case = Case(denoiser.blueprint(), schedule, sweep, settings, through, device)
     attempt = Attempt.first(case, device_bytes(sweep, denoiser.device, denoiser.weight_bytes()))
     micro = attempt.settings.micro_batch or share
     steps = len(schedule) - schedule.steps_in_window(settings.window).index(True)
@@ -241,9 +242,9 @@ def _iteration_s(trial_model: TrialModel, sweep: Sweep, settings: TrainingSettin
     small = replace(attempt.settings, **changes)
     engines, method = Engines(sweep.deepspeed, micro), method_of(settings)
     try:
-        workers, more = Workers(engines.make), predictor_for(method, trial_model.attributes)
+        workers, networks = Workers(engines.make), trial_model.networks_for(settings)
         learner: ChainLearner[Any, Any] = METHODS[method].Learner(
-            denoiser, schedule, small, workers, attempt.draw_batch, **more
+            denoiser, schedule, small, workers, attempt.draw_batch, **networks
         )
         taken = [_timed(lambda: learner.iterate(0))]
         while sum(taken[1:]) < _TIMED_S and len(taken) < 6 and (len(taken) < 2 or taken[0] < _TIMED_S):

@@ -25,6 +25,7 @@ from orchestrator.spec.sweep import SCHEMA_VERSION, Objective, Sweep, result_key
 from orchestrator.spec.tables import (
     BY_ATTRIBUTES,
     DOMAINS,
+    LOOKS,
     METHODS,
     METRICS,
     PAIRED,
@@ -38,6 +39,7 @@ __all__ = [
     "BY_ATTRIBUTES",
     "DOMAINS",
     "METHODS",
+    "LOOKS",
     "METRICS",
     "PAIRED",
     "PARAMETERS",

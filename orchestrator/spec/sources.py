@@ -20,6 +20,7 @@ _NETWORKS = {
     "evaluate.features": "a folder here, or a hub id, of an image model",
     "evaluate.identity": "a safetensors file, or a folder here or a hub id of an image model",
     "search.semantic.look": "denoiser, or a folder here, or a hub id, of an image model",
+    "search.learned.look": "pixels, denoiser, or a folder here, or a hub id, of an image model",
 }
 _FILES = {
     "evaluate.inception": "a safetensors file",
@@ -28,7 +29,7 @@ _FILES = {
     "search.supervised.pairs": "a folder of images",
 }
 
-_NO_FILE = {"search.semantic.look": "denoiser"}  # the word for nothing, where it is not "none"
+_NO_FILE = dict.fromkeys(("search.semantic.look", "search.learned.look"), ("pixels", "denoiser"))  # words for nothing
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def sources(sweep: Sweep) -> Iterator[Source]:
         values: Sequence[object] = [sweep.predictor if section == "predictor" else getattr(sweep.evaluate, name, None)]
         if section == "search":
             values = countable(sweep.distribution_of(name)) or ()
-        yield from (Source(key, str(value)) for value in values if value not in (None, _NO_FILE.get(key, "none")))
+        yield from (Source(key, str(value)) for value in values if value not in (None, *_NO_FILE.get(key, ("none",))))
 
 
 def absent(sweep: Sweep) -> list[Source]:

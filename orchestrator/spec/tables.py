@@ -82,6 +82,7 @@ PARAMETERS: dict[str, Parameter] = {
     "reconstructor_rate": Parameter(Real(above=0), 0.001, _LEARNED),
     "discriminator_rate": Parameter(Real(above=0), 0.001, TRAINED),
     # A dotted name belongs to the method it opens with.
+    "learned.look": Parameter(OrWord(Text(), ("pixels", "denoiser")), "pixels", _LEARNED),  # or a vision model
     "guided.attributes": Parameter(OrWord(Text(), ("all",)), "all", _GUIDED),  # separated by semicolons
     "guided.start": Parameter(OneOf(("slopes", "supervised", "random")), "slopes", _GUIDED),
     "guided.effect_weight": Parameter(Real(low=0, high=1000), 1.0, _GUIDED),
@@ -104,6 +105,8 @@ PARAMETERS: dict[str, Parameter] = {
     "supervised.project": Parameter(Truth(), False, _SUPERVISED),
     "supervised.pairs": Parameter(OrWord(Text(), ("none",)), "none", _SUPERVISED),
 }
+
+LOOKS = ("semantic.look", "learned.look")  # parameters that may name a vision model
 
 # The names that a `when:` may contain.
 DOMAINS: dict[str, Domain] = {"method": OneOf(METHODS)} | {name: p.domain for name, p in PARAMETERS.items()}

@@ -10,6 +10,7 @@ from core.chain.schedule import Schedule, check_window
 from core.errors import UserError
 from core.methods import guided
 from core.methods.jacobian import check_count
+from core.methods.learned.looks import refuse_undifferentiable
 from core.model.denoiser import Denoiser
 from core.pictures.channels import COLOURS
 from core.pictures.images import load_pairs
@@ -28,6 +29,9 @@ _NEEDS_ATTRIBUTES = ("disentanglement", "coverage")
 _NEEDS_SECOND = ("second_disentanglement", "second_coverage")
 _NEEDS_NETWORK = {"fid": "inception", "inception_kid": "inception", "lpips": "lpips", "identity": "identity"}
 _CHECKED_CONFIGURATIONS = 500  # configurations checked: all of a smaller space, else this many random ones
+
+
+Visions = Mapping[tuple[str, str], Extractor]  # by parameter and name
 
 
 @dataclass(frozen=True)
@@ -100,25 +104,30 @@ def _objectives(sweep: Sweep, attributes: Attributes | None, second: Attributes 
             yield f"objectives: '{metric}' needs a network: name the file or folder of its weights as evaluate.{key}"
 
 
-def _colours(sweep: Sweep, denoiser: Denoiser, visions: Mapping[str, Extractor]) -> Iterator[str]:
+def _colours(sweep: Sweep, denoiser: Denoiser, visions: Visions) -> Iterator[str]:
     """Yield the networks that look at pictures, where the model's images are none."""
     count = denoiser.image_shape[0]
     if count in COLOURS:
         return
     networks = ("features", "inception", "lpips", "identity", "second_predictor")
     keys = [key for key in networks if getattr(sweep.evaluate, key) is not None]
-    looks = ["search.semantic.look"] if visions else []
+    looks = sorted({f"search.{parameter}" for parameter, _ in visions})
     for key in (*(f"evaluate.{key}" for key in keys), *(["predictor"] if sweep.predictor else []), *looks):
         yield f"{key}: it looks at pictures (1, 3 or 4 channels), and model '{sweep.model}' draws {count}: leave it out"
 
 
-def _looks(sweep: Sweep, visions: Mapping[str, Extractor]) -> Iterator[str]:
-    """Yield the vision models that see fewer numbers in an image than directions are asked for."""
+def _looks(sweep: Sweep, visions: Visions) -> Iterator[str]:
+    """Yield the vision models that see fewer numbers in an image than directions are asked for, or have no gradient."""
     most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
-    for look, vision in visions.items():
+    for (parameter, look), vision in visions.items():
         seen = vision.embed(torch.zeros(1, 3, 32, 32)).shape[1]
-        if seen < most:
+        if parameter == "semantic.look" and seen < most:
             yield f"search.directions: got {most}; model '{look}' of search.semantic.look gives {seen} numbers an image"
+        try:
+            if parameter == "learned.look":
+                refuse_undifferentiable(vision, look)
+        except UserError as error:
+            yield f"search.learned.{error}"
 
 
 def _supervised(sweep: Sweep, attributes: Attributes | None) -> Iterator[str]:

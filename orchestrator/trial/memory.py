@@ -22,14 +22,14 @@ from core.chain.gradient import GradientPolicy, KeepSteps, PredictedMemory, free
 from core.chain.schedule import Schedule
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
+from core.methods.learned.looks import DENOISER, PIXELS
 from core.methods.trained.training_settings import TrainingSettings
 from core.methods.training_memory import drawing_bytes, pool_bytes, trained_bytes
 from core.model.denoiser import Denoiser
 from core.precision import PRECISIONS
-from core.predictors.attributes import Attributes
-from core.predictors.memory import scoring_bytes
-from orchestrator.spec import BY_ATTRIBUTES, PAIRED, PARAMETERS, Sweep, Value
-from orchestrator.trial.settings import POLICIES, method_of, settings_of
+from core.predictors.memory import Through, scoring_bytes
+from orchestrator.spec import PAIRED, PARAMETERS, Sweep, Value
+from orchestrator.trial.settings import POLICIES, settings_of
 
 RESERVE = 0.1  # share of a device left free for rounding by the allocator, workspaces of libraries, and the driver
 _WORTHWHILE = 4  # below this micro-batch a GPU is idle for longer than a step takes to run again
@@ -81,23 +81,21 @@ class Footprint:
 class Case:
     """The input of a prediction: a denoiser, which needs no weights, its chain, the sweep, and the method settings.
 
-    attributes: the predictor through which the gradient of method guided goes, None where it is not at hand; device:
-    where it is.
+    through: the predictor or the vision model that the gradient goes through, None where there is none or it is not at
+    hand; device: where it is.
     """
 
     denoiser: Denoiser
     schedule: Schedule
     sweep: Sweep
     settings: TrainingSettings
-    attributes: Attributes | None = None
+    through: Through | None = None
     device: str = "cpu"
 
     def trained(self, micro_batch: int, optimiser_bytes: int = 8) -> int:
         """Return the bytes of what trains and of its losses on `micro_batch` samples."""
         own = trained_bytes(self.denoiser, self.schedule, self.settings, micro_batch, optimiser_bytes)
-        if self.attributes is None or method_of(self.settings) not in BY_ATTRIBUTES:
-            return own
-        return own + scoring_bytes(self.attributes, self.denoiser.image_shape, micro_batch, self.device)
+        return own + scoring_bytes(self.through, self.denoiser.image_shape, micro_batch, self.device)
 
 
 def usable(device: int) -> int:
@@ -146,6 +144,8 @@ def heaviest(sweep: Sweep, method: str = "learned") -> TrainingSettings:
     parameters[start] = next(name for name in _STARTS if name in starts)
     if method == "learned":
         parameters["directions"] = max(sweep.possible_values("directions", method) or ())
+        looks = sweep.possible_values("learned.look", method) or ()
+        parameters["learned.look"] = max(looks, key=lambda look: (look != PIXELS, look != DENOISER))
     else:
         asked = sweep.possible_values("guided.attributes", method) or ()
         parameters["guided.attributes"] = max(asked, key=lambda names: (names == "all", str(names).count(";")))

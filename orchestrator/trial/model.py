@@ -1,15 +1,17 @@
 """Load the frozen model of a trial, its chain and its attribute predictor; scale, measure and draw sets with them."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
-from core.methods import random
-from core.methods.semantic import DENOISER
+from core.methods import learned, random
+from core.methods.learned.looks import DENOISER, PIXELS, open_look
+from core.methods.training_memory import has_vision
 from core.metrics import Evaluation, calibrate, evaluate, moved
 from core.metrics.calibration import STRENGTH, Calibrated, with_dials
 from core.metrics.judges import NO_JUDGES, Judges
@@ -18,13 +20,15 @@ from core.model.denoiser import Denoiser
 from core.pictures.traversal_grid import traversal, traversal_grid
 from core.predictors import classifier
 from core.predictors.attributes import Attributes
+from core.predictors.memory import Through
 from core.predictors.vision import Extractor, open_vision
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling
 from core.samples.training import RUNS
-from orchestrator.spec import Sweep, countable
+from orchestrator.spec import BY_ATTRIBUTES, LOOKS, Sweep, countable
 from orchestrator.trial.loading import StreamWeights, loaded, own_device
 from orchestrator.trial.ranks import ALONE, Ranks
+from orchestrator.trial.settings import method_of
 
 RANDOM_DRAWS = 5  # sets of random directions that a champion is compared with
 _LEAST_STRENGTH = 1e-3  # of a set that moves nothing; a set can only be scaled to a strength above 0
@@ -62,6 +66,25 @@ class TrialModel:
         judges = judges_of(sweep, device)
         second = classifier.load_second(sweep.evaluate.second_predictor, sweep.model, device)
         return cls(denoiser, schedule, classifier.load(sweep.predictor, sweep.model, device), cache, judges, second)
+
+    def networks_for(self, settings: Any) -> dict[str, Attributes | Extractor | None]:
+        """Return the keyword arguments by which a method gets the networks beside the denoiser that it looks through.
+
+        Raises UserError, of which ModelError is one, for a vision model that cannot be read or used.
+        """
+        if method_of(settings) in BY_ATTRIBUTES:
+            return {"attributes": self.attributes}
+        if isinstance(settings, learned.Settings) and has_vision(settings):
+            return {"vision": _opened(settings.look, str(self.denoiser.device))}
+        return {}
+
+    def through(self, settings: Any) -> Through | None:
+        """Return the network beside the denoiser through which the gradient of a method goes; None where none does."""
+        networks = self.networks_for(settings)
+        vision = networks.get("vision")
+        if isinstance(vision, Extractor):
+            return vision.embed_through
+        return self.attributes.score_through if "attributes" in networks and self.attributes else None
 
     def _sampling(self, sweep: Sweep) -> Sampling:
         sampler = sweep.sampler
@@ -141,10 +164,24 @@ def judges_of(sweep: Sweep, device: str = "cpu") -> Judges:
     return Judges.load(networks.features, networks.inception, networks.lpips, networks.identity, device)
 
 
-def vision_models_of(sweep: Sweep) -> dict[str, Extractor]:
-    """Return the vision models that method semantic looks through, by name. Raises ModelError for an unreadable one."""
-    looks = countable(sweep.space["semantic.look"]) or () if "semantic.look" in sweep.space else ()
-    return {str(look): open_vision(str(look), "search.semantic.look: model") for look in looks if look != DENOISER}
+@lru_cache(maxsize=2)
+def _opened(look: str, device: str) -> Extractor | None:
+    """Open a vision model once for all trials of a process."""
+    return open_look(look, device)
+
+
+def vision_models_of(sweep: Sweep) -> dict[tuple[str, str], Extractor]:
+    """Return the vision models that methods look through, by parameter and name.
+
+    Raises ModelError for an unreadable one.
+    """
+    asked = [
+        (parameter, str(look))
+        for parameter in LOOKS
+        for look in (countable(sweep.space[parameter]) or () if parameter in sweep.space else ())
+        if look not in (PIXELS, DENOISER)
+    ]
+    return {(parameter, look): open_vision(look, f"search.{parameter}: model") for parameter, look in asked}
 
 
 def random_like(trial_model: TrialModel, directions: DirectionSet, sweep: Sweep, draw: int = 0) -> DirectionSet:

@@ -38,7 +38,7 @@ from orchestrator.trial.memory import Case, device_bytes
 from orchestrator.trial.model import TrialModel
 from orchestrator.trial.outcome import Preempted, out_of_memory
 from orchestrator.trial.ranks import ALONE, Ranks
-from orchestrator.trial.settings import method_of, predictor_for, settings_of, with_names
+from orchestrator.trial.settings import method_of, settings_of, with_names
 from orchestrator.trial.state import Report, State
 
 
@@ -195,14 +195,14 @@ def _find(trial: RunningTrial, parameters: Mapping[str, Any]) -> Report:
     method, state = parameters["method"], State(trial.sweep.train.iterations)
     drawing = DrawBatch(with_batch(trial.sweep, max(1, trial.sweep.sampler.batch >> trial.context.out_of_memory)))
     model = trial.model
-    more = predictor_for(method, model.attributes)
     settings = settings_of(parameters, trial.sweep)
+    networks = model.networks_for(settings)
 
     def find(sweep: Sweep) -> DirectionSet:
         batch = sweep.sampler.batch
         with state.running():
             directions: DirectionSet = METHODS[method].find(
-                model.denoiser, model.schedule, settings, batch=batch, cache=model.cache, **more
+                model.denoiser, model.schedule, settings, batch=batch, cache=model.cache, **networks
             )
         return directions
 
@@ -241,7 +241,8 @@ def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], condition
         attempt, seen = Attempt.resumed(settings, kept), kept["smaller"]
     else:
         denoiser = model.denoiser
-        case = Case(denoiser.blueprint(), model.schedule, sweep, settings, model.attributes, str(denoiser.device))
+        through, device = model.through(settings), str(denoiser.device)
+        case = Case(denoiser.blueprint(), model.schedule, sweep, settings, through, device)
         memory = device_bytes(sweep, denoiser.device, denoiser.weight_bytes())
         attempt, seen = Attempt.first(case, trial.ranks.least(memory)), 0
     for _ in range(seen, conditions["smaller"]):
@@ -281,7 +282,7 @@ def _train(
                 Workers(engines.make, ranks.rank, ranks.world, ranks.on_first, trial.context.differentiating),
                 drawing.batch,
                 model.cache,
-                **predictor_for(method, model.attributes),
+                **model.networks_for(settings),
             )
         if path is not None:
             engines.load(path / "engines")

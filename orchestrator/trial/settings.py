@@ -56,11 +56,6 @@ def with_names(settings: Any, attributes: Attributes | None) -> Any:
     return settings
 
 
-def predictor_for(method: str, attributes: Attributes | None) -> dict[str, Attributes | None]:
-    """Return the keyword argument by which a method gets the model's predictor; none for a method that needs none."""
-    return {"attributes": attributes} if method in BY_ATTRIBUTES else {}
-
-
 def samples_of(settings: Any) -> int:
     """Return how many training samples a method draws at most."""
     return int(getattr(settings, "pool", 0) or getattr(settings, "samples", SPREAD_SAMPLES))

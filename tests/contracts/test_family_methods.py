@@ -24,6 +24,7 @@ from core.metrics.identifiability import identifiability
 from core.model.pretrained import weight_digest
 from core.pictures.masks import find_mask
 from core.predictors.attributes import Attributes
+from core.predictors.vision import Extractor
 from core.randomness import REPORT_SEEDS
 from tests import families
 from tests.contracts.conftest import QUIET, USES, Folder, Load
@@ -83,6 +84,20 @@ def find(denoiser: Denoiser, method: str, name: str, looking: Looking) -> Direct
     more = {"attributes": looking.attributes} if method in LED else {}
     found: DirectionSet = METHODS[method].find(denoiser, Schedule.ddim(denoiser, STEPS), settings, batch=8, **more)
     return found
+
+
+@pytest.mark.parametrize("look", ["denoiser", "vision"])
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_what_learned_looks_at_is_its_maps_or_its_images(load: Load, name: str, look: str) -> None:
+    denoiser, looking = load(name, torch.float32, **MORE[name]), Looking()
+    vision = Extractor("means", looking.attributes.score, looking.attributes.score_through)
+    settings = replace(SETTINGS["learned"], look=look)
+    more = {"vision": vision} if look == "vision" else {}
+    learner = learned.Learner(denoiser, Schedule.ddim(denoiser, STEPS), settings, **more)
+    start, terms = learner.directions().table, learner.iterate(0)
+    assert all(math.isfinite(value) for value in terms.values())
+    assert (learner.directions().table - start).norm() > 1e-4
+    assert looking.shapes == ({torch.Size(denoiser.image_shape)} if look == "vision" else set()), "never latents"
 
 
 @pytest.mark.parametrize("method", ["learned", "guided"])

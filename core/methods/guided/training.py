@@ -131,7 +131,7 @@ class Learner(ChainLearner[Settings, HasShift]):
         varying = [column for column in order if torch.isfinite(deviation[column])]
 
         def scores(seen: Seen) -> Tensor:
-            return (self._score(self._images(seen)) / deviation)[:, varying]
+            return (self._score(self._pictures(seen)) / deviation)[:, varying]
 
         return pure_directions(self._slopes(pool, spread_of(h), scores), self.count, self.count)
 
@@ -143,17 +143,13 @@ class Learner(ChainLearner[Settings, HasShift]):
     def _loss(self, plain: Seen, shifted: Seen, k: Tensor, magnitude: Tensor) -> tuple[Tensor, dict[str, float]]:
         settings = self.settings
         unshifted = self.unshifted[plain.rows.to(self.unshifted.device)]
-        change = (self._score(self._images(shifted)).to(unshifted) - unshifted) / self.deviation
+        change = (self._score(self._pictures(shifted)).to(unshifted) - unshifted) / self.deviation
         own = torch.tensor(self.columns, device=k.device)[k[0::2]]
         effect = losses.effects(change, magnitude)
         share = losses.share_loss(effect, own)
         strong = losses.effect_loss(effect, own, magnitude, settings.target)
         values = {"share_loss": share.item(), "effect_loss": strong.item()}
         return share + settings.effect_weight * strong, values
-
-    def _images(self, seen: Seen) -> Tensor:
-        """Return the samples as images, decoded once where judges get images too."""
-        return seen.images if self.denoiser.use.space == "pixels" else self.denoiser.images(seen.x_0)
 
 
 def refuse_undifferentiable(attributes: Attributes) -> None:

@@ -29,11 +29,13 @@ def strength_loss(predicted: Tensor, magnitude: Tensor) -> Tensor:
 def consistency_loss(x_0: Tensor, shifted: Tensor, magnitude: Tensor) -> Tensor:
     """Return 1 - cosine between the changes of the two samples of a pair: a direction should change all images alike.
 
-    x_0, shifted: [N, C, H, W], samples 2j and 2j + 1 shifted along the same direction; magnitude: [N], each change is
-    multiplied by its sign. Changes are compared as means on an 8 x 8 grid, so the region counts and not the pixel.
+    x_0, shifted: what is seen of samples, [N, C, H, W], 2j and 2j + 1 shifted along the same direction; magnitude: [N],
+    each change is multiplied by its sign. Changes are compared as means on an 8 x 8 grid, or on the grid that they have
+    where it is smaller, so the region counts and not the pixel.
     Source: ours; that learned directions are global is the claim of Zhang et al. (arXiv 2310.09912).
     """
-    change = adaptive_avg_pool2d(shifted - x_0, CONSISTENCY_GRID).flatten(1) * magnitude.sign()[:, None]
+    grid = min(CONSISTENCY_GRID, *shifted.shape[-2:])
+    change = adaptive_avg_pool2d(shifted - x_0, grid).flatten(1) * magnitude.sign()[:, None]
     return 1 - cosine_similarity(change[0::2], change[1::2]).mean()
 
 

@@ -2,7 +2,8 @@
 
 It has two heads on one convolutional body (Voynov & Babenko, arXiv 2002.03754, for GANs; Zhang et al., arXiv
 2310.09912, for diffusion models). Its inputs are the image and the *difference*, each scaled to unit size: a small
-shift changes an image by a few grey levels, which would be lost in the image without amplification.
+shift changes an image by a few grey levels, which would be lost in the image without amplification. In place of images
+it can be given features of them, as maps (core.methods.learned.looks).
 """
 
 import math
@@ -24,16 +25,23 @@ def convolutional_body(channels: int, size: int, width: int, widest: int = 256) 
     return nn.Sequential(*layers), 16 * 32
 
 
+def dense_body(features: int, width: int = 256) -> tuple[nn.Sequential, int]:
+    """Return (a body for features without places [N, F, 1, 1], the length of its flat output)."""
+    layers = nn.Flatten(), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+    return nn.Sequential(*layers), width
+
+
 class Reconstructor(nn.Module):
     """A network (x_0, shifted x_0), both [N, C, H, W] -> (logits [N, K], magnitude [N] in units of the largest one)."""
 
     image_rms: Tensor
     difference_rms: Tensor
 
-    def __init__(self, sample_shape: tuple[int, int, int], directions: int, width: int = 32) -> None:
+    def __init__(self, shape: tuple[int, int, int], directions: int, width: int = 32) -> None:
         super().__init__()
-        channels, height, _ = sample_shape
-        self.body, features = convolutional_body(2 * channels, height, width)
+        channels, height, _ = shape
+        places = height > 1
+        self.body, features = convolutional_body(2 * channels, height, width) if places else dense_body(2 * channels)
         self.which = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, directions))
         self.strength = nn.Sequential(nn.Linear(features, 128), nn.SiLU(), nn.Linear(128, 1))
         self.register_buffer("image_rms", torch.ones(()))

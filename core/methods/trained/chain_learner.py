@@ -157,6 +157,10 @@ class ChainLearner(ABC, Generic[SettingsT, ExplorerT]):
     def _loss(self, plain: Seen, shifted: Seen, k: Tensor, magnitude: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Return (the method's own loss, its terms) of samples shifted along directions k [N] by magnitudes [N]."""
 
+    def _origin(self) -> dict[str, str]:
+        """Return what the provenance of a set tells beside the settings."""
+        return {}
+
     def _groups(self) -> list[Group]:
         """Return the explorer's parameters with their learning rates."""
         return [Group(list(self.explorer.shift.parameters()), self.settings.direction_rate)]
@@ -315,6 +319,10 @@ class ChainLearner(ABC, Generic[SettingsT, ExplorerT]):
             self.discriminator_optimiser.update(discriminator_losses())
         return _means(terms)
 
+    def _pictures(self, seen: Seen) -> Tensor:
+        """Return the samples as images, decoded once where judges get images too."""
+        return seen.images if self.denoiser.use.space == "pixels" else self.denoiser.images(seen.x_0)
+
     @torch.no_grad()
     def directions(self) -> DirectionSet:
         """Return the current directions as a set; scale 1.0 is the largest magnitude of the training."""
@@ -327,7 +335,7 @@ class ChainLearner(ABC, Generic[SettingsT, ExplorerT]):
             sigma.detach().cpu().float().clone(),
             self.schedule.timesteps,
             self.names,
-            provenance=provenance(self.method, self.denoiser, self.schedule, settings),
+            provenance=provenance(self.method, self.denoiser, self.schedule, settings) | self._origin(),
         )
 
 

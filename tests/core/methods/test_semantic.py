@@ -105,16 +105,8 @@ def test_a_vision_model_sees_images(
     assert rest.norm() < 1e-3 * shifts.norm(), "directions go with what was seen and nothing else"
 
 
-def test_what_a_real_vision_model_sees(single_denoiser: Denoiser, schedule: Schedule, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    transformers.utils.logging.disable_progress_bar()
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    shape = {"image_size": 16, "patch_size": 8, "initializer_range": 0.5}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.ViTModel(transformers.ViTConfig(**small, **shape)).save_pretrained(tmp_path)
-    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    settings = Settings(directions=2, samples=8, look=str(tmp_path))
+def test_what_a_real_vision_model_sees(single_denoiser: Denoiser, schedule: Schedule, vision_folder: Path) -> None:
+    settings = Settings(directions=2, samples=8, look=str(vision_folder))
     vision = open_vision(settings.look, "look")
     features, places = semantic.looked_at(single_denoiser, schedule, settings, vision, batch=3)
     assert features.shape[0] == 8 and places.shape == (8, 3, 256) and features.std(dim=0).max() > 0

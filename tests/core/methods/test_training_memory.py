@@ -76,6 +76,8 @@ def test_maps_are_counted_where_something_looks_at_them(denoiser: Denoiser, monk
         assert looking.call_count == 2, "of the samples and of the shifted ones"
     looking.reset_mock()
     assert counted(denoiser, 32, purity_weight=0.0) > without and looking.call_count == 2
+    looking.reset_mock()
+    assert counted(denoiser, 32, **none, look="denoiser") > without + maps and looking.call_count == 2
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def real(attributes: Attributes, shape: tuple[int, int, int], count: int) -> int
 def test_it_is_what_a_real_pass_takes_for_each_further_image(model: str, shape: tuple[int, int, int]) -> None:
     attributes = embedded_predictor(model)
     assert attributes is not None
-    counted = scoring_bytes(attributes, shape, 24) - scoring_bytes(attributes, shape, 16)
+    counted = scoring_bytes(attributes.score_through, shape, 24) - scoring_bytes(attributes.score_through, shape, 16)
     assert counted == pytest.approx(real(attributes, shape, 24) - real(attributes, shape, 16), rel=0.02)
     assert counted > 8 * 4 * torch.Size(shape).numel()
 
@@ -33,6 +33,6 @@ def test_a_predictor_that_looks_at_values_is_not_counted() -> None:
         return mean[:, None] if float(mean.detach().sum()) > 0 else -mean[:, None]
 
     shape = (3, 8, 8)
-    assert scoring_bytes(Attributes.of(("a",), decides), shape, 4) == 0
-    assert scoring_bytes(Attributes(("a",), decides), shape, 4) == 0, "no gradient goes through it"
-    assert scoring_bytes(Attributes.of(("a",), lambda x: x.square().mean(dim=(2, 3))), shape, 4) > 4 * 4 * 3 * 64
+    assert scoring_bytes(decides, shape, 4) == 0
+    assert scoring_bytes(None, shape, 4) == 0, "no gradient goes through it"
+    assert scoring_bytes(lambda x: x.square().mean(dim=(2, 3)), shape, 4) > 4 * 4 * 3 * 64

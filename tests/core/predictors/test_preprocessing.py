@@ -8,7 +8,8 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from core.pictures.traversal_grid import to_picture
-from core.predictors.preprocessing import differentiable, through_processor
+from core.predictors.attributes import Attributes
+from core.predictors.preprocessing import behind_processor, differentiable
 
 transformers = pytest.importorskip("transformers")
 
@@ -81,10 +82,10 @@ def test_a_predictor_behind_a_processor_is_as_differentiable_as_that() -> None:
         return pixel_values.mean(dim=(2, 3))
 
     images = pictures(3, 32, 32)
-    known = through_processor(("r", "g", "b"), KNOWN["clip"], scores_of, "cpu")
+    known = Attributes(("r", "g", "b"), *behind_processor(KNOWN["clip"], scores_of, "cpu"))
     assert known.differentiable and known.score_through is not None
     assert torch.allclose(known.score(images), known.score_through(images), atol=5e-3)
     assert known.score_through(images.requires_grad_()).requires_grad and not known.score(images).requires_grad
-    unknown = through_processor(("r", "g", "b"), UNKNOWN["levit"], scores_of, "cpu")
+    unknown = Attributes(("r", "g", "b"), *behind_processor(UNKNOWN["levit"], scores_of, "cpu"))
     assert not unknown.differentiable and unknown.score_through is None
     assert unknown.score(images.detach()).shape == (2, 3)

@@ -85,6 +85,7 @@ discriminator_weight  0.01 to 1, log         start is pca and method is learned
 direction_rate        0.02 (default)         method is learned
 reconstructor_rate    0.001 (default)        method is learned
 discriminator_rate    0.001 (default)        method is learned
+learned.look          pixels (default)       method is learned
 
 For example
 method  directions  start  discriminator_weight

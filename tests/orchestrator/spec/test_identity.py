@@ -18,7 +18,7 @@ FULL = """
  search: {directions: {int: [8, 16], step: 4, log: false}, shift_scale: {float: [0.5, 3.0], log: true},
           discriminator_weight: 0.2, parametrisation: {choice: [shared, time], when: {method: learned}},
           seed: 1, consistency_weight: 2, purity_weight: 3, locality_weight: 5, orthonormal: false, start: random,
-          direction_rate: 0.1, reconstructor_rate: 0.1, discriminator_rate: 0.1},
+          direction_rate: 0.1, reconstructor_rate: 0.1, discriminator_rate: 0.1, learned.look: pixels},
  objectives: [{coverage: max}], scheduler: {asha: {metric: coverage, grace: 10, reduction: 2}},
  budget: {trials: 3, hours: 2.0},
  evaluate: {every: 5, seeds: 12, strength: 0.5, features: f, inception: i, lpips: l, identity: d, second_predictor: q},
@@ -104,6 +104,7 @@ CHANGES: dict[str, Any] = {
     "search.direction_rate": 0.2,
     "search.reconstructor_rate": 0.2,
     "search.discriminator_rate": 0.2,
+    "search.learned.look": "denoiser",
     "objectives": [{"globality": "max"}],
     "scheduler": None,
     "scheduler.asha.metric": "globality",
@@ -163,16 +164,24 @@ def test_the_folder_on_an_nvme_disk_is_no_part_of_the_identity() -> None:
     assert one.identity() == other.identity() == sweep_of("{deepspeed: {zero: 3}}").identity()
 
 
+def place_of(path: str, data: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The section that a path leads to, and the key there; a parameter's own name may have a dot."""
+    section, _, key = path.partition(".")
+    while key:
+        data = data[section]
+        if key in data:
+            return data, key
+        section, _, key = key.partition(".")
+    return data, section
+
+
 @pytest.mark.parametrize("path", [*CHANGES, *WITHOUT_EFFECT])
 def test_identity_changes_with_what_decides_results(path: str) -> None:
     """And not with what only says how they are computed: a sweep that ran out of memory goes on with another policy."""
     data, changes = yaml.safe_load(FULL), CHANGES | WITHOUT_EFFECT
     before = parse(data).identity()
     changed = copy.deepcopy(data)
-    *parents, last = path.split(".")
-    target = changed
-    for part in parents:
-        target = target[part]
+    target, last = place_of(path, changed)
     assert target[last] != changes[path]
     target[last] = changes[path]
     assert (parse(changed).identity() == before) == (path in WITHOUT_EFFECT)
@@ -184,10 +193,7 @@ def test_a_trial_is_another_where_it_would_come_to_something_else(path: str) -> 
     """Not where another sweep runs it, or by other means: its parameters are given beside these."""
     data, changes = yaml.safe_load(FULL), CHANGES | WITHOUT_EFFECT
     before = parse(data).trial_key({"directions": 8}, "w")
-    *parents, last = path.split(".")
-    target = data
-    for part in parents:
-        target = target[part]
+    target, last = place_of(path, data)
     target[last] = changes[path]
     same = path in WITHOUT_EFFECT or path.partition(".")[0] in SWEEP_ONLY_KEYS or path == "evaluate.every"
     assert (parse(data).trial_key({"directions": 8}, "w") == before) == same

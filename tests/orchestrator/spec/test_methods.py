@@ -191,7 +191,7 @@ def test_words_and_nulls() -> None:
 
 SPACES = {
     "learned": f"{SHARED}, discriminator_weight, consistency_weight, purity_weight, locality_weight, parametrisation, "
-    "orthonormal, start, direction_rate, reconstructor_rate, discriminator_rate",
+    "orthonormal, start, direction_rate, reconstructor_rate, discriminator_rate, learned.look",
     "guided": "shift_scale, seed, discriminator_weight, parametrisation, orthonormal, direction_rate, "
     "discriminator_rate, guided.attributes, guided.start, guided.effect_weight, guided.target",
     "pca": "directions, seed, pca.samples, pca.joint, pca.sigmas",

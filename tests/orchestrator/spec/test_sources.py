@@ -10,9 +10,9 @@ from tests.orchestrator.spec.test_sweep import sweep_of
 ALL = """
 model: some/model
 predictor: ./mine
-method: {choice: [jacobian, semantic, supervised]}
+method: {choice: [learned, jacobian, semantic, supervised]}
 search: {jacobian.mask: {choice: [none, a.png, b.png]}, supervised.pairs: pairs,
-         semantic.look: {choice: [denoiser, a/dino]}}
+         semantic.look: {choice: [denoiser, a/dino]}, learned.look: {choice: [pixels, denoiser, ./clip]}}
 evaluate: {features: a/b, inception: i.safetensors, lpips: l.pth, identity: weights/id.safetensors,
            second_predictor: ./other}
 """
@@ -26,6 +26,7 @@ def test_everything_that_a_sweep_reads_is_listed() -> None:
         ("evaluate.features", "a/b"),
         ("evaluate.identity", "weights/id.safetensors"),
         ("search.semantic.look", "a/dino"),
+        ("search.learned.look", "./clip"),
         ("evaluate.inception", "i.safetensors"),
         ("evaluate.lpips", "l.pth"),
         ("search.jacobian.mask", "a.png"),
@@ -68,6 +69,8 @@ def test_what_is_not_there_is_told_by_its_key(tmp_path: Path, monkeypatch: pytes
         "classifier or a CLIP model",
         "evaluate.identity: 'weights/id.safetensors' is not there; allowed: a safetensors file, or a folder here or a "
         "hub id of an image model",
+        "search.learned.look: './clip' is not there; allowed: pixels, denoiser, or a folder here, or a hub id, of an "
+        "image model",
         "evaluate.lpips: 'l.pth' is not there; allowed: a safetensors file",
         "search.jacobian.mask: 'b.png' is not there; allowed: an image",
     ]

@@ -73,6 +73,7 @@ def test_defaults() -> None:
             "direction_rate": 0.02,
             "reconstructor_rate": 0.001,
             "discriminator_rate": 0.001,
+            "learned.look": "pixels",
         },
         "objectives": [{"factor_score": "max"}],
         "scheduler": None,

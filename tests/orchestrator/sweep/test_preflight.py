@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import create_autospec
@@ -134,6 +135,21 @@ def test_a_vision_model_that_gives_too_few_numbers(tiny_model: Path, monkeypatch
     ]
     check_model(sweep_with(tiny_model, method="semantic", search={**search, "directions": 5}))
     check_model(sweep_with(tiny_model, method="random", search={"directions": 6}))
+
+
+def test_a_vision_model_that_learned_cannot_train_through(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = Extractor("Blind", lambda images: torch.zeros(len(images), 5))
+    opened = create_autospec(trial_model.open_vision, return_value=blind)
+    monkeypatch.setattr(trial_model, "open_vision", opened)
+    search = {"directions": 6, "learned.look": {"choice": ["pixels", "denoiser", "a/blind"]}}
+    sweep = sweep_with(tiny_model, method="learned", search=search, budget={"trials": 3})
+    assert mistakes_of(sweep) == [
+        "search.learned.look: no gradient comes back from what 'a/blind' sees; give a vision model whose processor "
+        "does nothing but resize, crop, rescale and normalise, or denoiser (method semantic takes any)"
+    ]
+    opened.assert_called_once_with("a/blind", "search.learned.look: model")
+    opened.return_value = replace(blind, embed_through=torch.Tensor.double)
+    check_model(sweep)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, KeepSteps
+from core.predictors.memory import scoring_bytes
 from orchestrator.plan.memory_table import case_of
 from orchestrator.spec import Sweep, parse
 from orchestrator.trial import memory as module
@@ -256,6 +257,20 @@ def test_the_heaviest_start_looks_at_the_most(method: str, values: object, heavy
     assert heaviest(sweep_with(method=method, search={name: values}), method).start == heavy
 
 
+@pytest.mark.parametrize(
+    ("looks", "heavy"), [(["denoiser", "a/dino", "pixels"], "a/dino"), (["pixels", "denoiser"], "denoiser")]
+)
+def test_the_heaviest_look_goes_through_the_most(looks: list[str], heavy: str) -> None:
+    search, budget = {"learned.look": {"choice": looks}}, {"trials": 2}
+    assert heaviest(sweep_with(search=search, budget=budget)).look == heavy
+
+
+def test_the_network_that_the_gradient_goes_through_is_counted(case_with: Callable[..., Case]) -> None:
+    case = case_with(search={"learned.look": "a/dino"})
+    through = replace(case, through=lambda images: images.square().mean(dim=(2, 3)))
+    assert through.trained(8) - case.trained(8) == scoring_bytes(through.through, case.denoiser.image_shape, 8) > 0
+
+
 def test_the_heaviest_of_guided_pursues_the_most_attributes() -> None:
     def asked(values: object) -> tuple[str, ...]:
         search = {"guided.attributes": values, "parametrisation": {"choice": ["shared", "per_step"]}}
@@ -273,11 +288,10 @@ def test_the_memory_of_a_sweep_is_that_of_its_heavier_method() -> None:
     learned_case, guided_case = case_of(sweep_with(method=both)), case_of(sweep_with(method=alone))
     assert method_of(learned_case.settings) == "learned" and method_of(guided_case.settings) == "guided"
     assert guided_case.settings.attributes[:2] == ("skin", "hair_colour")
-    blind = replace(guided_case, attributes=None)
+    blind = replace(guided_case, through=None)
     more = [each.trained(16) - each.trained(8) for each in (guided_case, blind)]
     assert more[0] > 1.5 * more[1], "the predictor's activations"
-    known = replace(learned_case, attributes=guided_case.attributes)
-    assert known.trained(16) == replace(known, attributes=None).trained(16), "of learned nothing is scored"
+    assert learned_case.through is None, "of learned nothing is scored"
 
 
 def test_where_a_condition_does_not_hold_the_default_counts() -> None:

@@ -1,5 +1,6 @@
 """What a bench asks of the metrics and of calibration: on which seeds, at which strength, with what of the sweep."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock, create_autospec, sentinel
@@ -7,10 +8,12 @@ from unittest.mock import Mock, create_autospec, sentinel
 import pytest
 import torch
 
-from core.methods import random
+from core.methods import METHODS, random
 from core.metrics import calibrate, evaluate, moved
 from core.metrics.calibration import STRENGTH, with_dials
 from core.metrics.strength import STRENGTH_TOLERANCE
+from core.predictors.attributes import Attributes
+from core.predictors.vision import Extractor
 from core.randomness import SELECT_SEEDS
 from core.samples.draw import Sampling
 from orchestrator.spec import Sweep, parse
@@ -48,6 +51,27 @@ def test_a_set_is_measured_on_the_first_seeds_and_against_the_four_times_as_many
     assert fake.call_args.args == (sentinel.denoiser, sentinel.schedule, sentinel.directions, SELECT_SEEDS[:6])
     told = {"reference_seeds": SELECT_SEEDS[6:30], "attributes": sentinel.attributes, "judges": trial_model.judges}
     assert fake.call_args.kwargs == ASKED | told | {"second": sentinel.second}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_gets_the_networks_that_it_looks_through(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the gradient goes through those alone; a vision model is opened once for all trials of a process."""
+    knows = Attributes.of(("a", "b"), torch.Tensor.double)
+    sees = Extractor("Sees", torch.Tensor.cpu, torch.Tensor.double)
+    opened = create_autospec(module.open_look, return_value=sees)
+    monkeypatch.setattr(module, "open_look", opened)
+    module._opened.cache_clear()
+    of = TrialModel(cast(Any, SimpleNamespace(device="cpu")), sentinel.schedule, knows)
+    asked = {"guided": {"attributes": knows}, "supervised": {"attributes": knows}}
+    settings = METHODS[method].Settings()
+    assert of.networks_for(settings) == asked.get(method, {})
+    assert of.through(settings) is (knows.score_through if method in asked else None)
+    if method == "learned":
+        for look, networks in (("denoiser", {}), ("a/dino", {"vision": sees}), ("a/dino", {"vision": sees})):
+            assert of.networks_for(replace(settings, look=look)) == networks
+        assert of.through(replace(settings, look="a/dino")) is sees.embed_through
+        opened.assert_called_once_with("a/dino", "cpu")
+    module._opened.cache_clear()
 
 
 def test_a_set_is_made_as_strong_as_the_sweep_asks(trial_model: TrialModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from core.methods import METHODS, guided, jacobian, learned, pca, random, semant
 from core.predictors.attributes import Attributes
 from orchestrator.search.space import configurations
 from orchestrator.spec import Sweep, parse
-from orchestrator.trial.settings import method_of, predictor_for, settings_of, with_names
+from orchestrator.trial.settings import method_of, settings_of, with_names
 
 
 def sweep_with(**sections: Any) -> Sweep:
@@ -156,5 +156,3 @@ def test_all_attributes_of_a_predictor_get_their_names_and_named_ones_keep_their
 @pytest.mark.parametrize("method", METHODS)
 def test_settings_tell_their_method(method: str) -> None:
     assert method_of(METHODS[method].Settings()) == method
-    knows = Attributes.of(("a", "b"), Tensor.double)
-    assert predictor_for(method, knows) == ({"attributes": knows} if method in ("guided", "supervised") else {})
