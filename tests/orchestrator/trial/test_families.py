@@ -10,6 +10,7 @@ from core import DirectionSet
 from core.execution.streaming import Streamed
 from core.metrics.judges import Judges
 from core.metrics.networks import Extractor
+from core.predictors.vision import open_vision
 from orchestrator.bundle.card import card
 from orchestrator.edit.session import EditSession
 from orchestrator.spec import Sweep, parse
@@ -81,6 +82,20 @@ def test_weights_in_the_cpus_memory_give_the_same_set(models: Path, tmp_path: Pa
         list(run_trial(PARAMETERS, sweep, TrialFolder(tmp_path / weights)))
         tables.append(DirectionSet.load(TrialFolder(tmp_path / weights).result() / "directions").table)
     assert torch.allclose(*tables, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as above
+def test_a_trial_looks_through_the_vision_model_that_it_names(
+    models: Path, tmp_path: Path, vision_folder: Path
+) -> None:
+    """Of a latent model it sees the decoded images."""
+    sweep = sweep_of(models / "latent", {}, search={"learned.look": str(vision_folder)})
+    preflight.check_model(sweep)
+    list(run_trial({**PARAMETERS, "learned.look": str(vision_folder)}, sweep, TrialFolder(tmp_path)))
+    found = DirectionSet.load(TrialFolder(tmp_path).result() / "directions").provenance
+    assert found["settings"]["look"] == str(vision_folder)
+    assert found["seen_by"] == open_vision(str(vision_folder), "look").name
 
 
 def fake_judges() -> Judges:
