@@ -17,6 +17,9 @@ from nbclient import NotebookClient
 
 from core import DirectionSet
 from orchestrator.cli.main import main
+from orchestrator.spec.sections import Asha, Section
+from orchestrator.spec.sweep import KEYS_WITHOUT_EFFECT_ON_RESULTS, Sweep
+from orchestrator.spec.tables import PARAMETERS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -155,6 +158,57 @@ def run(example: str, folder: Path) -> str:
 
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def keys_of_the_page() -> dict[tuple[str, str], str]:
+    """(heading, key) -> default, of every row of a table of docs/sweep-file.md."""
+    heading, found = "", {}
+    for line in (ROOT / "docs" / "sweep-file.md").read_text().splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif row := re.match(r"\| `([^`]+)` \| ([^|]*) \|", line):
+            found[heading, row[1]] = row[2]
+    return found
+
+
+def written(value: object) -> str:
+    """A default as the page writes it: as YAML would, with four digits."""
+    if value is None or value is True or value is False:
+        return {None: "null", True: "true", False: "false"}[value]
+    if value == ():
+        return "[]"
+    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else str(value) or '""'
+
+
+def test_the_page_has_every_key_of_a_sweep_file_with_its_default() -> None:
+    page, expected = keys_of_the_page(), {}
+    for name, section in Sweep.model_fields.items():
+        kind = {"scheduler": Asha}.get(name) or section.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            continue
+        for attribute, field in kind.model_fields.items():
+            key = {"scheduler": "asha."}.get(name, "") + (field.alias or attribute)
+            heading, dotted = (JOINT, f"{name}.{key}") if name in JOINT else (name, key)
+            expected[heading, dotted] = "-" if field.is_required() else written(field.default)
+    for name, parameter in PARAMETERS.items():
+        expected["search", name] = "the sweep's" if parameter.default is None else short(parameter.default)
+    of_the_file = {key: default for key, default in page.items() if key[0]}
+    assert of_the_file == expected
+    assert {key for heading, key in page if not heading} == PLAIN
+
+
+JOINT = "tracking, study, export"  # sections that share a heading
+PLAIN = {"name", "model", "method", "predictor", "seed", "objectives"}
+
+
+def short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else written(value)
+
+
+def test_the_page_names_what_may_change_while_a_sweep_is_under_way() -> None:
+    told = (ROOT / "docs" / "sweep-file.md").read_text().split("## What may change")[1].split("With any other")[0]
+    named = set(re.findall(r"`([a-z_.]+)`", told)) - {"study.uri"} | {"study"}
+    assert named == {".".join(key) for key in KEYS_WITHOUT_EFFECT_ON_RESULTS}
 
 
 @pytest.mark.parametrize("document", [*DOCS, TUTORIAL], ids=lambda path: path.name)

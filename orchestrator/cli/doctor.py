@@ -23,7 +23,6 @@ from orchestrator.secrets import redacted
 _PROJECT = "h-space-orchestrator"
 _NAMED = ("torch", "diffusers", "ray", "deepspeed", "optuna", "mlflow")  # others are printed only if wrong
 _EXTRAS = {
-    "predictors": "attributes from classifiers and CLIP",
     "explore": "orchestrate explore",
     "postgresql": "studies of many sweeps in one database",
     "cluster": "machines of Ray's own",
