@@ -148,10 +148,11 @@ def _directions(settings: object) -> int:
 
 
 def _largest(trained: list[TrainingSettings]) -> list[TrainingSettings]:
-    """Return, for each parametrisation, the settings with the most directions."""
-    most: dict[str, TrainingSettings] = {}
+    """Return, of all settings that train networks of the same kinds, those with the most directions."""
+    most: dict[object, TrainingSettings] = {}
     for each in sorted(trained, key=directions_of):
-        most[each.parametrisation] = each
+        kinds = type(each), each.parametrisation, getattr(each, "look", None), each.discriminator_weight > 0
+        most[kinds] = each
     return list(most.values())
 
 

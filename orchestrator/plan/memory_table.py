@@ -17,6 +17,7 @@ from orchestrator.trial.memory import (
     choose,
     device_bytes,
     heaviest,
+    looks_of,
     next_fitting,
     share_of,
     usable,
@@ -96,7 +97,9 @@ def case_of(sweep: Sweep) -> Case:
     schedule, own = Schedule.ddim(denoiser, sweep.sampler.steps, sweep.sampler.eta), None
     if sweep.predictor is None:
         own = embedded_predictor(sweep.model)
-    settings = [with_names(heaviest(sweep, method), own) for method in sweep.trained]
+    settings = [
+        with_names(heaviest(sweep, method, look), own) for method in sweep.trained for look in looks_of(sweep, method)
+    ]
     through = {"guided": own.score_through} if own else {}
     cases = (Case(denoiser, schedule, sweep, each, through.get(method_of(each))) for each in settings)
     return max(cases, key=lambda case: case.trained(2))

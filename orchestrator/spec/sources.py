@@ -29,7 +29,8 @@ _FILES = {
     "search.supervised.pairs": "a folder of images",
 }
 
-_NO_FILE = dict.fromkeys(("search.semantic.look", "search.learned.look"), ("pixels", "denoiser"))  # words for nothing
+# The words for no file, where that is not "none".
+_NO_FILE = {"search.semantic.look": ("denoiser",), "search.learned.look": ("pixels", "denoiser")}
 
 
 @dataclass(frozen=True)

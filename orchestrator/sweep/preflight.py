@@ -118,7 +118,8 @@ def _colours(sweep: Sweep, denoiser: Denoiser, visions: Visions) -> Iterator[str
 
 def _looks(sweep: Sweep, visions: Visions) -> Iterator[str]:
     """Yield the vision models that see fewer numbers in an image than directions are asked for, or have no gradient."""
-    most = max((value for value in _values(sweep, "directions") if isinstance(value, int)), default=0)
+    asked = sweep.possible_values("directions", "semantic") if "semantic" in sweep.methods else None
+    most = max((value for value in asked or () if isinstance(value, int)), default=0)
     for (parameter, look), vision in visions.items():
         seen = vision.embed(torch.zeros(1, 3, 32, 32)).shape[1]
         if parameter == "semantic.look" and seen < most:

@@ -107,13 +107,14 @@ def device_bytes(sweep: Sweep, device: torch.device, held: int = 0) -> int:
     """Return the bytes that a trial may take of the device that it runs on. held: bytes that it has taken already.
 
     Of a GPU this is the trial's share, or all that is free where that is less. Of a CPU's memory it is the trial's
-    share of what is free. What the trial holds counts as free.
+    share of what is free. What the trial holds counts as free; what its process holds beside it does not.
     """
     free = free_memory(device) + held
     if device.type != "cuda":
         return int(free * min(1.0, sweep.resources.cpus_per_worker / (psutil.cpu_count() or 1)))
     _, total = torch.cuda.mem_get_info(device)
-    return min(free, share_of(sweep, total))
+    others = max(0, torch.cuda.memory_allocated(device) - held)  # networks that judge or look on
+    return min(free, share_of(sweep, total) - others)
 
 
 def share_of(sweep: Sweep, device: int) -> int:
@@ -134,8 +135,20 @@ def without_weights(sweep: Sweep) -> Denoiser:
     return lean(denoiser) if sweep.gradient.lean else denoiser
 
 
-def heaviest(sweep: Sweep, method: str = "learned") -> TrainingSettings:
-    """Return the settings of a method that trains, in this sweep, that take the most memory."""
+def looks_of(sweep: Sweep, method: str) -> tuple[str, ...]:
+    """Return what a method that trains may look at in this sweep, of vision models one; the slowest first."""
+    if method != "learned":
+        return (PIXELS,)
+    values = [str(look) for look in sweep.possible_values("learned.look", method) or ()]
+    visions = [look for look in values if look not in (PIXELS, DENOISER)]
+    return (*visions[:1], *(look for look in (DENOISER, PIXELS) if look in values))
+
+
+def heaviest(sweep: Sweep, method: str = "learned", look: str | None = None) -> TrainingSettings:
+    """Return the settings of a method that trains, in this sweep, that take the most memory.
+
+    look: what `learned` looks at; None: the slowest. Which takes the most memory depends on the model.
+    """
     shapes = sweep.possible_values("parametrisation", method) or ()
     parameters: dict[str, Value] = {"method": method}
     parameters["parametrisation"] = next(name for name in _HEAVIEST if name in shapes)
@@ -144,8 +157,7 @@ def heaviest(sweep: Sweep, method: str = "learned") -> TrainingSettings:
     parameters[start] = next(name for name in _STARTS if name in starts)
     if method == "learned":
         parameters["directions"] = max(sweep.possible_values("directions", method) or ())
-        looks = sweep.possible_values("learned.look", method) or ()
-        parameters["learned.look"] = max(looks, key=lambda look: (look != PIXELS, look != DENOISER))
+        parameters["learned.look"] = look or looks_of(sweep, method)[0]
     else:
         asked = sweep.possible_values("guided.attributes", method) or ()
         parameters["guided.attributes"] = max(asked, key=lambda names: (names == "all", str(names).count(";")))

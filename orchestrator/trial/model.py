@@ -179,7 +179,7 @@ def vision_models_of(sweep: Sweep) -> dict[tuple[str, str], Extractor]:
         (parameter, str(look))
         for parameter in LOOKS
         for look in (countable(sweep.space[parameter]) or () if parameter in sweep.space else ())
-        if look not in (PIXELS, DENOISER)
+        if look != DENOISER and (parameter, look) != ("learned.look", PIXELS)
     ]
     return {(parameter, look): open_vision(look, f"search.{parameter}: model") for parameter, look in asked}
 

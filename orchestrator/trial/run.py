@@ -245,8 +245,9 @@ def _first_attempt(trial: RunningTrial, parameters: Mapping[str, Any], condition
         case = Case(denoiser.blueprint(), model.schedule, sweep, settings, through, device)
         memory = device_bytes(sweep, denoiser.device, denoiser.weight_bytes())
         attempt, seen = Attempt.first(case, trial.ranks.least(memory)), 0
-    for _ in range(seen, conditions["smaller"]):
-        attempt = attempt.smaller(sweep.micro_batches, training=True)
+    for _ in range(seen, conditions["smaller"]):  # what ran out, training or drawing, is not known of an ended process
+        drawn = max(1, attempt.draw_batch // 2)
+        attempt = replace(attempt.smaller(sweep.micro_batches, training=True), draw_batch=drawn)
     return attempt
 
 

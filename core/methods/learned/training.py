@@ -52,7 +52,7 @@ class Settings(TrainingSettings):
 
     directions: int = 16
     consistency_weight: float = 1.0  # 0: samples are not compared
-    purity_weight: float = 30.0  # 0: sources are not looked at
+    purity_weight: float = 30.0  # 0: nothing holds directions to sources
     locality_weight: float = 100.0  # 0: shifts may change the whole image
     look: str = PIXELS  # what reconstructor and consistency see: pixels, denoiser, or a vision model's folder or hub id
     start: Start = "slopes"  # of the sources; "pca": principal components of h; or "random"

@@ -1,5 +1,7 @@
 """What a predictor takes that a gradient goes through: counted without data, compared with a real pass."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from core.chain.step_memory import MemoryCounter
 from core.predictors.attributes import Attributes
 from core.predictors.embedded import embedded_predictor
 from core.predictors.memory import scoring_bytes
+from core.predictors.vision import open_vision
 
 
 def real(attributes: Attributes, shape: tuple[int, int, int], count: int) -> int:
@@ -25,6 +28,15 @@ def test_it_is_what_a_real_pass_takes_for_each_further_image(model: str, shape: 
     counted = scoring_bytes(attributes.score_through, shape, 24) - scoring_bytes(attributes.score_through, shape, 16)
     assert counted == pytest.approx(real(attributes, shape, 24) - real(attributes, shape, 16), rel=0.02)
     assert counted > 8 * 4 * torch.Size(shape).numel()
+
+
+def test_a_vision_model_of_transformers_is_counted(vision_folder: Path) -> None:
+    """With its preprocessing, which resizes."""
+    through, shape = open_vision(str(vision_folder), "look").embed_through, (3, 32, 32)
+    assert through is not None
+    counted = scoring_bytes(through, shape, 24) - scoring_bytes(through, shape, 16)
+    of_vision = Attributes.of(("a",), through)
+    assert counted == pytest.approx(real(of_vision, shape, 24) - real(of_vision, shape, 16), rel=0.05)
 
 
 def test_a_predictor_that_looks_at_values_is_not_counted() -> None:

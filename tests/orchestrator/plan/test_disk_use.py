@@ -70,6 +70,24 @@ def test_the_state_of_a_trial_is_as_large_as_was_counted(
     assert counted == pytest.approx(taken(tmp_path), rel=0.02)
 
 
+def test_the_largest_state_of_a_sweep_is_counted_whatever_is_named_last(tiny_model: Path) -> None:
+    """Without a discriminator, or with a smaller reconstructor, a state is smaller."""
+
+    def state(**search: Any) -> int:
+        sweep = sweep_of(tiny_model, search={"seed": {"choice": [0, 1]}, "directions": 4, **search})
+        denoiser = without_weights(sweep)
+        schedule = Schedule.ddim(denoiser, sweep.sampler.steps)
+        return upkeep.disk_parts(sweep, denoiser, schedule, 1)["while_trials_run"]
+
+    largest = state()
+    assert state(discriminator_weight=0) < largest
+    for values in ([0, 3], [3, 0]):
+        assert state(discriminator_weight={"choice": values}) == largest
+    both = ["pixels", "denoiser"]
+    looks = [state(**{"learned.look": {"choice": values}}) for values in (both, both[::-1])]
+    assert looks[0] == looks[1] >= largest
+
+
 @pytest.mark.slow
 def test_the_cache_is_as_large_as_was_counted(trial_model: TrialModel, tiny_model: Path, tmp_path: Path) -> None:
     sweep = sweep_of(tiny_model, evaluate={"seeds": 6})

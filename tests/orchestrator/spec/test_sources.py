@@ -51,6 +51,7 @@ def test_everything_that_a_sweep_reads_is_listed() -> None:
         ("evaluate.second_predictor", "some/model", False),
         ("search.semantic.look", "some/model", False),
         ("search.semantic.look", "./dino", True),
+        ("search.semantic.look", "pixels", True),  # a look of learned alone, so here the name of a folder
         ("search.supervised.pairs", "some/pairs", True),
     ],
 )
@@ -74,5 +75,7 @@ def test_what_is_not_there_is_told_by_its_key(tmp_path: Path, monkeypatch: pytes
         "evaluate.lpips: 'l.pth' is not there; allowed: a safetensors file",
         "search.jacobian.mask: 'b.png' is not there; allowed: an image",
     ]
+    [look] = absent(sweep_of("{method: semantic, search: {semantic.look: pixels}}"))
+    assert str(look.absent).startswith("search.semantic.look: 'pixels' is not there; allowed: denoiser, or a folder")
     [model] = absent(sweep_of("model: ./nowhere"))
     assert str(model.absent).startswith("model './nowhere' is not there: give a built-in name (toyfaces, ")

@@ -134,6 +134,11 @@ def test_a_vision_model_that_gives_too_few_numbers(tiny_model: Path, monkeypatch
         "search.directions: got 6; model 'a/five' of search.semantic.look gives 5 numbers an image"
     ]
     check_model(sweep_with(tiny_model, method="semantic", search={**search, "directions": 5}))
+    of_pca = {"choice": [6, 12], "when": {"method": "pca"}}  # semantic has its default of 16
+    both = {"method": {"choice": ["pca", "semantic"]}, "budget": {"trials": 2}}
+    assert mistakes_of(sweep_with(tiny_model, **both, search={**search, "directions": of_pca})) == [
+        "search.directions: got 16; model 'a/five' of search.semantic.look gives 5 numbers an image"
+    ]
     check_model(sweep_with(tiny_model, method="random", search={"directions": 6}))
 
 

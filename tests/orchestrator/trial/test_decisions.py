@@ -16,7 +16,7 @@ from core import DirectionSet
 from core.chain.gradient import CheckpointSteps
 from core.chain.schedule import Schedule
 from core.errors import NonFiniteError
-from core.methods import METHODS, learned
+from core.methods import METHODS, learned, supervised
 from core.metrics import Evaluation, Traversals
 from core.metrics.bootstrap import Figure, flat, of_mean
 from core.model.denoiser import Denoiser
@@ -105,6 +105,10 @@ def trial(
     trial_model = create_autospec(TrialModel, instance=True)
     trial_model.denoiser, trial_model.schedule = tiny_denoiser, Schedule.ddim(tiny_denoiser, 2)
     trial_model.attributes, trial_model.cache = "attributes", "cache"
+    trial_model.through.return_value = None
+    trial_model.networks_for.side_effect = lambda settings: (
+        {"attributes": "attributes"} if isinstance(settings, supervised.Settings) else {}
+    )
     made = Trial(tmp_path / "trial", trial_model)
     network = create_autospec(Traversals, instance=True)
 
