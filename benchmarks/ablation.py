@@ -82,7 +82,7 @@ Measured on {"; ".join(machines)}, by `python -m benchmarks.ablation {model}`.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("toyfaces", "digits"))
+    parser.add_argument("model", choices=("toyfaces", "mnist"))
     parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()

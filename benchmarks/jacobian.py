@@ -61,9 +61,9 @@ class Figures:
 
 
 CASES = [
-    *(Case(model, step, 3) for model in ("toyfaces", "digits") for step in (0, 5, 9)),
-    *(Case(model, 5, 3, 1e-2) for model in ("toyfaces", "digits")),
-    *(Case(model, 5, 16, repeats=1) for model in ("toyfaces", "digits")),
+    *(Case(model, step, 3) for model in ("toyfaces", "mnist") for step in (0, 5, 9)),
+    *(Case(model, 5, 3, 1e-2) for model in ("toyfaces", "mnist")),
+    *(Case(model, 5, 16, repeats=1) for model in ("toyfaces", "mnist")),
     *(Case("ddpm-256 narrow", step, 3) for step in (0, 5)),
 ]
 
@@ -288,7 +288,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     networks = {model: load(model) for model in dict.fromkeys(case.model for case in CASES)}
     figures = [measure(networks[case.model], case) for case in CASES]
-    chains = {model: along_chain(networks[model]) for model in ("toyfaces", "digits")}
+    chains = {model: along_chain(networks[model]) for model in ("toyfaces", "mnist")}
     (RESULTS / "jacobian.md").write_text(document(figures, chains, machine(torch.device("cpu"))))
 
 

@@ -31,7 +31,7 @@ from core.model.denoiser import Denoiser
 
 VECTORS, TOLERANCE, ITERATIONS = 3, 1e-5, 50  # as in their calc_power_dirs
 REPEATS = 5
-CASES = [(model, step) for model in ("toyfaces", "digits") for step in (0, 5, 9)] + [("ddpm-256 narrow", 5)]
+CASES = [(model, step) for model in ("toyfaces", "mnist") for step in (0, 5, 9)] + [("ddpm-256 narrow", 5)]
 _PLOTTING = ("matplotlib", "matplotlib.pyplot", "utils", "semanticdiffusion", "editing", "editing.direction_plotter")
 
 

@@ -10,71 +10,84 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import ARROWS, RESULTS, Record, half_of, kept, machine, table
 from benchmarks.measured_sets import STEPS, Chain
 from core.directions.direction_set import DirectionSet
+from core.files import digest_of_files
 from core.intervals import interval_of, of_runs, verdict
-from core.methods import guided, jacobian, learned, pca, random, semantic, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, semantic, supervised
 from core.metrics import METRICS, calibrate, evaluate
 from core.metrics.attributes import coverage, effects_by_sample
 from core.metrics.traversals import Traversals, draw_plain
+from core.model.catalogue import model_folder
+from core.predictors import digit_measures
+from core.predictors.attribute_net import AttributeNet
 from core.predictors.embedded import digit_classifier, second_embedded_predictor
+from core.predictors.vision import Extractor
 from core.randomness import REPORT_SEEDS
 from core.samples.draw import Sampling
 
-MODELS = ("toyfaces", "toyfaces-latent", "digits")
+MODELS = ("toyfaces", "toyfaces-latent", "mnist")
 STRENGTH, COUNT, MIN_EFFECT = 0.5, 24, 0.5
 SEEDS = REPORT_SEEDS[200_000 : 200_000 + COUNT]  # looked at by this table alone
 REFERENCE = REPORT_SEEDS[200_000 + COUNT : 200_000 + 5 * COUNT]
 OURS = learned.Settings(iterations=150)
 _KEPT = """`digit kept`: the share of digits that the classifier still reads as the
 same at scales -1 and 1, by directions that move slant or thickness more than any other attribute. """
-GUIDED = guided.Settings()
-
-
-def _learned(chain: Chain, settings: learned.Settings) -> DirectionSet:
-    return learned.find(chain.denoiser, chain.schedule, settings, cache=chain.cache)
-
-
-def _guided(chain: Chain, settings: guided.Settings) -> DirectionSet:
-    return guided.find(chain.denoiser, chain.schedule, settings, chain.attributes, cache=chain.cache)
-
-
-FIND: dict[str, Callable[[Chain, int], DirectionSet]] = {
-    "learned": lambda chain, seed: _learned(chain, replace(OURS, seed=seed)),
-    "learned, not trained": lambda chain, seed: _learned(chain, replace(OURS, seed=seed, iterations=0)),
-    "pca": lambda chain, seed: pca.find(chain.denoiser, chain.schedule, pca.Settings(16, seed=seed), cache=chain.cache),
-    "jacobian": lambda chain, seed: jacobian.find(
-        chain.denoiser, chain.schedule, jacobian.Settings(16, seed=seed), cache=chain.cache
-    ),
-    "semantic": lambda chain, seed: semantic.find(
-        chain.denoiser, chain.schedule, semantic.Settings(16, seed=seed), cache=chain.cache
-    ),
-    "random": lambda chain, seed: random.find(
-        chain.denoiser, chain.schedule, random.Settings(16, seed=seed), cache=chain.cache
-    ),
-    "supervised": lambda chain, seed: supervised.find(
-        chain.denoiser, chain.schedule, supervised.Settings(seed=seed), chain.attributes, cache=chain.cache
-    ),
-    "guided": lambda chain, seed: _guided(chain, replace(GUIDED, seed=seed)),
-    "guided, not trained": lambda chain, seed: _guided(chain, replace(GUIDED, seed=seed, iterations=0)),
+BY_CLASSIFIER = "learned, look classifier"  # of mnist alone
+SETTINGS: dict[str, Any] = {
+    "learned": OURS,
+    "learned, look denoiser": replace(OURS, look="denoiser"),
+    BY_CLASSIFIER: replace(OURS, look="classifier"),
+    "learned, not trained": replace(OURS, iterations=0),
+    "pca": pca.Settings(16),
+    "jacobian": jacobian.Settings(16),
+    "semantic": semantic.Settings(16),
+    "random": random.Settings(16),
+    "supervised": supervised.Settings(),
+    "guided": guided.Settings(),
+    "guided, not trained": guided.Settings(iterations=0),
 }
 
 
-def measure(chain: Chain, method: str, seed: int) -> Record:
+def find(chain: Chain, settings: Any) -> DirectionSet:
+    """Find a set by the method that has these settings."""
+    method = next(module for module in METHODS.values() if type(settings) is module.Settings)
+    networks: dict[str, Any] = {"attributes": chain.attributes} if method in (guided, supervised) else {}
+    if getattr(settings, "look", None) == "classifier":
+        networks = {"vision": classifier_features()}
+    found: DirectionSet = method.find(chain.denoiser, chain.schedule, settings, cache=chain.cache, **networks)
+    return found
+
+
+@cache
+def classifier_features() -> Extractor:
+    """What the last hidden layer of the classifier of mnist makes of images: [N, 128]."""
+    net = AttributeNet.load(model_folder("mnist") / "classifier")
+    through = nn.Sequential(net.body, net.head[:2])
+    return Extractor("classifier of mnist", torch.no_grad()(through), through)
+
+
+def judged_by() -> str:
+    """A digest of everything that scores: weights, and the arithmetic of digits."""
+    weights = [file for model in MODELS for file in sorted(model_folder(model).glob("*/attributes.safetensors"))]
+    return digest_of_files([*weights, Path(digit_measures.__file__)])
+
+
+def measure(chain: Chain, settings: Any) -> Record:
     """Find one set, bring it to STRENGTH, and measure it; its best share of each attribute."""
     sampling, second = Sampling(cache=chain.cache), second_embedded_predictor(chain.denoiser.name)
     started = time.process_time()
-    found = FIND[method](chain, seed)
+    found = find(chain, settings)
     seconds = time.process_time() - started
     directions = calibrate(chain.denoiser, chain.schedule, found, STRENGTH, sampling)
     arguments = (chain.denoiser, chain.schedule, directions, SEEDS, REFERENCE, chain.attributes, sampling)
@@ -86,7 +99,7 @@ def measure(chain: Chain, method: str, seed: int) -> Record:
         reference = draw_plain(chain.denoiser, chain.schedule, REFERENCE, cache=chain.cache)
         effects = effects_by_sample(measured.traversals, second, reference).mean(dim=0)
         figures["second_coverage_at_half"] = coverage(effects, MIN_EFFECT, 0.5)
-    if chain.denoiser.name == "digits":
+    if chain.denoiser.name == "mnist":
         figures |= digits_kept(measured.traversals, measured.effects, chain.attributes.names)
     return Record(figures | best_shares(measured.effects, chain.attributes.names), machine(chain.denoiser.device))
 
@@ -163,13 +176,13 @@ def document(model: str, names: Sequence[str], methods: Mapping[str, Sequence[Re
     return f"""# Every method on `{model}`
 
 Mean and half its 95 % interval, over seeds of the method. {OURS.directions} directions ({OURS.iterations} iterations of
-`learned`, {GUIDED.iterations} of `guided`, whose directions, like those of `supervised`, are one for each attribute),
-{STEPS} steps. Every set is scaled so that scale 1.0 moves images {STRENGTH} times as far as another sample is, and
-measured on {COUNT} samples (beside {4 * COUNT} unshifted ones) whose seeds trained and chose nothing. `supervised` and
-`guided` are told the attributes by the very predictor that measures disentanglement and coverage; `second` is by
-another one, with which nothing was found. `coverage` asks for 0.4 of a direction's effect on one attribute,
-`coverage at half` for 0.5; both for half a standard deviation. {_KEPT if "digit_kept" in measured else ""}`seconds`: of
-processor time, to find the set.
+`learned`, {guided.Settings().iterations} of `guided`, whose directions, like those of `supervised`, are one for each
+attribute), {STEPS} steps. Every set is scaled so that scale 1.0 moves images {STRENGTH} times as far as another sample
+is, and measured on {COUNT} samples (beside {4 * COUNT} unshifted ones) whose seeds trained and chose nothing.
+`supervised` and `guided` are told the attributes by the very predictor that measures disentanglement and coverage;
+`second` is by another one, with which nothing was found. `coverage` asks for 0.4 of a direction's effect on one
+attribute, `coverage at half` for 0.5; both for half a standard deviation. {_KEPT if "digit_kept" in measured else ""}
+`seconds`: of processor time, to find the set.
 
 {table(list(figures.items()), [*columns, "seconds"])}
 
@@ -189,18 +202,20 @@ Measured on {"; ".join(machines)}, by `python -m benchmarks.methods {model}`.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--only", nargs="+", choices=FIND, default=list(FIND), metavar="METHOD")
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     folder = Path("runs") / f"methods_{arguments.model}"
     chain = Chain.load(arguments.model, folder / "samples")
-    methods: dict[str, list[Record]] = {method: [] for method in arguments.only}
+    chosen = arguments.only or [method for method in SETTINGS if method != BY_CLASSIFIER or arguments.model == "mnist"]
+    methods: dict[str, list[Record]] = {method: [] for method in chosen}
     for seed in arguments.seeds:
-        for method in arguments.only:
-            settings = (OURS, GUIDED, STEPS, STRENGTH, SEEDS, chain.denoiser.digest)
-            run = partial(measure, chain, method, seed)
-            record = kept(folder, f"{method.replace(', ', '-').replace(' ', '_')}-{seed}", settings, run)
+        for method in chosen:
+            settings = replace(SETTINGS[method], seed=seed)
+            conditions = settings, STEPS, STRENGTH, SEEDS, chain.denoiser.digest, judged_by()
+            name = f"{method.replace(', ', '-').replace(' ', '_')}-{seed}"
+            record = kept(folder, name, conditions, partial(measure, chain, settings))
             methods[method].append(record)
             print(method, seed, {name: round(value, 3) for name, value in record.figures.items()}, flush=True)
     (RESULTS / f"methods_{arguments.model}.md").write_text(document(arguments.model, chain.attributes.names, methods))

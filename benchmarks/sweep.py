@@ -36,6 +36,7 @@ from benchmarks.standin import MARKS, SECONDS, STAGES, TEMPLATE, mark
 from core.files import write_json
 
 MIB = 1 << 20
+_STEPS = 6
 _PART = 50  # iterations between two reports of a stand-in
 _ROOT = Path(__file__).parents[1]
 
@@ -59,13 +60,13 @@ class Load:
         return self.trials * self.seconds / self.slots
 
 
-def spec(load: Load) -> dict[str, Any]:
-    """The sweep file: of the embedded models, with a space that nobody exhausts."""
+def spec(load: Load, model: str = "toyfaces") -> dict[str, Any]:
+    """The sweep file, with a space that nobody exhausts."""
     iterations = load.reports * (_PART if load.worker == "Standin" else 2)
     return {
         "name": "standin",
-        "model": "digits" if load.worker == "Standin" else "toyfaces",
-        "sampler": {"steps": 6},
+        "model": model,
+        "sampler": {"steps": _STEPS},
         "train": {"iterations": iterations, "batch": 16, "micro_batch": 16},
         "search": {
             "directions": {"choice": [8, 12, 16]},
@@ -136,7 +137,8 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         from orchestrator.sweep import champion, sweep, tune_callback, tune_search
         from orchestrator.tracking import outbox, record
 
-        os.environ[TEMPLATE] = str(_template(root / "template"))
+        model = str(_model(root / "model")) if load.worker == "Standin" else "toyfaces"
+        os.environ[TEMPLATE] = str(_template(root / "template", model))
         setattr(sweep, "TrialWorker", getattr(standin, load.worker))  # noqa: B010 - a class named at run time
         meter, folder = Meter(), root / "standin"
         for owner, names in (
@@ -155,7 +157,7 @@ def drive(load: Load, root: Path) -> dict[str, Any]:
         _follow_results(tune_callback.RecordCallback, log)
         _mark_asked(tune_search.LedgerSearch, folder)
         with open(root / "screen.txt", "w") as screen:
-            sweep.run(parse(spec(load)), root, address, Console(file=screen))
+            sweep.run(parse(spec(load, model)), root, address, Console(file=screen))
         return _account(load, log, began, folder)
 
 
@@ -181,13 +183,23 @@ def _ray(load: Load) -> Iterator[str | None]:
         cluster.shutdown()
 
 
-def _template(folder: Path) -> Path:
+def _model(folder: Path) -> Path:
+    """A model of 8x8 images and random weights, on which the champion of stand-ins is measured in no time."""
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(8, 3, 3, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **blocks)
+    DDIMPipeline(unet, DDIMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder
+
+
+def _template(folder: Path, model: str) -> Path:
     """What a trial's checkpoint holds of its result: a direction set of the model's own size, and its picture."""
     from core import Denoiser, DirectionSet, Schedule
     from core.pictures.traversal_grid import traversal, traversal_grid
 
-    denoiser = Denoiser.from_pretrained("digits")
-    schedule = Schedule.ddim(denoiser, 6)
+    denoiser = Denoiser.from_pretrained(model)
+    schedule = Schedule.ddim(denoiser, _STEPS)
     table = torch.randn(12, len(schedule), *denoiser.h_shape, generator=torch.Generator().manual_seed(0))
     table /= table.flatten(2).norm(dim=2)[..., None, None, None]
     found = DirectionSet(table, torch.ones(12, len(schedule)), tuple(schedule.timesteps))

@@ -25,7 +25,7 @@ def find(denoiser: Denoiser, schedule: Schedule, samples: int = 128, seed: int =
     return DirectionSet(table, length, schedule.timesteps, names=tuple(AREAS), provenance=origin)
 
 
-denoiser = lean(Denoiser.from_pretrained("digits"))
+denoiser = lean(Denoiser.from_pretrained("mnist"))
 schedule = Schedule.ddim(denoiser, steps=4)
 baseline = random.find(denoiser, schedule, random.Settings(directions=len(AREAS)))
 for name, directions in {"contrast": find(denoiser, schedule), "random": baseline}.items():

@@ -167,7 +167,7 @@ def test_both_sides_of_the_chain_have_the_same_gradient() -> None:
 
 @pytest.mark.slow
 def test_operations_of_a_long_chain_follow_from_short_ones() -> None:
-    denoiser = Denoiser.without_weights("digits")
+    denoiser = Denoiser.without_weights("mnist")
     run = partial(straightforward, frozen=False)
     assert chain_flops(run, denoiser, 5) == flops(run(Case.of(denoiser, 5, 1)))
 
@@ -175,7 +175,7 @@ def test_operations_of_a_long_chain_follow_from_short_ones() -> None:
 @pytest.mark.slow
 def test_the_straightforward_step_costs_nine_calls() -> None:
     """Two forward, one of each again, and two back through inputs and weights; and the unshifted sample's."""
-    denoiser = Denoiser.without_weights("digits")
+    denoiser = Denoiser.without_weights("mnist")
     x = torch.empty(1, *denoiser.sample_shape, device="meta")
     with torch.no_grad():
         once = flops(lambda: denoiser(x, 5))
@@ -184,7 +184,7 @@ def test_the_straightforward_step_costs_nine_calls() -> None:
 
 @pytest.mark.slow
 def test_the_chains_tables_have_a_row_for_each_case() -> None:
-    case = Case.of(Denoiser.from_pretrained("digits"), 2, 1)
+    case = Case.of(Denoiser.from_pretrained("mnist"), 2, 1)
     assert len(timed("narrow", case, 1)) == 1
     assert len(precisions("narrow", case)) == 3
     assert len(ablated(case, 1)) == 3
@@ -209,10 +209,10 @@ def test_steps_that_asha_saves_are_at_least_what_every_rung_lets_through() -> No
 
 @pytest.mark.slow
 def test_the_page_of_memory_has_a_row_for_each_way_and_policy() -> None:
-    found = memory.rows(Denoiser.without_weights("digits"), (1,), 2)
+    found = memory.rows(Denoiser.without_weights("mnist"), (1,), 2)
     assert len(found) == len({row.name for row in found}) == 9
     assert {row.verdicts for row in found} == {("yes",) * 4, ("2 of 2",) * 4}
-    page = memory.document({"digits": found})
+    page = memory.document({"mnist": found})
     assert "None of this was measured on a GPU" in page
     assert len({line.count("|") for line in page.splitlines() if line.startswith("|")}) == 1
 

@@ -8,7 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
-MODELS = ("toyfaces", "digits", "toyfaces-latent", "toyfaces-text")
+MODELS = ("toyfaces", "mnist", "toyfaces-latent", "toyfaces-text")
+_REPLACED = {"digits": "mnist"}  # built-in models of earlier versions
 
 # Public models for which a sweep can be planned offline. Ho et al. (arXiv 2006.11239) give 114 million weights for
 # their CelebA-HQ and LSUN models; this architecture has 113,673,219. A trial reads the model's own configuration.
@@ -72,6 +73,8 @@ def origin_of(name: str) -> Origin:
 
 def missing_model(name: str) -> str:
     """Return the sentence for a name that is no model on this machine, and can be none of the hub."""
+    if name in _REPLACED:
+        return f"model '{name}' is not part of this version: '{_REPLACED[name]}' took its place"
     return (
         f"model '{name}' is not there: give a built-in name ({', '.join(MODELS)}), a folder in diffusers layout "
         "(unet/ or transformer/, scheduler/), a .safetensors file, or a hub id such as google/ddpm-celebahq-256, "

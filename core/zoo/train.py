@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.predictors.attribute_net import AttributeNet
-from core.zoo import digits, model_folder
+from core.zoo import model_folder
 from core.zoo.autoencoders import encode, train_autoencoder
 from core.zoo.recipes import RECIPES, Phase, PredictorRecipe, Recipe
 from core.zoo.sentences import describe, make_text_encoder, make_tokenizer, tokens_of
@@ -189,7 +189,6 @@ def train_attributes(recipe: Recipe, predictor: PredictorRecipe, folder: Path) -
     Its inputs are mildly noised, and blurred as the recipe says, which makes it robust on samples of the denoiser.
     """
     images, targets = recipe.data(predictor.samples, torch.Generator().manual_seed(predictor.seed))
-    seen = digits.TRAINED if recipe.classify else len(images)
     torch.manual_seed(predictor.seed)
     generator = torch.Generator().manual_seed(predictor.seed + 1)
     net = AttributeNet(images.shape[1], recipe.attributes, predictor.width, predictor.body)
@@ -197,7 +196,7 @@ def train_attributes(recipe: Recipe, predictor: PredictorRecipe, folder: Path) -
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=predictor.steps)
     loss_of = torch.nn.functional.cross_entropy if recipe.classify else torch.nn.functional.mse_loss
     for step in range(1, predictor.steps + 1):
-        chosen = torch.randint(seen, (128,), generator=generator)
+        chosen = torch.randint(len(images), (128,), generator=generator)
         x = disturbed(images[chosen], predictor.blur, generator)
         loss = loss_of(net(x), targets[chosen])
         optimizer.zero_grad()

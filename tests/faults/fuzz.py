@@ -166,7 +166,7 @@ _SWEEPS: tuple[dict[str, Any], ...] = (
     {"name": "a", "model": "toyfaces", "search": {"directions": {"choice": [8, 12]}}},
     {
         "name": "b",
-        "model": "digits",
+        "model": "mnist",
         "method": {"choice": ["learned", "pca"]},
         "search": {
             "shift_scale": {"float": [0.1, 2], "log": True, "when": {"method": "learned"}},

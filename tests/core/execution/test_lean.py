@@ -92,7 +92,7 @@ def test_it_is_the_plain_denoiser(variant: str, options: dict[str, bool]) -> Non
 
 @pytest.mark.slow
 def test_it_is_the_embedded_models_in_single_precision() -> None:
-    for name in ("toyfaces", "digits"):
+    for name in ("toyfaces", "mnist"):
         plain = Denoiser.from_pretrained(name)
         x = noise(range(2), plain.sample_shape)
         with torch.no_grad():

@@ -169,14 +169,14 @@ def save_pairs(folder: Path, name: str, negative: Tensor, positive: Tensor) -> N
 @pytest.mark.slow
 def test_pairs_of_drawn_digits_give_back_the_difference_of_their_h(tmp_path: Path) -> None:
     """Through PNG files and inversion. Near, not equal: other x_T than the one that was drawn lead to a digit too."""
-    denoiser = Denoiser.from_pretrained("digits")
+    denoiser = Denoiser.from_pretrained("mnist")
     schedule = Schedule.ddim(denoiser, 20)
     x_0, h = trajectory(denoiser, schedule, noise(range(4), denoiser.sample_shape))
     save_pairs(tmp_path, "last", x_0[:2], x_0[2:])
     directions = supervised.find(denoiser, schedule, Settings(pairs=str(tmp_path)))
     expected = difference(h, [0, 1], [2, 3])
     assert directions.names == ("last",) and directions.provenance["settings"]["pairs"] == str(tmp_path)
-    assert torch.cosine_similarity(full(directions)[0].flatten(), expected.flatten(), dim=0) > 0.9
+    assert torch.cosine_similarity(full(directions)[0].flatten(), expected.flatten(), dim=0) > 0.8
     assert 0.8 < directions.sigma.norm() / expected.norm() < 1.25
 
 
@@ -203,10 +203,10 @@ def test_pairs_can_be_chosen_scaled_and_projected(tiny_denoiser: Denoiser, sched
 
 @pytest.mark.slow
 def test_a_direction_moves_its_attribute_on_fresh_samples() -> None:
-    denoiser, attributes = Denoiser.from_pretrained("digits"), embedded_predictor("digits")
+    denoiser, attributes = Denoiser.from_pretrained("mnist"), embedded_predictor("mnist")
     assert attributes is not None
     schedule = Schedule.ddim(denoiser, 10)
-    settings = Settings(attributes=("slant", "height"), samples=128, extremes=16)
+    settings = Settings(attributes=("slant", "thickness"), samples=128, extremes=16)
     directions = supervised.find(denoiser, schedule, settings)
     traversals = draw_traversals(denoiser, schedule, directions, REPORT_SEEDS[:16], (-1.0, 1.0))
     reference = sample(denoiser, schedule, noise(REPORT_SEEDS[:64], denoiser.sample_shape))

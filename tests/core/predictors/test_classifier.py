@@ -125,7 +125,7 @@ def test_labels_that_occur_twice_get_their_number() -> None:
 
 
 def test_without_a_name_it_is_the_models_own() -> None:
-    own, expected = classifier.load(None, "digits"), embedded_predictor("digits")
+    own, expected = classifier.load(None, "mnist"), embedded_predictor("mnist")
     assert own is not None and expected is not None and own.names == expected.names
     assert classifier.load(None, "google/ddpm-celebahq-256") is None
 
@@ -264,7 +264,7 @@ def test_predictors_of_the_embedded_models_are_differentiable() -> None:
     for found, shape in (
         (embedded_predictor("toyfaces"), (3, 32, 32)),
         (second_embedded_predictor("toyfaces"), (3, 32, 32)),
-        (embedded_predictor("digits"), (1, 28, 28)),
+        (embedded_predictor("mnist"), (1, 32, 32)),
     ):
         assert found is not None and found.score_through is not None
         pictures = (torch.rand(2, *shape, generator=torch.Generator().manual_seed(3)) * 2 - 1).requires_grad_()

@@ -21,7 +21,7 @@ def real(attributes: Attributes, shape: tuple[int, int, int], count: int) -> int
     return int(counter.peak)
 
 
-@pytest.mark.parametrize(("model", "shape"), [("toyfaces", (3, 32, 32)), ("digits", (1, 28, 28))])
+@pytest.mark.parametrize(("model", "shape"), [("toyfaces", (3, 32, 32)), ("mnist", (1, 32, 32))])
 def test_it_is_what_a_real_pass_takes_for_each_further_image(model: str, shape: tuple[int, int, int]) -> None:
     attributes = embedded_predictor(model)
     assert attributes is not None

@@ -351,7 +351,7 @@ def counted(*arguments):
     count += 1
     return run(*arguments)
 unshifted._chain = counted
-denoiser = Denoiser.from_pretrained("digits")
+denoiser = Denoiser.from_pretrained("mnist")
 print("ready", flush=True)
 sys.stdin.readline()
 cache = SampleCache(Path(sys.argv[1]), block=8)

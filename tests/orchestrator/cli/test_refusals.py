@@ -23,6 +23,7 @@ SWEEP = "name: a\nmodel: toyfaces\nmethod: pca\n"
 CASES = [
     ("sweep folder", "folder: is a folder, and no sweep file; allowed: a YAML file, and it holds none"),
     ("sweep a.yaml --set model=./nowhere", "model './nowhere' is not there: give a built-in name (toyfaces, "),
+    ("sweep a.yaml --set model=digits", "model 'digits' is not part of this version: 'mnist' took its place"),
     ("sweep a.yaml --set predictor=./nowhere", "predictor: './nowhere' is not there; allowed: a folder here, or a hub"),
     ("sweep a.yaml --set evaluate.lpips=x", "evaluate.lpips: 'x' is not there; allowed: a safetensors file"),
     ("sweep a.yaml --set resources.cpus_per_worker=4000", "resources: a trial asks for 4000 CPU; this machine has "),

@@ -180,7 +180,7 @@ def lines_of(sweep: Sweep, width: int, whole: bool) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 80, 160])
-@pytest.mark.parametrize(("name", "whole"), [("digits", True), ("cat", False), ("compare_digits", False)])
+@pytest.mark.parametrize(("name", "whole"), [("mnist", True), ("cat", False), ("compare_mnist", False)])
 def test_it_fits_the_terminal_and_nothing_is_cut(width: int, name: str, whole: bool) -> None:
     sweep = load(ROOT / "sweeps" / f"{name}.yaml")
     lines = lines_of(sweep, width, whole)
