@@ -35,6 +35,7 @@ from core.predictors.embedded import digit_classifier, second_embedded_predictor
 from core.predictors.vision import Extractor
 from core.randomness import REPORT_SEEDS
 from core.samples.draw import Sampling
+from orchestrator.trial.settings import method_of
 
 MODELS = ("toyfaces", "toyfaces-latent", "mnist")
 STRENGTH, COUNT, MIN_EFFECT = 0.5, 24, 0.5
@@ -61,7 +62,7 @@ SETTINGS: dict[str, Any] = {
 
 def find(chain: Chain, settings: Any) -> DirectionSet:
     """Find a set by the method that has these settings."""
-    method = next(module for module in METHODS.values() if type(settings) is module.Settings)
+    method = METHODS[method_of(settings)]
     networks: dict[str, Any] = {"attributes": chain.attributes} if method in (guided, supervised) else {}
     if getattr(settings, "look", None) == "classifier":
         networks = {"vision": classifier_features()}

@@ -24,7 +24,7 @@ from core.directions.direction_set import DirectionSet, units
 from core.directions.provenance import provenance
 from core.errors import NonFiniteError, UserError
 from core.methods.setting_checks import refuse_below, refuse_few_samples, refuse_no_length
-from core.methods.sources import deviation_of, features_of_maps, places_of, sources_in
+from core.methods.sources import DENOISER, deviation_of, features_of_maps, places_of, sources_in
 from core.model.denoiser import Denoiser
 from core.predictors.vision import Extractor, open_vision
 from core.samples.cache import SampleCache
@@ -34,7 +34,6 @@ from core.statistics.principal_components import principal_components, store_hei
 
 Kind = Literal["flattest", "components"]
 KINDS = ("flattest", "components")
-DENOISER = "denoiser"
 
 
 @dataclass(frozen=True)

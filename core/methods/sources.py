@@ -16,6 +16,7 @@ from core.chain.sample_maps import sample_maps
 from core.model.denoiser import Denoiser
 from core.statistics.projection_pursuit import pursue
 
+DENOISER = "denoiser"  # what looks at samples, where a vision model could be named
 GRID = 4  # each channel of the maps becomes a GRID x GRID grid of means
 PLACES = 16  # images (latents, where judges see those) are looked at as PLACES x PLACES means
 FIRST = (12, 16)  # the first 12 sources are searched in 16 leading components, the others in all that are read

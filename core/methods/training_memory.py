@@ -14,11 +14,11 @@ from core.chain.schedule import Schedule
 from core.chain.step import one_step
 from core.chain.step_memory import counting_memory
 from core.methods.guided.training import Settings as GuidedSettings
-from core.methods.learned.looks import DENOISER, PIXELS, seen_in, shape_seen
+from core.methods.learned.looks import PIXELS, seen_in, shape_seen
 from core.methods.learned.losses import consistency_loss, locality_loss
 from core.methods.learned.reconstructor import Reconstructor
 from core.methods.learned.training import Settings, ShiftAndReconstructor
-from core.methods.sources import features_of_maps
+from core.methods.sources import DENOISER, features_of_maps
 from core.methods.trained.chain_learner import HasShift
 from core.methods.trained.discriminator import Discriminator, map_channels
 from core.methods.trained.shift_control import ShiftControl

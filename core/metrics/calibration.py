@@ -100,6 +100,7 @@ class _DialFeatures:
 
     @classmethod
     def of(cls, drawn: Traversals, reference: Tensor, features: Callable[[Tensor], Tensor]) -> "_DialFeatures":
+        """Measure them on traversals, against unshifted samples. features: x_0 [N, *sample_shape] -> [N, F]."""
         unshifted = features(reference)
         plain = standardise(features(drawn.plain), unshifted)
         flat = standardise(features(drawn.shifted.flatten(0, 2)), unshifted)

@@ -24,8 +24,7 @@ import torch
 from core.chain.schedule import Schedule
 from core.errors import UserError
 from core.methods import METHODS, learned
-from core.methods.semantic import DENOISER
-from core.methods.sources import READ, find_sources
+from core.methods.sources import DENOISER, READ, find_sources
 from core.methods.trained.chain_learner import ChainLearner, Workers
 from core.methods.trained.starts import leading_components
 from core.methods.trained.training_settings import TrainingSettings

@@ -22,7 +22,8 @@ from core.chain.gradient import GradientPolicy, KeepSteps, PredictedMemory, free
 from core.chain.schedule import Schedule
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
-from core.methods.learned.looks import DENOISER, PIXELS
+from core.methods.learned.looks import PIXELS
+from core.methods.sources import DENOISER
 from core.methods.trained.training_settings import TrainingSettings
 from core.methods.training_memory import drawing_bytes, pool_bytes, trained_bytes
 from core.model.denoiser import Denoiser

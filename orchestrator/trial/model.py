@@ -10,7 +10,8 @@ from core.directions.direction_set import DirectionSet
 from core.execution.lean import lean
 from core.execution.streaming import offloaded, partitioned
 from core.methods import learned, random
-from core.methods.learned.looks import DENOISER, PIXELS, open_look
+from core.methods.learned.looks import PIXELS, open_look
+from core.methods.sources import DENOISER
 from core.methods.training_memory import has_vision
 from core.metrics import Evaluation, calibrate, evaluate, moved
 from core.metrics.calibration import STRENGTH, Calibrated, with_dials

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from core.errors import UserError
-from core.methods.sources import deviation_of
+from core.methods.sources import DENOISER, deviation_of
 from core.methods.trained.discriminator import map_channels
 from core.model.denoiser import Denoiser
 from core.predictors.vision import Extractor, open_vision
 
-PIXELS, DENOISER = "pixels", "denoiser"
+PIXELS = "pixels"
 GRID = 8  # the denoiser's maps become grids of GRID x GRID means
 UNIT_SAMPLES = 256  # unshifted samples on which units are measured
 

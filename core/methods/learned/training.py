@@ -28,9 +28,9 @@ from core.chain.schedule import Schedule
 from core.directions.direction_set import DirectionSet
 from core.errors import UserError
 from core.methods.learned import losses
-from core.methods.learned.looks import DENOISER, PIXELS, UNIT_SAMPLES, Units, open_look, seen_in, shape_seen
+from core.methods.learned.looks import PIXELS, UNIT_SAMPLES, Units, open_look, seen_in, shape_seen
 from core.methods.learned.reconstructor import Reconstructor
-from core.methods.sources import READ, Sources, find_sources
+from core.methods.sources import DENOISER, READ, Sources, find_sources
 from core.methods.trained.chain_learner import ChainLearner, HasShift, Lead, Seen, Workers, trained
 from core.methods.trained.optimiser import Group
 from core.methods.trained.shift_control import ShiftControl

@@ -30,16 +30,6 @@ def channel_means(images: Tensor) -> Tensor:
 COLOURS = Attributes.of(NAMES, channel_means)
 
 
-@pytest.fixture(scope="module")
-def denoiser(single_denoiser: Denoiser) -> Denoiser:
-    return single_denoiser
-
-
-@pytest.fixture(scope="module")
-def schedule(denoiser: Denoiser) -> Schedule:
-    return Schedule.ddim(denoiser, 3)
-
-
 def learner_of(denoiser: Denoiser, schedule: Schedule, attributes: Attributes = COLOURS, **changes: Any) -> Learner:
     return Learner(denoiser, schedule, replace(SETTINGS, **changes), attributes=attributes)
 

@@ -14,22 +14,13 @@ from core.chain.sample_maps import sample_maps
 from core.errors import ModelError, UserError
 from core.methods import learned
 from core.methods.learned import looks, losses
-from core.methods.learned.looks import DENOISER, PIXELS, Units
+from core.methods.learned.looks import PIXELS, Units
 from core.methods.learned.training import Learner, Settings
+from core.methods.sources import DENOISER
 from core.predictors.vision import Extractor, open_vision
 
 SETTINGS = Settings(directions=3, batch=4, pool=32, iterations=2, shift_scale=2.0, start="random")
 ROWS = torch.tensor([3, 5, 8, 2])
-
-
-@pytest.fixture(scope="module")
-def denoiser(single_denoiser: Denoiser) -> Denoiser:
-    return single_denoiser
-
-
-@pytest.fixture(scope="module")
-def schedule(denoiser: Denoiser) -> Schedule:
-    return Schedule.ddim(denoiser, 3)
 
 
 @pytest.fixture(params=[DENOISER, "vision"])

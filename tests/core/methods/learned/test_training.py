@@ -30,16 +30,6 @@ from core.samples.training import draw_pool, measured_spread, training_seeds
 SETTINGS = Settings(directions=3, batch=4, pool=32, iterations=3, shift_scale=2.0, start="random")
 
 
-@pytest.fixture(scope="module")
-def denoiser(single_denoiser: Denoiser) -> Denoiser:
-    return single_denoiser
-
-
-@pytest.fixture(scope="module")
-def schedule(denoiser: Denoiser) -> Schedule:
-    return Schedule.ddim(denoiser, 3)
-
-
 def run(denoiser: Denoiser, schedule: Schedule, settings: Settings, iterations: int = 3) -> tuple[Learner, list[dict]]:
     learner = Learner(denoiser, schedule, settings)
     return learner, [learner.iterate(n) for n in range(iterations)]
