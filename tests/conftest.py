@@ -37,7 +37,7 @@ model: toyfaces
 method: {choice: [learned, pca, jacobian, random]}
 sampler: {steps: 3}
 train: {iterations: 4, batch: 4, micro_batch: 2, pool: 32}
-search: {directions: 3, pca.samples: 32, jacobian.mask: mask.png}
+search: {directions: 3, start: random, pca.samples: 32, jacobian.mask: mask.png}
 objectives: [{identifiability: max}, {fidelity_kid: min}]
 scheduler: {asha: {metric: identifiability, grace: 2, reduction: 2}}
 evaluate: {every: 2, seeds: 6, strength: 0.5}

@@ -4,6 +4,7 @@ The import is most of what a short script of these would take. The server is Pyt
 forkserver); it begins no thread and no process group, so that every fork is as fresh as a new interpreter.
 """
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -13,6 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+# For scripts whose trials are measured while the figures are no matter: few samples, networks that hardly learn.
+HARDLY_MEASURED = """
+from core.metrics import evaluation, identifiability
+identifiability.ITERATIONS = 2
+evaluation.FACTOR_SEEDS = evaluation.FACTOR_SEEDS[:8]
+"""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -71,6 +79,7 @@ def _script(code: str, arguments: list[str], environment: Mapping[str, str], out
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     sys.argv = ["-c", *arguments]
     warnings.simplefilter("ignore")
+    gc.freeze()  # what is imported is not looked through again at every collection
     try:
         exec(compile(code, "<script>", "exec"), {"__name__": "__main__"})
     except BaseException as error:

@@ -20,6 +20,7 @@ from core.randomness import generator
 
 BATCH = 64
 ITERATIONS = 120  # of each of the two networks, for up to 16 directions; for more, in proportion
+PASSES = 80  # at most, over the pairs that a network is trained on; by then it knows those of few samples by heart
 LEARNING_RATE = 2e-3
 WIDTH = 16  # half of the learned method's: this reconstructor has to learn from a thousand pairs in seconds
 # By how much the logits are divided: how sure a network may be of its answer. 0 of its inverse is not sure at all.
@@ -73,16 +74,16 @@ def identifiability(
 
     A network is surer of its answers than it has reason to be. So its logits are divided by one number, that which
     gives the best answers on the other samples of its test half: a network that can tell nothing learns to say so.
-    Needs M >= 2. iterations: of each network (None: ITERATIONS, more for more than 16 directions). The result depends
-    only on the traversals and `seed`; torch's global generator is neither read nor changed.
+    Needs M >= 2. iterations: of each network (None: `iterations_for`). The result depends only on the traversals and
+    `seed`; torch's global generator is neither read nor changed.
     Source: RCA of Voynov & Babenko, arXiv 2002.03754; fresh networks, held-out samples and information: ours.
     """
     samples, directions, scales = traversals.shifted.shape[:3]
-    rounds = iterations_for(directions) if iterations is None else iterations
     halves = (range(samples // 2), range(samples // 2, samples))
     bits, error = torch.empty(samples, directions).double(), torch.empty(samples, directions).double()
     for part, (training, test) in enumerate((halves, halves[::-1])):
         network = _fresh_reconstructor(traversals, seed, part, device)
+        rounds = iterations_for(directions, len(training) * directions * scales) if iterations is None else iterations
         _train(network, traversals, training, (seed, part), rounds, device)
         logits, errors = _test(network, traversals, test, device)
         rows = slice(test.start, test.stop)
@@ -91,9 +92,9 @@ def identifiability(
     return Identified(bits, error)
 
 
-def iterations_for(directions: int) -> int:
-    """Return for how many iterations each network is trained on a set of `directions` directions."""
-    return ITERATIONS * max(1, math.ceil(directions / 16))
+def iterations_for(directions: int, pairs: int) -> int:
+    """Return for how many iterations a network is trained to tell `directions` directions apart, on so many pairs."""
+    return min(ITERATIONS * math.ceil(directions / 16), math.ceil(PASSES * pairs / BATCH))
 
 
 def _bits(logits: Tensor) -> Tensor:

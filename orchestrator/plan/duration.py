@@ -4,7 +4,7 @@ A trial of a method that trains, with K directions, after n iterations and e eva
 
     start + n iteration + e evaluation(K)
     evaluation(K) = (4 M K C' + 7 K C' + (5 M + 4 M K) / 2) forward + (5 M + 4 M K) score
-                    + (M + 4 M K + 7 K) decode + ceil(K / 16) judge
+                    + (M + 4 M K + 7 K) decode + min(ceil(K / 16), M K / 48) judge
 
 with M seeds (evaluate.seeds), C the steps from the first shifted one on and C' those of a whole chain. start is the
 choice of the first directions and 32 C forward for `learned`, and the scores of the pool for `guided`; where directions
@@ -192,7 +192,8 @@ class _Trial:
         if scaled:
             passes += ROUNDS * 2 * directions * len(STRENGTH_SEEDS) * (self.chain + 0.5)
         seconds = passes * measured.forward + decoded * measured.decode + images * measured.score
-        return seconds + measured.judge * iterations_for(directions) / ITERATIONS
+        judged = iterations_for(directions, self.seeds // 2 * directions * len(SCALES))
+        return seconds + measured.judge * judged / ITERATIONS
 
     def samples(self, by_method: Mapping[str, Sequence[Mapping[str, Value]]], count: int) -> float:
         """Return the seconds of drawing unshifted samples once: those that trials use, per seed, and the references."""

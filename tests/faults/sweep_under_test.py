@@ -29,6 +29,7 @@ sampler: {{{{steps: 2}}}}
 train: {{{{iterations: {ITERATIONS}, batch: 4, micro_batch: 2, pool: 32}}}}
 search:
   directions: {{{{choice: [3, 4]}}}}
+  start: random
   shift_scale: {{{{float: [0.5, 2.0], log: true}}}}
 objectives: [{{{{identifiability: max}}}}, {{{{fidelity_kid: min}}}}]
 evaluate: {{{{every: {EVERY}, seeds: 6}}}}

@@ -30,6 +30,7 @@ sampler: {{steps: 2}}
 train: {{iterations: 4, batch: 4, micro_batch: 2, pool: 32}}
 search:
   directions: {{choice: [3, 4]}}
+  start: random
   shift_scale: {{float: [0.5, 2.0], log: true}}
   discriminator_weight: {{float: [0.01, 1.0], log: true}}
 objectives: [{{identifiability: max}}, {{fidelity_kid: min}}]

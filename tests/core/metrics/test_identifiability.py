@@ -189,16 +189,21 @@ def test_what_is_told_of_a_sample_stands_in_its_row() -> None:
     assert found.error.isnan().any(dim=1).nonzero().flatten().tolist() == [8]
 
 
-def test_more_than_sixteen_directions_are_learned_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("samples", "iterations"), [(8, {4: 80, 16: 120, 17: 240, 32: 240, 33: 360}), (2, {1: 5, 4: 20, 17: 85})]
+)
+def test_many_directions_are_learned_for_longer_and_few_pairs_no_more_than_eighty_times(
+    monkeypatch: pytest.MonkeyPatch, samples: int, iterations: dict[int, int]
+) -> None:
     images, train = painted(), create_autospec(judge._train)
     monkeypatch.setattr(judge, "_train", train)
-    rounds = []
-    for directions in (4, 16, 17, 32, 33):
-        shifted = images.shifted[:2, :1].expand(2, directions, 4, 1, 8, 8)
-        identifiability(replace(images, plain=images.plain[:2], shifted=shifted))
-        rounds.append({call.args[4] for call in train.call_args_list})
+    plain, shifted = images.plain[:1].expand(samples, -1, -1, -1), images.shifted[:1, :1]
+    found = {}
+    for directions in iterations:
+        identifiability(replace(images, plain=plain, shifted=shifted.expand(samples, directions, 4, 1, 8, 8)))
+        [found[directions]] = {call.args[4] for call in train.call_args_list}
         train.reset_mock()
-    assert rounds == [{judge.ITERATIONS * times} for times in (1, 1, 2, 2, 3)]
+    assert found == iterations
 
 
 @pytest.mark.slow

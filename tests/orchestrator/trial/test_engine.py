@@ -32,7 +32,7 @@ denoiser = Denoiser.from_pretrained(model)
 schedule = Schedule.ddim(denoiser, 2)
 # Small steps: at the usual rates rounding grows a hundredfold an iteration, and nothing could be compared.
 rates = {"direction_rate": 1e-3, "reconstructor_rate": 1e-5, "discriminator_rate": 1e-5}
-settings = Settings(directions=3, batch=4, micro_batch=2, pool=32, **rates)
+settings = Settings(directions=3, batch=4, micro_batch=2, pool=32, start="random", **rates)
 ours = DeepSpeed(zero=int(zero), offload_optimizer=offload, precision=precision)
 
 def fresh():

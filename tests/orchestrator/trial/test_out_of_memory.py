@@ -37,7 +37,7 @@ def run(gradient, micro_batch, most=None, since=0, without="", error="cuda", dra
         smaller=0, start="random"):
     sweep = {"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
              "train": {"iterations": 4, "batch": 8, "micro_batch": micro_batch, "pool": 32},
-             "evaluate": {"every": 2, "seeds": 6}, "gradient": gradient}
+             "evaluate": {"every": 2, "seeds": 6, "strength": None}, "gradient": gradient}
     ran.clear()
     gc.collect()  # of the case before
     def no_memory():  # a new one each time: an error holds on to the frames that it came through
@@ -103,7 +103,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    done = forks.run(SCRIPT, tmp_path_factory.mktemp("trials"), tiny_model, json.dumps(CASES))
+    done = forks.run(forks.HARDLY_MEASURED + SCRIPT, tmp_path_factory.mktemp("trials"), tiny_model, json.dumps(CASES))
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     found: dict[str, dict[str, Any]] = json.loads(line.removeprefix("RESULT "))

@@ -26,9 +26,9 @@ from orchestrator.spec import parse
 from orchestrator.trial.run import TrialContext, run_trial
 
 model, root, cases = sys.argv[1], pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
-sweep = parse({"name": "a", "model": model, "sampler": {"steps": 2, "batch": 16}, "search": {}, "budget": {"trials": 1},
+sweep = parse({"name": "a", "model": model, "sampler": {"steps": 2}, "search": {}, "budget": {"trials": 1},
                "train": {"iterations": 4, "batch": 4, "micro_batch": 2, "pool": 32},
-               "evaluate": {"every": 2, "seeds": 6}, "gradient": {"policy": "full_graph"}})
+               "evaluate": {"every": 2, "seeds": 6, "strength": None}, "gradient": {"policy": "full_graph"}})
 iterate, evaluate = ChainLearner.iterate, trial_model.evaluate
 
 def halves(images):
@@ -56,7 +56,7 @@ def start(folder, parameters, stop_in=None, stop_measuring=None):
         ended = "preempted"
     return {"ended": ended, "ran": ran, "reports": reports, "step": folder.latest().step}
 
-def case(name, starts, damage=None, parameters={"method": "learned", "directions": 3}):
+def case(name, starts, damage=None, parameters={"method": "learned", "directions": 3, "start": "random"}):
     folder = TrialFolder(root / name)
     told = []
     for given in starts:
@@ -72,7 +72,7 @@ def case(name, starts, damage=None, parameters={"method": "learned", "directions
 
 print("RESULT", json.dumps({name: case(name, **given) for name, given in cases.items()}))
 """
-GUIDED = {"method": "guided", "parametrisation": "per_step"}
+GUIDED = {"method": "guided", "guided.start": "random", "parametrisation": "per_step"}
 CASES: dict[str, Any] = {
     "plain": {"starts": [{}]},
     "between": {"starts": [{"stop_in": 1}, {"stop_in": 3}, {}]},
@@ -87,7 +87,7 @@ CASES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("trials")
-    done = forks.run(SCRIPT, folder / "forks", tiny_model, folder, json.dumps(CASES))
+    done = forks.run(forks.HARDLY_MEASURED + SCRIPT, folder / "forks", tiny_model, folder, json.dumps(CASES))
     assert done.returncode == 0, done.stderr[-3000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     found: dict[str, dict[str, Any]] = json.loads(line.removeprefix("RESULT "))
