@@ -24,7 +24,7 @@ from benchmarks.measured_sets import STEPS, Chain
 from core.directions.direction_set import DirectionSet
 from core.files import digest_of_files
 from core.intervals import interval_of, of_runs, verdict
-from core.methods import METHODS, guided, jacobian, learned, pca, random, semantic, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, sae, semantic, supervised
 from core.metrics import METRICS, calibrate, evaluate
 from core.metrics.attributes import coverage, effects_by_sample
 from core.metrics.traversals import Traversals, draw_plain
@@ -44,6 +44,7 @@ REFERENCE = REPORT_SEEDS[200_000 + COUNT : 200_000 + 5 * COUNT]
 OURS = learned.Settings(iterations=150)
 _KEPT = """`digit kept`: the share of digits that the classifier still reads as the
 same at scales -1 and 1, by directions that move slant or thickness more than any other attribute. """
+SAE_64 = "sae, 64 directions"  # how many more of them are useful
 BY_CLASSIFIER = "learned, look classifier"  # of mnist alone
 SETTINGS: dict[str, Any] = {
     "learned": OURS,
@@ -53,6 +54,8 @@ SETTINGS: dict[str, Any] = {
     "pca": pca.Settings(16),
     "jacobian": jacobian.Settings(16),
     "semantic": semantic.Settings(16),
+    "sae": sae.Settings(16),
+    SAE_64: sae.Settings(64),
     "random": random.Settings(16),
     "supervised": supervised.Settings(),
     "guided": guided.Settings(),

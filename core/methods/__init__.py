@@ -6,7 +6,7 @@ Every `find` also takes `batch` and `cache`, which a trial passes; `guided` and 
 
 from types import ModuleType
 
-from core.methods import guided, jacobian, learned, pca, random, semantic, supervised
+from core.methods import guided, jacobian, learned, pca, random, sae, semantic, supervised
 
 METHODS: dict[str, ModuleType] = {
     "learned": learned,
@@ -14,8 +14,9 @@ METHODS: dict[str, ModuleType] = {
     "pca": pca,
     "jacobian": jacobian,
     "semantic": semantic,
+    "sae": sae,
     "supervised": supervised,
     "random": random,
 }
 
-__all__ = ["METHODS", "guided", "jacobian", "learned", "pca", "random", "semantic", "supervised"]
+__all__ = ["METHODS", "guided", "jacobian", "learned", "pca", "random", "sae", "semantic", "supervised"]

@@ -61,6 +61,7 @@ _BACKWARD = 2  # forward passes that a backward pass takes
 _DRAWN = 200  # random configurations, where the space is not run through
 _UNPREDICTED = {
     "jacobian": "how many products it takes depends on how fast it converges",
+    "sae": "how long its autoencoder learns is not measured",
     "pairs": "it depends on how many images the pairs have",
     "look": "how long its vision model looks at an image is not measured",
 }
@@ -230,8 +231,8 @@ class _Trial:
 
 def _reason_unpredicted(its_own: Sequence[Mapping[str, Value]]) -> str | None:
     """Return why the time of a method is not predicted; None where it is."""
-    if its_own[0]["method"] == "jacobian":
-        return _UNPREDICTED["jacobian"]
+    if (method := str(its_own[0]["method"])) in ("jacobian", "sae"):
+        return _UNPREDICTED[method]
     if any(each.get("semantic.look", "denoiser") != "denoiser" for each in its_own):
         return _UNPREDICTED["look"]
     return _UNPREDICTED["pairs"] if any(each.get("supervised.pairs", "none") != "none" for each in its_own) else None

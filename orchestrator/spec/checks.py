@@ -37,6 +37,7 @@ def mistakes(sweep: Sweep, wrong: list[Path]) -> list[Problem]:
         *_steps(sweep),
         *_samples(sweep),
         *_extremes(sweep),
+        *_entries(sweep),
         *_pairs(sweep),
         *_names(sweep),
         *_one_predictor(sweep),
@@ -307,6 +308,17 @@ def _extremes(sweep: Sweep) -> Iterator[Check]:
         allowed = f"at most {samples[0] // 2}, half of supervised.samples"
         text = complaint("is more than half of the samples", extremes[1], allowed)
         yield (path, ("search", "supervised.samples"), ("method",)), Problem(path, text)
+
+
+def _entries(sweep: Sweep) -> Iterator[Check]:
+    """Yield a mistake where a dictionary would have fewer entries than directions, or than a row is made of."""
+    width = _ends(sweep, "sae.width", "sae")
+    for name in ("directions", "sae.active"):
+        asked = _ends(sweep, name, "sae")
+        if width and asked and width[0] < asked[1]:
+            path = ("search", "sae.width")
+            text = complaint(f"is less than {name}", width[0], f"at least {asked[1]}")
+            yield (path, ("search", name), ("method",)), Problem(path, text)
 
 
 def _pairs(sweep: Sweep) -> Iterator[Check]:

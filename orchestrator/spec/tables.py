@@ -9,7 +9,7 @@ Mode = Literal["max", "min"]
 Value = bool | int | float | str
 
 # Mirrors core.methods, which this package must not import (it would load torch); a test keeps the two equal.
-METHODS = ("learned", "guided", "pca", "jacobian", "semantic", "supervised", "random")
+METHODS = ("learned", "guided", "pca", "jacobian", "semantic", "sae", "supervised", "random")
 
 # The methods that train: these are checkpointed and measured on the way, ASHA stops them.
 TRAINED = ("learned", "guided")
@@ -64,10 +64,10 @@ class Parameter:
 
 
 _LEARNED, _GUIDED, _PCA, _JACOBIAN = ("learned",), ("guided",), ("pca",), ("jacobian",)
-_SEMANTIC, _SUPERVISED = ("semantic",), ("supervised",)
+_SEMANTIC, _SAE, _SUPERVISED = ("semantic",), ("sae",), ("supervised",)
 
 PARAMETERS: dict[str, Parameter] = {
-    "directions": Parameter(Whole(2, 4096), 16, ("learned", "pca", "jacobian", "semantic", "random")),
+    "directions": Parameter(Whole(2, 4096), 16, ("learned", "pca", "jacobian", "semantic", "sae", "random")),
     "shift_scale": Parameter(Real(above=0, high=100), 0.5, (*TRAINED, "jacobian", "random")),
     "seed": Parameter(Whole(0, 2**32 - 1), None),
     "discriminator_weight": Parameter(Real(low=0, high=1000), 3.0, TRAINED),
@@ -98,6 +98,13 @@ PARAMETERS: dict[str, Parameter] = {
     "semantic.sources": Parameter(OneOf(("flattest", "components")), "flattest", _SEMANTIC),
     "semantic.samples": Parameter(Whole(2), 1024, _SEMANTIC),
     "semantic.sigmas": Parameter(Real(above=0, high=100), 3.0, _SEMANTIC),
+    "sae.width": Parameter(Whole(2, 2**16), 256, _SAE),
+    "sae.active": Parameter(Whole(1, 2**16), 16, _SAE),
+    "sae.seen": Parameter(OneOf(("whole", "places", "pooled")), "whole", _SAE),
+    "sae.steps": Parameter(OneOf(("all", "early", "late")), "all", _SAE),
+    "sae.samples": Parameter(Whole(2), 1024, _SAE),
+    "sae.iterations": Parameter(Whole(1), 1000, _SAE),
+    "sae.sigmas": Parameter(Real(above=0, high=100), 3.0, _SAE),
     "supervised.attribute": Parameter(OrWord(Text(), ("all",)), "all", _SUPERVISED),
     "supervised.samples": Parameter(Whole(2), 1024, _SUPERVISED),
     "supervised.extremes": Parameter(Whole(1), 100, _SUPERVISED),

@@ -17,7 +17,7 @@ import core.methods.jacobian
 import core.methods.random
 import core.metrics.evaluation
 from core import Denoiser, DirectionSet, Schedule, noise
-from core.methods import METHODS, guided, jacobian, learned, pca, random, semantic, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, sae, semantic, supervised
 from core.methods.jacobian import spectrum
 from core.metrics import METRICS, evaluate, factors
 from core.metrics.identifiability import identifiability
@@ -46,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "pca": pca.Settings(directions=3, samples=6),
     "jacobian": jacobian.Settings(directions=3, tolerance=1e-2, max_passes=5),
     "semantic": semantic.Settings(directions=3, samples=6),
+    "sae": sae.Settings(directions=3, width=12, active=2, samples=6, iterations=3),
     "supervised": supervised.Settings(samples=8, extremes=2),
     "random": random.Settings(directions=3),
 }

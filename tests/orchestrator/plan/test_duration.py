@@ -169,6 +169,7 @@ def test_methods_that_do_not_train() -> None:
     ("method", "search", "why"),
     [
         ("jacobian", {"directions": 8}, "how many products it takes depends on how fast it converges"),
+        ("sae", {}, "how long its autoencoder learns is not measured"),
         ("semantic", {"semantic.look": "a/dino"}, "how long its vision model looks at an image is not measured"),
         ("supervised", {"supervised.pairs": "folder"}, "it depends on how many images the pairs have"),
     ],

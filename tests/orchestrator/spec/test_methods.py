@@ -123,6 +123,14 @@ SENTENCES = [
         "search.pca.samples: is too few for 2048 directions (got 1024); allowed: at least 2049",
     ),
     (
+        "{method: sae, search: {sae.width: {choice: [64, 256]}, directions: 96}}",
+        "search.sae.width: is less than directions (got 64); allowed: at least 96",
+    ),
+    (
+        "{method: sae, search: {sae.width: 64, sae.active: {int: [16, 65]}}}",
+        "search.sae.width: is less than sae.active (got 64); allowed: at least 65",
+    ),
+    (
         "{method: supervised, search: {supervised.extremes: {choice: [20, 33]}, supervised.samples: 64}}",
         "search.supervised.extremes: is more than half of the samples (got 33); "
         "allowed: at most 32, half of supervised.samples",
@@ -163,6 +171,7 @@ FINE = [
     "{method: {choice: [learned, pca]}, search: {directions: {choice: [8, 64]}, "
     "pca.samples: {choice: [32], when: {directions: 8}}}}",
     "{method: {choice: [learned, pca]}, scheduler: {asha: {grace: 5}}}",
+    "{method: sae, search: {sae.width: 16, sae.active: {choice: [8, 16]}}}",
     "{method: jacobian, sampler: {steps: 6}, search: {jacobian.step: {choice: [every, middle, 5]}}}",
     "{method: {choice: [learned, pca]}, search: {start: {choice: [pca, random], when: {method: [learned, pca]}}}}",
 ]
@@ -197,6 +206,7 @@ SPACES = {
     "pca": "directions, seed, pca.samples, pca.joint, pca.sigmas",
     "jacobian": f"{SHARED}, jacobian.step, jacobian.image, jacobian.mask, jacobian.box",
     "semantic": "directions, seed, semantic.look, semantic.sources, semantic.samples, semantic.sigmas",
+    "sae": "directions, seed, sae.width, sae.active, sae.seen, sae.steps, sae.samples, sae.iterations, sae.sigmas",
     "supervised": "seed, supervised.attribute, supervised.samples, supervised.extremes, supervised.balance, "
     "supervised.project, supervised.pairs",
     "random": SHARED,

@@ -10,7 +10,7 @@ KEYS = (
     "resources, deepspeed, gradient, recovery, cluster, tracking, study, export"
 )
 SEARCHABLE = ", ".join(PARAMETERS)
-METHOD_NAMES = "learned, guided, pca, jacobian, semantic, supervised, random"
+METHOD_NAMES = "learned, guided, pca, jacobian, semantic, sae, supervised, random"
 METRIC_NAMES = (
     "factor_score, factor_coverage, purity, told_apart, identifiability, strength_error, fidelity_kid, globality, "
     "diversity, monotonicity, evenness, locality, disentanglement, coverage, second_disentanglement, second_coverage, "

@@ -35,7 +35,7 @@ def mistakes_of(sweep: Sweep) -> list[str]:
     return str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("method", ["learned", "pca", "jacobian", "semantic", "random", SEVERAL])
+@pytest.mark.parametrize("method", ["learned", "pca", "jacobian", "semantic", "sae", "random", SEVERAL])
 def test_what_fits_passes(tiny_model: Path, method: object) -> None:
     check_model(sweep_with(tiny_model, method=method, search={"directions": 32}))
 

@@ -41,6 +41,15 @@ PARAMETERS = [
     {"method": "random", "directions": 3, "shift_scale": 2.0, "seed": 1},
     {"method": "pca", "directions": 3, "pca.samples": 32, "seed": 1},
     {"method": "semantic", "directions": 3, "semantic.samples": 32, "seed": 1},
+    {
+        "method": "sae",
+        "directions": 3,
+        "sae.width": 24,
+        "sae.active": 2,
+        "sae.samples": 32,
+        "sae.iterations": 5,
+        "seed": 1,
+    },
     {"method": "jacobian", "directions": 3, "jacobian.step": "every", "jacobian.box": "0,0,4,8", "seed": 1},
 ]
 

@@ -47,6 +47,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "pca": {"directions": 2, "pca.samples": 8},
     "jacobian": {"directions": 2},
     "semantic": {"directions": 2, "semantic.samples": 8},
+    "sae": {"directions": 2, "sae.width": 8, "sae.active": 2, "sae.samples": 8, "sae.iterations": 2},
     "supervised": {"supervised.samples": 8, "supervised.extremes": 2},
     "random": {"directions": 2},
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from core.chain.gradient import CheckpointBlocks, CheckpointSteps, FullGraph, GradientPolicy, KeepSteps
 from core.errors import UserError
-from core.methods import METHODS, guided, jacobian, learned, pca, random, semantic, supervised
+from core.methods import METHODS, guided, jacobian, learned, pca, random, sae, semantic, supervised
 from core.predictors.attributes import Attributes
 from orchestrator.search.space import configurations
 from orchestrator.spec import Sweep, parse
@@ -39,6 +39,10 @@ CASES = [
     (
         {"method": "semantic", "directions": 4, "semantic.look": "a/dino", "semantic.sources": "components"},
         semantic.Settings(directions=4, look="a/dino", sources="components", seed=7),
+    ),
+    (
+        {"method": "sae", "directions": 4, "sae.width": 64, "sae.seen": "places", "sae.steps": "late"},
+        sae.Settings(directions=4, width=64, seen="places", steps="late", seed=7),
     ),
     (
         {"method": "jacobian", "jacobian.step": "every", "jacobian.mask": "none", "jacobian.box": "0,4,8,16"},
