@@ -1,13 +1,14 @@
 """Every method side by side, five seeds each, on samples that trained and chose nothing.
 
     python -m benchmarks.methods toyfaces       measures what is not kept yet, writes results/methods_toyfaces.md
-    python -m benchmarks.methods toyfaces --only learned pca --seeds 0 1
+    python -m benchmarks.methods toyfaces --only learned pca --seeds 0 1      methods_toyfaces_learned_pca.md
 
 A finished run is kept in runs/methods_MODEL, so an interrupted benchmark goes on where it stopped.
 """
 
 import argparse
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -166,8 +167,10 @@ def _mode(column: str) -> Literal["max", "min"]:
     return "min" if METRICS.get(column) == "min" else "max"
 
 
-def document(model: str, names: Sequence[str], methods: Mapping[str, Sequence[Record]]) -> str:
-    """The page."""
+def document(
+    model: str, names: Sequence[str], methods: Mapping[str, Sequence[Record]], only: Sequence[str] = ()
+) -> str:
+    """The page. only: the methods that were asked for, where not all were."""
     figures = {method: [record.figures for record in records] for method, records in methods.items()}
     machines = dict.fromkeys(record.machine for records in methods.values() for record in records)
     measured = {name for runs in figures.values() for run in runs for name in run}
@@ -175,9 +178,12 @@ def document(model: str, names: Sequence[str], methods: Mapping[str, Sequence[Re
         name for name in (*METRICS, "coverage_at_half", "second_coverage_at_half", "digit_kept") if name in measured
     ]
     differences = "\n\n".join(
-        differences_table(each, figures, columns) for each in ("learned", "guided") if each in figures
+        differences_table(each, figures, columns)
+        for each in ("learned", "guided", "semantic", "sae")
+        if each in figures
     )
-    return f"""# Every method on `{model}`
+    command = f" --only {' '.join(map(shlex.quote, only))}" if only else ""
+    return f"""# {"Some methods" if only else "Every method"} on `{model}`
 
 Mean and half its 95 % interval, over seeds of the method. {OURS.directions} directions ({OURS.iterations} iterations of
 `learned`, {guided.Settings().iterations} of `guided`, whose directions, like those of `supervised`, are one for each
@@ -199,14 +205,19 @@ deviation), mean over the same runs:
 
 {shares_table(figures, names)}
 
-Measured on {"; ".join(machines)}, by `python -m benchmarks.methods {model}`.
+Measured on {"; ".join(machines)}, by `python -m benchmarks.methods {model}{command}`.
 """
+
+
+def _chosen(only: Sequence[str] | None) -> str:
+    """What the name of the page of these methods ends in."""
+    return "".join(f"_{method.replace(', ', '-').replace(' ', '_')}" for method in only or ())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, metavar="METHOD")
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, metavar="METHOD", help="on a page of their own")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
@@ -222,7 +233,8 @@ def main() -> None:
             record = kept(folder, name, conditions, partial(measure, chain, settings))
             methods[method].append(record)
             print(method, seed, {name: round(value, 3) for name, value in record.figures.items()}, flush=True)
-    (RESULTS / f"methods_{arguments.model}.md").write_text(document(arguments.model, chain.attributes.names, methods))
+    page = document(arguments.model, chain.attributes.names, methods, arguments.only or ())
+    (RESULTS / f"methods_{arguments.model}{_chosen(arguments.only)}.md").write_text(page)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class Settings:
 
     directions: int = 16
     width: int = 256
-    active: int = 16
-    seen: Seen = "whole"
+    active: int = 4
+    seen: Seen = "places"
     steps: Steps = "all"
     samples: int = 1024
     iterations: int = 1000

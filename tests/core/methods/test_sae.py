@@ -18,7 +18,7 @@ from core.statistics import sparse_autoencoder
 from core.statistics.sparse_autoencoder import SparseAutoencoder
 
 SAMPLES = 40
-SETTINGS = Settings(directions=3, width=24, active=4, samples=SAMPLES, iterations=20, sigmas=2.0)
+SETTINGS = Settings(directions=3, seen="whole", width=24, active=4, samples=SAMPLES, iterations=20, sigmas=2.0)
 
 
 @pytest.fixture
