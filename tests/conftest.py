@@ -153,11 +153,18 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shadow(folder: Path, name: str) -> None:
+    """A package of the user's that has a name of ours; importing it is an error."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text("raise RuntimeError('the package of the working folder was imported')\n")
+
+
 @pytest.fixture(scope="session")
 def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
     """The one real sweep that many tests read, by `orchestrate sweep faces.yaml` in a folder of its own.
 
-    Its environment is one that users report from other tools (tests/reported.md).
+    Its environment is one that users report from other tools (tests/reported.md), and beside its file are packages of
+    the user's named as ours are.
 
     $HSO_FINISHED_SWEEP, the folder of a finished one, saves making it.
     """
@@ -170,7 +177,9 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> "SweepFolder":
     home = tmp_path_factory.mktemp("finished")
     Image.new("L", (32, 32), 255).save(home / "mask.png")
     (home / "faces.yaml").write_text(SWEEP)
-    command = [sys.executable, "-m", "orchestrator.cli", "sweep", "faces.yaml"]
+    for name in ("core", "orchestrator"):
+        shadow(home, name)
+    command = [str(Path(sys.executable).parent / "orchestrate"), "sweep", "faces.yaml"]
     done = subprocess.run(command, cwd=home, env=os.environ | FOREIGN, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     (home / "said").write_text(done.stdout)

@@ -3,6 +3,8 @@
 What kills do to one is in tests/faults, and what a browser shows of this one in tests/browser.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -24,6 +26,18 @@ METHODS = ["jacobian", "learned", "pca", "random"]
 def home(finished_sweep: SweepFolder) -> Path:
     """The folder in which the sweep was started."""
     return finished_sweep.root.parent
+
+
+def test_commands_run_beside_the_users_own_packages(home: Path) -> None:
+    """The sweep did; so does a module, which Python looks for in the working folder first."""
+    assert {"core", "orchestrator"} <= {folder.name for folder in home.iterdir()}
+    command = [sys.executable, "-m", "orchestrator.cli", "status"]
+    (home / "orchestrator").rename(home / "aside")  # with that one there, it would not be ours that runs
+    try:
+        done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100)
+    finally:
+        (home / "aside").rename(home / "orchestrator")
+    assert done.returncode == 0 and "faces: complete; 4 of 4 trials" in done.stdout, done.stderr
 
 
 def test_each_configuration_was_tried_once(finished_sweep: SweepFolder, home: Path) -> None:
