@@ -102,7 +102,7 @@ def find(
     rows = units_of_h.standardised(held).flatten(0, 1)
     network = sparse_autoencoder.learned(rows, settings.width, settings.active, settings.iterations, settings.seed)
     usage = Usage.of(network, units_of_h, parts())
-    useful = (~usage.dead & ~usage.dense).nonzero().flatten()
+    useful = usage.useful.nonzero().flatten()
     if len(useful) < settings.directions:
         raise UserError(
             f"directions: got {settings.directions}; of the {settings.width} entries {len(useful)} are used by some "
@@ -157,18 +157,19 @@ class Usage:
     @classmethod
     def of(cls, network: SparseAutoencoder, units_of_h: Units, parts: Iterator[Tensor]) -> "Usage":
         """Return how all rows use the entries. parts: [T, n, P, D] of n samples each."""
-        sums: list[Tensor] = []
-        samples, left, whole = 0, 0.0, 0.0
+        totals, samples, left, whole = torch.zeros(3, 1, 1, 1), 0, 0.0, 0.0
         for part in parts:
-            rows = units_of_h.standardised(part.flatten(1, 2)).flatten(0, 1)
-            activations = network.activations(rows)
-            amounts = activations.reshape(*part.shape[:3], -1).double()
-            each = [amounts.sum(dim=1), amounts.square().sum(dim=1), (amounts > 0).double().sum(dim=1)]
-            sums = [total + more for total, more in zip(sums, each, strict=True)] if sums else each
-            samples += part.shape[1]
-            left += float((rows - network.rebuilt(activations)).square().sum(dtype=torch.float64))
+            rows = units_of_h.standardised(part.flatten(1, 2))
+            sums = []
+            for step in rows:  # one at a time: there are more activations than numbers of h
+                activations = network.activations(step)
+                left += float((step - network.rebuilt(activations)).square().sum(dtype=torch.float64))
+                amounts = activations.reshape(*part.shape[1:3], -1).double()
+                sums.append(torch.stack([amounts.sum(dim=0), amounts.square().sum(dim=0), (amounts > 0).sum(dim=0)]))
             whole += float(rows.square().sum(dtype=torch.float64))
-        mean, square, frequency = (total.cpu() / samples for total in sums)
+            totals = totals + torch.stack(sums, dim=1).cpu()  # [3, T, P, W]
+            samples += part.shape[1]
+        mean, square, frequency = totals / samples
         deviations = (square - mean.square()).clamp(min=0).sqrt()
         energy, frequency = square.mean(dim=(0, 1)), frequency.mean(dim=(0, 1))
         return cls(deviations.float(), energy, frequency, 1 - left / max(whole, 1e-12))
@@ -182,6 +183,11 @@ class Usage:
     def dense(self) -> Tensor:
         """Which entries most rows use, [W]."""
         return self.frequency > _DENSE
+
+    @property
+    def useful(self) -> Tensor:
+        """Which entries are neither, and not alike in all samples, [W]."""
+        return ~self.dead & ~self.dense & (self.deviations.amax(dim=(0, 1)) > 0)
 
 
 def _wanted(steps: Steps, count: int) -> slice:
