@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -167,10 +168,8 @@ def _mode(column: str) -> Literal["max", "min"]:
     return "min" if METRICS.get(column) == "min" else "max"
 
 
-def document(
-    model: str, names: Sequence[str], methods: Mapping[str, Sequence[Record]], only: Sequence[str] = ()
-) -> str:
-    """The page. only: the methods that were asked for, where not all were."""
+def document(model: str, names: Sequence[str], methods: Mapping[str, Sequence[Record]], command: Sequence[str]) -> str:
+    """The page. command: what followed `python -m benchmarks.methods`."""
     figures = {method: [record.figures for record in records] for method, records in methods.items()}
     machines = dict.fromkeys(record.machine for records in methods.values() for record in records)
     measured = {name for runs in figures.values() for run in runs for name in run}
@@ -182,8 +181,7 @@ def document(
         for each in ("learned", "guided", "semantic", "sae")
         if each in figures
     )
-    command = f" --only {' '.join(map(shlex.quote, only))}" if only else ""
-    return f"""# {"Some methods" if only else "Every method"} on `{model}`
+    return f"""# {"Some methods" if "--only" in command else "Every method"} on `{model}`
 
 Mean and half its 95 % interval, over seeds of the method. {OURS.directions} directions ({OURS.iterations} iterations of
 `learned`, {guided.Settings().iterations} of `guided`, whose directions, like those of `supervised`, are one for each
@@ -192,7 +190,8 @@ is, and measured on {COUNT} samples (beside {4 * COUNT} unshifted ones) whose se
 `supervised` and `guided` are told the attributes by the very predictor that measures disentanglement and coverage;
 `second` is by another one, with which nothing was found. `coverage` asks for 0.4 of a direction's effect on one
 attribute, `coverage at half` for 0.5; both for half a standard deviation. {_KEPT if "digit_kept" in measured else ""}
-`seconds`: of processor time, to find the set.
+`seconds`: of processor time, to find the set, which for the first method of a seed holds drawing the samples that
+others read from the cache.
 
 {table(list(figures.items()), [*columns, "seconds"])}
 
@@ -205,7 +204,7 @@ deviation), mean over the same runs:
 
 {shares_table(figures, names)}
 
-Measured on {"; ".join(machines)}, by `python -m benchmarks.methods {model}{command}`.
+Measured on {"; ".join(machines)}, by `python -m benchmarks.methods {shlex.join(command)}`.
 """
 
 
@@ -233,7 +232,7 @@ def main() -> None:
             record = kept(folder, name, conditions, partial(measure, chain, settings))
             methods[method].append(record)
             print(method, seed, {name: round(value, 3) for name, value in record.figures.items()}, flush=True)
-    page = document(arguments.model, chain.attributes.names, methods, arguments.only or ())
+    page = document(arguments.model, chain.attributes.names, methods, sys.argv[1:])
     (RESULTS / f"methods_{arguments.model}{_chosen(arguments.only)}.md").write_text(page)
 
 
