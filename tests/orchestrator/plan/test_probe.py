@@ -96,7 +96,8 @@ def test_the_command_measures_and_predicts(sweep_file: Path, orchestrate: Orches
     assert set(measured) == set(asdict(Timings(0, 0, 0, 0))) - {"labels"}
     assert all(measured[name] > 0 for name in ("load", "forward", "judge", "start", "iteration"))
     assert time["trials_at_a_time"] == min(3, os.cpu_count() or 1) and time["not_predicted"] == {}
-    assert 4 * measured["iteration"] + 2 * measured["judge"] < time["trial_seconds"]["learned"] <= time["busy_seconds"]
+    least = 4 * measured["iteration"] + 2 * 0.375 * measured["judge"]  # 36 pairs of the 96 that take all of its time
+    assert least < time["trial_seconds"]["learned"] <= time["busy_seconds"]
     assert [end["iteration"] for end in time["expected_ends"]] == [2, 4]
     assert time["sweep_seconds"] > time["busy_seconds"] / time["trials_at_a_time"]
     assert cost == {"price_per_hour": 3.0, "of_one": "machine", "hours": cost["hours"], "total": 3 * cost["hours"]}
