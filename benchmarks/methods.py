@@ -46,7 +46,6 @@ REFERENCE = REPORT_SEEDS[200_000 + COUNT : 200_000 + 5 * COUNT]
 OURS = learned.Settings(iterations=150)
 _KEPT = """`digit kept`: the share of digits that the classifier still reads as the
 same at scales -1 and 1, by directions that move slant or thickness more than any other attribute. """
-SAE_64 = "sae, 64 directions"  # how many more of them are useful
 BY_CLASSIFIER = "learned, look classifier"  # of mnist alone
 SETTINGS: dict[str, Any] = {
     "learned": OURS,
@@ -57,7 +56,7 @@ SETTINGS: dict[str, Any] = {
     "jacobian": jacobian.Settings(16),
     "semantic": semantic.Settings(16),
     "sae": sae.Settings(16),
-    SAE_64: sae.Settings(64),
+    "sae, 64 directions": sae.Settings(64),
     "random": random.Settings(16),
     "supervised": supervised.Settings(),
     "guided": guided.Settings(),
@@ -208,9 +207,8 @@ Measured on {"; ".join(machines)}, by `python -m benchmarks.methods {shlex.join(
 """
 
 
-def _chosen(only: Sequence[str] | None) -> str:
-    """What the name of the page of these methods ends in."""
-    return "".join(f"_{method.replace(', ', '-').replace(' ', '_')}" for method in only or ())
+def _file_name(method: str) -> str:
+    return method.replace(", ", "-").replace(" ", "_")
 
 
 def main() -> None:
@@ -228,12 +226,12 @@ def main() -> None:
         for method in chosen:
             settings = replace(SETTINGS[method], seed=seed)
             conditions = settings, STEPS, STRENGTH, SEEDS, chain.denoiser.digest, judged_by()
-            name = f"{method.replace(', ', '-').replace(' ', '_')}-{seed}"
-            record = kept(folder, name, conditions, partial(measure, chain, settings))
+            record = kept(folder, f"{_file_name(method)}-{seed}", conditions, partial(measure, chain, settings))
             methods[method].append(record)
             print(method, seed, {name: round(value, 3) for name, value in record.figures.items()}, flush=True)
     page = document(arguments.model, chain.attributes.names, methods, sys.argv[1:])
-    (RESULTS / f"methods_{arguments.model}{_chosen(arguments.only)}.md").write_text(page)
+    name = "_".join(["methods", arguments.model, *map(_file_name, arguments.only or ())])
+    (RESULTS / f"{name}.md").write_text(page)
 
 
 if __name__ == "__main__":

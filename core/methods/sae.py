@@ -97,10 +97,10 @@ def find(
                 raise NonFiniteError(f"h of model '{denoiser.name}' became NaN or infinite in its training samples")
             yield _seen(h[wanted].float(), settings.seen)
 
-    held = _held(parts(), settings)
-    units_of_h = Units.of(held)
-    rows = units_of_h.standardised(held).flatten(0, 1)
-    network = sparse_autoencoder.learned(rows, settings.width, settings.active, settings.iterations, settings.seed)
+    rows = _held(parts(), settings)
+    units_of_h = Units.of(rows)
+    rows = units_of_h.standardised(rows).flatten(0, 1)
+    network = sparse_autoencoder.learn(rows, settings.width, settings.active, settings.iterations, settings.seed)
     usage = Usage.of(network, units_of_h, parts())
     useful = usage.useful.nonzero().flatten()
     if len(useful) < settings.directions:
@@ -113,7 +113,7 @@ def find(
     by_place = torch.einsum(
         "t,kd,tpk->ktdp",
         units_of_h.spreads.cpu(),
-        network.entries[best.to(held.device)].cpu(),
+        network.entries.cpu()[best],
         usage.deviations[..., best],
     )
     shifts[:, wanted] = _as_h(by_place, denoiser.h_shape)

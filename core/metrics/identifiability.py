@@ -20,7 +20,7 @@ from core.randomness import generator
 
 BATCH = 64
 ITERATIONS = 120  # of each of the two networks, for up to 16 directions; for more, in proportion
-PASSES = 80  # at most, over the pairs that a network is trained on; by then it knows those of few samples by heart
+PASSES = 80  # at most, over the pairs of a half; few pairs would else be gone over hundreds of times
 LEARNING_RATE = 2e-3
 WIDTH = 16  # half of the learned method's: this reconstructor has to learn from a thousand pairs in seconds
 # By how much the logits are divided: how sure a network may be of its answer. 0 of its inverse is not sure at all.

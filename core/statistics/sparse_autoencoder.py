@@ -36,7 +36,7 @@ class SparseAutoencoder:
 
 
 @torch.enable_grad()
-def learned(rows: Tensor, width: int, active: int, iterations: int, seed: int = 0) -> SparseAutoencoder:
+def learn(rows: Tensor, width: int, active: int, iterations: int, seed: int = 0) -> SparseAutoencoder:
     """Return an autoencoder of rows [N, D] with `width` entries of which each row uses at most `active`.
 
     rows: float32, of about mean 0 and mean square 1. It is learned by Adam, BATCH rows at a time, on the rows' device.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.randomness import generator
 from core.statistics import sparse_autoencoder
-from core.statistics.sparse_autoencoder import SparseAutoencoder, learned
+from core.statistics.sparse_autoencoder import SparseAutoencoder, learn
 
 
 def mixtures(count: int = 1000, width: int = 12, dimensions: int = 8, present: int = 2) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def test_each_row_uses_its_largest_positive_activations() -> None:
 def test_it_finds_what_the_rows_are_made_of() -> None:
     """Half as many causes again as there are dimensions, three of them in each row."""
     rows, causes = mixtures(2000, 48, 32, 3)
-    network = learned(rows, width=48, active=3, iterations=1000)
+    network = learn(rows, width=48, active=3, iterations=1000)
     closest = (network.entries @ causes.T).amax(dim=0)  # of each cause
     assert (closest > 0.95).sum() >= 36
     left = rows - network.rebuilt(network.activations(rows))
@@ -47,7 +47,7 @@ def test_it_finds_what_the_rows_are_made_of() -> None:
 def test_it_depends_on_rows_and_seed_alone() -> None:
     rows, _ = mixtures(100)
     before = torch.random.get_rng_state()
-    first, again, other = (learned(rows, 12, 2, 5, seed) for seed in (0, 0, 1))
+    first, again, other = (learn(rows, 12, 2, 5, seed) for seed in (0, 0, 1))
     assert torch.equal(first.entries, again.entries) and torch.equal(first.encoder, again.encoder)
     assert not torch.allclose(first.entries, other.entries)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -63,7 +63,7 @@ def test_an_entry_that_nothing_uses_is_brought_back(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(sparse_autoencoder, "_PATIENCE", patience)
         batches = torch.arange(300 * 256).remainder(2000).reshape(300, 256)
         chosen.side_effect = [torch.arange(2000, 2020), *batches]
-        network = learned(rows, 20, 1, 300)
+        network = learn(rows, 20, 1, 300)
         return int((network.activations(rows[:2000]) == 0).all(dim=0).sum())
 
     assert dead(5) < dead(10**6)
@@ -72,4 +72,4 @@ def test_an_entry_that_nothing_uses_is_brought_back(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("active", [0, 5])
 def test_a_row_is_made_of_one_to_all_entries(active: int) -> None:
     with pytest.raises(ValueError, match=f"^active: got {active}; allowed: 1 to the width, 4$"):
-        learned(mixtures(10)[0], 4, active, 1)
+        learn(mixtures(10)[0], 4, active, 1)

@@ -3,8 +3,6 @@
 What kills do to one is in tests/faults, and what a browser shows of this one in tests/browser.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -16,7 +14,8 @@ from orchestrator.search.ledger import newest_rows
 from orchestrator.search.ranking import rows
 from orchestrator.store.folder import SweepFolder
 from orchestrator.store.spool import pending, refused
-from tests.orchestrator.conftest import Command
+from tests.conftest import shadow
+from tests.orchestrator.conftest import Command, Orchestrate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first of them waits for the sweep
 METHODS = ["jacobian", "learned", "pca", "random"]
@@ -28,16 +27,15 @@ def home(finished_sweep: SweepFolder) -> Path:
     return finished_sweep.root.parent
 
 
-def test_commands_run_beside_the_users_own_packages(home: Path) -> None:
-    """The sweep did; so does a module, which Python looks for in the working folder first."""
+def test_it_ran_beside_the_users_own_packages(home: Path) -> None:
     assert {"core", "orchestrator"} <= {folder.name for folder in home.iterdir()}
-    command = [sys.executable, "-m", "orchestrator.cli", "status"]
-    (home / "orchestrator").rename(home / "aside")  # with that one there, it would not be ours that runs
-    try:
-        done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100)
-    finally:
-        (home / "aside").rename(home / "orchestrator")
-    assert done.returncode == 0 and "faces: complete; 4 of 4 trials" in done.stdout, done.stderr
+
+
+def test_the_module_runs_beside_the_users_own_package(tmp_path: Path, orchestrate: Orchestrate) -> None:
+    """Python looks for modules in the working folder first."""
+    shadow(tmp_path, "core")
+    done = orchestrate("status")
+    assert done.returncode == 2 and "no sweep has run" in done.stderr
 
 
 def test_each_configuration_was_tried_once(finished_sweep: SweepFolder, home: Path) -> None:
