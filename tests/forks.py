@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# For scripts whose trials are measured while the figures are no matter: few samples, networks that hardly learn.
+# For scripts whose trials are measured while the figures are no matter: few samples, networks and sources that are
+# hardly better than where they start.
 HARDLY_MEASURED = """
 from core.metrics import evaluation, identifiability
-identifiability.ITERATIONS = 2
+from core.statistics import projection_pursuit
+identifiability.ITERATIONS = projection_pursuit._ITERATIONS = 2
 evaluation.FACTOR_SEEDS = evaluation.FACTOR_SEEDS[:8]
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -75,28 +75,32 @@ class MemoryCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
 class CachingMemoryCounter(MemoryCounter):  # type: ignore[no-untyped-call]  # torch's own stub
     """A memory counter that infers the shape of each operation's result on the meta device once and remembers it.
 
-    torch spends most of a step's time on this inference, and a network repeats the same few operations many times.
+    torch spends most of a step's time on this inference, and a network repeats the same few operations many times. All
+    counters of a process share what they remember, at most MOST_REMEMBERED results.
     """
 
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__(known)
-        self._results: dict[Any, Any] = {}
+    MOST_REMEMBERED = 50_000
+    _results: ClassVar[dict[Any, Any]] = {}
 
     def _done(self, func: Any, args: Any, kwargs: Any) -> Any:
         key = func, _key_of(args), _key_of(kwargs)
         if key in self._results:
             return tree_map_only(_Shape, _Shape.empty, self._results[key])
+        given = [leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         result = super()._done(func, args, kwargs)
         tensors = [leaf for leaf in tree_leaves(result) if leaf is not None]
-        if tensors and all(isinstance(leaf, Tensor) and self._is_new(leaf) for leaf in tensors):
+        if tensors and all(isinstance(leaf, Tensor) and _is_new(leaf, given) for leaf in tensors):
+            if len(self._results) >= self.MOST_REMEMBERED:
+                self._results.clear()
             self._results[key] = tree_map_only(Tensor, _Shape.of, result)
         return result
 
-    def _is_new(self, tensor: Tensor) -> bool:
-        """Return whether `tensor` has no data and a new storage of exactly its size."""
-        size = _Shape.of(tensor).empty().untyped_storage().nbytes() if tensor.is_meta else -1
-        storage = tensor.untyped_storage()
-        return storage.nbytes() == size and storage not in self._seen
+
+def _is_new(tensor: Tensor, given: Sequence[torch.UntypedStorage]) -> bool:
+    """Return whether `tensor` has no data and a storage of exactly its size, which is none of those given."""
+    size = _Shape.of(tensor).empty().untyped_storage().nbytes() if tensor.is_meta else -1
+    storage = tensor.untyped_storage()
+    return storage.nbytes() == size and all(storage is not each for each in given)
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,14 @@ class Settings:
         delta_h_k,t = shift_scale / sqrt(N)  sum over n of  a_kn (h_n,t - mean h_t)
 
     so its covariance over draws of a_kn is that of h_t times shift_scale^2: it leads where samples differ. The numbers
-    are the same at all steps.
+    are the same at all steps. seed: of the samples and of the random numbers; draw: other numbers, the same samples.
     """
 
     directions: int = 16
     shift_scale: float = 0.5
     seed: int = 0
     shaped: float = 0.0
+    draw: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.shaped <= 1:
@@ -56,15 +57,16 @@ def find(
     """
     seeds, steps = training_seeds(SPREAD_SAMPLES, settings.seed), len(schedule)
     spread = measured_spread(denoiser, schedule, seeds, batch, cache)
+    numbers = settings.seed + settings.draw
     shaped = round(settings.shaped * settings.directions)
     isotropic = settings.directions - shaped
     tables, lengths = [], []
     if isotropic:
-        shift = ShiftControl(isotropic, denoiser.h_shape, spread, schedule.timesteps, seed=settings.seed)
+        shift = ShiftControl(isotropic, denoiser.h_shape, spread, schedule.timesteps, seed=numbers)
         tables.append(shift().detach().expand(-1, steps, -1, -1, -1))
         lengths.append(spread.float().expand(isotropic, steps))
     if shaped:
-        h_about_mean = _combined(denoiser, schedule, seeds, shaped, settings.seed, batch, cache)
+        h_about_mean = _combined(denoiser, schedule, seeds, shaped, numbers, batch, cache)
         norms = h_about_mean.flatten(2).norm(dim=2)
         tables.append(_unit(h_about_mean, norms).float())
         lengths.append(norms.float())

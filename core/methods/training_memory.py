@@ -8,6 +8,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from core.chain.sample_maps import sample_maps
 from core.chain.schedule import Schedule
@@ -41,7 +42,7 @@ def trained_bytes(
     model counts as one with MANY_FEATURES.
     """
     explorer, discriminator = _parts(denoiser, schedule, settings)
-    modules = [explorer, *([discriminator] if settings.discriminator_weight > 0 else [])]
+    modules = _trained(explorer, discriminator, settings)
     own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())
     x_0, shifted_x_0 = _samples(denoiser, micro_batch), _samples(denoiser, micro_batch).requires_grad_()
@@ -70,6 +71,13 @@ def trained_bytes(
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own stub
     held: int = sum(tensor.nbytes for tensor in own) + counter.peak
     return held + optimiser_bytes * count
+
+
+@lru_cache(maxsize=64)
+def trained_count(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -> int:
+    """Return the number of trained parameters."""
+    modules = _trained(*_parts(denoiser, schedule, settings), settings)
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def _maps(denoiser: Denoiser, settings: TrainingSettings, x_0: Tensor) -> list[Tensor]:
@@ -126,9 +134,14 @@ def drawing_bytes(denoiser: Denoiser, schedule: Schedule, batch: int) -> int:
 
 
 def _parts(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -> tuple[HasShift, Discriminator]:
-    """Return the trained modules without data, on the meta device."""
+    """Return the trained modules without data, on the meta device.
+
+    The discriminator is made with data first: without, its spectral norms' power iterations take seconds.
+    """
     count = directions_of(settings)
     steps = len(schedule) if settings.parametrisation == "per_step" else 1
+    with torch.random.fork_rng(devices=[]):
+        discriminator = Discriminator(denoiser.judged_shape, map_channels(denoiser))
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         shift = ShiftControl(
             count,
@@ -143,8 +156,12 @@ def _parts(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -
         if isinstance(settings, Settings):
             shape = shape_seen(denoiser, settings.look, MANY_FEATURES)
             explorer = ShiftAndReconstructor(shift, Reconstructor(shape, count))
-        discriminator = Discriminator(denoiser.judged_shape, map_channels(denoiser))
     return explorer.to("meta").eval(), discriminator.to("meta")
+
+
+def _trained(explorer: HasShift, discriminator: Discriminator, settings: TrainingSettings) -> list[Module]:
+    """Return the parts that train; without a weight the discriminator does not."""
+    return [explorer, discriminator] if settings.discriminator_weight > 0 else [explorer]
 
 
 def _samples(denoiser: Denoiser, count: int) -> Tensor:

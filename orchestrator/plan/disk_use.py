@@ -13,7 +13,7 @@ import torch
 
 from core.chain.schedule import Schedule
 from core.methods.trained.training_settings import TrainingSettings
-from core.methods.training_memory import directions_of, trained_bytes
+from core.methods.training_memory import directions_of, trained_count
 from core.metrics import calibration
 from core.metrics.factors import SEEDS as FACTOR_SEEDS
 from core.metrics.strength import REFERENCE
@@ -29,7 +29,6 @@ from orchestrator.search.space import configurations, fits, sample, trials
 from orchestrator.spec import Sweep
 from orchestrator.spec.sources import sources
 from orchestrator.store.disk import free_bytes
-from orchestrator.trial.model import RANDOM_DRAWS
 from orchestrator.trial.settings import samples_of, settings_of
 
 _CHECKPOINTS = 4  # at most, of one trial: the last two, the last that was measured, the best
@@ -84,8 +83,7 @@ def picture_bytes(directions: int, denoiser: Denoiser) -> int:
 
 def engine_bytes(denoiser: Denoiser, schedule: Schedule, settings: TrainingSettings) -> int:
     """Return the bytes needed to resume a trial: every trained parameter and Adam's two moments, in float32."""
-    small = trained_bytes(denoiser, schedule, settings, 2, 0)
-    return 12 * (trained_bytes(denoiser, schedule, settings, 2, 1) - small)
+    return 12 * trained_count(denoiser, schedule, settings)
 
 
 def cache_bytes(
@@ -107,7 +105,7 @@ def cache_bytes(
     pool = max((each.pool for each in trained), default=0)
     scored = max(looked_at) if {"supervised", "semantic"} & set(sweep.methods) else pool
     nbytes = seeds * (max(looked_at) * h + (pool + max(pool, scored)) * image)
-    nbytes += RANDOM_DRAWS * SPREAD_SAMPLES * h
+    nbytes += SPREAD_SAMPLES * h
     nbytes += 10 * sweep.evaluate.seeds * image  # 5 for each seed, to compare trials and again to report
     nbytes += sum(map(len, (REFERENCE, STRENGTH_SEEDS, calibration.SEEDS, FACTOR_SEEDS))) * image
     return min(nbytes, SampleCache(Path()).limit_bytes)

@@ -210,7 +210,7 @@ class _Trial:
     def _compared(self, directions: int) -> float:
         """Return the seconds of comparing a champion of `directions` directions with random ones."""
         dials = len(calibration.SEEDS) * len(calibration.SCALES) * directions * self.chain
-        passes = dials + RANDOM_DRAWS * SPREAD_SAMPLES * self.steps
+        passes = dials + SPREAD_SAMPLES * self.steps
         return (1 + RANDOM_DRAWS) * self.evaluation(directions, scaled=True) + passes * self.measured.forward
 
     def _found(self, parameters: Mapping[str, Value]) -> float:

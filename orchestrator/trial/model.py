@@ -25,7 +25,6 @@ from core.predictors.memory import Through
 from core.predictors.vision import Extractor, open_vision
 from core.samples.cache import SampleCache
 from core.samples.draw import Sampling
-from core.samples.training import RUNS
 from orchestrator.spec import BY_ATTRIBUTES, LOOKS, Sweep, countable
 from orchestrator.trial.loading import StreamWeights, loaded, own_device
 from orchestrator.trial.ranks import ALONE, Ranks
@@ -188,8 +187,8 @@ def vision_models_of(sweep: Sweep) -> dict[tuple[str, str], Extractor]:
 def random_like(trial_model: TrialModel, directions: DirectionSet, sweep: Sweep, draw: int = 0) -> DirectionSet:
     """Return draw number `draw` of the baseline of a set: as many random directions, not scaled to its strength yet.
 
-    Half of them are isotropic, half shaped by the covariance of h (core.methods.random). The seed of a draw is the
-    sweep's plus its number; after the largest seed comes 0.
+    Half of them are isotropic, half shaped by the covariance of h (core.methods.random), over samples that all draws
+    share.
     """
-    settings = random.Settings(len(directions), seed=(sweep.seed + draw) % RUNS, shaped=0.5)
+    settings = random.Settings(len(directions), seed=sweep.seed, shaped=0.5, draw=draw)
     return random.find(trial_model.denoiser, trial_model.schedule, settings, sweep.sampler.batch, trial_model.cache)

@@ -57,6 +57,18 @@ def test_some_directions_are_shaped_and_the_others_are_not(
     assert torch.equal(half, shifts(tiny_denoiser, schedule, cache, Settings(6, shaped=0.5))), "from the seed alone"
 
 
+def test_another_draw_is_other_directions_of_the_same_samples(
+    tiny_denoiser: Denoiser, schedule: Schedule, cache: SampleCache
+) -> None:
+    one, other = (
+        random.find(tiny_denoiser, schedule, Settings(4, seed=3, shaped=0.5, draw=draw), cache=cache) for draw in (0, 1)
+    )
+    assert torch.equal(one.sigma[:2], other.sigma[:2]), "the spread of the same samples"
+    overlap = (one.table[:, 0].flatten(1) * other.table[:, 0].flatten(1)).sum(1).abs()
+    assert overlap.max() < 0.9
+    assert other.provenance["settings"]["draw"] == 1
+
+
 def test_the_covariance_of_shaped_directions_is_that_of_h(
     tiny_denoiser: Denoiser, schedule: Schedule, cache: SampleCache, codes: Tensor
 ) -> None:

@@ -143,7 +143,7 @@ def test_unshifted_samples_are_drawn_once_for_each_seed() -> None:
     )
     trial = one.trial["learned"]
     scaled = trial - BEFORE * 5 + 6 * 16 * 8 * 5.5
-    end = 6 * scaled + 60 * 8 * 5 + 5 * 256 * 5  # six sets, the champion's dials, and the h of random directions
+    end = 6 * scaled + 60 * 8 * 5 + 256 * 5  # six sets, the champion's dials, and the h of random directions
     # The pool, the measured samples and references, and the samples whose factors are taken.
     assert one.busy == pytest.approx(trial + end + (100 + 240 + 256) * 5)
     assert three.busy == pytest.approx(3 * trial + end + (300 + 240 + 256) * 5)
