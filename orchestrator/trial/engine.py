@@ -7,6 +7,7 @@ has nothing to optimise.
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,18 @@ def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
         with operators.build_lock():
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+            _remember_the_processor()
             optimiser: torch.optim.Optimizer = DeepSpeedCPUAdam(parameters, adamw_mode=False)
         return optimiser
     return torch.optim.Adam(parameters)
+
+
+def _remember_the_processor() -> None:
+    """Let cpuinfo ask what the processor is once. It takes a second, and DeepSpeed asks for every Adam."""
+    import cpuinfo  # type: ignore[import-untyped]  # here, for importing it starts processes
+
+    if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
+        cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
 
 
 def _rendezvous() -> None:

@@ -60,6 +60,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def hardly_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For trials in this process whose figures are no matter, as tests.forks.HARDLY_MEASURED."""
+    from core.metrics import evaluation, identifiability
+    from core.statistics import projection_pursuit
+
+    monkeypatch.setattr(identifiability, "ITERATIONS", 2)
+    monkeypatch.setattr(projection_pursuit, "_ITERATIONS", 2)
+    monkeypatch.setattr(evaluation, "FACTOR_SEEDS", evaluation.FACTOR_SEEDS[:8])
+
+
+@pytest.fixture
 def sweep_file(tiny_model: Path, tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(SWEEP.format(model=tiny_model))

@@ -77,7 +77,10 @@ def methods(denoiser: Denoiser, cache: SampleCache) -> Iterator[tuple[str, Calla
     yield "learned", lambda: learned.find(denoiser, schedule, settings, 4, cache=cache)
     own = guided.Settings(iterations=1, batch=2, micro_batch=2, pool=4)
     yield "guided", lambda: guided.find(denoiser, schedule, own, BRIGHT, 4, cache=cache)
-    yield "jacobian", lambda: jacobian.find(denoiser, schedule, jacobian.Settings(2, tolerance=0.5, max_passes=4), batch=4)
+    yield (
+        "jacobian",
+        lambda: jacobian.find(denoiser, schedule, jacobian.Settings(2, tolerance=0.5, max_passes=4), batch=4),
+    )
     yield "semantic", lambda: semantic.find(denoiser, schedule, semantic.Settings(2, samples=8), 4, cache)
     few = supervised.Settings(samples=8, extremes=2)
     yield "supervised", lambda: supervised.find(denoiser, schedule, few, batch=4, cache=cache, attributes=BRIGHT)
@@ -91,6 +94,7 @@ def process(place: Path, told: Any) -> None:
 
     torch.set_num_threads(1)
     far.register()
+    jacobian.SPREAD_SAMPLES = 8  # of its own process
     for name in FAMILIES:
         folder = saved(name, place / name)
         with far.Elsewhere():

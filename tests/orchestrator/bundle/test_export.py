@@ -400,6 +400,7 @@ def finished(tiny_model: Path, tmp_path: Path, value: float = 0.5) -> SweepRecor
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hardly_measured")
 def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +424,7 @@ def test_the_champion_is_measured_with_as_many_samples_at_a_time_as_fit(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hardly_measured")
 def test_a_champion_is_told_whole_and_the_same_when_it_is_crowned_again(tiny_model: Path, tmp_path: Path) -> None:
     """As after a kill before the result was written; what a kill left of the champion's folder goes."""
     record = finished(tiny_model, tmp_path)

@@ -93,7 +93,9 @@ def test_the_cache_is_as_large_as_was_counted(trial_model: TrialModel, tiny_mode
     sweep = sweep_of(tiny_model, evaluate={"seeds": 6})
     cache = SampleCache(tmp_path)
     draw_pool(trial_model.denoiser, trial_model.schedule, training_seeds(70, 0), cache=cache)
-    spread = training_seeds(SPREAD_SAMPLES, 1)  # of random directions; where it is the seed of a trial too, less is taken
+    spread = training_seeds(
+        SPREAD_SAMPLES, 1
+    )  # of random directions; where it is the seed of a trial too, less is taken
     list(draw_h(trial_model.denoiser, trial_model.schedule, spread, cache=cache))
     for seeds in (CALIBRATION_SEEDS[:78], FACTOR_SEEDS):
         list(draw_images(trial_model.denoiser, trial_model.schedule, seeds, cache=cache))

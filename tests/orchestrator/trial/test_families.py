@@ -21,6 +21,8 @@ from orchestrator.trial.model import TrialModel
 from orchestrator.trial.run import run_trial
 from tests import families
 
+pytestmark = pytest.mark.usefixtures("hardly_measured")
+
 PROMPTS = {"prompts": ["a face", "a red cat"], "guidance": 2}
 CASES = {
     "latent": ("latent", {}),
@@ -49,7 +51,7 @@ def sweep_of(model: Path, denoiser: dict[str, Any], **sections: Any) -> Sweep:
 
 
 PARAMETERS = {"method": "learned", "directions": 3, "start": "random", "shift_scale": 1.0, "discriminator_weight": 0.1}
-FROM_SLOPES = {"latent", "flux"}  # by default, that is; it takes most of such a short trial
+FROM_SLOPES = {"latent"}  # by default, that is; it takes most of such a short trial
 
 
 @pytest.mark.slow

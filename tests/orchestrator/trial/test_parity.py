@@ -51,6 +51,11 @@ ONE_FROM_TWO = [
 Runs = dict[str, Outcome]
 
 
+@pytest.fixture(autouse=True)
+def _in_this_process_too(hardly_measured: None) -> None:
+    """What the workers are compared with has sources that were searched for as little as theirs."""
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("jobs")
@@ -58,7 +63,7 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     for jobs in batches:
         [world] = {job.world for job in jobs}
         workers = [
-            forks.started(SCRIPT, folder / "forks", rank, world, tiny_model, folder, repr(jobs))
+            forks.started(forks.HARDLY_MEASURED + SCRIPT, folder / "forks", rank, world, tiny_model, folder, repr(jobs))
             for rank in range(world)
         ]
         for done in [worker.ended() for worker in workers]:
