@@ -8,9 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 _MOST_SAMPLES = 1000  # configurations that `plan --samples` may show
+_MOST_TRIALS = 4096  # and directions
 SHELLS = ("bash", "zsh", "tcsh")
 _EPILOG = """\
 examples:
+  orchestrate find toyfaces --to out/               directions of a model, without a file
+  orchestrate new toyfaces > toyfaces.yaml          a sweep file to change
   orchestrate sweep sweeps/toyfaces.yaml            search; the same command again resumes
   orchestrate plan sweeps/celeba.yaml               what would run, without running it
   orchestrate status --watch                        how it stands, from another shell
@@ -24,6 +27,14 @@ Each verb has examples of its own: orchestrate VERB --help
 exit codes: 0 done, 2 a mistake in what was given, 1 anything else, 130 interrupted (state saved)
 """
 _EXAMPLES = {
+    "find": """
+  orchestrate find toyfaces --to out/
+  orchestrate find toyfaces --attributes "smile, glasses" --to out/
+  orchestrate find ./my-model --method learned --minutes 120 --to out/
+  orchestrate find stable-diffusion-v1-5/stable-diffusion-v1-5 --prompt "a portrait photo of a person" --to out/""",
+    "new": """
+  orchestrate new toyfaces > toyfaces.yaml
+  orchestrate new ./my-model --method learned --trials 24 > mine.yaml""",
     "sweep": """
   orchestrate sweep sweeps/toyfaces.yaml
   orchestrate sweep sweeps/toyfaces.yaml --set budget.trials=4 --set search.directions=8
@@ -94,11 +105,44 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    _starting(add)
     _running(add)
     _looking(add)
     _using(add)
     _machine(add)
     return built
+
+
+def _starting(add: Add) -> None:
+    find = add("find", "find directions of a model without a sweep file; the same command again resumes")
+    find.add_argument("model", metavar="MODEL", help="a built-in name, a folder, a .safetensors file, or a hub id")
+    find.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder for the directions")
+    new = add("new", "print a sweep file for a model, with sizes that fit it and this machine", root=False)
+    new.add_argument("model", metavar="MODEL", help="as of find")
+    for verb in (find, new):
+        verb.add_argument(
+            "--method", metavar="METHOD", help="(default: semantic, or guided where --attributes are given)"
+        )
+        verb.add_argument("--directions", type=_whole, metavar="N", help="how many (default: 16, or one an attribute)")
+        verb.add_argument("--attributes", type=_listed, default=(), metavar="A,B", help="what directions are to change")
+        verb.add_argument(
+            "--predictor", metavar="M", help="what scores attributes: an image classifier or a CLIP model"
+        )
+        verb.add_argument(
+            "--prompt",
+            action="append",
+            default=[],
+            dest="prompts",
+            metavar="TEXT",
+            help="what samples show; repeatable",
+        )
+        verb.add_argument("--negative-prompt", metavar="TEXT", help="what they do not show")
+        verb.add_argument("--guidance", type=float, metavar="W", help="of prompts or classes (default: the model's)")
+        verb.add_argument(
+            "--class", action="append", default=[], type=int, dest="classes", metavar="N", help="of samples; repeatable"
+        )
+        verb.add_argument("--trials", type=_whole, metavar="N", help="settings to try (default: 1)")
+        verb.add_argument("--minutes", type=_minutes, metavar="M", help="to go on trying settings for")
 
 
 def _running(add: Add) -> None:
@@ -197,6 +241,26 @@ def _size(text: str) -> str:
         return Size().check(text)
     except Refused as refused:
         raise argparse.ArgumentTypeError(refused.problems[0].text) from None
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_TRIALS:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: an integer from 1 to {_MOST_TRIALS}")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 1 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of 1 or more")
+    return minutes
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
 def _count(text: str) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
+    from orchestrator.plan.wanted import Wanted
     from orchestrator.spec import Sweep
 
 Fields = TypeVar("Fields", bound="DataclassInstance")
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         _require_home()
-        with interruption.handled(interruption.interrupt) if parsed.verb == "sweep" else nullcontext():
+        with interruption.handled(interruption.interrupt) if parsed.verb in _RESUMED else nullcontext():
             code = _VERBS[parsed.verb](parsed)
         sys.stdout.flush()
         return code
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = f"; what is done is kept, go on with: {parsed.command}" if parsed.verb == "sweep" else ""
+        goes_on = f"; what is done is kept, go on with: {parsed.command}" if parsed.verb in _RESUMED else ""
         print(f"interrupted{goes_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output has closed it: `orchestrate report x | head`
@@ -81,11 +82,51 @@ def _require_home() -> None:
         raise UserError("HOME: is not set, and this user has no home folder; set it to a folder to write to") from None
 
 
+def _new(arguments: argparse.Namespace) -> int:
+    wanted = _wanted(arguments)
+    with _loading():
+        from orchestrator.plan.starter import starter
+
+    print(f"# Written by: {arguments.command}\n\n{starter(wanted).text}", end="")
+    return 0
+
+
+def _find(arguments: argparse.Namespace) -> int:
+    from core.errors import UserError
+
+    if arguments.to.exists():
+        raise UserError(f"--to: {arguments.to} exists; directions are written into a new folder")
+    wanted, console = _wanted(arguments), _console()
+    with _loading():
+        from orchestrator.cli.find import find
+
+    arguments.address, arguments.fork = None, False
+    return find(wanted, arguments.to, _root(arguments), lambda sweep: _run(sweep, arguments, console), console)
+
+
+def _wanted(arguments: argparse.Namespace) -> "Wanted":
+    from orchestrator.plan.wanted import Wanted, method_for
+
+    arguments.prompts, arguments.classes = tuple(arguments.prompts), tuple(arguments.classes)
+    wanted = _fields_of(arguments, Wanted)
+    method_for(wanted)
+    return wanted
+
+
 def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _plan(arguments)
     console = _console()
     sweep = _loaded(arguments, console)
+    if code := _run(sweep, arguments, console):
+        return code
+    console.print(f"\nTake it away:  orchestrate export {sweep.name} --to out/")
+    console.print("Compare:       orchestrate ui")
+    return 0
+
+
+def _run(sweep: "Sweep", arguments: argparse.Namespace, console: "Console") -> int:
+    """Run a sweep to its end, and return the exit code."""
     from orchestrator.sweep.cluster import configure
     from orchestrator.sweep.refusals import refuse_at_once
 
@@ -95,12 +136,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from orchestrator.sweep.sweep import Interrupted, run
 
     try:
-        name = run(sweep, _root(arguments), arguments.address, console, arguments.fork)
+        run(sweep, _root(arguments), arguments.address, console, arguments.fork)
     except Interrupted as interrupted:
         console.print(f"Interrupted: {interrupted}; go on with: {arguments.command}", soft_wrap=True)
         return 130
-    console.print(f"\nTake it away:  orchestrate export {name} --to out/")
-    console.print("Compare:       orchestrate ui")
     return 0
 
 
@@ -304,7 +343,10 @@ def _console(file: TextIO | None = None) -> "Console":
     return Console(file or sys.stdout)
 
 
+_RESUMED = ("find", "sweep")  # verbs that go on where they were interrupted
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "find": _find,
+    "new": _new,
     "sweep": _sweep,
     "plan": _plan,
     "launch": _launch,

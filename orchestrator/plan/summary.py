@@ -17,7 +17,15 @@ from core.methods.training_memory import pool_h_bytes
 from core.model.denoiser import Denoiser
 from orchestrator.plan import duration, probe
 from orchestrator.plan.disk_use import Download, disk_parts, downloads, free_at
-from orchestrator.plan.memory_table import Device, case_of, devices_of, memory_table, passes_table, unet_passes
+from orchestrator.plan.memory_table import (
+    Device,
+    case_of,
+    devices_of,
+    memory_table,
+    passes_table,
+    refuse_unfit,
+    unet_passes,
+)
 from orchestrator.search.space import trials
 from orchestrator.spec import TRAINED, Sweep
 from orchestrator.spec.sources import Source, absent
@@ -123,6 +131,27 @@ def tables(plan: PlanSummary) -> Iterator[RenderableType]:
             "Not on this machine", {key: _names(missing, key) for key in dict.fromkeys(s.key for s in missing)}
         )
     yield facts_table("Time", _time(plan))
+
+
+def takes(plan: PlanSummary) -> str:
+    """Return, in one line, what runs and the time, memory and disk that it takes, as far as they are known.
+
+    Raises UserError where training does not fit this machine.
+    """
+    sweep = plan.sweep
+    parts = [f"{counted(trials(sweep), 'trial')} of {' or '.join(sweep.methods)}, {plan.slots} at a time"]
+    if plan.prediction is not None and plan.prediction.sweep is not None:
+        parts.append(f"about {clock(plan.prediction.sweep)} ({probe.device_name()})")
+    if sweep.budget.hours is not None:
+        parts.append(f"ended after {clock(3600 * sweep.budget.hours)}")
+    if plan.case is not None:
+        here = [device for device in plan.devices if device.name.startswith("this")]
+        refuse_unfit(plan.case, here)
+        parts.append(f"{nbytes(choose(plan.case, here[0].bytes).peak)} of memory a trial")
+    if plan.disk is not None:
+        parts.append(f"{nbytes(sum(plan.disk.values()))} of disk")
+    parts.extend(f"downloads {each.name}" for each in plan.fetched)
+    return "; ".join(parts)
 
 
 def _names(read: list[Source], key: str) -> str:
