@@ -1,24 +1,19 @@
 """Read real images from disk, single or in labelled pairs, as tensors of the shape that a model draws."""
 
 import difflib
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from core.errors import UserError, first_line
+from core.errors import UserError
+from core.pictures.opening import open_picture
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> PIL's name for them
-# Only these decoders may read a file, whatever its name ends in: the file may come from anyone.
-_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-_KNOWN = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
-MAX_PIXELS = 1 << 26  # of one picture; a file of a few bytes can declare billions
 _SHOWN = 5  # file names listed in a message
 
 
@@ -66,32 +61,6 @@ def pictures_in(folder: Path) -> list[Path]:
     if not files:
         raise UserError(f"images: {folder} holds no pictures ({', '.join(SUFFIXES)})")
     return sorted(files)
-
-
-@contextmanager
-def open_picture(path: Path, what: str) -> Iterator[Image.Image]:
-    """Open a picture of at most MAX_PIXELS pixels without decoding it.
-
-    what: the first word of error messages. Raises UserError where the picture cannot be opened, is too large, or cannot
-    be decoded inside the `with` block.
-    """
-    if not path.is_file():  # this also excludes pipes, from which reading may never return
-        raise UserError(f"{what}: {path} is not there")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                yield picture
-    except UserError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{what}: {path} is larger than {MAX_PIXELS} pixels; save it smaller") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{what}: {path} cannot be read as a picture (it is no {_KNOWN})") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL's decoders raise
-        raise UserError(f"{what}: {path} cannot be read as a picture ({first_line(error)})") from error
 
 
 def _load(path: Path, sample_shape: tuple[int, int, int]) -> Tensor:

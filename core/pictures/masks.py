@@ -9,7 +9,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from core.errors import UserError
 from core.model.denoiser import Denoiser
-from core.pictures.images import open_picture
+from core.pictures.opening import open_picture
 
 
 def find_mask(denoiser: Denoiser, box: Sequence[int] | None = None, path: str | None = None) -> Tensor | None:

@@ -23,7 +23,8 @@ from core.errors import DirectionSetError, ModelError, UserError
 from core.execution.lean import lean
 from core.model.denoiser import Denoiser
 from core.model.use import Use
-from core.pictures.images import load_images, open_picture
+from core.pictures.images import load_images
+from core.pictures.opening import open_picture
 from core.precision import PRECISIONS
 from orchestrator.edit.request import ModelOptions, Window
 from orchestrator.trial.loading import own_device, placed

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from core.errors import UserError
 from core.files import atomic_file
 from core.intervals import interval_of
+from core.pictures.opening import open_picture
 from orchestrator import pages
 from orchestrator.report.charts import Section, sections
 from orchestrator.report.findings import Findings, read
@@ -100,8 +101,6 @@ def _traversal(findings: Findings) -> str | None:
     path = findings.folder.champion / "traversal.png"
     if findings.champion is None or path.is_symlink():
         return None
-    from core.pictures.images import open_picture  # imports torch
-
     try:
         with open_picture(path, "champion") as picture:
             picture.load()

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from core.errors import UserError
-from core.pictures.images import MAX_PIXELS, load_images, load_pairs, pictures_in
+from core.pictures.images import load_images, load_pairs, pictures_in
+from core.pictures.opening import MAX_PIXELS
 from core.pictures.traversal_grid import to_picture
 
 

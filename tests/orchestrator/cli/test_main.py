@@ -16,6 +16,7 @@ from orchestrator.cli.arguments import SHELLS
 from orchestrator.spec import Sweep
 from orchestrator.trial.loading import WEIGHTS
 from tests.orchestrator.conftest import Command
+from tests.orchestrator.fabricated import fabricated
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "deepspeed", "diffusers", "pydantic", "rich")
 
@@ -35,6 +36,19 @@ print("loaded:", [name for name in {HEAVY!r} if name in sys.modules])
     assert done.stdout.strip().endswith("loaded: []")
     for verb in cli._VERBS:
         assert verb in done.stdout
+
+
+def test_how_sweeps_stand_is_shown_without_what_runs_them(tmp_path: Path) -> None:
+    fabricated(tmp_path, trials=3)
+    code = f"""
+import sys
+from orchestrator.cli.main import main
+for verb in (["status"], ["status", "made"], ["report", "made"]):
+    assert main([*verb, "--root", {str(tmp_path)!r}]) == 0
+print("loaded:", [name for name in ("torch", "ray", "mlflow", "deepspeed", "diffusers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("loaded: []")
 
 
 @pytest.mark.parametrize("verb", cli._VERBS)

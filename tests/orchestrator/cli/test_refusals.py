@@ -33,7 +33,10 @@ CASES = [
     ("sweep made.yaml", "sweep 'made' has already been started with other settings; changed since: "),
     ("find toyfaces --to folder", "--to: folder exists; directions are written into a new folder"),
     ("find toyfaces --to new --method pcs", "--method: got 'pcs'; allowed: learned, guided, pca, "),
-    ("find toyfaces --to new --method pca --attributes smile", "--attributes: method pca finds directions without names"),
+    (
+        "find toyfaces --to new --method pca --attributes smile",
+        "--attributes: method pca finds directions without ",
+    ),
     ("new toyfaces --attributes smile --directions 4", "--directions: method guided finds one for each attribute; "),
     ("report nothing", "no sweep.json of a sweep 'nothing' in runs; sweeps there: made"),
     ("export nothing --to out", "no sweep.json of a sweep 'nothing' in runs; sweeps there: made"),
