@@ -111,6 +111,12 @@ def _entries(wanted: Wanted, method: str, denoiser: Denoiser, use: dict[str, Any
         yield "values, choices and ranges; docs/sweep-file.md has all that can be searched", "search", search
     objectives = [{"factor_score": "max"}, *([{"fidelity_kid": "min"}] if trials > 1 else [])]
     yield "the first decides which set is the champion, others where sets are level in it", "objectives", objectives
+    if trials == 1:
+        yield (
+            "samples that the set is measured on; more narrow its intervals, and take longer",
+            "evaluate",
+            {"seeds": 12},
+        )
     if method in TRAINED and trials > 1:
         asha = {"grace": train["iterations"] // 3, "reduction": 3}
         yield "trials that fall behind are stopped", "scheduler", {"asha": asha}

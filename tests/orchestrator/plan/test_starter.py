@@ -26,6 +26,7 @@ def test_the_text_is_read_as_the_sweep_that_it_describes(method: str, trials: in
     assert (read.scheduler is not None) == (method in TRAINED and trials == 5)
     assert all(isinstance(each, Fixed) for each in read.search.values()) == (trials is None)
     assert len(read.objectives) == (1 if trials is None else 2)
+    assert read.evaluate.seeds == (12 if trials is None else 24)
 
 
 def test_without_a_method_it_is_one_that_does_not_train_and_guided_for_attributes() -> None:
