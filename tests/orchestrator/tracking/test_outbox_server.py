@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +74,13 @@ class Server:
         _until(self._answers, 120)
 
     def _answers(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        """Whether it is past its first request, which takes it longest: it makes its tables and imports."""
+        try:
+            first = f"{self.address}/api/2.0/mlflow/experiments/get?experiment_id=0"
+            with urllib.request.urlopen(first, timeout=60) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
