@@ -259,3 +259,17 @@ with build_lock():
     assert not (own / "cpu_adam" / "lock").exists()
     assert (tmp_path / "cpu_adam" / "lock").exists(), "a build of another project's, which goes on"
     second.process.kill()
+
+
+def test_what_the_processor_is_is_asked_for_once(tmp_path: Path) -> None:
+    """However many optimisers DeepSpeed makes: cpuinfo starts a process for each answer."""
+    script = """
+import cpuinfo
+from orchestrator.trial import engine
+asked = []
+cpuinfo.get_cpu_info = lambda: asked.append("asked") or {"vendor_id_raw": "one"}
+for _ in range(2):
+    engine._remember_the_processor()
+    print(cpuinfo.get_cpu_info()["vendor_id_raw"], len(asked))
+"""
+    assert forks.run(script, tmp_path).stdout.splitlines()[-2:] == ["one 1", "one 1"]
