@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 _MOST_SAMPLES = 1000  # configurations that `plan --samples` may show
-_MOST_TRIALS = 4096  # and directions
 SHELLS = ("bash", "zsh", "tcsh")
 _EPILOG = """\
 examples:
@@ -123,7 +122,9 @@ def _starting(add: Add) -> None:
         verb.add_argument(
             "--method", metavar="METHOD", help="(default: semantic, or guided where --attributes are given)"
         )
-        verb.add_argument("--directions", type=_whole, metavar="N", help="how many (default: 16, or one an attribute)")
+        verb.add_argument(
+            "--directions", type=_whole(2, 4096), metavar="N", help="how many (default: 16, or one an attribute)"
+        )
         verb.add_argument("--attributes", type=_listed, default=(), metavar="A,B", help="what directions are to change")
         verb.add_argument(
             "--predictor", metavar="M", help="what scores attributes: an image classifier or a CLIP model"
@@ -137,12 +138,20 @@ def _starting(add: Add) -> None:
             help="what samples show; repeatable",
         )
         verb.add_argument("--negative-prompt", metavar="TEXT", help="what they do not show")
-        verb.add_argument("--guidance", type=float, metavar="W", help="of prompts or classes (default: the model's)")
         verb.add_argument(
-            "--class", action="append", default=[], type=int, dest="classes", metavar="N", help="of samples; repeatable"
+            "--guidance", type=_real(1, "5"), metavar="W", help="of prompts or classes (default: the model's)"
         )
-        verb.add_argument("--trials", type=_whole, metavar="N", help="settings to try (default: 1)")
-        verb.add_argument("--minutes", type=_minutes, metavar="M", help="to go on trying settings for")
+        verb.add_argument(
+            "--class",
+            action="append",
+            default=[],
+            type=_whole(0, 2**31),
+            dest="classes",
+            metavar="N",
+            help="of samples; repeatable",
+        )
+        verb.add_argument("--trials", type=_whole(1, 100_000), metavar="N", help="settings to try (default: 1)")
+        verb.add_argument("--minutes", type=_real(1, "90"), metavar="M", help="to go on trying settings for")
 
 
 def _running(add: Add) -> None:
@@ -160,13 +169,15 @@ def _running(add: Add) -> None:
         "--fork", action="store_true", help="if the file has changed: a new sweep that learns from the old one"
     )
     plan.add_argument("--device-memory", type=_size, metavar="SIZE", help="of a GPU to plan for, e.g. 24GB")
-    plan.add_argument("--samples", type=_count, default=5, metavar="N", help="configurations to show (default: 5)")
+    plan.add_argument(
+        "--samples", type=_whole(0, _MOST_SAMPLES), default=5, metavar="N", help="configurations to show (default: 5)"
+    )
     plan.add_argument(
         "--probe", action="store_true", help="measure on this machine, a minute or two, and predict the time"
     )
     plan.add_argument(
         "--price-per-hour",
-        type=_price,
+        type=_real(0, "2.5"),
         metavar="PRICE",
         help="of one GPU, or of one machine where trials hold no GPU: with --probe the cost is told",
     )
@@ -243,40 +254,34 @@ def _size(text: str) -> str:
         raise argparse.ArgumentTypeError(refused.problems[0].text) from None
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST_TRIALS:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: an integer from 1 to {_MOST_TRIALS}")
-    return int(text)
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of integers from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"got {text!r}; allowed: an integer from {low} to {high}")
+        return int(text)
+
+    return read
 
 
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 1 <= minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of 1 or more")
-    return minutes
+def _real(low: float, example: str) -> Callable[[str], float]:
+    """Return a reader of finite numbers of at least `low`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of {low:g} or more, such as {example}")
+        return value
+
+    return read
 
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in text.split(","))))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) > _MOST_SAMPLES:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: an integer from 0 to {_MOST_SAMPLES}")
-    return int(text)
-
-
-def _price(text: str) -> float:
-    try:
-        price = float(text)
-    except ValueError:
-        price = math.nan
-    if not 0 <= price < math.inf:
-        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of 0 or more, such as 2.5")
-    return price
 
 
 _MOST_SEEDS = 100_000  # in one edit

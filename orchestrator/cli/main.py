@@ -15,9 +15,9 @@ from orchestrator.cli.arguments import parser
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from rich.console import Console
     from rich.status import Status
 
+    from orchestrator.cli.console import Console
     from orchestrator.plan.wanted import Wanted
     from orchestrator.spec import Sweep
 
@@ -100,7 +100,6 @@ def _find(arguments: argparse.Namespace) -> int:
     with _loading():
         from orchestrator.cli.find import find
 
-    arguments.address, arguments.fork = None, False
     return find(wanted, arguments.to, _root(arguments), lambda sweep: _run(sweep, arguments, console), console)
 
 
@@ -118,25 +117,31 @@ def _sweep(arguments: argparse.Namespace) -> int:
         return _plan(arguments)
     console = _console()
     sweep = _loaded(arguments, console)
-    if code := _run(sweep, arguments, console):
+    if code := _run(sweep, arguments, console, arguments.address, arguments.fork):
         return code
     console.print(f"\nTake it away:  orchestrate export {sweep.name} --to out/")
     console.print("Compare:       orchestrate ui")
     return 0
 
 
-def _run(sweep: "Sweep", arguments: argparse.Namespace, console: "Console") -> int:
-    """Run a sweep to its end, and return the exit code."""
+def _run(
+    sweep: "Sweep",
+    arguments: argparse.Namespace,
+    console: "Console",
+    address: str | None = None,
+    fork: bool = False,
+) -> int:
+    """Run a sweep to its end, and return the exit code. address, fork: the options of `sweep`."""
     from orchestrator.sweep.cluster import configure
     from orchestrator.sweep.refusals import refuse_at_once
 
-    configure(arguments.address)
-    refuse_at_once(sweep, _root(arguments).resolve(), arguments.address, arguments.fork)
+    configure(address)
+    refuse_at_once(sweep, _root(arguments).resolve(), address, fork)
     console.print("Loading ...", style="dim")
     from orchestrator.sweep.sweep import Interrupted, run
 
     try:
-        run(sweep, _root(arguments), arguments.address, console, arguments.fork)
+        run(sweep, _root(arguments), address, console, fork)
     except Interrupted as interrupted:
         console.print(f"Interrupted: {interrupted}; go on with: {arguments.command}", soft_wrap=True)
         return 130

@@ -4,7 +4,6 @@
 architecture alone, so no weights are loaded.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -23,11 +22,11 @@ from orchestrator.plan.wanted import Wanted, method_for
 from orchestrator.spec import BY_ATTRIBUTES, METHODS, PARAMETERS, TRAINED, Sweep, parse
 from orchestrator.spec.scalars import to_yaml
 
-_FEW_STEPS = re.compile(r"lcm|turbo|lightning|schnell|hyper", re.IGNORECASE)
+_FEW_STEPS = re.compile(r"(?:^|[^a-z])(?:lcm|turbo|lightning|schnell|hyper-?sd)(?:[^a-z]|$)", re.IGNORECASE)
 _SMALL = 64  # pixels; up to here a trial takes minutes on a CPU
 _LARGE = 1 << 19  # numbers of h; above this a direction is one vector for all tokens
-_TRIALS = 6  # of a search in a given time, as many as are worth comparing at least
-_MOST = 64
+_DIRECTIONS = 16
+_MOST = 64  # trials of a search whose budget is time
 
 # What is searched where there is more than one trial: values between which sets differ (docs/methods.md).
 _SCALES = {"float": [0.5, 2.0], "log": True}
@@ -71,9 +70,11 @@ def starter(wanted: Wanted) -> SweepFile:
             "of its own: name an image classifier or a CLIP model of transformers, a folder or a hub id"
         )
     entries = list(_entries(wanted, method, denoiser, use))
+    data = {key: value for _, key, value in entries}
+    prefix = f"{_slug(wanted.model)}-{method}"
+    name = f"{prefix}-{parse({'name': prefix} | data).identity()[:4]}"  # the same on machines that come to the same
     body = "\n".join(f"# {why}\n{_written(key, value)}" for why, key, value in entries)
-    name = f"{_slug(wanted.model)}-{method}-{hashlib.sha256(body.encode()).hexdigest()[:4]}"
-    return SweepFile(parse({"name": name} | {key: value for _, key, value in entries}), f"name: {name}\n\n{body}")
+    return SweepFile(parse({"name": name} | data), f"name: {name}\n\n{body}")
 
 
 def _written(key: str, value: Any) -> str:
@@ -97,7 +98,7 @@ def _entries(wanted: Wanted, method: str, denoiser: Denoiser, use: dict[str, Any
     """Yield the entries of the file in order: the comment above it, its key, its value."""
     size, h = _by(denoiser.image_shape[1:]), _by(denoiser.h_shape)
     small, on_gpu = max(denoiser.image_shape[1:]) <= _SMALL, torch.cuda.is_available()
-    train, trials = _train(small, on_gpu), _trials(wanted, method)
+    train, trials = _train(small, on_gpu), _trials(wanted)
     yield f"images of {size}, an h of {h} = {prod(denoiser.h_shape)} numbers a step", "model", wanted.model
     if wanted.predictor:
         yield "what scores attributes of images", "predictor", wanted.predictor
@@ -113,7 +114,7 @@ def _entries(wanted: Wanted, method: str, denoiser: Denoiser, use: dict[str, Any
     yield "the first decides which set is the champion, others where sets are level in it", "objectives", objectives
     if trials == 1:
         yield (
-            "samples that the set is measured on; more narrow its intervals, and take longer",
+            "samples that the set is measured on; with more its intervals are narrower",
             "evaluate",
             {"seeds": 12},
         )
@@ -143,7 +144,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _few_steps(model: str, denoiser: Denoiser) -> bool:
     """Return whether a model was distilled to draw in a few steps, as far as its name or its scheduler says."""
-    return bool(_FEW_STEPS.search(model) or _FEW_STEPS.search(type(denoiser.scheduler).__name__))
+    return bool(_FEW_STEPS.search(_slug(model))) or type(denoiser.scheduler).__name__.startswith("LCM")
 
 
 def _sampler(model: str, denoiser: Denoiser, small: bool) -> dict[str, Any]:
@@ -163,19 +164,15 @@ def _train(small: bool, on_gpu: bool) -> dict[str, Any]:
     return {"iterations": 2000, "batch": 16, "pool": 512} | ({"precision": "bf16"} if on_gpu else {})
 
 
-def _trials(wanted: Wanted, method: str) -> int:
+def _trials(wanted: Wanted) -> int:
     """Return the number of trials: one, unless the budget leaves room for a search."""
-    if wanted.trials is not None:
-        return wanted.trials
-    if wanted.minutes is None:
-        return 1
-    return _MOST if method in TRAINED else _TRIALS
+    return wanted.trials or (1 if wanted.minutes is None else _MOST)
 
 
 def _search(wanted: Wanted, method: str, trials: int) -> dict[str, Any]:
     search: dict[str, Any] = dict(_SEARCHED[method]) if trials > 1 else {}
     if method in PARAMETERS["directions"].methods:
-        count = wanted.directions or 16
+        count = wanted.directions or _DIRECTIONS
         fewer = sorted({max(2, count // 2), count})
         search = {"directions": {"choice": fewer} if trials > 1 and wanted.directions is None else count} | search
     if wanted.attributes:

@@ -1,14 +1,15 @@
 """`orchestrate find` and `orchestrate new`: from a model to its directions without a sweep file."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import create_autospec
 
 import pytest
-from rich.console import Console
 
 from core import DirectionSet
 from orchestrator.cli import find as module
+from orchestrator.cli.console import Console
 from orchestrator.cli.find import find
 from orchestrator.cli.main import main
 from orchestrator.plan.starter import starter
@@ -51,7 +52,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert told.err.startswith(sentence) and told.err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--trials=0", "--directions=x", "--minutes=0.5", "--minutes=nan"])
+@pytest.mark.parametrize(
+    "option", ["--trials=0", "--directions=1", "--minutes=0.5", "--minutes=nan", "--guidance=0", "--class=-1"]
+)
 def test_numbers_are_refused_by_what_is_allowed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["new", "toyfaces", option])
@@ -78,8 +81,8 @@ def test_it_says_what_it_takes_runs_and_exports(
         ran.append(sweep)
         return 0
 
-    wanted = Wanted("toyfaces", "learned")
-    assert find(wanted, tmp_path / "o ut", tmp_path / "runs", run, Console()) == 0
+    wanted = Wanted("toyfaces", "learned", trials=2)
+    assert find(wanted, tmp_path / "o ut", tmp_path / "runs", run, Console(sys.stdout)) == 0
     expected = starter(wanted)
     assert ran == [expected.sweep]
     parts["export"].assert_called_once_with(SweepFolder(tmp_path / "runs", expected.sweep.name), tmp_path / "o ut")
@@ -93,7 +96,7 @@ def test_a_wish_that_has_begun_goes_on_at_once_and_one_that_was_interrupted_expo
 ) -> None:
     folder = SweepFolder(tmp_path, starter(Wanted("toyfaces")).sweep.name)
     folder.create(starter(Wanted("toyfaces")).sweep, "weights")
-    assert find(Wanted("toyfaces"), tmp_path / "out", tmp_path, lambda sweep: 130, Console()) == 130
+    assert find(Wanted("toyfaces"), tmp_path / "out", tmp_path, lambda sweep: 130, Console(sys.stdout)) == 130
     parts["predict_all"].assert_not_called()
     parts["export"].assert_not_called()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core.errors import ModelError, UserError
+from core.model.denoiser import Denoiser
 from orchestrator.plan import starter as module
 from orchestrator.plan.starter import SweepFile, starter
 from orchestrator.plan.wanted import Wanted
@@ -49,13 +50,18 @@ def test_minutes_are_the_budget() -> None:
     assert starter(Wanted("toyfaces", "learned", minutes=90, trials=3)).sweep.budget.trials == 3
 
 
-def test_its_name_tells_model_method_and_settings_apart() -> None:
+def test_its_name_tells_model_method_and_settings_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     named = [
         starter(wanted).sweep.name
         for wanted in (Wanted("toyfaces"), Wanted("toyfaces"), Wanted("toyfaces", "pca"), Wanted("toyfaces", trials=2))
     ]
     assert named[0] == named[1] and len(set(named)) == 3
     assert re.fullmatch("toyfaces-semantic-[0-9a-f]{4}", named[0])
+    written = Wanted("toyfaces", "learned")
+    here = starter(written).sweep.name
+    monkeypatch.setattr(module, "_found", create_autospec(module._found, return_value="another machine"))
+    monkeypatch.setattr(module, "_resources", create_autospec(module._resources, return_value={"cpus_per_worker": 2}))
+    assert starter(written).sweep.name == here, "it goes on where another machine began"
     models = ("a/b-c@main", "./my model/", "/x/Ünï.safetensors", "...")
     assert [module._slug(model) for model in models] == ["b-c", "my-model", "n", "model"]
 
@@ -81,6 +87,22 @@ def test_models_are_used_as_their_kind_is(
     assert (written.sweep.sampler.steps, written.sweep.sampler.batch) == sampler
     (tmp_path / "a.yaml").write_text(written.text)
     assert load(tmp_path / "a.yaml").resolved() == written.sweep.resolved()
+
+
+@pytest.mark.parametrize(
+    ("model", "few"),
+    [
+        ("stabilityai/sd-turbo", True),
+        ("latent-consistency/lcm-lora", True),
+        ("x/SDXL_Lightning_4step", True),
+        ("ByteDance/Hyper-SD", True),
+        ("a/hyperrealism", False),
+        ("/home/turbo/faces", False),
+        ("b/calcmap", False),
+    ],
+)
+def test_models_of_few_steps_are_known_by_their_own_name(tiny_denoiser: Denoiser, model: str, few: bool) -> None:
+    assert module._few_steps(model, tiny_denoiser) is few
 
 
 def test_what_it_asks_of_a_machine_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
