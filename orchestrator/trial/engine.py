@@ -147,7 +147,8 @@ def _adam(groups: list[Group], offload: bool) -> torch.optim.Optimizer:
 
 def _remember_the_processor() -> None:
     """Let cpuinfo ask what the processor is once. It takes a second, and DeepSpeed asks for every Adam."""
-    import cpuinfo  # type: ignore[import-untyped]  # here, for importing it starts processes
+    # Imported here, because that starts processes.
+    import cpuinfo  # type: ignore[import-untyped]  # it has no types
 
     if not hasattr(cpuinfo.get_cpu_info, "cache_info"):
         cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)
